@@ -1,0 +1,260 @@
+"""The nouns: what may be removed, what was measured, what matters, what goes.
+
+This module imports torch alone. Data flows one way through these types::
+
+    PrunableGroup -> CalibrationStats -> Scores -> PruningPlan
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
+PLAN_VERSION = 1
+
+
+class PruningError(ValueError):
+    """A user's mistake or an impossible request; the message names value, rule and place."""
+
+
+@dataclass(frozen=True)
+class ParamSlice:
+    """Which rows or columns of one parameter the units of a group own.
+
+    Unit ``k`` owns ``[offset + k*unit_size, offset + (k+1)*unit_size)`` along `dim`.
+
+    Attributes:
+        path: Parameter path as in ``model.named_parameters()``.
+        dim: Dimension that is cut.
+        unit_size: Rows or columns a unit.
+        offset: First row or column of unit 0; a fused projection is several slices of one parameter.
+    """
+
+    path: str
+    dim: int
+    unit_size: int
+    offset: int = 0
+
+    def indices(self, units: Iterable[int]) -> Tensor:
+        """Return the rows or columns owned by `units`, shape ``(len(units) * unit_size,)``, int64."""
+        starts = torch.tensor(list(units), dtype=torch.long) * self.unit_size + self.offset
+        return (starts[:, None] + torch.arange(self.unit_size)).flatten()
+
+
+@dataclass(frozen=True)
+class ModuleAttribute:
+    """An integer on a module that falls by `per_unit` for every removed unit (``heads``, ``num_groups``, …)."""
+
+    module: str
+    name: str
+    per_unit: int
+
+
+@dataclass(frozen=True)
+class BlockRemoval:
+    """How a block of kind ``blocks`` leaves the model.
+
+    Attributes:
+        config_field: Name of the config entry that counts the blocks of its ``ModuleList`` (then the block is
+            deleted from the list and the entry falls by one), or None: an identity takes its place.
+        returns_tuple: The identity returns ``(hidden_states,)``, as the block does with ``return_dict=False``.
+    """
+
+    config_field: str | None = None
+    returns_tuple: bool = False
+
+
+@dataclass(frozen=True)
+class PrunableGroup:
+    """Units that may be removed one by one, each unit being everything that must go together.
+
+    Attributes:
+        name: Unique name, ``<module path>:<kind>``.
+        module: Path of the module that owns the group (the attention, the feed-forward, the resnet, the block).
+        kind: One of `KINDS`.
+        num_units: Units in the dense model.
+        unit_size: Channels a unit on the consuming side (head_dim, 1 for FFN, channels a norm group).
+        produced_by: Slices whose rows make the unit.
+        consumed_by: Slices whose columns read the unit; zeroing them masks the unit. The first one is the
+            consumer whose input rows calibration measures.
+        attributes: Integers that fall with the units.
+        removal: Only for blocks.
+    """
+
+    name: str
+    module: str
+    kind: str
+    num_units: int
+    unit_size: int
+    produced_by: tuple[ParamSlice, ...] = ()
+    consumed_by: tuple[ParamSlice, ...] = ()
+    attributes: tuple[ModuleAttribute, ...] = ()
+    removal: BlockRemoval | None = None
+
+    @property
+    def consumer(self) -> str:
+        """Path of the module whose input carries the units, e.g. ``…attn1.to_out.0``."""
+        if not self.consumed_by:
+            raise PruningError(f"group {self.name!r} of kind {self.kind!r} has no consumer")
+        return self.consumed_by[0].path.rsplit(".", 1)[0]
+
+    @property
+    def consumer_weight(self) -> str:
+        """Parameter path of the consumer's weight."""
+        return self.consumed_by[0].path
+
+
+@dataclass
+class CalibrationStats:
+    """Streaming float64 sums of a calibration run, by group and statistic; never raw activations.
+
+    ``values[group_name][statistic]`` is a float64 tensor; the names, shapes and units of the statistics are
+    documented where they are gathered (one file a statistic under ``pruning/calibration``).
+
+    Attributes:
+        values: Sums by group name, then by statistic name.
+        meta: What was run: number of samples, timestep buckets, omega settings, seed, … (JSON types only).
+    """
+
+    values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, group: str, statistic: str) -> Tensor:
+        """Return one statistic.
+
+        Raises:
+            PruningError: If it was not gathered for this group.
+        """
+        found = self.values.get(group, {})
+        if statistic not in found:
+            have = ", ".join(sorted(found)) or "nothing"
+            raise PruningError(f"statistic {statistic!r} was not gathered for group {group!r} (gathered: {have})")
+        return found[statistic]
+
+    def has(self, group: str, statistic: str) -> bool:
+        """Tell whether `statistic` was gathered for `group`."""
+        return statistic in self.values.get(group, {})
+
+
+@dataclass
+class Scores:
+    """Importance: one 1-D float64 tensor a group, one score a unit; low goes first.
+
+    Attributes:
+        values: Scores by group name, each of shape ``(num_units,)``.
+        meta: Criterion, omega, seed, … (JSON types only).
+    """
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, groups: Iterable[PrunableGroup]) -> None:
+        """Raise PruningError unless every score is finite, 1-D and of its group's length."""
+        units = {g.name: g.num_units for g in groups}
+        for name, score in self.values.items():
+            if name not in units:
+                raise PruningError(f"scores name the group {name!r}, which the model does not have")
+            if tuple(score.shape) != (units[name],):
+                raise PruningError(
+                    f"scores of group {name!r} have shape {tuple(score.shape)}; expected ({units[name]},)"
+                )
+            if not bool(torch.isfinite(score).all()):
+                raise PruningError(f"scores of group {name!r} hold NaN or infinity: {score.tolist()}")
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which units stay and which blocks go: the slim architecture.
+
+    Attributes:
+        kept: Sorted indices of the kept units by group name. A group that is absent keeps all its units.
+        removed_blocks: Module paths (of the dense model) of the removed blocks, sorted.
+        base_hash: Stable hash of the dense model's config; see `config_hash`.
+        meta: Provenance: target asked and got, criterion, … (JSON types only); not part of the architecture.
+    """
+
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    removed_blocks: tuple[str, ...] = ()
+    base_hash: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def kept_units(self, group: PrunableGroup) -> tuple[int, ...]:
+        """Return the kept units of `group`, all of them if the plan does not name it."""
+        return tuple(self.kept.get(group.name, range(group.num_units)))
+
+    def removed_units(self, group: PrunableGroup) -> tuple[int, ...]:
+        """Return the units of `group` that the plan removes."""
+        kept = set(self.kept_units(group))
+        return tuple(k for k in range(group.num_units) if k not in kept)
+
+    def removes(self, path: str) -> bool:
+        """Tell whether the module or parameter at `path` lies in a removed block."""
+        return any(path == block or path.startswith(block + ".") for block in self.removed_blocks)
+
+    def with_meta(self, **entries: Any) -> PruningPlan:
+        """Return a copy with `entries` added to `meta`."""
+        return replace(self, meta={**self.meta, **entries})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types."""
+        return {
+            "version": PLAN_VERSION,
+            "base_hash": self.base_hash,
+            "removed_blocks": list(self.removed_blocks),
+            "kept": {name: list(units) for name, units in sorted(self.kept.items())},
+            "meta": dict(self.meta),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PruningPlan:
+        """Build a plan from JSON types, checking every one.
+
+        Raises:
+            PruningError: Naming the first entry that is not as it must be.
+        """
+        if not isinstance(data, dict) or data.get("version") != PLAN_VERSION:
+            found = data.get("version") if isinstance(data, dict) else type(data).__name__
+            raise PruningError(f"plan: version must be {PLAN_VERSION}, found {found!r}")
+        kept, removed = data.get("kept"), data.get("removed_blocks")
+        if not isinstance(kept, dict):
+            raise PruningError(f"plan: 'kept' must map group names to unit lists, found {type(kept).__name__}")
+        for name, units in kept.items():
+            whole = isinstance(units, list) and all(type(u) is int and u >= 0 for u in units)
+            if not whole or sorted(set(units)) != units:
+                raise PruningError(f"plan: kept[{name!r}] must be a sorted list of distinct units, found {units!r}")
+        if not isinstance(removed, list) or not all(isinstance(b, str) for b in removed):
+            raise PruningError(f"plan: 'removed_blocks' must be a list of module paths, found {removed!r}")
+        if not isinstance(data.get("base_hash"), str) or not isinstance(data.get("meta", {}), dict):
+            raise PruningError("plan: 'base_hash' must be a string and 'meta' a mapping")
+        return cls(
+            kept={name: tuple(units) for name, units in kept.items()},
+            removed_blocks=tuple(removed),
+            base_hash=data["base_hash"],
+            meta=data.get("meta", {}),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan written by `save`."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise PruningError(f"plan {path}: not JSON ({error})") from error
+        return cls.from_dict(data)
+
+
+def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:
+    """Yield all slices of a group, producers first."""
+    yield from group.produced_by
+    yield from group.consumed_by
