@@ -7,6 +7,7 @@ This module imports torch alone. Data flows one way through these types::
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from torch import Tensor
 
 KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
 PLAN_VERSION = 1
+PRUNING_KEY = "_structured_pruning"  # the config entry that carries a pruned architecture
 
 
 class PruningError(ValueError):
@@ -135,7 +137,9 @@ class CalibrationStats:
         found = self.values.get(group, {})
         if statistic not in found:
             have = ", ".join(sorted(found)) or "nothing"
-            raise PruningError(f"statistic {statistic!r} was not gathered for group {group!r} (gathered: {have})")
+            raise PruningError(
+                f"statistic {statistic!r} was not gathered for group {group!r} (gathered: {have})"
+            )
         return found[statistic]
 
     def has(self, group: str, statistic: str) -> bool:
@@ -224,11 +228,15 @@ class PruningPlan:
             raise PruningError(f"plan: version must be {PLAN_VERSION}, found {found!r}")
         kept, removed = data.get("kept"), data.get("removed_blocks")
         if not isinstance(kept, dict):
-            raise PruningError(f"plan: 'kept' must map group names to unit lists, found {type(kept).__name__}")
+            raise PruningError(
+                f"plan: 'kept' must map group names to unit lists, found {type(kept).__name__}"
+            )
         for name, units in kept.items():
             whole = isinstance(units, list) and all(type(u) is int and u >= 0 for u in units)
             if not whole or sorted(set(units)) != units:
-                raise PruningError(f"plan: kept[{name!r}] must be a sorted list of distinct units, found {units!r}")
+                raise PruningError(
+                    f"plan: kept[{name!r}] must be a sorted list of distinct units, found {units!r}"
+                )
         if not isinstance(removed, list) or not all(isinstance(b, str) for b in removed):
             raise PruningError(f"plan: 'removed_blocks' must be a list of module paths, found {removed!r}")
         if not isinstance(data.get("base_hash"), str) or not isinstance(data.get("meta", {}), dict):
@@ -258,3 +266,20 @@ def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:
     """Yield all slices of a group, producers first."""
     yield from group.produced_by
     yield from group.consumed_by
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return a stable hash of a model's architecture: its config without paths, versions and provenance."""
+    skip = ("_name_or_path", "_diffusers_version", "_use_default_values")
+    kept = {key: value for key, value in config.items() if key not in skip}
+    if isinstance(kept.get(PRUNING_KEY), Mapping):
+        inner = kept[PRUNING_KEY]
+        kept[PRUNING_KEY] = {key: inner[key] for key in ("modules", "removed_blocks") if key in inner}
+    text = json.dumps(kept, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)

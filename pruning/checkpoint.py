@@ -1,0 +1,115 @@
+"""Pruned checkpoints in the ordinary diffusers layout, which plain ``from_pretrained`` loads.
+
+A checkpoint is safetensors weights and a ``config.json`` with the stock class name and the base architecture's
+values, plus one key ``_structured_pruning`` that holds what the stock config cannot express. `install_hook`
+defines ``ModelMixin.from_config``, through which every loading path of diffusers builds its models: the plain
+class, AutoModel, pipelines, EMAModel, sharded files, device maps. No pickle, no code from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from pruning.surgery import reshape
+from pruning.types import PRUNING_KEY, PruningError
+
+
+def _from_config(cls: type[ModelMixin], *args: Any, **kwargs: Any) -> Any:
+    """Build a model from a config, and give it its pruned shapes if the config records any."""
+    built = super(ModelMixin, cls).from_config(*args, **kwargs)  # type: ignore[misc]
+    # The argument may be a path and the result a tuple (EMAModel asks for one), so read the built model.
+    model = built[0] if isinstance(built, tuple) else built
+    entry = model.config.get(PRUNING_KEY)
+    if entry is not None:
+        reshape(model, entry)
+    return built
+
+
+def install_hook() -> None:
+    """Let every ``from_pretrained`` and ``from_config`` of diffusers understand pruned configs; idempotent."""
+    if "from_config" not in vars(ModelMixin):
+        ModelMixin.from_config = classmethod(_from_config)  # type: ignore[assignment]
+
+
+def remove_hook() -> None:
+    """Undo `install_hook`; loading a pruned checkpoint with plain diffusers then fails on shapes."""
+    if hook_installed():
+        del ModelMixin.from_config
+
+
+def hook_installed() -> bool:
+    """Tell whether `install_hook` is in force."""
+    own = vars(ModelMixin).get("from_config")
+    return own is not None and getattr(own, "__func__", None) is _from_config
+
+
+@contextmanager
+def _hook() -> Iterator[None]:
+    before = hook_installed()
+    install_hook()
+    try:
+        yield
+    finally:
+        if not before:
+            remove_hook()
+
+
+def save(
+    model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "10GB"
+) -> None:
+    """Write `model` as a diffusers folder.
+
+    Args:
+        model: A diffusers model, pruned or not.
+        folder: Written to; existing files of the same names are replaced.
+        dtype: Cast a copy of the weights; None keeps them.
+        max_shard_size: As in ``save_pretrained``.
+    """
+    if dtype is not None and any(p.dtype != dtype for p in model.parameters()):
+        model = copy.deepcopy(model).to(dtype)
+    model.save_pretrained(str(folder), safe_serialization=True, max_shard_size=max_shard_size)
+
+
+def load(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> ModelMixin:
+    """Load a denoiser folder, pruned or not, whether or not the hook is installed.
+
+    Args:
+        folder: Holds ``config.json`` and safetensors weights.
+        dtype: Weights are cast to it; None takes float32, as diffusers does.
+        device: Moved there after loading.
+
+    Raises:
+        PruningError: If there is no readable config, or its class or ``_structured_pruning`` entry is bad.
+    """
+    cls = model_class(folder)
+    with _hook():
+        model = cls.from_pretrained(str(folder), torch_dtype=dtype or torch.float32)
+    return model.to(device) if device is not None else model  # type: ignore[return-value]
+
+
+def model_class(folder: str | Path) -> type[ModelMixin]:
+    """Return the diffusers class that ``config.json`` in `folder` names."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PruningError(f"{path}: not a readable config.json ({error})") from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        raise PruningError(
+            f"{path}: _class_name {name!r} is not a model class of diffusers {diffusers.__version__}"
+        )
+    return cls

@@ -1,0 +1,72 @@
+"""Discovery: walk the module tree and ask every handler what it finds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from torch import nn
+
+from pruning.registry import Registry
+from pruning.types import KINDS, ParamSlice, PrunableGroup, PruningError
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[str, nn.Module, nn.Module], Iterable[PrunableGroup]]
+
+HANDLERS: Registry[Handler] = Registry("group handler")
+
+# The master tests (cut equals mask, reload equals saved) run on these; others may work and are warned about.
+TESTED_MODELS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+
+
+def handler(name: str) -> Callable[[Handler], Handler]:
+    """Register a handler: ``(path, module, model) -> groups that this module owns`` (often none)."""
+    return HANDLERS.register(name)
+
+
+def find_groups(model: nn.Module, kinds: Collection[str] | None = None) -> list[PrunableGroup]:
+    """Find everything that may be removed from `model`, in module order.
+
+    Args:
+        model: A diffusers denoiser, on any device (the meta device too).
+        kinds: Restrict to these kinds; None for all of `pruning.types.KINDS`.
+
+    Returns:
+        Groups of two units or more, and blocks (one unit each).
+
+    Raises:
+        PruningError: For an unknown kind, or if nothing can be removed.
+    """
+    wanted = tuple(KINDS if kinds is None else kinds)
+    unknown = [kind for kind in wanted if kind not in KINDS]
+    if unknown:
+        raise PruningError(f"unknown group kind {unknown[0]!r}; valid: {', '.join(KINDS)}")
+    name = type(model).__name__
+    if name not in TESTED_MODELS:
+        logger.warning(
+            "%s is not among the tested models (%s); check the result", name, ", ".join(TESTED_MODELS)
+        )
+    groups = [group for group in discover(model) if group.kind in wanted]
+    if not groups:
+        raise PruningError(f"{name} has no prunable groups of kind {', '.join(wanted)}")
+    return groups
+
+
+def discover(model: nn.Module) -> Iterator[PrunableGroup]:
+    """Yield every group of `model` in module order; nothing is an answer too."""
+    handlers = HANDLERS.items()
+    for path, module in model.named_modules():
+        for _, find in handlers:
+            yield from find(path, module, model)
+
+
+def rows(path: str, module: nn.Module, unit_size: int, offset: int = 0) -> list[ParamSlice]:
+    """Return the slices of `module`'s weight and bias rows (dimension 0), for producers and norms."""
+    names = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
+    return [ParamSlice(f"{path}.{name}", 0, unit_size, offset) for name in names]
+
+
+def columns(path: str, unit_size: int, offset: int = 0) -> ParamSlice:
+    """Return the slice of a consumer's weight columns (dimension 1)."""
+    return ParamSlice(f"{path}.weight", 1, unit_size, offset)

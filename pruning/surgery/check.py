@@ -1,0 +1,49 @@
+"""Does this plan fit this model? Everything is checked before a parameter is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from pruning.types import PrunableGroup, PruningError, PruningPlan, config_hash
+
+
+def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:
+    """Raise PruningError, naming the group and the rule, unless `plan` can be applied to `model`."""
+    if plan.base_hash and plan.base_hash != config_hash(model.config):
+        raise PruningError(
+            f"plan was made for the architecture {plan.base_hash}, but this {type(model).__name__} is "
+            f"{config_hash(model.config)}; apply it to the dense model that it was made for"
+        )
+    by_name = {group.name: group for group in groups}
+    for name, kept in plan.kept.items():
+        group = by_name.get(name)
+        if group is None or group.kind == "blocks":
+            raise PruningError(
+                f"plan keeps units of {name!r}, which is not a group of channels in this model"
+            )
+        if not kept:
+            raise PruningError(
+                f"plan keeps no unit of {name!r}; a group keeps at least one, or its whole block is removed"
+            )
+        if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.num_units:
+            raise PruningError(
+                f"plan: kept units of {name!r} must be distinct and in 0..{group.num_units - 1}: {kept}"
+            )
+    removable = {group.module for group in groups if group.kind == "blocks"}
+    for path in plan.removed_blocks:
+        if path not in removable:
+            raise PruningError(
+                f"plan removes the block {path!r}, which is not a removable block of this model"
+            )
+
+
+def inside(path: str, block: str) -> bool:
+    """Tell whether `path` is the module at `block` or lies in it."""
+    return path == block or path.startswith(block + ".")
+
+
+def outermost(paths: Sequence[str]) -> list[str]:
+    """Drop the paths that lie inside another of the paths; keep the order."""
+    return [p for p in paths if not any(p != q and inside(p, q) for q in paths)]

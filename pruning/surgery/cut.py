@@ -1,0 +1,150 @@
+"""Cut a model down to a plan, in place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.groups import find_groups
+from pruning.surgery.check import check_plan, inside, outermost
+from pruning.surgery.identity import IdentityBlock, replace_module
+from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
+from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, slices_of
+
+
+def apply_plan(
+    model: nn.Module, plan: PruningPlan, groups: Sequence[PrunableGroup] | None = None
+) -> nn.Module:
+    """Remove from `model` what `plan` does not keep, in place, and write the new shapes into its config.
+
+    The result computes exactly what `mask_plan` of the dense model computes. Gradients of cut parameters are
+    dropped; dtype, device and ``requires_grad`` stay.
+
+    Args:
+        model: Dense (or already pruned) diffusers denoiser.
+        plan: What to keep.
+        groups: Result of `find_groups(model)` if at hand.
+
+    Returns:
+        The same model.
+
+    Raises:
+        PruningError: If the plan does not fit the model; the model is then untouched.
+    """
+    groups = find_groups(model) if groups is None else groups
+    check_plan(model, groups, plan)
+    key = _previous_key(model, plan)
+    removed = {
+        group: units for group in groups if group.kind != "blocks" and (units := plan.removed_units(group))
+    }
+    removed = {group: units for group, units in removed.items() if not plan.removes(group.module)}
+    touched = _cut_parameters(model, removed)
+    for group, units in removed.items():
+        for attribute in group.attributes:
+            module = model.get_submodule(attribute.module)
+            setattr(module, attribute.name, getattr(module, attribute.name) - attribute.per_unit * len(units))
+            touched[attribute.module].add(attribute.name)
+    _record(model, key["modules"], touched)
+    _remove_blocks(model, groups, plan, key)
+    if key["modules"] or key["removed_blocks"]:
+        model.register_to_config(**{PRUNING_KEY: key})
+    return model
+
+
+def _previous_key(model: nn.Module, plan: PruningPlan) -> dict[str, Any]:
+    """Start the config entry from the one of an earlier pruning, if there is one."""
+    old: Mapping[str, Any] = model.config.get(PRUNING_KEY) or {}
+    key: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "class_name": type(model).__name__,
+        "modules": {path: dict(entry) for path, entry in old.get("modules", {}).items()},
+        "removed_blocks": list(old.get("removed_blocks", [])),
+        "plan": plan.to_dict(),
+    }
+    if "plan" in old:
+        key["earlier_plans"] = [*old.get("earlier_plans", []), old["plan"]]
+    return key
+
+
+@torch.no_grad()
+def _cut_parameters(
+    model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]]
+) -> defaultdict[str, set[str]]:
+    """Cut all parameters; return the touched module paths (with an empty set of attributes each)."""
+    dropped: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for group, units in removed.items():
+        for part in slices_of(group):
+            dropped[part.path][part.dim].append(part.indices(units))
+    touched: defaultdict[str, set[str]] = defaultdict(set)
+    for path, by_dim in dropped.items():
+        owner, _, name = path.rpartition(".")
+        module = model.get_submodule(owner)
+        old = getattr(module, name)
+        value = old.detach()
+        for dim, indices in by_dim.items():
+            mask = torch.ones(value.shape[dim], dtype=torch.bool)
+            mask[torch.cat(indices)] = False
+            value = take(value, dim, mask)
+        setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
+        del old, value
+        sync_sizes(module)
+        touched[owner] |= set()
+    return touched
+
+
+def take(value: Tensor, dim: int, mask: Tensor) -> Tensor:
+    """Return the entries of `value` along `dim` where `mask` is set, as a new contiguous tensor."""
+    kept = mask.nonzero().flatten().to(value.device)
+    return value.index_select(dim, kept)
+
+
+def _record(model: nn.Module, modules: dict[str, Any], touched: Mapping[str, set[str]]) -> None:
+    """Write integers and parameter shapes of the touched modules into the config entry."""
+    for path, names in touched.items():
+        module = model.get_submodule(path)
+        entry = modules.setdefault(path, {})
+        if names:
+            attributes = {name: int(getattr(module, name)) for name in sorted(names)}
+            entry["attributes"] = {**entry.get("attributes", {}), **attributes}
+        shapes = {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
+        if shapes:
+            entry["parameters"] = shapes
+
+
+def _remove_blocks(
+    model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan, key: dict[str, Any]
+) -> None:
+    """Take the removed blocks out, and bring the recorded paths and counts up to date."""
+    removal = {group.module: group.removal for group in groups if group.kind == "blocks"}
+    counted: list[tuple[str, str]] = []
+    for path in outermost(plan.removed_blocks):
+        how = removal[path]
+        assert how is not None
+        key["modules"] = {p: e for p, e in key["modules"].items() if not inside(p, path)}
+        key["removed_blocks"] = [p for p in key["removed_blocks"] if not inside(p, path)]
+        if how.config_field is None:
+            replace_module(model, path, IdentityBlock(how.returns_tuple))
+            key["removed_blocks"].append(path)
+        else:
+            counted.append((path, how.config_field))
+    key["removed_blocks"].sort()
+    # From the last to the first, so that the indices of the blocks still to go stay true.
+    for path, config_field in sorted(counted, key=lambda item: int(item[0].rsplit(".", 1)[1]), reverse=True):
+        parent, _, index = path.rpartition(".")
+        siblings = model.get_submodule(parent)
+        del siblings[int(index)]  # type: ignore[arg-type]
+        model.register_to_config(**{config_field: len(siblings)})  # type: ignore[arg-type]
+        key["modules"] = {_shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
+        key["removed_blocks"] = [_shifted(p, parent, int(index)) for p in key["removed_blocks"]]
+
+
+def _shifted(path: str, parent: str, removed_index: int) -> str:
+    """Return `path` after item `removed_index` of the list at `parent` was deleted."""
+    if not path.startswith(parent + "."):
+        return path
+    index, dot, rest = path[len(parent) + 1 :].partition(".")
+    return f"{parent}.{int(index) - 1}{dot}{rest}" if int(index) > removed_index else path

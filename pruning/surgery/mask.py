@@ -1,0 +1,44 @@
+"""The reference that surgery is held to: the dense model with the removed units silenced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pruning.groups import find_groups
+from pruning.surgery.check import check_plan, outermost
+from pruning.surgery.identity import IdentityBlock, replace_module
+from pruning.types import PrunableGroup, PruningPlan
+
+
+@torch.no_grad()
+def mask_plan(
+    model: nn.Module, plan: PruningPlan, groups: Sequence[PrunableGroup] | None = None
+) -> nn.Module:
+    """Return a copy of `model` in which removed units are zeroed where they are read and blocks do nothing.
+
+    Shapes stay dense and no hooks are left. The copy computes what `apply_plan` computes, with one exception:
+    a query/key norm *across heads* takes its statistics over the masked heads too.
+
+    Raises:
+        PruningError: If the plan does not fit the model.
+    """
+    groups = find_groups(model) if groups is None else groups
+    check_plan(model, groups, plan)
+    masked = copy.deepcopy(model)
+    for group in groups:
+        units = plan.removed_units(group) if group.kind != "blocks" else ()
+        if not units or plan.removes(group.module):
+            continue
+        for part in group.consumed_by:
+            weight = masked.get_parameter(part.path)
+            weight.index_fill_(part.dim, part.indices(units).to(weight.device), 0.0)
+    removal = {group.module: group.removal for group in groups if group.kind == "blocks"}
+    for path in outermost(plan.removed_blocks):
+        how = removal[path]
+        assert how is not None
+        replace_module(masked, path, IdentityBlock(how.returns_tuple))
+    return masked
