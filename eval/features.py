@@ -1,0 +1,212 @@
+"""Feature extractors for the Fréchet and the kernel distance: Inception, a small classifier, or any module.
+
+Only features of the Inception network of 2015 make a distance that may be called FID or KID (Heusel et al. 2017,
+arXiv 1706.08500; Bińkowski et al. 2018, arXiv 1801.01401); every other one says in its name what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+# torch.hub's convention: the file name of the published weights carries the first digits of their sha256.
+INCEPTION_SHA256_PREFIX = "6726825d"
+INCEPTION_LAYER = "2048"
+FORMS = (
+    "'inception' (weights are downloaded), 'inception:/path/to/weights.pth', a folder with config.json and "
+    "model.safetensors of a classifier, or a torch.nn.Module"
+)
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Maps uint8 images to features and says what the distances on them are called.
+
+    Attributes:
+        name: Short name, e.g. ``"inception"`` or ``"digits-classifier"``.
+        frechet_name: What the Fréchet distance on these features may be called.
+        kernel_name: What the kernel distance may be called.
+        mode: How images are brought to the network's size; recorded with every result.
+        device: Where the network runs.
+        function: Maps uint8 images ``(B, C, H, W)`` on `device` to features ``(B, d)``.
+        sha256: Of the weights file, or None for a module given in Python.
+    """
+
+    name: str
+    frechet_name: str
+    kernel_name: str
+    mode: str
+    device: torch.device
+    function: Callable[[Tensor], Tensor]
+    sha256: str | None = None
+
+    @torch.no_grad()
+    def extract(self, images: Tensor, *, batch_size: int = 64, place: str = "images") -> Tensor:
+        """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``.
+
+        Args:
+            images: Rounded uint8 images.
+            batch_size: Images at once.
+            place: Whose images they are, for error messages.
+
+        Raises:
+            ValueError: If there are no images, or the features are not a finite float ``(B, d)``.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+            raise ValueError(
+                f"{place}: features need uint8 images (N, C, H, W) with N > 0, "
+                f"found {images.dtype} {tuple(images.shape)}"
+            )
+        batches = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            features = self.function(batch.to(self.device))
+            where = f"{place}: {self.name} features of images {start} to {start + len(batch) - 1}"
+            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(batch):
+                found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+                raise ValueError(f"{where} must be of shape ({len(batch)}, d), found {found}")
+            if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
+                raise ValueError(
+                    f"{where} must be finite floats; found {features.dtype} with NaN, infinity or integers"
+                )
+            batches.append(features.cpu())
+        return torch.cat(batches)
+
+
+def load_features(
+    spec: str | Path | nn.Module, device: str | torch.device = "cpu", *, antialias: bool = False
+) -> FeatureExtractor:
+    """Load a feature extractor.
+
+    Args:
+        spec: One of
+
+            - ``"inception"``: torch-fidelity's Inception with the published weights, downloaded at first use into
+              torch.hub's cache and checked against their hash;
+            - ``"inception:/path/to/weights.pth"``: the same from a file, offline;
+            - a folder with the config.json and model.safetensors of a `eval.classifier.SmallClassifier`;
+            - a module that maps uint8 images ``(B, C, H, W)`` to features ``(B, d)``; it may have a ``name``.
+        device: Where it runs.
+        antialias: Resize for Inception with anti-aliasing. False is the TensorFlow 1.x resize of the published
+            numbers; True is not comparable with them.
+
+    Raises:
+        ValueError: If `spec` is none of these, or the weights cannot be had, read or trusted.
+    """
+    device = torch.device(device)
+    if isinstance(spec, nn.Module):
+        return _module_features(spec, device)
+    if str(spec) == "inception":
+        return _inception_features(_download_inception(), device, antialias)
+    if str(spec).startswith("inception:"):
+        return _inception_features(Path(str(spec).partition(":")[2]).expanduser(), device, antialias)
+    folder = Path(spec).expanduser()
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise ValueError(f"unknown feature extractor {str(spec)!r}; give {FORMS}")
+    return _classifier_features(folder, device)
+
+
+def _module_features(module: nn.Module, device: torch.device) -> FeatureExtractor:
+    """Wrap a module given in Python."""
+    given = getattr(module, "name", None)
+    name = given if isinstance(given, str) else type(module).__name__
+    module = module.to(device).eval()
+    return _named(name, "as the module takes them, no resize", device, module, None)
+
+
+def _classifier_features(folder: Path, device: torch.device) -> FeatureExtractor:
+    """Load a small classifier; the name in its config names the features."""
+    from eval.classifier import load_classifier
+
+    classifier = load_classifier(folder).to(device).eval()
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return _named(classifier.name, "the images' own size, no resize", device, classifier.features, digest)
+
+
+def _named(
+    name: str, mode: str, device: torch.device, function: Callable[[Tensor], Tensor], digest: str | None
+) -> FeatureExtractor:
+    """Build an extractor whose distances are named after its features."""
+    frechet, kernel = f"Fréchet distance on {name} features", f"Kernel distance on {name} features"
+    return FeatureExtractor(name, frechet, kernel, mode, device, function, digest)
+
+
+def _download_inception() -> Path:
+    """Return the path of the published weights in torch.hub's cache, downloading them at first use."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
+        except (OSError, URLError, RuntimeError) as error:
+            raise ValueError(
+                f"the Inception weights could not be downloaded to {path} ({error}); without a network give a local "
+                "file as 'inception:/path/to/weights.pth', or a classifier folder"
+            ) from error
+    return path
+
+
+def _inception_features(path: Path, device: torch.device, antialias: bool) -> FeatureExtractor:
+    """Build torch-fidelity's Inception from a weights file."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    data = _checked_weights(path)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        # The constructor unpickles what it is given: give it the very bytes that were checked, not the path.
+        network = NoTrainInceptionV3(
+            "inception-v3-compat", [INCEPTION_LAYER], cast(Any, io.BytesIO(data)), antialias=antialias
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not hold the weights of torch-fidelity's Inception: {error}"
+        ) from error
+    network = network.to(device)
+
+    def function(images: Tensor) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"Inception takes grey or RGB images (1 or 3 channels), found {images.shape[1]}")
+        return network(images.expand(-1, 3, -1, -1))
+
+    if antialias:
+        mode = "antialias=True: bilinear to 299x299 with anti-aliasing, not comparable with papers"
+    else:
+        mode = "antialias=False: TensorFlow 1.x bilinear to 299x299, comparable with papers"
+    if digest.startswith(INCEPTION_SHA256_PREFIX):
+        frechet, kernel = "FID", "KID"
+    else:
+        frechet, kernel = (f"{m} with unpublished Inception weights {digest[:8]}" for m in ("FID", "KID"))
+    return FeatureExtractor("inception", frechet, kernel, mode, device, function, digest)
+
+
+def _checked_weights(path: Path) -> bytes:
+    """Read a weights file and make sure that it is a plain, finite state dict that runs no code when loaded."""
+    if not path.is_file():
+        raise ValueError(
+            f"Inception weights {str(path)!r} are not a file; give 'inception:/path/to/weights.pth'"
+        )
+    data = path.read_bytes()
+    try:
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is not a plain state dict and was not loaded ({reason}); use weights you trust"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} must map parameter names to tensors, found {type(state).__name__}")
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{path}: parameter {name!r} holds NaN or infinity; get the file again")
+    return data

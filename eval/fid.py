@@ -1,0 +1,179 @@
+"""Fréchet distance between real and generated images (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
+
+    d^2 = |mu_r - mu_g|^2 + tr(S_r + S_g - 2 (S_r S_g)^(1/2))
+
+The estimate is biased upwards at small N, and by how much depends on the model (Bińkowski et al. 2018, arXiv
+1801.01401; Chong and Forsyth 2020, arXiv 1911.07023): compare only values of the same N, the same real images and
+the same features, and below 10,000 images read the kernel distance (`eval.kid`) beside it. The bias is largest where
+there are fewer images than features; the result carries a warning then.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.intervals import NORMAL_95
+from eval.types import Context
+
+NEEDS = ("sample", "real", "features")
+CHUNK = 4096
+WIDE = 256
+
+
+class Precomputed(nn.Module):
+    """Hands features to a torchmetrics metric in place of images, so that they are computed once for all metrics.
+
+    Args:
+        width: d, the number of features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return `features` ``(B, d)`` as they are."""
+        return features
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """Return the squared Fréchet distance of two sets of features, by torchmetrics in float64.
+
+    Args:
+        real: Features ``(M, d)``, M >= 2.
+        generated: Features ``(N, d)``, N >= 2.
+
+    Raises:
+        ValueError: If a set has fewer than two rows or the widths differ.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    _check_pair(real, generated)
+    # Evaluation may run on rank 0 alone: syncing over ranks would wait for the others for ever.
+    metric = FrechetInceptionDistance(
+        feature=Precomputed(real.shape[1]), sync_on_compute=False, distributed_available_fn=lambda: False
+    )
+    for chunk in real.split(CHUNK):
+        metric.update(chunk.double(), real=True)
+    for chunk in generated.split(CHUNK):
+        metric.update(chunk.double(), real=False)
+    return float(metric.compute())
+
+
+def bootstrap_frechet(
+    real: Tensor, generated: Tensor, *, resamples: int, generator: torch.Generator
+) -> Tensor:
+    """Return the Fréchet distance of `resamples` bootstrap samples of the generated features.
+
+    The real set stays as it is: the interval is about the distance to *these* real images. A resample has the bias of
+    a smaller set, so only the spread of these values is of use, not their place.
+
+    Args:
+        real: Features ``(M, d)``.
+        generated: Features ``(N, d)``.
+        resamples: How many.
+        generator: Draws the rows; equal seeds draw equal rows, so that subjects can be paired.
+
+    Returns:
+        float64 ``(resamples,)``.
+    """
+    _check_pair(real, generated)
+    n = len(generated)
+    mean, covariance = real.double().mean(0), torch.cov(real.double().T).reshape(real.shape[1], -1)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_r^(1/2), (d, d)
+    centred = generated.double() - mean
+    distances = torch.empty(resamples, dtype=torch.float64)
+    for i in range(resamples):
+        rows = torch.randint(n, (n,), generator=generator)
+        counts = torch.bincount(rows, minlength=n).double()
+        distances[i] = _weighted_frechet(covariance, root, centred, counts)
+    return distances
+
+
+def _weighted_frechet(covariance: Tensor, root: Tensor, centred: Tensor, counts: Tensor) -> Tensor:
+    """Return the distance with row i of the generated features (less the real mean) counted ``counts[i]`` times."""
+    n = counts.sum()
+    shift = counts @ centred / n
+    spread = (centred * counts[:, None]).T @ centred - n * torch.outer(shift, shift)
+    other = spread / (n - 1)
+    # tr (S_r S_g)^(1/2) by the symmetric S_r^(1/2) S_g S_r^(1/2), which has the same eigenvalues.
+    eigenvalues = torch.linalg.eigvalsh(root @ other @ root)
+    return shift @ shift + covariance.trace() + other.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
+
+
+def _check_pair(real: Tensor, generated: Tensor) -> None:
+    """Raise ValueError unless both sets have at least two rows of one width."""
+    for name, features in (("real", real), ("generated", generated)):
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(
+                f"{name} features must be (n, d) with n >= 2, found {tuple(features.shape)}; give more images"
+            )
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")
+
+
+def measure(context: Context) -> dict[str, dict[str, Any]]:
+    """Return for every subject the distance to the real images, with its interval.
+
+    ``frechet_ci95`` is the estimate ± 1.96 bootstrap standard errors over the generated images (not below 0).
+    ``frechet_ratio`` is to the reference; its interval pairs the subjects' resamples by sample id, on a log scale.
+    """
+    context.check("fid", NEEDS)
+    extractor = context.extractor()
+    real = context.image_features(None, "fid")
+    width = real.shape[1]
+    resamples = 100 if width <= WIDE else 20
+    points: dict[str, float] = {}
+    draws: dict[str, Tensor] = {}
+    for index, name in enumerate(context.subjects):
+        generated = context.image_features(name, "fid")
+        points[name] = frechet_distance(real, generated)
+        generator = torch.Generator().manual_seed(context.seed)
+        draws[name] = bootstrap_frechet(real, generated, resamples=resamples, generator=generator)
+        context.report_progress("Fréchet distance", index + 1, len(context.subjects))
+    reference = context.reference.name
+    results: dict[str, dict[str, Any]] = {}
+    for name, point in points.items():
+        reach = NORMAL_95 * float(draws[name].std())
+        ratio, ratio_interval = _ratio(point, points[reference], draws[name], draws[reference])
+        n = len(context.image_features(name, "fid"))
+        results[name] = {
+            "frechet": point,
+            "frechet_ci95": [max(point - reach, 0.0), point + reach],
+            "frechet_ratio": ratio,
+            "frechet_ratio_ci95": ratio_interval,
+            "frechet_name": extractor.frechet_name,
+            "frechet_mode": extractor.mode,
+            "frechet_features": extractor.name,
+            "frechet_features_sha256": extractor.sha256,
+            "frechet_width": width,
+            "frechet_num_real": len(real),
+            "frechet_num_generated": n,
+            "frechet_resamples": resamples,
+            "frechet_warning": _warning(len(real), n, width),
+        }
+    return results
+
+
+def _ratio(
+    point: float, base: float, draws: Tensor, base_draws: Tensor
+) -> tuple[float | None, list[float] | None]:
+    """Return a ratio of distances and its interval; None where a distance is not clearly above zero."""
+    if min(point, base, float(draws.min()), float(base_draws.min())) <= 1e-9 * max(point, base, 1e-9):
+        return None, None
+    ratio = point / base
+    factor = math.exp(NORMAL_95 * float((draws / base_draws).log().std()))
+    return ratio, [ratio / factor, ratio * factor]
+
+
+def _warning(num_real: int, num_generated: int, width: int) -> str | None:
+    """Return what is wrong with the sample sizes, if anything."""
+    n = min(num_real, num_generated)
+    if n > width:
+        return None
+    return f"n < d: covariance is singular ({num_real} real and {num_generated} generated images, {width} features)"

@@ -1,0 +1,67 @@
+"""Intervals: a claim is a measurement with its 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+LEVEL = 0.95
+NORMAL_95 = 1.959963984540054
+
+
+def mean_interval(values: Tensor) -> list[float] | None:
+    """Return the t interval of a mean over independent values ``(n,)``; None for fewer than two."""
+    return ratio_interval(values, torch.ones_like(values))
+
+
+def ratio_interval(numerator: Tensor, denominator: Tensor) -> list[float] | None:
+    """Return the 95 % interval of a ratio of sums over independent clusters.
+
+    With the estimate ``D = sum a_i / sum b_i`` and the residuals ``r_i = a_i - D b_i``, the linearised
+    variance is ``n / (n - 1) * sum r_i^2 / (sum b_i)^2`` (Cochran, Sampling Techniques, 1977, eq. 6.13 without the
+    finite population factor), with n - 1 degrees of freedom.
+
+    Args:
+        numerator: a, one sum a cluster, ``(n,)``.
+        denominator: b, ``(n,)``, not all zero.
+
+    Returns:
+        ``[low, high]``, or None for fewer than two clusters.
+    """
+    a, b = numerator.double(), denominator.double()
+    n = len(a)
+    if n < 2:
+        return None
+    estimate = a.sum() / b.sum()
+    residuals = a - estimate * b
+    error = math.sqrt(n / (n - 1) * float(residuals.square().sum())) / abs(float(b.sum()))
+    reach = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
+    return [float(estimate) - reach, float(estimate) + reach]
+
+
+def median_interval(values: Sequence[float]) -> tuple[list[float], float]:
+    """Return a distribution-free interval of the median and the coverage it really has.
+
+    The interval runs from the k-th smallest to the k-th largest of n values, k the largest with a coverage
+    ``1 - 2 P(Binomial(n, 1/2) < k)`` of at least 95 % (David and Nagaraja, Order Statistics, 2003, section 7.1).
+    Fewer than six values cannot reach that: then it is their range, and the coverage says so.
+
+    Args:
+        values: At least one value.
+
+    Returns:
+        ``([low, high], coverage)``.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    best, tail = 1, 0.0
+    for k in range(1, max(n // 2, 1) + 1):
+        below = tail + math.comb(n, k - 1) / 2**n
+        if k > 1 and 1 - 2 * below < LEVEL:
+            break
+        best, tail = k, below
+    return [ordered[best - 1], ordered[n - best]], 1 - 2 * tail
