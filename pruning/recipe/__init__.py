@@ -1,0 +1,28 @@
+"""Recipes: what one experiment is, in one YAML file.
+
+The schema is in `schema`, reading and overriding in `loading`, the rules for values in `checks`.
+"""
+
+from pruning.recipe.loading import (
+    bundled_recipes,
+    find_recipe,
+    load_recipe,
+    recipes_folder,
+    refusal,
+    to_dict,
+    to_yaml,
+)
+from pruning.recipe.schema import Limit, Recipe, Target
+
+__all__ = [
+    "Limit",
+    "Recipe",
+    "Target",
+    "bundled_recipes",
+    "find_recipe",
+    "load_recipe",
+    "recipes_folder",
+    "refusal",
+    "to_dict",
+    "to_yaml",
+]

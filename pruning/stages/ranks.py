@@ -1,0 +1,54 @@
+"""Several processes of one ``accelerate launch``: the first works and writes, the others wait for its word."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+from pruning.stages.folder import read_json, write_json
+
+POLL_SECONDS = 0.5
+
+
+class Ranks:
+    """The processes that run the same recipe together.
+
+    The others may wait for hours, longer than a collective operation may take; so they watch for a small file,
+    whose name only this launch knows.
+
+    Args:
+        folder: The run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.is_first = True
+        self._launch = ""
+        if self.count > 1:
+            self._join()
+
+    def tell(self, stage: str, *, go: bool) -> None:
+        """Tell the others, as the first process, whether `stage` is to be worked on."""
+        if self.count > 1:
+            write_json(self._word(stage), {"go": go})
+
+    def wait(self, stage: str) -> bool:
+        """Wait for the first process to come to `stage`; return whether there is work."""
+        while (word := read_json(self._word(stage))) is None:
+            time.sleep(POLL_SECONDS)
+        return bool(word["go"])
+
+    def _word(self, stage: str) -> Path:
+        return self._folder / ".partial" / f".{stage}-{self._launch}.json"
+
+    def _join(self) -> None:
+        """Agree on a name for this launch."""
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        state = PartialState()
+        self.is_first = state.is_main_process
+        self._launch = broadcast_object_list([uuid.uuid4().hex], from_process=0)[0]

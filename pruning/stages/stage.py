@@ -1,0 +1,214 @@
+"""What a stage is: a function that writes a folder, and the rules by which it is reused or redone."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.recipe import refusal, to_dict
+from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint, read_json, write_json
+
+if TYPE_CHECKING:
+    from pruning.stages.run import Run
+
+logger = logging.getLogger(__name__)
+
+Work = Callable[["Run", Path], None]
+Extra = Callable[["Run"], dict[str, Any]]
+
+CLOCK = ".seconds"
+_DISK = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; choose another run_dir=…",
+    errno.EACCES: "permission denied; choose another run_dir=… or change its permissions",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run. Calling it does the step, or finds it done.
+
+    Attributes:
+        name: One of `STAGES`.
+        work: Writes the artefacts to the folder it is given.
+        after: Stages whose artefacts it reads; none means that it reads the model and the data.
+        reads: Keys of the recipe that its result depends on, ``section`` or ``section.key``.
+        extra: Further values that its result depends on.
+        resumable: What an interrupted attempt left in its folder is of use to the next.
+        on_all_ranks: `work` runs on every process of a distributed launch, not on the first alone.
+    """
+
+    name: str
+    work: Work
+    after: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    extra: Extra | None = None
+    resumable: bool = False
+    on_all_ranks: bool = False
+
+    def __call__(self, run: Run) -> Path:
+        """Do this stage in `run`, unless it is done already with equal settings and inputs.
+
+        Returns:
+            The folder of its artefacts.
+
+        Raises:
+            PruningError: If a stage it reads has not been run, or the run directory cannot be written to.
+        """
+        if not run.ranks.is_first:
+            return self._follow(run)
+        with run.held():
+            config, inputs = self.config(run), self.inputs(run)
+            mark = fingerprint(self.name, config, inputs)
+            current = run.folder.is_current(self.name, mark)
+            if current:
+                logger.info("%-9s unchanged, reused", self.name)
+            else:
+                self._retire(run, config, inputs)
+                run.folder.begin(self.name, mark, resumable=self.resumable)
+            if self.on_all_ranks:
+                run.ranks.tell(self.name, go=not current)
+            if not current:
+                seconds = self._do(run)
+                run.folder.commit(self.name, self._manifest(run, mark, config, inputs, seconds))
+                run.forget(self.name)
+            return run.folder.stage(self.name)
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """Return the values that the result depends on."""
+        whole = to_dict(run.recipe)
+        config = {key: _pick(whole, key) for key in self.reads}
+        return {**config, **(self.extra(run) if self.extra else {})}
+
+    def inputs(self, run: Run) -> dict[str, str]:
+        """Return the hashes of what it reads."""
+        if not self.after:
+            return {kind: entry["hash"] for kind, entry in run.identity.items()}
+        return {name: run.folder.output_hash(name) for name in self.after}
+
+    def _do(self, run: Run) -> float:
+        """Run the work and return how long it took, earlier attempts that it resumes included."""
+        logger.info("%-9s …", self.name)
+        with _timed(run.folder.partial(self.name)) as clock, _disk_errors(self.name, run.folder):
+            self.work(run, run.folder.partial(self.name))
+        logger.info("%-9s done in %.1f s", self.name, clock())
+        return clock()
+
+    def _follow(self, run: Run) -> Path:
+        """Do what a process other than the first does: nothing, or the same work in step with it."""
+        if self.on_all_ranks and run.ranks.wait(self.name):
+            self.work(run, run.folder.partial(self.name))
+        return run.folder.stage(self.name)
+
+    def _retire(self, run: Run, config: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Move this stage, if it was done otherwise, and all after it to ``.old``, and say why."""
+        manifest = run.folder.manifest(self.name) if run.folder.is_done(self.name) else {}
+        old = run.folder.retire(STAGES[STAGES.index(self.name) :], keep_partial=self.name)
+        if old is None or not manifest:
+            return
+        changed = [f"{key} {a} -> {b}" for key, a, b in changes(manifest.get("config", {}), config)]
+        changed += [f"input {key}" for key, _, _ in changes(manifest.get("inputs", {}), inputs)]
+        reason = "; ".join(changed) or "an artefact is missing"
+        logger.info("%-9s %s; earlier results are in %s", self.name, reason, old)
+
+    def _manifest(
+        self, run: Run, mark: str, config: dict[str, Any], inputs: dict[str, str], seconds: float
+    ) -> dict[str, Any]:
+        return {
+            "stage": self.name,
+            "fingerprint": mark,
+            "config": config,
+            "inputs": inputs,
+            "seed": run.recipe.seed,
+            "device": run.device_name,
+            "versions": versions(),
+            "finished": datetime.now().isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+        }
+
+
+def stage(
+    name: str,
+    *,
+    after: tuple[str, ...] = (),
+    reads: tuple[str, ...] = (),
+    extra: Extra | None = None,
+    resumable: bool = False,
+    on_all_ranks: bool = False,
+) -> Callable[[Work], Stage]:
+    """Return a decorator that makes a function ``(run, folder) -> None`` the stage `name`."""
+
+    def decorate(work: Work) -> Stage:
+        assert name in STAGES, f"{name} is no stage"
+        return Stage(name, work, after, reads, extra, resumable, on_all_ranks)
+
+    return decorate
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("sinkprune", "torch", "diffusers", "transformers", "accelerate", "torchmetrics"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """Return in words what is wrong with the disk if that is what `error` says, else None."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None:  # safetensors raises an error of its own that quotes the number.
+        code = next((number for number in _DISK if f"(os error {number})" in str(error)), None)
+    return _DISK.get(code) if code is not None else None
+
+
+@contextmanager
+def _disk_errors(name: str, folder: RunFolder) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear error."""
+    try:
+        yield
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise refusal(
+            f"{folder.path}: stage {name!r} could not write: {problem}; run the same command again, "
+            "the stages that are done are kept"
+        ) from error
+
+
+@contextmanager
+def _timed(partial: Path) -> Iterator[Callable[[], float]]:
+    """Measure seconds, adding those that interrupted attempts noted in `partial`."""
+    earlier, start = float(read_json(partial / CLOCK) or 0.0), time.perf_counter()
+
+    def clock() -> float:
+        return earlier + time.perf_counter() - start
+
+    try:
+        yield clock
+    except BaseException:
+        with suppress(OSError):
+            write_json(partial / CLOCK, clock())
+        raise
+    (partial / CLOCK).unlink(missing_ok=True)
+
+
+def _pick(whole: dict[str, Any], key: str) -> Any:
+    """Return the value at a dotted key."""
+    value: Any = whole
+    for part in key.split("."):
+        value = value[part]
+    return value
