@@ -1,0 +1,249 @@
+"""Training batches as a function of the seed and the step, so that resuming is exact by construction.
+
+Every draw has its own generator, seeded by (seed, what it is for, its index): the order of the images by epoch,
+timesteps and label dropout by optimiser step, noise by the position of the sample in the run. Nothing depends on
+how a step is split over micro-batches and processes, and there is no generator state to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.data import ImageData, indexed_noise, noise_and_target, num_train_timesteps, sample_generator
+from pruning.models.families import denoiser_call, null_class
+from pruning.recovery.labels import drop_captions, drop_labels
+
+Conditioner = Callable[
+    [Tensor, Tensor | None, "list[str] | None", torch.Generator], "tuple[Tensor, dict[str, Any]]"
+]
+"""(images, labels, captions, generator) -> (clean samples x0, call arguments but sample and timestep)."""
+
+ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
+"""Streams of `sample_generator` that recovery uses; evaluation and calibration use lower ones."""
+
+CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One micro-batch.
+
+    Attributes:
+        call: Arguments of the denoiser.
+        target: What it should predict (B, C, H, W).
+        timesteps: int64 (B,), in ``[0, num_train_timesteps)``.
+        sample_ids: Indices into the data (B,), on the CPU.
+        dropped: Which samples lost their label (B,), bool, on the CPU.
+        position: Position of its first sample in the run; identifies the micro-batch.
+    """
+
+    call: dict[str, Any]
+    target: Tensor
+    timesteps: Tensor
+    sample_ids: Tensor
+    dropped: Tensor
+    position: int
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the samples of each step are drawn and split.
+
+    Attributes:
+        batch_size: Samples an optimiser step, B.
+        micro_batches: Forward passes a step and process.
+        rank: This process, 0 <= rank < processes.
+        processes: Number of processes.
+        label_dropout: Probability that a sample loses its label.
+        seed: Seed of the run.
+    """
+
+    batch_size: int
+    micro_batches: int
+    rank: int
+    processes: int
+    label_dropout: float
+    seed: int
+
+    def slices(self) -> list[slice]:
+        """Return the micro-batches of this process as slices of the step's B samples."""
+        size = self.batch_size // (self.micro_batches * self.processes)
+        first = self.rank * size * self.micro_batches
+        return [slice(first + m * size, first + (m + 1) * size) for m in range(self.micro_batches)]
+
+
+def sample_order(length: int, first: int, count: int, seed: int) -> Tensor:
+    """Return the data indices at positions ``[first, first + count)`` of the run, int64 (count,).
+
+    Epochs follow each other without a gap, each a fresh permutation seeded by (seed, epoch), so that a batch may
+    span epochs and may be larger than the data.
+    """
+    positions = torch.arange(first, first + count)
+    epochs, offsets = positions // length, positions % length
+    indices = torch.empty(count, dtype=torch.long)
+    for epoch in epochs.unique().tolist():
+        chosen = epochs == epoch
+        indices[chosen] = _epoch_order(length, epoch, seed)[offsets[chosen]]
+    return indices
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(length: int, epoch: int, seed: int) -> Tensor:
+    return torch.randperm(length, generator=sample_generator(seed, epoch, ORDER))
+
+
+def step_draws(
+    step: int, batch_size: int, num_timesteps: int, label_dropout: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw the timesteps and the label dropout of one optimiser step.
+
+    Timesteps are stratified, one in each of B equal parts of ``[0, T)`` in random order: each is uniform, and the
+    loss of a step has less variance than with independent ones (Kingma et al., arXiv 2107.00630, appendix I.1).
+
+    Returns:
+        timesteps (B,), int64; dropped (B,), bool, each true with probability `label_dropout`.
+    """
+    generator = sample_generator(seed, step, STEP_DRAWS)
+    strata = torch.randperm(batch_size, generator=generator)
+    within = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+    timesteps = ((strata + within) * (num_timesteps / batch_size)).long().clamp_max(num_timesteps - 1)
+    dropped = torch.rand(batch_size, generator=generator) < label_dropout
+    return timesteps, dropped
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """All that a training batch is made of.
+
+    Attributes:
+        model: The denoiser, read for its call arguments only.
+        data: Clean images.
+        conditioner: Makes clean samples and conditioning of them.
+        scheduler: Noises them.
+        plan: Batch size, split and seed.
+        device: Where the batches go.
+    """
+
+    model: nn.Module
+    data: ImageData
+    conditioner: Conditioner
+    scheduler: Any
+    plan: BatchPlan
+    device: torch.device
+
+    def sample_ids(self, step: int, part: slice) -> Tensor:
+        """Return the data indices of one micro-batch."""
+        first = step * self.plan.batch_size + part.start
+        return sample_order(len(self.data), first, part.stop - part.start, self.plan.seed)
+
+    def build(self, step: int, part: slice, ids: Tensor, images: Tensor) -> TrainingBatch:
+        """Noise and condition one micro-batch.
+
+        Args:
+            step: Optimiser step, from 0.
+            part: Which of the step's samples these are.
+            ids: Their data indices.
+            images: float32 (B, C, H, W).
+        """
+        plan, count = self.plan, num_train_timesteps(self.scheduler)
+        timesteps, dropped = step_draws(step, plan.batch_size, count, plan.label_dropout, plan.seed)
+        timesteps, dropped = timesteps[part].to(self.device), dropped[part]
+        position = step * plan.batch_size + part.start
+        x0, conditioning = self.conditioner(
+            images,
+            drop_labels(self.data.labels(ids), dropped, null_class(self.model)),
+            drop_captions(self.data.captions(ids), dropped),
+            sample_generator(plan.seed, position, ENCODER),
+        )
+        positions = range(position, position + len(ids))
+        noise = indexed_noise(positions, x0.shape[1:], plan.seed, TRAINING_NOISE).to(self.device)
+        noised, target, asked = noise_and_target(
+            self.scheduler, x0.to(self.device, torch.float32), noise, timesteps
+        )
+        call = denoiser_call(
+            self.model, noised, asked, {k: _on(v, self.device) for k, v in conditioning.items()}
+        )
+        return TrainingBatch(call, target, timesteps, ids, dropped, position)
+
+
+def training_batches(
+    source: BatchSource, first_step: int, last_step: int, *, cache_bytes: int = CACHE_BYTES
+) -> Generator[TrainingBatch, None, None]:
+    """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
+
+    Images are decoded once and kept where all of them fit into `cache_bytes`; otherwise one thread decodes the
+    next micro-batch while the model works on this one. Close the generator to end the thread.
+
+    Args:
+        source: What the batches are made of.
+        first_step: Step of the first micro-batch.
+        last_step: One past the last step.
+        cache_bytes: Memory for decoded images.
+
+    Raises:
+        PruningError: From the data, the conditioner or the scheduler.
+    """
+    places = ((step, part) for step in range(first_step, last_step) for part in source.plan.slices())
+    if len(source.data) * math.prod(source.data.shape) * 4 <= cache_bytes:
+        read = _cached(source.data)
+        for step, part in places:
+            ids = source.sample_ids(step, part)
+            yield source.build(step, part, ids, read(ids))
+        return
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
+    try:
+        yield from _decoded_ahead(source, places, pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decoded_ahead(
+    source: BatchSource, places: Iterator[tuple[int, slice]], pool: ThreadPoolExecutor
+) -> Iterator[TrainingBatch]:
+    """Yield micro-batches, decoding the next one in `pool` meanwhile; one thread reads the data at a time."""
+
+    def ask() -> tuple[int, slice, Tensor, Future[Tensor]] | None:
+        for step, part in places:
+            ids = source.sample_ids(step, part)
+            return step, part, ids, pool.submit(source.data.images, ids)
+        return None
+
+    ahead = ask()
+    while ahead is not None:
+        step, part, ids, decoding = ahead
+        images = decoding.result()
+        batch = source.build(step, part, ids, images)
+        ahead = ask()
+        yield batch
+
+
+def _cached(data: ImageData) -> Callable[[Tensor], Tensor]:
+    """Return ``ids -> images``, decoding each image of `data` once."""
+    held = torch.empty(len(data), *data.shape)
+    present = torch.zeros(len(data), dtype=torch.bool)
+
+    def read(ids: Tensor) -> Tensor:
+        missing = ids[~present[ids]].unique()
+        if len(missing):
+            held[missing] = data.images(missing)
+            present[missing] = True
+        return held[ids]
+
+    return read
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """Move conditioning to `device`, floating tensors to float32."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32) if value.is_floating_point() else value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(entry, device) for key, entry in value.items()}
+    return value

@@ -1,0 +1,278 @@
+"""Checkpoints of a recovery run: safetensors and JSON, whole or not there at all.
+
+``<folder>/step-00000500/`` holds ``model.safetensors``, ``ema.safetensors``, ``optimizer.safetensors`` (AdamW's
+moments by parameter name) and ``state.json`` (step, losses, counters, and the fingerprint of what was run). It is
+written under a temporary name, flushed and renamed. There is no generator state: see `pruning.recovery.batches`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pruning.recovery.files import sync_tree, write_errors
+from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_PREFIX = "step-"
+_TENSOR_FILES = ("model", "ema", "optimizer")
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training.
+
+    Attributes:
+        student: The unwrapped student.
+        ema: Its averaged weights, in the order of ``student.parameters()``.
+        optimizer: AdamW over the trainable parameters.
+        scaler: The gradient scaler of float16, or None.
+        losses: Loss of every step so far; its length is the number of steps taken.
+        images: Images trained on so far.
+        seconds: Seconds spent training so far, checkpoints and loading left out.
+    """
+
+    student: nn.Module
+    ema: EMAModel
+    optimizer: torch.optim.Optimizer
+    scaler: Any = None
+    losses: list[float] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken so far."""
+        return len(self.losses)
+
+
+def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any], keep: int) -> Path:
+    """Write `state`, then remove all but the newest `keep` checkpoints.
+
+    Args:
+        folder: Holds the checkpoints.
+        state: What to write.
+        fingerprint: What was run; see `fingerprint`. JSON types.
+        keep: Checkpoints to keep, this one included.
+
+    Returns:
+        Path of the new checkpoint.
+
+    Raises:
+        PruningError: If a weight is not finite, or the folder is full or cannot be written; earlier checkpoints
+            are left whole.
+    """
+    tensors = _tensors(state)
+    for name, tensor in {**tensors["model"], **tensors["ema"]}.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PruningError(
+                f"recovery: parameter {name!r} holds NaN or infinity after step {state.step}; no checkpoint of it is "
+                f"written, and earlier ones in {folder} are whole. Lower the learning rate or set grad_clip"
+            )
+    content = {
+        "format": FORMAT,
+        "step": state.step,
+        "losses": state.losses,
+        "images": state.images,
+        "seconds": state.seconds,
+        "ema_step": state.ema.optimization_step,
+        "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "fingerprint": dict(fingerprint),
+    }
+    final = folder / f"{_PREFIX}{state.step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    with write_errors("recovery checkpoint", folder, "Earlier checkpoints there are whole"):
+        try:
+            temporary.mkdir(parents=True)
+            for part, entries in tensors.items():
+                save_file(entries, temporary / f"{part}.safetensors")
+            (temporary / "state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+            sync_tree(temporary)
+            _discard(final)
+            temporary.rename(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for path in _checkpoints(folder)[:-keep]:
+            _discard(path)
+    return final
+
+
+def resume(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -> int:
+    """Load the newest whole checkpoint in `folder` into `state`.
+
+    A checkpoint that cannot be read whole is passed over with a warning.
+
+    Returns:
+        Its step; 0 if there is none.
+
+    Raises:
+        PruningError: If a checkpoint is of another configuration, naming what differs.
+    """
+    for path in reversed(_checkpoints(folder)):
+        content = _read_content(path)
+        if content is None:
+            continue
+        differing = _differences(content["fingerprint"], fingerprint)
+        if differing:
+            raise PruningError(
+                f"recovery: {path} was made with another configuration: {'; '.join(differing)}. "
+                "Use an empty folder, delete these checkpoints, or go back to the old settings"
+            )
+        tensors = _read_tensors(path, state)
+        if tensors is not None:
+            _restore(state, content, tensors)
+            return state.step
+    return 0
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`."""
+    for path in folder.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_bytes(student: nn.Module) -> int:
+    """Return about how large a checkpoint of `student` is: weights, averages and two moments."""
+    stored = {**dict(student.named_parameters()), **_buffers(student)}
+    weights = sum(t.numel() * t.element_size() for t in stored.values())
+    trained = sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
+    return 2 * weights + 2 * trained
+
+
+def fingerprint(
+    settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None, data: Any, scheduler: Any
+) -> dict[str, Any]:
+    """Describe what is run, in JSON types: the settings, the models' weights, the data and the scheduler.
+
+    Weights are told apart by a hash over up to 256 evenly spaced entries of every tensor.
+    """
+    kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
+    described = {
+        "settings": dict(settings),
+        "student": _digest(student),
+        "teacher": None if teacher is None else _digest(teacher),
+        "data": {"name": data.name, "images": len(data), "shape": list(data.shape)},
+        "scheduler": {"class": type(scheduler).__name__, **kept},
+    }
+    return json.loads(json.dumps(described, default=str))
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in {**dict(model.named_parameters()), **_buffers(model)}.items():
+        flat = tensor.detach().flatten()
+        part = flat[:: max(1, flat.numel() // 256)].cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+    return digest.hexdigest()[:32]
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """List where two JSON values differ, as ``"place was X, is Y"``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*new, *(key for key in old if key not in new)]
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{place}.{key}")]
+    return [] if old == new else [f"{place.lstrip('.')} was {old!r}, is {new!r}"]
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    stored = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
+
+
+def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a checkpoint by file, then by name, on the CPU."""
+    named = dict(state.student.named_parameters())
+    moments = {
+        f"{name}.{key}": value
+        for name, parameter in named.items()
+        for key, value in state.optimizer.state.get(parameter, {}).items()
+    }
+    found = {
+        "model": {**named, **_buffers(state.student)},
+        "ema": dict(zip(named, state.ema.shadow_params, strict=True)),
+        "optimizer": moments,
+    }
+    return {
+        part: {name: tensor.detach().cpu().contiguous() for name, tensor in entries.items()}
+        for part, entries in found.items()
+    }
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, oldest first."""
+    found = [
+        path for path in folder.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdigit() and path.is_dir()
+    ]
+    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint; its name goes first, so that a kill leaves no half of it under that name."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _read_content(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        whole = content["format"] == FORMAT and len(content["losses"]) == content["step"]
+        if not whole or not isinstance(content["fingerprint"], dict):
+            raise ValueError("unknown format")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("recovery: checkpoint %s is passed over: state.json cannot be read (%s)", path, error)
+        return None
+    return content
+
+
+def _read_tensors(path: Path, state: TrainingState) -> dict[str, dict[str, Tensor]] | None:
+    named = {name: tuple(p.shape) for name, p in state.student.named_parameters()}
+    wanted = {
+        "model": {**named, **{name: tuple(b.shape) for name, b in _buffers(state.student).items()}},
+        "ema": named,
+    }
+    try:
+        tensors = {part: load_file(path / f"{part}.safetensors") for part in _TENSOR_FILES}
+        for part, shapes in wanted.items():
+            if {name: tuple(t.shape) for name, t in tensors[part].items()} != shapes:
+                raise ValueError(f"{part}.safetensors does not fit the student")
+    except (OSError, ValueError, SafetensorError) as error:
+        logger.warning("recovery: checkpoint %s is passed over: %s", path, error)
+        return None
+    return tensors
+
+
+@torch.no_grad()
+def _restore(
+    state: TrainingState, content: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    named = dict(state.student.named_parameters())
+    for name, tensor in {**named, **_buffers(state.student)}.items():
+        tensor.copy_(tensors["model"][name])
+    for name, shadow in zip(named, state.ema.shadow_params, strict=True):
+        shadow.copy_(tensors["ema"][name])
+    for name, value in tensors["optimizer"].items():
+        parameter_name, key = name.rsplit(".", 1)
+        parameter = named[parameter_name]
+        state.optimizer.state[parameter][key] = value.to(parameter.device)
+    state.ema.optimization_step = content["ema_step"]
+    if state.scaler is not None and content["scaler"] is not None:
+        state.scaler.load_state_dict(content["scaler"])
+    state.losses, state.images, state.seconds = content["losses"], content["images"], content["seconds"]

@@ -1,0 +1,144 @@
+"""The loop: one optimiser step after the other, with checkpoints in between."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pruning.data import sample_generator
+from pruning.recovery.batches import MODULES, BatchSource, TrainingBatch, training_batches
+from pruning.recovery.checkpoints import TrainingState, write_checkpoint
+from pruning.recovery.objective import loss_weights, training_step
+from pruning.recovery.progress import RecoveryProgress
+from pruning.recovery.settings import RecoverySettings, learning_rate_at
+from pruning.types import PruningError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one recovery run works with; only `state` changes.
+
+    Attributes:
+        settings: Checked settings.
+        accelerator: Device, precision and processes.
+        model: The student as accelerate prepared it.
+        teacher: The dense model, or None.
+        scheduler: Noises the images.
+        optimizer: AdamW as accelerate prepared it.
+        state: Student, averages, optimiser and counters.
+        folder: Where checkpoints go, or None.
+        identity: The fingerprint written into them.
+    """
+
+    settings: RecoverySettings
+    accelerator: Accelerator
+    model: nn.Module
+    teacher: nn.Module | None
+    scheduler: Any
+    optimizer: torch.optim.Optimizer
+    state: TrainingState
+    folder: Path | None
+    identity: Mapping[str, Any]
+
+
+def train(
+    run: Run, source: BatchSource, progress: Callable[[RecoveryProgress], None] | None, resumed_from: int
+) -> None:
+    """Take the steps that are left, up to the number asked or the time limit, saving on the way and at the end.
+
+    Raises:
+        PruningError: If a loss or gradient is not finite, or a checkpoint cannot be written.
+    """
+    settings, state = run.settings, run.state
+    seconds_before, saved = state.seconds, resumed_from
+    limit = math.inf if settings.max_seconds is None else settings.max_seconds
+    with closing(training_batches(source, state.step, settings.steps)) as batches:
+        while state.step < settings.steps and state.seconds < limit:
+            step, began = state.step, time.perf_counter()
+            loss = optimizer_step(run, step, islice(batches, settings.gradient_accumulation))
+            elapsed = time.perf_counter() - began
+            loss, elapsed = _agree(run.accelerator, loss, elapsed)
+            state.losses.append(loss)
+            state.images += settings.batch_size
+            state.seconds += elapsed
+            if progress is not None and run.accelerator.is_main_process:
+                images = (state.step - resumed_from) * settings.batch_size
+                speed = images / max(state.seconds - seconds_before, 1e-9)
+                rate = learning_rate_at(settings, step)
+                progress(RecoveryProgress(state.step, settings.steps, loss, rate, speed, resumed_from))
+            if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
+                saved = _save(run)
+    if saved != state.step:
+        _save(run)
+
+
+def optimizer_step(run: Run, step: int, batches: Iterable[TrainingBatch]) -> float:
+    """Accumulate gradients over the micro-batches of one step, then update the weights and their averages.
+
+    Returns:
+        The loss of this process, the mean over its samples.
+
+    Raises:
+        PruningError: If the loss or the gradient is not finite; the weights are then those before the step.
+    """
+    settings, accelerator, parameters = run.settings, run.accelerator, list(run.state.student.parameters())
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate_at(settings, step)
+    total = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        # Dropout modules can only draw from the global generator; the caller restores it.
+        torch.manual_seed(sample_generator(settings.seed, batch.position, MODULES).initial_seed())
+        weights = loss_weights(run.scheduler, batch.timesteps, settings.loss_weighting)
+        with accelerator.accumulate(run.model):
+            with accelerator.autocast():
+                loss = training_step(
+                    run.model, run.teacher, batch, distill_weight=settings.distill_weight, weights=weights
+                )
+            accelerator.backward(loss)
+        total = total + loss.detach() / settings.gradient_accumulation
+    norm: Any = accelerator.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
+    # With float16 an infinite gradient is the scaler's business: it skips the step and lowers the scale.
+    if not math.isfinite(loss_value) or (run.state.scaler is None and not math.isfinite(norm_value)):
+        raise _not_finite(run, step, loss_value, norm_value)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.state.ema.step(parameters)
+    return loss_value
+
+
+def _agree(accelerator: Accelerator, loss: float, elapsed: float) -> tuple[float, float]:
+    """Average over processes, so that all of them record the same loss and stop at the same time."""
+    if accelerator.num_processes == 1:
+        return loss, elapsed
+    pair = torch.tensor([loss, elapsed], dtype=torch.float32, device=accelerator.device)
+    mean: Tensor = accelerator.reduce(pair, reduction="mean")  # type: ignore[assignment]
+    loss, elapsed = mean.tolist()
+    return loss, elapsed
+
+
+def _save(run: Run) -> int:
+    if run.folder is not None and run.accelerator.is_main_process:
+        write_checkpoint(run.folder, run.state, run.identity, run.settings.keep_checkpoints)
+    run.accelerator.wait_for_everyone()
+    return run.state.step
+
+
+def _not_finite(run: Run, step: int, loss: float, norm: float) -> PruningError:
+    kept = f"Earlier checkpoints in {run.folder} are whole. " if run.folder is not None else ""
+    return PruningError(
+        f"recovery: at step {step + 1} of {run.settings.steps} the loss is {loss} and the gradient's norm {norm} "
+        f"(learning rate {learning_rate_at(run.settings, step):.3g}). {kept}Lower learning_rate, lengthen "
+        "warmup_steps, set grad_clip, or use mixed_precision 'no' or 'bf16' instead of 'fp16'; at the first step "
+        "look for NaN in the model or the images"
+    )

@@ -1,0 +1,279 @@
+"""Training a pruned denoiser back: fine-tuning, or distillation of the dense model's output, on accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from pruning.data import ImageData
+from pruning.recovery.batches import BatchPlan, BatchSource, Conditioner
+from pruning.recovery.checkpoints import (
+    TrainingState,
+    checkpoint_bytes,
+    clear_temporaries,
+    fingerprint,
+    resume,
+)
+from pruning.recovery.files import check_writable
+from pruning.recovery.labels import hold_label_embeddings, resolve_label_dropout
+from pruning.recovery.loop import Run, train
+from pruning.recovery.objective import loss_weights
+from pruning.recovery.progress import RecoveryProgress
+from pruning.recovery.settings import RecoverySettings
+from pruning.types import PruningError
+
+_DATA_PARALLEL = (
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+)
+
+
+@dataclass(frozen=True)
+class RecoveryResult:
+    """What a recovery run did, earlier parts of a resumed run included.
+
+    Attributes:
+        losses: (step, loss) of every optimiser step, steps counted from 1.
+        images_per_second: Images trained on a second, checkpoints left out.
+        steps: Optimiser steps taken; fewer than asked only where `max_seconds` ended the run.
+        resumed_from: Step of the checkpoint that this process started from; 0 for a fresh start.
+        seconds: Seconds spent training, checkpoints left out.
+    """
+
+    losses: list[tuple[int, float]]
+    images_per_second: float
+    steps: int
+    resumed_from: int
+    seconds: float
+
+
+def recover(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: ImageData,
+    conditioner: Conditioner,
+    scheduler: Any,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float = 1e-4,
+    warmup_steps: int = 0,
+    schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    distill_weight: float = 0.5,
+    label_dropout: float | None = None,
+    ema_decay: float = 0.999,
+    grad_clip: float | None = 1.0,
+    loss_weighting: str = "uniform",
+    gradient_accumulation: int = 1,
+    mixed_precision: str | None = None,
+    checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
+    max_seconds: float | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    progress: Callable[[RecoveryProgress], None] | None = None,
+) -> RecoveryResult:
+    """Train `student` in place; at the end it holds the averaged (EMA) weights, in float32 and eval mode.
+
+    A run that was stopped anyhow goes on from its newest checkpoint in `folder` with the same losses, bit for bit,
+    as an uninterrupted one on the CPU (on a GPU as far as its kernels are deterministic). Works under
+    ``accelerate launch``; process 0 writes.
+
+    Args:
+        student: The pruned denoiser; bfloat16 and float16 weights become float32 master weights.
+        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` 0.
+        data: Clean images.
+        conditioner: (images, labels, captions, generator) -> (clean samples, call arguments).
+        scheduler: Noises the images; not changed.
+        steps: Optimiser steps.
+        batch_size: Images an optimiser step, over all micro-batches and processes.
+        learning_rate: AdamW's, after the warm-up.
+        warmup_steps: Steps of linear warm-up.
+        schedule: ``cosine`` down to 0 at `steps`, or ``constant``.
+        weight_decay: AdamW's, on weights of two or more dimensions.
+        distill_weight: d in loss = (1 - d) data loss + d distance to the teacher's output.
+        label_dropout: Probability of training a sample without its label or caption; None takes 0.1 where the
+            model knows "no label", else 0.
+        ema_decay: Decay of the averaged weights, reached by diffusers' ramp min(decay, (1 + n) / (10 + n)).
+        grad_clip: Largest global norm of the gradient; None for no clipping.
+        loss_weighting: ``uniform`` or ``min_snr``.
+        gradient_accumulation: Micro-batches a step and process; changes memory, not the course.
+        mixed_precision: ``no``, ``bf16``, ``fp16``, or None for what ``accelerate`` is set to.
+        checkpoint_every: Steps between checkpoints; 0: only at the end.
+        keep_checkpoints: Newest checkpoints to keep.
+        max_seconds: End after this much training time (resumed time included); None for no limit.
+        seed: Of every draw.
+        folder: Where checkpoints go; None writes none.
+        device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
+        progress: Called after every step on process 0, e.g. a `ProgressBar`.
+
+    Raises:
+        PruningError: For settings out of range, a folder that cannot be written or holds checkpoints of another
+            configuration, or a loss or gradient that is not finite (earlier checkpoints are left whole).
+    """
+    settings = RecoverySettings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        distill_weight=distill_weight,
+        label_dropout=label_dropout,
+        ema_decay=ema_decay,
+        grad_clip=grad_clip,
+        loss_weighting=loss_weighting,
+        gradient_accumulation=gradient_accumulation,
+        mixed_precision=mixed_precision,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        max_seconds=max_seconds,
+        seed=seed,
+    )
+    settings.check()
+    _check_models(student, teacher, data, settings)
+    dropout = resolve_label_dropout(label_dropout, student, has_captions=data.fetch_caption is not None)
+    settings = replace(settings, label_dropout=dropout)
+    loss_weights(scheduler, torch.zeros(1, dtype=torch.long), loss_weighting)  # an impossible one fails here
+    accelerator = _accelerator(settings, device)
+    used_teacher = teacher if distill_weight > 0 else None
+    place = Path(folder) if folder is not None else None
+    identity = fingerprint(settings.course(), student, used_teacher, data, scheduler)
+    if place is not None and accelerator.is_main_process:
+        check_writable("recovery checkpoints", place, checkpoint_bytes(student))
+        clear_temporaries(place)
+    accelerator.wait_for_everyone()
+    plan = BatchPlan(
+        batch_size, gradient_accumulation, accelerator.process_index, accelerator.num_processes, dropout, seed
+    )
+    source = BatchSource(student, data, conditioner, scheduler, plan, accelerator.device)
+    with _training(student, used_teacher, accelerator):
+        run = _start(student, used_teacher, scheduler, settings, accelerator, place, identity)
+        resumed_from = resume(place, run.state, identity) if place is not None else 0
+        train(run, source, progress, resumed_from)
+        run.state.ema.copy_to(student.parameters())
+    student.eval()
+    state = run.state
+    speed = state.images / state.seconds if state.seconds > 0 else 0.0
+    return RecoveryResult(
+        list(enumerate(state.losses, start=1)), speed, state.step, resumed_from, state.seconds
+    )
+
+
+def _check_models(
+    student: nn.Module, teacher: nn.Module | None, data: ImageData, settings: RecoverySettings
+) -> None:
+    if not any(p.requires_grad for p in student.parameters()):
+        raise PruningError(
+            "recovery: no parameter of the student requires a gradient; call student.requires_grad_(True)"
+        )
+    if len(data) == 0:
+        raise PruningError(f"recovery: {data.name} holds no image; give a data set with at least one")
+    if settings.distill_weight == 0:
+        return
+    if teacher is None:
+        raise PruningError(
+            f"recovery: distill_weight={settings.distill_weight} needs the dense model as teacher; "
+            "pass it, or set distill_weight to 0"
+        )
+    mine = {id(p) for p in student.parameters()}
+    if any(id(p) in mine for p in teacher.parameters()):
+        raise PruningError(
+            "recovery: student and teacher share parameters; load the dense model a second time"
+        )
+
+
+def _accelerator(settings: RecoverySettings, device: str | None) -> Accelerator:
+    """Make the Accelerator and check that this run fits it."""
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            cpu=device == "cpu",
+            gradient_accumulation_steps=settings.gradient_accumulation,
+        )
+    except ValueError as error:
+        raise PruningError(
+            f"recovery: accelerate refuses mixed_precision={settings.mixed_precision!r} on device {device!r}: {error}"
+        ) from error
+    if accelerator.distributed_type not in _DATA_PARALLEL:
+        raise PruningError(
+            f"recovery: {accelerator.distributed_type.value} is not supported; "
+            "launch one process, or data-parallel ones (`accelerate launch --multi_gpu`)"
+        )
+    found = accelerator.device.type
+    if device is not None and torch.device(device).type != found:
+        raise PruningError(
+            f"recovery: device={device!r} asked, but accelerate runs on {found!r} here; ask for {found!r}"
+        )
+    parts = settings.gradient_accumulation * accelerator.num_processes
+    if settings.batch_size % parts:
+        raise PruningError(
+            f"recovery: batch_size={settings.batch_size} must be a multiple of gradient_accumulation x processes = "
+            f"{settings.gradient_accumulation} x {accelerator.num_processes} = {parts}"
+        )
+    return accelerator
+
+
+@contextmanager
+def _training(student: nn.Module, teacher: nn.Module | None, accelerator: Accelerator) -> Iterator[None]:
+    """Put the models into training order, and undo what accelerate and training leave on them and in torch."""
+    device = accelerator.device
+    before = {name: vars(student)[name] for name in _WRAPPED if name in vars(student)}
+    teaching = teacher is not None and teacher.training
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            student.to(device=device, dtype=torch.float32)
+            student.train()
+            hold_label_embeddings(student)
+            if teacher is not None:
+                teacher.to(device).eval()
+            yield
+        finally:
+            for name in _WRAPPED:
+                vars(student).pop(name, None)
+            vars(student).update(before)
+            student.zero_grad(set_to_none=True)
+            if teacher is not None:
+                teacher.train(teaching)
+
+
+_WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
+"""What accelerate hangs on a prepared model."""
+
+
+def _start(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    scheduler: Any,
+    settings: RecoverySettings,
+    accelerator: Accelerator,
+    folder: Path | None,
+    identity: dict[str, Any],
+) -> Run:
+    """Make optimiser and averages, and prepare them with accelerate."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = accelerator.device.type in ("cpu", "cuda") or None
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=fused)
+    model = accelerator.prepare_model(student)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    ema = EMAModel(student.parameters(), decay=settings.ema_decay, foreach=True)
+    state = TrainingState(student, ema, optimizer, accelerator.scaler)
+    return Run(settings, accelerator, model, teacher, scheduler, prepared, state, folder, identity)
