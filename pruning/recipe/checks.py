@@ -70,8 +70,7 @@ def _prune(recipe: Recipe) -> Iterator[Problem]:
     yield from _one_of("prune.compensation", section.compensation, ("none", "fold", "least_squares"))
     yield from _at_least("prune.round_to", section.round_to, 1)
     yield from _at_least("prune.min_units", section.min_units, 1)
-    if section.ridge <= 0:
-        yield "prune.ridge", f"{section.ridge} must be > 0"
+    yield from _at_least("prune.ridge", section.ridge, 0)
     for position, limit in enumerate(section.limits):
         place = f"prune.limits[{position}]"
         if limit.max_ratio is None and limit.min_units is None:
@@ -79,7 +78,7 @@ def _prune(recipe: Recipe) -> Iterator[Problem]:
         if limit.max_ratio is not None and not 0 <= limit.max_ratio <= 1:
             yield f"{place}.max_ratio", f"{limit.max_ratio} is not in [0, 1]"
         if limit.min_units is not None:
-            yield from _at_least(f"{place}.min_units", limit.min_units, 0)
+            yield from _at_least(f"{place}.min_units", limit.min_units, 1)
 
 
 def _target(recipe: Recipe) -> Iterator[Problem]:

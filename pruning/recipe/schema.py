@@ -117,7 +117,7 @@ class Target:
     Attributes:
         macs: Fraction of the dense multiply-accumulates that remain, in (0, 1]; 0.5 is half.
         params: Fraction of the dense parameters that remain, in (0, 1].
-        ratio: Fraction of the prunable units that are removed, in [0, 1).
+        ratio: Fraction of the prunable parameters that are removed, in [0, 1).
     """
 
     macs: float | None = None
@@ -130,7 +130,7 @@ class Limit:
     """A bound for some groups.
 
     Attributes:
-        match: Glob over the group name, or a kind; the first limit that matches a group holds.
+        match: A kind, or a glob over group and module names; a group obeys every limit that matches it.
         max_ratio: Largest fraction of the group's units that may go, in [0, 1].
         min_units: Fewest units that stay.
     """
@@ -232,16 +232,18 @@ class Evaluate:
     Attributes:
         num_samples: Generated images a model.
         num_steps: Sampling steps.
+        sampler: Scheduler class of diffusers to sample with, e.g. ``DDIMScheduler``; null takes the model's own.
         batch_size: Images generated at a time.
         guidance_scale: Classifier-free guidance; 1 is none.
-        features: Feature network of the distances: ``bundled:models/<classifier>``, ``inception``, or a
-            local file with the Inception weights.
+        features: Feature network of the distances: ``bundled:models/<classifier>`` or a folder of such a
+            classifier, ``inception`` (downloaded), or ``inception:<file>`` with its weights.
         metrics: Names of the files under ``eval/``.
         latency: How latency is measured.
     """
 
     num_samples: int = 1000
     num_steps: int = 20
+    sampler: str | None = None
     batch_size: int = 100
     guidance_scale: float = 1.0
     features: str = "bundled:models/digits-classifier"
@@ -271,7 +273,7 @@ class Recipe:
     """One experiment, from the trained model to the report.
 
     Attributes:
-        name: Name of the run directory.
+        name: Name of the experiment and of its run directory.
         title: Heading of the report; empty takes `name`.
         seed: Seeds every draw.
         device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Work = Callable[["Run", Path], None]
+Work = Callable[["Run", Path], dict[str, Any]]
 Extra = Callable[["Run"], dict[str, Any]]
 
 CLOCK = ".seconds"
@@ -40,7 +40,7 @@ class Stage:
 
     Attributes:
         name: One of `STAGES`.
-        work: Writes the artefacts to the folder it is given.
+        work: Writes the artefacts to the folder it is given, and returns the figures worth showing (JSON types).
         after: Stages whose artefacts it reads; none means that it reads the model and the data.
         reads: Keys of the recipe that its result depends on, ``section`` or ``section.key``.
         extra: Further values that its result depends on.
@@ -68,6 +68,7 @@ class Stage:
         if not run.ranks.is_first:
             return self._follow(run)
         with run.held():
+            run.claim()
             config, inputs = self.config(run), self.inputs(run)
             mark = fingerprint(self.name, config, inputs)
             current = run.folder.is_current(self.name, mark)
@@ -79,10 +80,16 @@ class Stage:
             if self.on_all_ranks:
                 run.ranks.tell(self.name, go=not current)
             if not current:
-                seconds = self._do(run)
-                run.folder.commit(self.name, self._manifest(run, mark, config, inputs, seconds))
+                done = {"fingerprint": mark, "config": config, "inputs": inputs, **self._do(run)}
+                run.folder.commit(self.name, done)
                 run.forget(self.name)
             return run.folder.stage(self.name)
+
+    def is_current(self, run: Run) -> bool:
+        """Tell whether the stage is done with the settings and inputs of now; it is then reused."""
+        if not all(run.folder.is_done(name) for name in (*self.after, self.name)):
+            return False
+        return run.folder.is_current(self.name, fingerprint(self.name, self.config(run), self.inputs(run)))
 
     def config(self, run: Run) -> dict[str, Any]:
         """Return the values that the result depends on."""
@@ -96,13 +103,22 @@ class Stage:
             return {kind: entry["hash"] for kind, entry in run.identity.items()}
         return {name: run.folder.output_hash(name) for name in self.after}
 
-    def _do(self, run: Run) -> float:
-        """Run the work and return how long it took, earlier attempts that it resumes included."""
+    def _do(self, run: Run) -> dict[str, Any]:
+        """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
         logger.info("%-9s …", self.name)
-        with _timed(run.folder.partial(self.name)) as clock, _disk_errors(self.name, run.folder):
-            self.work(run, run.folder.partial(self.name))
+        folder = run.folder.partial(self.name)
+        with _timed(folder) as clock, _disk_errors(self.name, run.folder):
+            result = self.work(run, folder)
         logger.info("%-9s done in %.1f s", self.name, clock())
-        return clock()
+        return {
+            "stage": self.name,
+            "result": result,
+            "seed": run.recipe.seed,
+            "device": run.device_name,
+            "versions": versions(),
+            "finished": datetime.now().isoformat(timespec="seconds"),
+            "seconds": round(clock(), 3),
+        }
 
     def _follow(self, run: Run) -> Path:
         """Do what a process other than the first does: nothing, or the same work in step with it."""
@@ -121,21 +137,6 @@ class Stage:
         reason = "; ".join(changed) or "an artefact is missing"
         logger.info("%-9s %s; earlier results are in %s", self.name, reason, old)
 
-    def _manifest(
-        self, run: Run, mark: str, config: dict[str, Any], inputs: dict[str, str], seconds: float
-    ) -> dict[str, Any]:
-        return {
-            "stage": self.name,
-            "fingerprint": mark,
-            "config": config,
-            "inputs": inputs,
-            "seed": run.recipe.seed,
-            "device": run.device_name,
-            "versions": versions(),
-            "finished": datetime.now().isoformat(timespec="seconds"),
-            "seconds": round(seconds, 3),
-        }
-
 
 def stage(
     name: str,
@@ -146,7 +147,7 @@ def stage(
     resumable: bool = False,
     on_all_ranks: bool = False,
 ) -> Callable[[Work], Stage]:
-    """Return a decorator that makes a function ``(run, folder) -> None`` the stage `name`."""
+    """Return a decorator that makes a function ``(run, folder) -> figures`` the stage `name`."""
 
     def decorate(work: Work) -> Stage:
         assert name in STAGES, f"{name} is no stage"

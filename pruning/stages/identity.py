@@ -1,0 +1,68 @@
+"""Whose run is it? The model and the data that a run directory belongs to, by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pruning.models import resolve_source
+from pruning.recipe import Recipe
+from pruning.stages.folder import file_hash
+
+DENOISER_FOLDERS = ("unet", "transformer", "scheduler")
+
+
+def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return source and hash of the dense model.
+
+    A local model is known by the content of its denoiser's files, wherever it lies; one on the hub by its id,
+    revision and variant.
+
+    Args:
+        recipe: Names the model.
+        known: What was returned before for this run; files of the same size and time are not read again.
+    """
+    section = recipe.model
+    folder = Path(resolve_source(section.source))
+    files: dict[str, dict[str, Any]] = {}
+    if folder.is_dir():
+        inner = (section.subfolder, "scheduler") if section.subfolder else DENOISER_FOLDERS
+        places = [folder / name for name in inner if name and (folder / name).is_dir()] or [folder]
+        before = known.get("files", {}) if known.get("source") == section.source else {}
+        for path in sorted(p for place in places for p in place.iterdir() if p.is_file()):
+            name, status = path.relative_to(folder).as_posix(), path.stat()
+            entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            same = {key: before.get(name, {}).get(key) for key in entry} == entry
+            files[name] = {**entry, "sha256": before[name]["sha256"] if same else file_hash(path)}
+        what: Any = {name: entry["sha256"] for name, entry in files.items()}
+    else:
+        what = [section.source, section.revision, section.variant]
+    return {"source": section.source, "hash": _hash(what), "files": files}
+
+
+def data_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return source and hash of the data: names and sizes of local files, else the name of the data set."""
+    source = recipe.data.source
+    path = Path(source).expanduser()
+    what: Any = source
+    if path.is_file():
+        what = [path.name, path.stat().st_size]
+    elif path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        what = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
+    return {"source": source, "hash": _hash(what)}
+
+
+def difference(kind: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return in words how the `kind` (model, data) of a run differs from what is asked, or None."""
+    if before.get("hash") == now["hash"]:
+        return None
+    was, asked = (f"{entry.get('source')!r} (hash {str(entry.get('hash'))[:8]})" for entry in (before, now))
+    return f"it holds the {kind} {was}, the recipe asks for {asked}"
+
+
+def _hash(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

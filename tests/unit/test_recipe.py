@@ -1,0 +1,256 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
+from pruning.recipe.checks import value_problems
+from pruning.types import PruningError
+
+TARGET = "prune:\n  target:\n    macs: 0.5\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(text: str, name: str = "r.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def test_values_go_over_defaults_and_overrides_over_both(write):
+    path = write("name: mine\nseed: 3\nscore:\n  criterion: wanda\n" + TARGET)
+    recipe = load_recipe(path, ["seed=4", "calibrate.queries=64", "recover.learning_rate=1e-3"])
+    assert (recipe.name, recipe.seed, recipe.score.criterion) == ("mine", 4, "wanda")
+    assert recipe.calibrate.queries == 64
+    assert recipe.recover.learning_rate == 1e-3
+    assert recipe.run_dir == "runs/mine"
+    assert recipe.evaluate == Recipe().evaluate
+
+
+def test_limits_become_dataclasses_and_the_yaml_of_a_recipe_reads_back(write):
+    text = TARGET + "  limits:\n    - {match: 'blocks.0.*', max_ratio: 0.25}\n"
+    recipe = load_recipe(write(text), ["prune.kinds=[attention_heads]"])
+    assert recipe.prune.limits[0].max_ratio == 0.25
+    assert recipe.prune.kinds == ["attention_heads"]
+    assert load_recipe(write(to_yaml(recipe), "again.yaml")) == recipe
+
+
+def test_an_empty_section_is_its_defaults(write):
+    assert load_recipe(write("recover:\nevaluate: {}\n" + TARGET)).recover == Recipe().recover
+
+
+@pytest.mark.parametrize("override", ["prune.target.ratio=0.3", "prune.target.params=0.7"])
+def test_a_target_on_the_command_line_replaces_the_recipes(write, override):
+    target = load_recipe(write(TARGET), [override]).prune.target
+    key, value = override.removeprefix("prune.target.").split("=")
+    assert {k: v for k, v in vars(target).items() if v is not None} == {key: float(value)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prune:\n  taget:\n    macs: 0.5\n", r"r\.yaml: prune\.taget is unknown; did you mean prune\.target\?"),
+        ("prune:\n  target:\n    mac: 0.5\n", r"prune\.target\.mac is unknown; did you mean prune\.target\.macs\?"),
+        ("calibrat: {}\n", r"calibrat is unknown; did you mean calibrate\?"),
+        ("prune:\n  criterion: obs\n", r"prune\.criterion is unknown; did you mean score\.criterion\?"),
+        ("prune:\n  limits: [{mach: x}]\n", r"prune\.limits\[0\]\.mach is unknown; did you mean prune\.limits\[0\]\.match"),
+        ("score: {qqqq: 1}\n", r"score\.qqqq is unknown; valid here: criterion, omega"),
+    ],
+)
+def test_a_typo_names_the_nearest_key_and_the_place(write, text, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe(write(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: many\n", r"seed: 'many' is a str; expected a whole number"),
+        ("seed: 1.5\n", r"seed: 1\.5 is a float; expected a whole number"),
+        ("seed: true\n", r"seed: True is a bool; expected a whole number"),
+        ("name: [1]\n", r"name: \[1\] is a list; expected text"),
+        ("prune:\n  target: {macs: half}\n", r"prune\.target\.macs: 'half' is a str; expected a number or null"),
+        ("prune:\n  kinds: ffn_channels\n", r"prune\.kinds: 'ffn_channels' is a str; expected a list of text"),
+        ("prune:\n  limits: [3]\n", r"prune\.limits\[0\]: 3 is not a mapping; its keys are match, max_ratio, min_units"),
+        ("prune: 3\n", r"prune: 3 is not a mapping; its keys are kinds, target"),
+        ("recover: {enabled: 3.5}\n", r"recover\.enabled: 3\.5 is a float; expected true or false"),
+    ],
+)
+def test_a_wrong_type_names_key_value_and_type(write, text, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe(write(text))
+
+
+def test_all_unknown_keys_and_wrong_types_come_at_once(write):
+    with pytest.raises(PruningError) as caught:
+        load_recipe(write("seed: x\nscore: {critrion: obs}\nrecover: {stps: 3}\n"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.count("r.yaml: ") == 1 for line in lines)
+
+
+def test_all_values_that_make_no_sense_come_at_once_with_their_places(write):
+    text = "prune:\n  target: {macs: 1.5}\n  kinds: [heads]\nscore: {criterion: wnda}\n"
+    with pytest.raises(PruningError) as caught:
+        load_recipe(write(text), ["calibrate.batch_size=0"])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "command line: calibrate.batch_size: 0 must be at least 1"
+    assert lines[1].endswith(next(line for line in lines if "did you mean 'wanda'" in line)[-20:])
+    assert any("prune.target.macs: 1.5 is not in (0, 1]" in line for line in lines)
+    assert any("prune.kinds: 'heads' is not valid" in line and "attention_heads" in line for line in lines)
+    assert len(lines) == 4
+
+
+def _replace(recipe: Recipe, key: str, value: object) -> Recipe:
+    head, _, rest = key.partition(".")
+    if not rest:
+        return dataclasses.replace(recipe, **{head: value})
+    return dataclasses.replace(recipe, **{head: _replace(getattr(recipe, head), rest, value)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place", "message"),
+    [
+        ("name", "a/b", "name", "it names a folder"),
+        ("seed", -1, "seed", "not in [0"),
+        ("device", "gpu", "device", "none of auto, cpu"),
+        ("model.source", "", "model.source", "is empty"),
+        ("model.dtype", "float", "model.dtype", "valid: float32, bfloat16, float16"),
+        ("data.resolution", 0, "data.resolution", "at least 1"),
+        ("calibrate.num_samples", 0, "calibrate.num_samples", "at least 1"),
+        ("calibrate.queries", 1, "calibrate.queries", "at least 2"),
+        ("calibrate.provider", "noise", "calibrate.provider", "did you mean 'noised'"),
+        ("calibrate.timestep_weights", "log", "calibrate.timestep_weights", "uniform, obs_diff"),
+        ("calibrate.criteria", ["obbs"], "calibrate.criteria", "did you mean 'obs'"),
+        ("calibrate.omega.alpha", 0.0, "calibrate.omega.alpha", "> 0"),
+        ("calibrate.omega.rho", -1.0, "calibrate.omega.rho", "> 0"),
+        ("calibrate.omega.mode", "soft", "calibrate.omega.mode", "ratio, paper, hard"),
+        ("score.omega", "yes", "score.omega", "off, on, permuted"),
+        ("prune.kinds", [], "prune.kinds", "is empty"),
+        ("prune.scope", "locl", "prune.scope", "did you mean 'local'"),
+        ("prune.compensation", "obs", "prune.compensation", "none, fold, least_squares"),
+        ("prune.round_to", 0, "prune.round_to", "at least 1"),
+        ("prune.min_units", 0, "prune.min_units", "at least 1"),
+        ("prune.ridge", -0.1, "prune.ridge", "at least 0"),
+        ("recover.steps", 0, "recover.steps", "at least 1"),
+        ("recover.warmup_steps", 10**9, "recover.warmup_steps", "more than recover.steps"),
+        ("recover.learning_rate", 0.0, "recover.learning_rate", "> 0"),
+        ("recover.grad_clip", float("inf"), "recover.grad_clip", "finite"),
+        ("recover.distill_weight", 1.1, "recover.distill_weight", "not in [0, 1]"),
+        ("recover.ema_decay", 1.0, "recover.ema_decay", "not in [0, 1)"),
+        ("recover.schedule", "linear", "recover.schedule", "cosine, constant"),
+        ("recover.loss_weighting", "snr", "recover.loss_weighting", "uniform, min_snr"),
+        ("recover.mixed_precision", "fp32", "recover.mixed_precision", "no, bf16, fp16"),
+        ("evaluate.num_samples", 1, "evaluate.num_samples", "at least 2"),
+        ("evaluate.latency.threads", 0, "evaluate.latency.threads", "at least 1"),
+        ("export.dtype", "int8", "export.dtype", "float32, bfloat16, float16"),
+        ("export.formats", ["onx"], "export.formats", "unknown exporter"),
+        ("export.max_shard_size", "big", "export.max_shard_size", "no size"),
+    ],
+)
+def test_every_rule_names_its_key(key, value, place, message):
+    recipe = _replace(_replace(Recipe(), "prune.target.macs", 0.5), key, value)
+    problems = dict(value_problems(recipe))
+    assert list(problems) == [place]
+    assert message in problems[place]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({}, "exactly one of macs, params and ratio must be given, found none"),
+        ({"macs": 0.5, "ratio": 0.5}, "found macs=0.5 and ratio=0.5"),
+        ({"params": 0.0}, "not in (0, 1]"),
+        ({"ratio": 1.0}, "not in [0, 1)"),
+    ],
+)
+def test_target_rules(target, message):
+    recipe = Recipe()
+    for key, value in target.items():
+        recipe = _replace(recipe, f"prune.target.{key}", value)
+    assert [text for _, text in value_problems(recipe) if message in text]
+
+
+def test_limits_must_bound_something(write):
+    text = TARGET + "  limits: [{match: 'a*'}, {match: b, max_ratio: 2.0}, {match: c, min_units: -1}]\n"
+    with pytest.raises(PruningError) as caught:
+        load_recipe(write(text))
+    assert "prune.limits[0]: limit for 'a*' bounds nothing" in str(caught.value)
+    assert "prune.limits[1].max_ratio: 2.0 is not in [0, 1]" in str(caught.value)
+    assert "prune.limits[2].min_units: -1 must be at least 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "prune..target=3"])
+def test_an_override_needs_a_key_and_a_value(write, override):
+    with pytest.raises(PruningError, match="command line: '.*' is not an override; write key.path=value"):
+        load_recipe(write(TARGET), [override])
+
+
+def test_a_typo_on_the_command_line_says_so(write):
+    with pytest.raises(PruningError, match=r"command line: prune\.taget is unknown; did you mean prune\.target\?"):
+        load_recipe(write(TARGET), ["prune.taget.macs=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "a recipe is a mapping of sections, found a list"),
+        ("seed: [1\n", "cannot be read as YAML"),
+        ("seed: 1\nseed: 2\n", "cannot be read as YAML"),
+        ("run_dir: ${nam}/x\n" + TARGET, r"run_dir: .*nam"),
+    ],
+)
+def test_files_that_are_no_recipe(write, text, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe(write(text))
+
+
+def test_a_recipe_is_found_by_path_by_run_or_by_bundled_name(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundled = bundled_recipes()["quickstart"]
+    for argument in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml"):
+        assert find_recipe(argument) == bundled
+    mine = write("", "quickstart.yaml")
+    assert find_recipe("quickstart.yaml").resolve() == mine
+    (tmp_path / "run").mkdir()
+    inner = write("", "run/recipe.yaml")
+    assert find_recipe("run").resolve() == inner
+
+
+@pytest.mark.parametrize("argument", ["quickstrt", "elsewhere/quickstart.yaml"])
+def test_an_unknown_recipe_lists_the_bundled_ones(tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PruningError, match=r"no recipe '.*': neither a file nor one of .*quickstart.*did you mean quickstart"):
+        find_recipe(argument)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "digits-unet", "ddpm-cifar10", "sd15", "dit-xl-2-256"])
+def test_bundled_recipes_are_valid_and_carry_their_own_name(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.title
+
+
+def test_every_field_is_documented():
+    def sections(cls: type) -> typing.Iterator[type]:
+        yield cls
+        for hint in typing.get_type_hints(cls).values():
+            for inner in (hint, *typing.get_args(hint)):
+                if dataclasses.is_dataclass(inner):
+                    yield from sections(typing.cast(type, inner))
+
+    for cls in sections(Recipe):
+        for field in dataclasses.fields(cls):
+            assert f"\n        {field.name}: " in (cls.__doc__ or ""), f"{cls.__name__}.{field.name}"
+
+
+def test_a_recipe_as_a_dict_is_plain():
+    assert to_dict(Recipe())["calibrate"]["omega"]["alpha"] == 4.0
