@@ -83,27 +83,29 @@ def bootstrap_frechet(
     """
     _check_pair(real, generated)
     n = len(generated)
-    mean, covariance = real.double().mean(0), torch.cov(real.double().T).reshape(real.shape[1], -1)
+    covariance = torch.cov(real.double().T).reshape(real.shape[1], -1)
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_r^(1/2), (d, d)
-    centred = generated.double() - mean
+    centred = generated.double() - real.double().mean(0)  # (N, d)
+    projected = centred @ root
     distances = torch.empty(resamples, dtype=torch.float64)
     for i in range(resamples):
         rows = torch.randint(n, (n,), generator=generator)
         counts = torch.bincount(rows, minlength=n).double()
-        distances[i] = _weighted_frechet(covariance, root, centred, counts)
+        shift = counts @ centred / n  # mu_g - mu_r
+        trace = (counts @ centred.square().sum(1) - n * shift @ shift) / (n - 1)  # tr S_g
+        cross = _trace_of_root(counts.sqrt()[:, None] * (projected - shift @ root)) / math.sqrt(n - 1)
+        distances[i] = shift @ shift + covariance.trace() + trace - 2 * cross
     return distances
 
 
-def _weighted_frechet(covariance: Tensor, root: Tensor, centred: Tensor, counts: Tensor) -> Tensor:
-    """Return the distance with row i of the generated features (less the real mean) counted ``counts[i]`` times."""
-    n = counts.sum()
-    shift = counts @ centred / n
-    spread = (centred * counts[:, None]).T @ centred - n * torch.outer(shift, shift)
-    other = spread / (n - 1)
-    # tr (S_r S_g)^(1/2) by the symmetric S_r^(1/2) S_g S_r^(1/2), which has the same eigenvalues.
-    eigenvalues = torch.linalg.eigvalsh(root @ other @ root)
-    return shift @ shift + covariance.trace() + other.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
+def _trace_of_root(matrix: Tensor) -> Tensor:
+    """Return ``tr (Z^T Z)^(1/2)`` of Z ``(n, d)`` from the smaller of its two Gram matrices.
+
+    With Z the centred rows of the generated features times ``S_r^(1/2)`` this is ``tr (S_r S_g)^(1/2) (n - 1)^(1/2)``.
+    """
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
 
 
 def _check_pair(real: Tensor, generated: Tensor) -> None:

@@ -140,8 +140,8 @@ def _time_sampling(context: Context, options: LatencyOptions, threads: int) -> d
     if not options.sampling or len(samplers) < len(context.subjects):
         if options.sampling:
             logger.info("sampling is not timed: %s", sorted(set(context.subjects) - set(samplers)))
-        nothing = {"sampling": None, "speedup_sampling": None, "speedup_sampling_ci95": None}
-        return {name: dict(nothing) for name in context.subjects}
+        keys = ("sampling", "speedup_sampling", "speedup_sampling_ci95", "speedup_sampling_coverage")
+        return {name: dict.fromkeys(keys) for name in context.subjects}
     ids = torch.arange(options.sampling_batch_size)
     times = interleave(
         {name: lambda sample=sample: sample(ids) for name, sample in samplers.items()},

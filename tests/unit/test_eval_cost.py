@@ -1,0 +1,131 @@
+"""Parameters, MACs, bytes: counted by hand."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eval.cost import LiveBytes, count_macs, count_params, file_bytes, measure, peak_memory, weight_bytes
+from eval.types import Context, Subject
+
+
+def test_macs_of_a_linear_layer() -> None:
+    layer = nn.Linear(7, 5)
+    assert count_macs(lambda: layer(torch.zeros(3, 7))) == 3 * 7 * 5
+
+
+def test_macs_of_a_convolution() -> None:
+    layer = nn.Conv2d(2, 6, 3, padding=1, groups=2)
+    assert count_macs(lambda: layer(torch.zeros(1, 2, 8, 8))) == 8 * 8 * 6 * (2 // 2) * 9
+
+
+def test_macs_of_attention_are_counted() -> None:
+    batch, heads, queries, keys, dim = 2, 3, 10, 7, 4
+    query = torch.zeros(batch, heads, queries, dim)
+    key = torch.zeros(batch, heads, keys, dim)
+    got = count_macs(lambda: F.scaled_dot_product_attention(query, key, key))
+    assert got == 2 * batch * heads * queries * keys * dim  # the scores and the weighted sum
+
+
+def test_shared_parameters_count_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert count_params(model) == 16 + 4 + 4
+    assert weight_bytes(model) == 4 * (16 + 4 + 4)
+    assert weight_bytes(model.to(torch.bfloat16)) == 2 * (16 + 4 + 4)
+
+
+def test_live_bytes_by_hand() -> None:
+    x = torch.zeros(100)
+    with LiveBytes() as mode:
+        a = x + 1  # 400
+        b = a * 2  # 800
+        del a  # 400
+        view = b.reshape(10, 10)  # a view is nothing new
+        view.add_(1)  # nor is writing in place, here or in what came from outside
+        x.mul_(2)
+        c = torch.cat([b, b])  # 400 + 800
+        assert mode.live == 1200
+        del view, b, c
+        assert mode.live == 0
+        d = torch.zeros(200)  # 800, below the peak
+    del d
+    assert mode.peak == 1200
+
+
+def test_peak_memory_adds_the_weights() -> None:
+    model = nn.Linear(10, 10, bias=False)
+    x = torch.zeros(5, 10)
+    assert peak_memory(model, lambda: model(x)) == (400 + 200, peak_memory(model, lambda: model(x))[1])
+    assert "live tensor bytes" in peak_memory(model, lambda: model(x))[1]
+
+
+def test_peak_memory_follows_what_is_kept() -> None:
+    model = nn.Linear(10, 10, bias=False)
+    x = torch.zeros(5, 10)
+
+    def chained() -> Tensor:
+        y = x
+        for _ in range(6):
+            y = model(y)
+        return y
+
+    def hoarded() -> list[Tensor]:
+        return [model(x) for _ in range(6)]
+
+    assert peak_memory(model, chained)[0] == 400 + 2 * 200
+    assert peak_memory(model, hoarded)[0] == 400 + 6 * 200
+
+
+def test_file_bytes_and_dtypes(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, tmp_path / "one.safetensors", metadata={"format": "pt"})
+    (tmp_path / "shard").mkdir()
+    save_file({"b": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "shard" / "two.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    size, dtypes = file_bytes(tmp_path)
+    assert size == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert dtypes == ["BF16", "F32"]
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metric 'cost': no \*.safetensors file under .*; give the folder"):
+        file_bytes(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"1234", struct.pack("<Q", 2**40) + b"{}"])
+def test_a_broken_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        file_bytes(tmp_path)
+
+
+def test_measured_by_subject(tmp_path: Path) -> None:
+    models = {"dense": nn.Linear(8, 8).eval(), "slim": nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8)).eval()}
+    save_file({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
+    subjects = {
+        name: Subject(name, predict=lambda call, m=m: m(call["sample"]), model=m, folder=tmp_path)
+        for name, m in models.items()
+    }
+    subjects["slim"] = Subject("slim", subjects["slim"].predict, model=models["slim"])
+    result = measure(Context(subjects, call=lambda batch: {"sample": torch.zeros(batch, 8)}))
+    assert (result["dense"]["params"], result["dense"]["macs"]) == (72, 64)
+    assert (result["slim"]["params"], result["slim"]["macs"]) == (18 + 24, 32)
+    assert result["dense"]["file_bytes"] == (tmp_path / "w.safetensors").stat().st_size
+    assert result["slim"]["file_bytes"] is None
+    assert result["dense"]["weight_bytes"] == 72 * 4
+    assert "attention is counted" in result["dense"]["macs_method"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_peak_memory_on_cuda_leaves_other_models_out() -> None:
+    model = nn.Linear(1024, 1024, bias=False).cuda()
+    other = torch.zeros(2**24, device="cuda")
+    x = torch.zeros(1024, 1024, device="cuda")
+    peak, method = peak_memory(model, lambda: model(x))
+    assert "CUDA allocator" in method
+    assert 2 * 2**22 <= peak < other.untyped_storage().nbytes()

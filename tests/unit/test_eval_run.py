@@ -1,0 +1,224 @@
+"""Metrics by file name, the context's caches and its checks."""
+
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eval.run import available_metrics, check_metrics, measure_all
+from eval.types import Context, LatencyOptions, Noised, Subject
+
+
+class Denoiser(nn.Module):
+    """One convolution: enough to count, time and compare."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.conv(sample)
+
+
+def noise(ids: Tensor) -> Tensor:
+    rows = [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(int(i))) for i in ids]
+    return torch.stack(rows)
+
+
+def subject(name: str, seed: int) -> Subject:
+    model = Denoiser(seed).eval()
+    return Subject(
+        name,
+        predict=lambda call: model(call["sample"]),
+        sample=lambda ids: (model(noise(ids)) * 64 + 128).clamp(0, 255).round().to(torch.uint8),
+        model=model,
+    )
+
+
+def whole_context(batch_size: int = 16) -> Context:
+    subjects = {name: subject(name, seed) for seed, name in enumerate(("dense", "pruned"))}
+    ids = torch.arange(6)
+    return Context(
+        subjects,
+        real=lambda: (noise(torch.arange(100, 150)) * 64 + 128).clamp(0, 255).to(torch.uint8),
+        noised=lambda: [Noised({"sample": noise(ids)}, noise(ids + 50), 0, ids)],
+        call=lambda n: {"sample": noise(torch.arange(n))},
+        features=nn.Sequential(ToFloat(), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        num_samples=40,
+        batch_size=batch_size,
+        latency=LatencyOptions(
+            batch_size=2, rounds=1, min_run_s=1e-9, sampling_batch_size=2, sampling_rounds=1
+        ),
+    )
+
+
+class ToFloat(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float()
+
+
+ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency"]
+
+
+def test_metrics_are_found_by_file_name(tmp_path) -> None:
+    assert available_metrics() == ALL
+    (tmp_path / "sharpness.py").write_text("def measure(context):\n    return {}\n")
+    (tmp_path / "helper.py").write_text("def other():\n    measure = 1\n")
+    assert available_metrics(tmp_path) == ["sharpness"]
+
+
+def test_everything_at_once_is_plain_json() -> None:
+    started: list[str] = []
+    result = measure_all(whole_context(), ALL, on_start=started.append)
+    assert started == ALL
+    assert list(result) == ["dense", "pruned"]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert {"frechet", "kernel", "ssim", "mse", "params", "macs", "excess_error", "call", "sampling"} <= set(
+        result["pruned"]
+    )
+
+
+def test_batch_size_changes_no_quality() -> None:
+    quality = ["fid", "kid", "consistency"]
+    one, other = (measure_all(whole_context(size), quality)["pruned"] for size in (40, 7))
+    for key in ("frechet", "kernel", "ssim", "mse"):
+        assert one[key] == pytest.approx(other[key], rel=1e-6)
+
+
+def test_images_are_sampled_once() -> None:
+    calls: list[list[int]] = []
+
+    def sample(ids: Tensor) -> Tensor:
+        calls.append(ids.tolist())
+        return torch.zeros(len(ids), 1, 8, 8, dtype=torch.uint8)
+
+    context = Context({"dense": Subject("dense", sample=sample)}, num_samples=5, batch_size=2)
+    assert context.images("dense").shape == (5, 1, 8, 8)
+    assert context.images("dense") is context.images("dense")
+    assert calls == [[0, 1], [2, 3], [4]]
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    context = whole_context()
+    context.progress = lambda what, done, total: told.append((what, done, total))
+    measure_all(context, ["consistency"])
+    assert told[:3] == [("sampling dense", 16, 40), ("sampling dense", 32, 40), ("sampling dense", 40, 40)]
+
+
+def test_an_unknown_metric_is_named_with_the_valid_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown metric 'fidd' \(did you mean 'fid'\?\); valid: consistency, cost"
+    ):
+        check_metrics(["fid", "fidd"])
+    for name in ("types", "run", "../fid", ""):
+        with pytest.raises(ValueError, match="unknown metric"):
+            measure_all(whole_context(), [name])
+
+
+def test_what_is_missing_is_named_before_anything_is_measured() -> None:
+    context = whole_context()
+    context.noised = None
+    with pytest.raises(ValueError, match=r"metric 'denoising' needs Context.noised, which is None"):
+        measure_all(context, ["fid", "denoising"], on_start=lambda name: pytest.fail(name))
+    context.subjects["pruned"] = Subject("pruned")  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"metric 'fid' needs Subject\.sample; subject 'pruned' has none"):
+        measure_all(context, ["fid"])
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    context = whole_context()
+    model = context.subjects["pruned"].model
+    assert model is not None
+    model.train()
+    with pytest.raises(ValueError, match=r"subject 'pruned': the model is in training mode.*call model.eval"):
+        measure_all(context, ["cost"])
+
+
+def with_metrics(monkeypatch: pytest.MonkeyPatch, **measures) -> None:
+    for name, measure in measures.items():
+        monkeypatch.setitem(sys.modules, f"eval.{name}", SimpleNamespace(measure=measure))
+    monkeypatch.setattr("eval.run.available_metrics", lambda: list(measures))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (math.nan, r"subject 'dense', metric 'odd', x: the result is nan"),
+        ([1.0, math.inf], r"metric 'odd', x\[1\]: the result is inf"),
+        ({"deep": -math.inf}, r"metric 'odd', x, deep: the result is -inf"),
+        (torch.ones(1), r"metric 'odd', x: Tensor is not a JSON type"),
+    ],
+)
+def test_results_that_are_no_plain_numbers(monkeypatch: pytest.MonkeyPatch, value, expected: str) -> None:
+    with_metrics(monkeypatch, odd=lambda context: {"dense": {"x": value}})
+    with pytest.raises(ValueError, match=expected):
+        measure_all(whole_context(), ["odd"])
+
+
+def test_two_metrics_may_not_return_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_metrics(
+        monkeypatch, one=lambda context: {"dense": {"x": 1}}, two=lambda context: {"dense": {"x": 2}}
+    )
+    with pytest.raises(
+        ValueError, match=r"metric 'two' returns \['x'\], which another metric returned already"
+    ):
+        measure_all(whole_context(), ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (
+            torch.full((2, 1, 4, 4), math.nan),
+            "subject 'dense', metric 'consistency', samples 0 to 1: .* NaN or infinity",
+        ),
+        (
+            torch.zeros(2, 1, 4, 4),
+            r"samples 0 to 1: images must be rounded uint8 \(N, C, H, W\), found torch.float32",
+        ),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), r"found torch.uint8 \(2, 4, 4\)"),
+        (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "3 images came for 2 sample ids"),
+    ],
+)
+def test_samples_that_are_no_images(images: Tensor, expected: str) -> None:
+    context = Context({"dense": Subject("dense", sample=lambda ids: images)}, num_samples=2)
+    with pytest.raises(ValueError, match=expected):
+        measure_all(context, ["consistency"])
+
+
+def test_real_images_are_checked_too() -> None:
+    context = whole_context()
+    context.real = lambda: torch.zeros(4, 1, 8, 8)
+    with pytest.raises(ValueError, match="metric 'fid', real images: images must be rounded uint8"):
+        measure_all(context, ["fid"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"subjects": {}}, "Context.subjects is empty"),
+        ({"subjects": {"a": Subject("b")}}, "'a'.* is named 'b'"),
+        (
+            {"subjects": {"a": Subject("a")}, "num_samples": 0},
+            "Context.num_samples is 0; it must be at least 1",
+        ),
+        ({"subjects": {"a": Subject("a")}, "batch_size": 0}, "Context.batch_size is 0"),
+    ],
+)
+def test_contexts_that_cannot_be(arguments: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Context(**arguments)
+
+
+def test_an_extractor_without_a_spec() -> None:
+    with pytest.raises(ValueError, match=r"Context\.features is None; give 'inception'"):
+        Context({"a": Subject("a")}).extractor()
