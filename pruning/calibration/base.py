@@ -1,0 +1,140 @@
+"""What a statistic is, and the registry that every statistic family fills.
+
+A statistic is a sum over calibration data, kept in float64 under ``stats.values[group][name]``. Where it is
+gathered decides its form: rows that enter a group's consumer, an attention call, gradients, a block. A new
+statistic is one new file in this folder that registers one of the four forms; nothing else has to be edited.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from pruning.registry import Registry
+from pruning.types import PrunableGroup, PruningError
+
+if TYPE_CHECKING:
+    from pruning.calibration.reading import Reading
+
+CONSUMING_KINDS = ("attention_heads", "ffn_channels", "resnet_channels")
+
+VARIANTS = ("on", "permuted")
+"""Token weights besides the plain ones; a statistic of variant v is stored as ``<name>@<v>``."""
+
+ALWAYS = ("samples",)
+"""``samples`` (T,): how many samples each timestep bucket saw; gathered for every group, never asked for."""
+
+
+@dataclass(frozen=True)
+class RowStatistic:
+    """A sum over the rows that enter a group's consumer; also gathered for every omega variant.
+
+    Attributes:
+        measure: ``(x, u, group) -> sum``, with rows x (R, P) float32 and their weights u (R,) float32, the rows
+            being of one timestep bucket.
+        by_bucket: Keep timestep buckets apart in a leading dimension T.
+        kinds: Kinds of group it is gathered for.
+    """
+
+    measure: Callable[[Tensor, Tensor, PrunableGroup], Tensor]
+    by_bucket: bool = False
+    kinds: tuple[str, ...] = CONSUMING_KINDS
+
+
+@dataclass(frozen=True)
+class AttentionStatistic:
+    """A sum over samples of what one attention call shows.
+
+    Attributes:
+        measure: ``reading -> (B, ...)``, one value a sample of the batch.
+        by_bucket: Keep timestep buckets apart in a leading dimension T.
+        finish: Applied to the sum at the end (a variance to a standard error).
+        beside: Statistics that are gathered with it, such as its count.
+        kinds: Kinds of group it is gathered for (blocks: those that are an attention module themselves).
+    """
+
+    measure: Callable[[Reading], Tensor]
+    by_bucket: bool = False
+    finish: Callable[[Tensor], Tensor] | None = None
+    beside: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("attention_heads", "blocks")
+
+
+@dataclass(frozen=True)
+class GradientStatistic:
+    """A sum over samples of the units' first-order effects z; also gathered for every omega variant.
+
+    With x (i, c) the consumer's input and q = dL/dx, a unit's effect is ``z_g = sum_i sum_{c in g} q x`` for the
+    data loss, and with ``x - mu`` in place of x for the output's projection on random signs.
+
+    Attributes:
+        loss: ``data``: L = mean squared error to the target; ``output``: L = <v, model output>, v random signs.
+        measure: ``(z, w) -> sum``, z (B, G) float64 and timestep weights w (B,) float64.
+        max_units: Not gathered for groups with more units than this.
+        beside: Statistics that are gathered with it.
+        kinds: Kinds of group it is gathered for.
+    """
+
+    loss: Literal["data", "output"]
+    measure: Callable[[Tensor, Tensor], Tensor]
+    max_units: int | None = None
+    beside: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = CONSUMING_KINDS
+
+
+@dataclass(frozen=True)
+class BlockStatistic:
+    """A sum over samples of how a block matters.
+
+    Attributes:
+        measure: ``(before, after) -> (B,)``. With `ablates` these are the model's outputs with and without the
+            block, which costs one more forward a block; else the block's input and output.
+        ablates: See `measure`.
+        weighted: Multiply by the timestep weight.
+        kinds: Kinds of group it is gathered for.
+    """
+
+    measure: Callable[[Tensor, Tensor], Tensor]
+    ablates: bool = False
+    weighted: bool = True
+    kinds: tuple[str, ...] = ("blocks",)
+
+
+Statistic = RowStatistic | AttentionStatistic | GradientStatistic | BlockStatistic
+
+STATISTICS: Registry[Statistic] = Registry("statistic")
+
+
+def register(name: str, statistic: Statistic) -> None:
+    """File `statistic` under `name`.
+
+    Raises:
+        ValueError: If the name is taken or is not a lower-case identifier.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"statistic {name!r}: names are lower-case identifiers")
+    STATISTICS.register(name)(statistic)
+
+
+def expand_needs(needs: Iterable[str]) -> dict[str, Statistic]:
+    """Return the statistics named in `needs` and what is gathered beside them, sorted by name.
+
+    Raises:
+        PruningError: For a name that is not registered, listing those that are.
+    """
+    wanted: dict[str, Statistic] = {}
+    queue = [name for name in needs if name not in ALWAYS]
+    while queue:
+        name = queue.pop()
+        if name in wanted:
+            continue
+        try:
+            wanted[name] = STATISTICS[name]
+        except ValueError as error:
+            raise PruningError(f"{error}; a new statistic is one new file in pruning/calibration") from None
+        queue += getattr(wanted[name], "beside", ())
+    return dict(sorted(wanted.items()))

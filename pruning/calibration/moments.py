@@ -1,0 +1,46 @@
+"""Row statistics: weighted moments of the rows x that enter a group's consumer (SCORES.md section 3).
+
+T timestep buckets, G units, P columns (channel-major unfolded for convolutions, matching ``weight.flatten(1)``),
+u = P / G columns a unit; row weight w = w_tau, or w_tau omega^2 in a variant. Products are float32 over a chunk of
+rows, sums float64. Divide by ``row_weight`` for means.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pruning.calibration.base import RowStatistic, register
+from pruning.types import PrunableGroup
+
+
+def row_weight(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
+    """Sum of w; kept as (T,)."""
+    return u.double().sum()
+
+
+def input_sum(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
+    """Sum of w x; kept as (T, P)."""
+    return u @ x
+
+
+def input_sq(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
+    """Sum of w x^2, (P,)."""
+    return u @ x.square()
+
+
+def input_unit_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
+    """Sum of w x_g x_g^T within each unit, (G, u, u)."""
+    units = x.unflatten(1, (group.num_units, -1)).transpose(0, 1)  # (G, R, u)
+    return (units * u[:, None]).transpose(1, 2) @ units
+
+
+def input_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
+    """Sum of w x x^T, (P, P)."""
+    return (x * u[:, None]).T @ x
+
+
+register("row_weight", RowStatistic(row_weight, by_bucket=True))
+register("input_sum", RowStatistic(input_sum, by_bucket=True))
+register("input_sq", RowStatistic(input_sq))
+register("input_unit_moment", RowStatistic(input_unit_moment))
+register("input_moment", RowStatistic(input_moment))

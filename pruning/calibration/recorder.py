@@ -1,0 +1,111 @@
+"""Gathers a first pass from whatever runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration.consumer import Consumer, check_finite
+from pruning.calibration.draws import subset
+from pruning.calibration.first_pass import ChannelMeans, FirstPass, StabilitySums
+from pruning.calibration.indicator import Omega
+from pruning.calibration.instrument import Instrument
+from pruning.calibration.reading import Reading
+from pruning.calibration.sites import weighting_site
+from pruning.calibration.softmax import AttentionCall
+from pruning.calibration.step import Step, StepReader, checked_weights
+from pruning.types import PrunableGroup
+
+
+class FirstPassRecorder:
+    """Context manager: ``with FirstPassRecorder(...) as recorder: ...`` then ``recorder.result()``.
+
+    Each sample must come at every timestep with the same image and noise, or along its sampling trajectory.
+
+    Args:
+        model: The denoiser, in evaluation mode.
+        groups: What may be removed; their consumers and attention sites are watched.
+        num_train_timesteps: Upper end of the timesteps that the model is called with.
+        timestep_buckets: T.
+        queries: Queries to look at in each attention call; None for all.
+        omega: How sinks are told (the lambdas do not matter here).
+        timestep_weights: w_tau, for the channel means.
+        seed: Of the query draws.
+        stability: Watch attention; without it only means are gathered.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Iterable[PrunableGroup],
+        *,
+        num_train_timesteps: float,
+        timestep_buckets: int = 8,
+        queries: int | None = None,
+        omega: Omega | None = None,
+        timestep_weights: str | Sequence[float] = "uniform",
+        seed: int = 0,
+        stability: bool = True,
+    ) -> None:
+        groups = list(groups)
+        self._omega = Omega() if omega is None else omega
+        self._omega.check()
+        self._queries, self._seed = queries, seed
+        weights = checked_weights(timestep_weights, timestep_buckets, num_train_timesteps)
+        self._reader = StepReader(model, num_train_timesteps, weights)
+        self._stability, self._means = StabilitySums(), ChannelMeans()
+        consumers = [Consumer.of(model, group) for group in groups if group.consumed_by]
+        found = [weighting_site(model, consumer.group) for consumer in consumers] if stability else []
+        sites = sorted({site for site in found if site is not None})
+        self._instrument = Instrument(model, sites, consumers, [], self._reader, self)
+        self._meta = {
+            "indicator": self._omega.indicator_settings(),
+            "num_train_timesteps": num_train_timesteps,
+            "timestep_buckets": timestep_buckets,
+            "timestep_weights": weights.tolist(),
+            "queries": queries,
+            "seed": seed,
+        }
+
+    def __enter__(self) -> FirstPassRecorder:
+        self._instrument.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._instrument.__exit__(*exc)
+
+    def identify(
+        self, samples: Sequence[int] | Tensor, buckets: int | Sequence[int] | Tensor | None = None
+    ) -> None:
+        """Say whose rows come next, until it is said again; see `StepReader.identify`."""
+        self._reader.identify(samples, buckets)
+
+    def result(self) -> FirstPass:
+        """Return what was gathered."""
+        keys, indicator, indicator_sq = self._stability.finish()
+        return FirstPass(keys, indicator, indicator_sq, self._means.finish(), dict(self._meta))
+
+    def on_step(self, step: Step) -> None:
+        """The denoiser is about to run."""
+
+    def on_attention(self, call: AttentionCall, step: Step, owner: Tensor) -> None:
+        """An attention module attends."""
+        queries = None
+        if self._queries is not None and self._queries < call.query.shape[2]:
+            samples = [step.samples[i] for i in owner.tolist()]
+            queries = subset(self._seed, samples, call.query.shape[2], self._queries).to(call.query.device)
+        reading = Reading(call, self._omega, queries, with_entropy=False)
+        check_finite(
+            reading.sums.mass, f"attention {call.path!r}", lambda rows: step.describe(owner[rows].tolist())
+        )
+        self._stability.add(reading, step, owner)
+
+    @torch.no_grad()
+    def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
+        """Rows enter a consumer."""
+        self._means.add(consumer, x, step, owner)
+
+    def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
+        """No blocks are watched."""

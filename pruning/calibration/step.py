@@ -1,0 +1,221 @@
+"""What one call of the denoiser is about: whose rows, at which timestep, with which weight."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.types import PruningError
+
+MAX_BRANCHES = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the denoiser with B rows (samples times guidance branches).
+
+    Attributes:
+        samples: Sample index of each row, length B.
+        keys: One number a (sample, guidance branch), length B: what a sampling trajectory is told by.
+        timesteps: float64 (B,), CPU.
+        buckets: int64 (B,), CPU.
+        weights: Timestep weights w_tau, float64 (B,), CPU.
+    """
+
+    samples: tuple[int, ...]
+    keys: tuple[int, ...]
+    timesteps: Tensor
+    buckets: Tensor
+    weights: Tensor
+
+    def owner(self, rows: int, where: str) -> Tensor:
+        """Return which of the B rows each of a tensor's leading `rows` belongs to, int64 (rows,).
+
+        Raises:
+            PruningError: If `rows` is no multiple of B.
+        """
+        batch = len(self.samples)
+        if rows % batch:
+            raise PruningError(
+                f"{where} sees a batch of {rows}, which is no multiple of the denoiser's batch of {batch}; "
+                "calibration cannot tell whose rows these are"
+            )
+        return torch.arange(batch).repeat_interleave(rows // batch)
+
+    def describe(self, rows: Sequence[int]) -> str:
+        """Say which samples and timestep buckets `rows` are, for error messages."""
+        samples = sorted({self.samples[r] for r in rows})
+        buckets = sorted({int(self.buckets[r]) for r in rows})
+        return f"sample {', '.join(map(str, samples))}, timestep bucket {', '.join(map(str, buckets))}"
+
+
+class StepReader:
+    """Reads steps from the denoiser's own call arguments.
+
+    Without `identify`, samples are counted: a call that is at a later (less noisy) or the same timestep as the one
+    before, with the same number of samples, continues its trajectory; any other call starts new samples.
+
+    Args:
+        model: The denoiser; its forward has an argument named ``timestep``.
+        num_train_timesteps: Upper end of the timesteps.
+        weights: w_tau, float64 (T,).
+
+    Raises:
+        PruningError: If the model's forward takes no timestep.
+    """
+
+    def __init__(self, model: nn.Module, num_train_timesteps: float, weights: Tensor) -> None:
+        self._signature = inspect.signature(type(model).forward)
+        self._name = type(model).__name__
+        if "timestep" not in self._signature.parameters:
+            raise PruningError(
+                f"{self._name}.forward has no argument 'timestep' (it has {', '.join(self._signature.parameters)}); "
+                "calibration reads the timestep from the denoiser's own call"
+            )
+        self._limit = num_train_timesteps
+        self._weights = weights
+        self._given: tuple[int, ...] | None = None
+        self._buckets: Tensor | None = None
+        self._next = 0
+        self._last: tuple[float, int] | None = None
+
+    def identify(
+        self, samples: Sequence[int] | Tensor, buckets: int | Sequence[int] | Tensor | None = None
+    ) -> None:
+        """Say whose rows come next, until it is said again.
+
+        Args:
+            samples: Sample index of each row; with guidance branches, of one branch.
+            buckets: Timestep buckets, if they are known; else they are computed from the call's timesteps.
+
+        Raises:
+            PruningError: For negative indices or a bucket out of range.
+        """
+        given = tuple(int(s) for s in samples)
+        if not given or min(given) < 0:
+            raise PruningError(f"sample indices must be non-negative and at least one, found {list(given)}")
+        self._given = given
+        if buckets is not None:
+            many = torch.as_tensor(buckets, dtype=torch.long).cpu().reshape(-1)
+            count = len(self._weights)
+            if int(many.min()) < 0 or int(many.max()) >= count:
+                raise PruningError(f"timestep buckets must be from 0 to {count - 1}, found {many.tolist()}")
+            self._buckets = many
+        else:
+            self._buckets = None
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+        """Return the step of a call ``model(*args, **kwargs)``.
+
+        Raises:
+            PruningError: If the timestep is missing or out of range, or the batch does not fit the samples said.
+        """
+        bound = self._signature.bind_partial(None, *args, **kwargs).arguments
+        sample = next((v for v in bound.values() if isinstance(v, Tensor)), None)
+        timestep = bound.get("timestep")
+        if sample is None or timestep is None:
+            raise PruningError(
+                f"{self._name} was called without a sample or a timestep; calibration needs both"
+            )
+        batch = sample.shape[0]
+        times = torch.as_tensor(timestep).detach().to("cpu", torch.float64).reshape(-1)
+        times = times.expand(batch).clone() if times.numel() == 1 else times
+        if times.numel() != batch:
+            raise PruningError(
+                f"{self._name} was called with {times.numel()} timesteps for a batch of {batch}"
+            )
+        self._check(times)
+        ids, branches = self._whose(sample, times)
+        buckets = self._bucket(times, branches)
+        keys = tuple(s * MAX_BRANCHES + b for b in range(branches) for s in ids)
+        return Step(ids * branches, keys, times, buckets, self._weights[buckets])
+
+    def _check(self, times: Tensor) -> None:
+        low, high = float(times.min()), float(times.max())
+        if not (math.isfinite(low) and low >= 0 and high <= self._limit):
+            raise PruningError(
+                f"{self._name} was called with timesteps from {low:g} to {high:g}; num_train_timesteps is "
+                f"{self._limit:g}, so they must be from 0 to {self._limit:g}"
+            )
+
+    def _bucket(self, times: Tensor, branches: int) -> Tensor:
+        count = len(self._weights)
+        if self._buckets is None:
+            return (times * count / self._limit).floor().long().clamp(0, count - 1)
+        given = self._buckets
+        per_branch = len(times) // branches
+        return given.expand(per_branch).repeat(branches) if given.numel() == 1 else given.repeat(branches)
+
+    def _whose(self, sample: Tensor, times: Tensor) -> tuple[tuple[int, ...], int]:
+        """Return the sample indices of one guidance branch and the number of branches."""
+        batch = sample.shape[0]
+        if self._given is not None:
+            branches, rest = divmod(batch, len(self._given))
+            if rest or not 1 <= branches <= MAX_BRANCHES:
+                raise PruningError(
+                    f"{self._name} was called with a batch of {batch}, but the samples said to come next are "
+                    f"{len(self._given)}; a batch is one row a sample, times the guidance branches"
+                )
+            return self._given, branches
+        branches = _guidance_branches(sample)
+        count, latest = batch // branches, float(times.max())
+        continues = self._last is not None and latest <= self._last[0] and count == self._last[1]
+        if not continues:
+            self._next += 0 if self._last is None else self._last[1]
+        self._last = (latest, count)
+        return tuple(range(self._next, self._next + count)), branches
+
+
+def _guidance_branches(sample: Tensor) -> int:
+    """Return how many copies of the same latents the batch holds, as pipelines stack them for guidance."""
+    for branches in (2, 3):
+        parts = sample.chunk(branches)
+        if sample.shape[0] % branches == 0 and all(torch.equal(parts[0], p) for p in parts[1:]):
+            return branches
+    return 1
+
+
+def timestep_weights(kind: str | Sequence[float], buckets: int) -> Tensor:
+    """Return the weights w_tau of the timestep buckets, float64 (T,); bucket 0 is the least noise.
+
+    Args:
+        kind: ``uniform`` (all 1); ``obs_diff``: decreasing with the logarithm of the step from 1.2 at high noise to
+            0.8, in 4 steps (OBS-Diff, arXiv 2510.06751); or T positive numbers.
+        buckets: T.
+
+    Raises:
+        PruningError: For an unknown kind or numbers that do not fit.
+    """
+    if isinstance(kind, str):
+        if kind == "uniform":
+            return torch.ones(buckets, dtype=torch.float64)
+        if kind == "obs_diff":
+            from_noise = torch.arange(buckets - 1, -1, -1, dtype=torch.float64)
+            quarter = (from_noise * 4 / buckets).floor()
+            return 1.2 - 0.4 * torch.log1p(quarter) / math.log(4)
+        raise PruningError(
+            f"timestep_weights {kind!r} is unknown; valid: uniform, obs_diff, or {buckets} numbers"
+        )
+    weights = torch.tensor([float(w) for w in kind], dtype=torch.float64)
+    if len(weights) != buckets or not bool((torch.isfinite(weights) & (weights > 0)).all()):
+        raise PruningError(f"timestep_weights must be {buckets} positive numbers, found {list(kind)}")
+    return weights
+
+
+def checked_weights(kind: str | Sequence[float], buckets: int, limit: float) -> Tensor:
+    """Return `timestep_weights` after checking the number of buckets and the upper end of the timesteps.
+
+    Raises:
+        PruningError: For values out of range.
+    """
+    if buckets < 1:
+        raise PruningError(f"timestep_buckets is {buckets}; expected at least 1")
+    if not limit > 0:
+        raise PruningError(f"num_train_timesteps is {limit}; expected a positive number")
+    return timestep_weights(kind, buckets)

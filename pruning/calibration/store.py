@@ -1,0 +1,130 @@
+"""Statistics on disk: one safetensors file, its meta data as JSON in the header, never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pruning.types import CalibrationStats, PruningError
+
+FORMAT = "sinkprune-calibration-1"
+SEPARATOR = "|"
+
+
+def write_tensors(
+    path: str | Path, content: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> None:
+    """Write named tensors and JSON meta data; the file appears whole or not at all.
+
+    Raises:
+        PruningError: If the folder cannot be written.
+    """
+    path = Path(path)
+    header = {"format": FORMAT, "content": content, "meta": json.dumps(meta, sort_keys=True)}
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, header
+        )
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except (OSError, SafetensorError) as error:
+        raise PruningError(
+            f"cannot write {content} to {path}: {error}; free the disk or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_tensors(path: str | Path, content: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file written by `write_tensors`; returns tensors and meta data.
+
+    Raises:
+        PruningError: If it is missing, broken or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT or header.get("content") != content:
+                raise PruningError(
+                    f"{path} holds {header.get('content')!r} of format {header.get('format')!r}; "
+                    f"expected {content!r} of {FORMAT!r}"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise PruningError(f"cannot read {content} from {path}: {error}; calibrate again") from error
+
+
+def save_stats(stats: CalibrationStats, path: str | Path) -> None:
+    """Write statistics to one safetensors file.
+
+    Raises:
+        PruningError: If the folder cannot be written.
+    """
+    flat = {
+        f"{group}{SEPARATOR}{name}": v for group, found in stats.values.items() for name, v in found.items()
+    }
+    write_tensors(path, "calibration statistics", flat, stats.meta)
+
+
+def load_stats(path: str | Path) -> CalibrationStats:
+    """Read statistics written by `save_stats`.
+
+    Raises:
+        PruningError: If the file is missing, broken or of another kind.
+    """
+    flat, meta = read_tensors(path, "calibration statistics")
+    stats = CalibrationStats(meta=meta)
+    for key, value in flat.items():
+        group, _, name = key.rpartition(SEPARATOR)
+        stats.values.setdefault(group, {})[name] = value
+    return stats
+
+
+def view(stats: CalibrationStats, omega: str) -> CalibrationStats:
+    """Return the statistics as one omega variant sees them, so that criteria know nothing of omega.
+
+    Args:
+        stats: What calibration gathered.
+        omega: ``off``, ``on`` or ``permuted``.
+
+    Returns:
+        Statistics in which each name stands for its variant where there is one, and else for the plain sum.
+
+    Raises:
+        PruningError: For an unknown variant, or one that was not gathered.
+    """
+    gathered = list(stats.meta.get("variants", []))
+    if omega not in ("off", "on", "permuted"):
+        raise PruningError(f"unknown omega {omega!r}; valid: off, on, permuted")
+    if omega != "off" and omega not in gathered:
+        have = ", ".join(["off", *gathered])
+        raise PruningError(
+            f"omega {omega!r} was not calibrated (there is: {have}); add it to the calibration's variants"
+        )
+    values: dict[str, dict[str, Tensor]] = {}
+    for group, found in stats.values.items():
+        plain = {name: value for name, value in found.items() if "@" not in name}
+        suffix = f"@{omega}"
+        own = {name.removesuffix(suffix): value for name, value in found.items() if name.endswith(suffix)}
+        values[group] = {**plain, **own}
+    return CalibrationStats(values, {**stats.meta, "omega": stats.meta.get("omega"), "view": omega})

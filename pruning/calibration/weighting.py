@@ -1,0 +1,79 @@
+"""Token weights omega of the current call, site by site (SCORES.md section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from pruning.calibration.draws import permutations
+from pruning.calibration.first_pass import FirstPass
+from pruning.calibration.indicator import Omega, sink_weight, token_weights
+from pruning.calibration.reading import Reading
+from pruning.calibration.step import Step
+from pruning.types import PruningError
+
+
+class TokenWeights:
+    """Computes omega where attention happens, hands it out where rows enter a consumer.
+
+    In self-attention token i is key and query: omega_i from its indicator. In cross-attention the rows are
+    queries: ``omega_i = 1 - sum_{j in S} A_ij [lambda_unstable (1 - phi_j) + lambda_stable phi_j]`` with the head
+    mean of A, which for lambdas of (1, 1) is the content share. ``permuted`` moves the same weights to random
+    tokens, by one permutation a sample for a given number of tokens.
+
+    Args:
+        omega: How sinks are told and weighted.
+        variants: ``on``, ``permuted``.
+        first_pass: Where stability comes from; not read if both lambdas are equal.
+    """
+
+    def __init__(self, omega: Omega, variants: Collection[str], first_pass: FirstPass | None) -> None:
+        self._omega = omega
+        self._variants = tuple(variants)
+        self._first_pass = first_pass
+        self._current: dict[str, dict[str, Tensor]] = {}
+
+    def restart(self) -> None:
+        """Forget the weights of the last call of the denoiser."""
+        self._current.clear()
+
+    def read(self, reading: Reading, step: Step, owner: Tensor) -> None:
+        """Compute the weights of one attention call; `owner` (B,) says which of the step's rows its batch is."""
+        path, s = reading.call.path, reading.indicator
+        keys = [step.keys[i] for i in owner.tolist()]
+        phi = torch.zeros_like(s)
+        if self._first_pass is not None and self._omega.lambda_unstable != self._omega.lambda_stable:
+            phi = self._first_pass.stability(path, keys, s.shape[-1]).to(s)
+        if reading.call.cross:
+            lost = torch.where(reading.sinks, sink_weight(phi, self._omega), 0.0)
+            omega = 1 - reading.attended(lost)
+        else:
+            omega = token_weights(s, phi, self._omega)
+        found = {"on": omega}
+        if "permuted" in self._variants:
+            samples = [step.samples[i] for i in owner.tolist()]
+            order = permutations(self._omega.seed, samples, omega.shape[1]).to(omega.device)
+            found["permuted"] = omega.gather(1, order)
+        self._current[path] = {v: found[v] for v in self._variants}
+
+    def of(self, site: str, rows: int, tokens: int, where: str) -> dict[str, Tensor]:
+        """Return omega (rows, tokens) by variant for the rows that enter a consumer.
+
+        Raises:
+            PruningError: If the site has not run before, or saw other tokens.
+        """
+        if site not in self._current:
+            raise PruningError(
+                f"{where}: the attention module {site!r}, whose sinks weight these rows, has not run before them; "
+                "switch the omega variants off for this model"
+            )
+        found = self._current[site]
+        for omega in found.values():
+            if tuple(omega.shape) != (rows, tokens):
+                raise PruningError(
+                    f"{where} sees {rows} x {tokens} rows, but the attention module {site!r}, whose sinks weight them, "
+                    f"saw {tuple(omega.shape)} tokens; switch chunked feed-forward and the omega variants off"
+                )
+        return found
