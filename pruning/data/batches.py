@@ -1,0 +1,155 @@
+"""Noised batches: what calibration, recovery and evaluation feed to a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.data.conditioning import Conditioner
+from pruning.data.images import ImageData
+from pruning.data.noise import noise_and_target, num_train_timesteps
+from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
+from pruning.models.families import denoiser_call
+from pruning.types import PruningError
+
+
+@dataclass(frozen=True)
+class NoisedBatch:
+    """One denoiser call and what it should answer.
+
+    Attributes:
+        call: Keyword arguments of the denoiser.
+        target: (B, C, H, W), float32.
+        bucket: Timestep bucket; 0 is the least noise.
+        sample_ids: (B,) int64, rows of the data set.
+        timesteps: (B,), as handed to the model.
+    """
+
+    call: dict[str, Any]
+    target: Tensor
+    bucket: int
+    sample_ids: Tensor
+    timesteps: Tensor
+
+
+def bucket_of(timesteps: Tensor, total: int, buckets: int) -> Tensor:
+    """Return the bucket ``floor(t * buckets / total)`` of timesteps in ``[0, total)``, int64."""
+    return (timesteps.to(torch.float64) * buckets / total).floor().long().clamp(0, buckets - 1)
+
+
+def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int) -> Tensor:
+    """Return one timestep a sample and bucket, uniform within the bucket.
+
+    Args:
+        indices: B sample indices.
+        total: Number of training timesteps.
+        buckets: T.
+        seed: Seed of the run.
+
+    Returns:
+        int64 (B, T); entry (i, k) lies in ``[ceil(k total / T), ceil((k + 1) total / T))``.
+
+    Raises:
+        PruningError: Unless 1 <= T <= total.
+    """
+    if not 1 <= buckets <= total:
+        raise PruningError(
+            f"timestep_buckets {buckets}: must be 1 to {total}, the number of training timesteps"
+        )
+    edges = torch.tensor([-(-k * total // buckets) for k in range(buckets + 1)])
+    width = edges[1:] - edges[:-1]
+    draws = [
+        torch.rand(buckets, generator=sample_generator(seed, i, TIMESTEP), dtype=torch.float64)
+        for i in indices
+    ]
+    uniform = torch.stack(draws) if draws else torch.empty(0, buckets, dtype=torch.float64)
+    return edges[:-1] + (uniform * width).long().clamp(max=width - 1)
+
+
+def noised_batches(
+    data: ImageData,
+    conditioner: Conditioner,
+    scheduler: Any,
+    *,
+    indices: Sequence[int] | Tensor,
+    batch_size: int,
+    timestep_buckets: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[NoisedBatch]:
+    """Yield every chunk of samples once at every timestep bucket, from the least noise to the most.
+
+    A sample has the *same* image and the same noise in every bucket, which the stability of sinks needs, and its
+    timestep is drawn inside the bucket. All draws are seeded by (seed, sample index): neither the batch size nor
+    the order of `indices` changes them.
+
+    Args:
+        data: Images.
+        conditioner: From `pruning.data.conditioner`.
+        scheduler: The model's diffusers scheduler; not changed.
+        indices: Rows of `data`.
+        batch_size: Samples a call.
+        timestep_buckets: T.
+        seed: Seed of the run.
+        device: Where the calls go.
+        dtype: Floating point type of the calls; noising is done in float32.
+
+    Raises:
+        PruningError: On impossible sizes or rows, before the first batch is made.
+    """
+    rows = [int(i) for i in indices]
+    if batch_size < 1:
+        raise PruningError(f"batch_size {batch_size} must be at least 1")
+    if not rows:
+        raise PruningError(f"{data.name}: no images asked; give at least one index")
+    data.check_enough(max(rows) + 1)
+    total = num_train_timesteps(scheduler)
+    bucket_timesteps([], total, timestep_buckets, seed)
+    return _batches(
+        data, conditioner, scheduler, rows, batch_size, timestep_buckets, total, seed, device, dtype
+    )
+
+
+def _batches(
+    data: ImageData,
+    conditioner: Conditioner,
+    scheduler: Any,
+    rows: list[int],
+    batch_size: int,
+    buckets: int,
+    total: int,
+    seed: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Iterator[NoisedBatch]:
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        latent = [sample_generator(seed, i, LATENT) for i in chunk]
+        x0, conditioning = conditioner(data.images(chunk), data.labels(chunk), data.captions(chunk), latent)
+        x0 = x0.to(device, torch.float32)
+        conditioning = {name: _move(value, device, dtype) for name, value in conditioning.items()}
+        noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)
+        timesteps = bucket_timesteps(chunk, total, buckets, seed).to(device)
+        for bucket in range(buckets):
+            x_t, target, model_t = noise_and_target(scheduler, x0, noise, timesteps[:, bucket])
+            yield NoisedBatch(
+                call=denoiser_call(conditioner.model, x_t.to(dtype), model_t, conditioning),
+                target=target,
+                bucket=bucket,
+                sample_ids=torch.tensor(chunk),
+                timesteps=model_t,
+            )
+
+
+def _move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Move call arguments: floating point ones also to `dtype`, nested mappings entry by entry."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _move(entry, device, dtype) for name, entry in value.items()}
+    return value

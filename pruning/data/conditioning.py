@@ -1,0 +1,203 @@
+"""Images, labels and captions -> what the denoiser is given: pixels or latents, classes, text embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.models.families import family_of, num_classes
+from pruning.registry import Registry
+from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+TextEncoder = Callable[[Any, Any, Sequence[str], tuple[int, int]], dict[str, Any]]
+"""(model, pipeline, B prompts, image size in pixels) -> call arguments."""
+
+TEXT_ENCODERS: Registry[TextEncoder] = Registry("text-conditional denoiser class")
+
+
+@dataclass
+class Conditioner:
+    """Turns data into a denoiser's inputs; made by `conditioner`.
+
+    Attributes:
+        model: The denoiser.
+        vae: The autoencoder whose latents it works on, or None for pixels.
+        encode_text: Captions and image size -> call arguments, or None for a model without text.
+    """
+
+    model: nn.Module
+    vae: nn.Module | None = None
+    encode_text: Callable[[Sequence[str], tuple[int, int]], dict[str, Any]] | None = None
+    _warned: bool = field(default=False, init=False)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor | None, captions: Sequence[str] | None, generator: Generators
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Encode one batch.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            labels: (B,) int64, or None.
+            captions: B texts, or None.
+            generator: One CPU generator, or one a sample (then nothing depends on the batch).
+
+        Returns:
+            Clean samples (B, C', H', W') in the model's range, and the call arguments beside sample and timestep.
+
+        Raises:
+            PruningError: If labels are missing or out of range, or the channels do not fit the model.
+        """
+        x0 = images if self.vae is None else encode_latents(self.vae, images, generator)
+        _check_channels(self.model, images, x0, self.vae is not None)
+        call = _class_arguments(self.model, labels, x0.device)
+        if self.encode_text is not None:
+            if captions is None and not self._warned:
+                logger.warning("the data have no captions: the empty prompt conditions every image")
+                self._warned = True
+            prompts = list(captions) if captions is not None else [""] * len(images)
+            call |= self.encode_text(prompts, (images.shape[-2], images.shape[-1]))
+        return x0, call
+
+
+def conditioner(model: nn.Module, pipeline: Any | None = None) -> Conditioner:
+    """Return what turns data into inputs of `model`.
+
+    Pixels stay as they are; with a pipeline that has a VAE they become latents, drawn from its posterior and
+    scaled. Class-conditional models get the labels; text-conditional ones the pipeline's embeddings of the
+    captions (of the empty prompt, with a warning, where the data have none).
+
+    Args:
+        model: The denoiser.
+        pipeline: The pipeline around it, or None for a pixel model without text.
+
+    Raises:
+        PruningError: If the class is unknown, or takes text and comes without a pipeline that encodes prompts.
+    """
+    family_of(model)
+    vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+    name = type(model).__name__
+    if name not in TEXT_ENCODERS:
+        return Conditioner(model, vae)
+    if pipeline is None or not hasattr(pipeline, "encode_prompt"):
+        what = "a bare denoiser" if pipeline is None else type(pipeline).__name__
+        raise PruningError(
+            f"{name} is conditioned on text, but {what} cannot encode prompts; give the folder or hub id of a whole "
+            "pipeline with its text encoder"
+        )
+    return Conditioner(model, vae, partial(TEXT_ENCODERS[name], model, pipeline))
+
+
+@torch.no_grad()
+def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Tensor:
+    """Return latents as the denoiser was trained on: drawn from the posterior, centred and scaled.
+
+    Args:
+        vae: AutoencoderKL (a posterior), VQModel (before quantization) or a deterministic autoencoder.
+        images: (B, C, H, W) in [-1, 1].
+        generator: CPU generator, one or one a sample.
+
+    Returns:
+        float32 (B, C', H', W'), on the VAE's device.
+    """
+    config, first = vae.config, next(vae.parameters())  # type: ignore[union-attr]
+    dtype = first.dtype
+    upcast = bool(config.get("force_upcast")) and dtype == torch.float16  # SDXL's VAE overflows in float16
+    try:
+        if upcast:
+            vae.to(torch.float32)
+        encoded = vae.encode(images.to(first.device, torch.float32 if upcast else dtype))  # type: ignore[operator]
+    finally:
+        if upcast:
+            vae.to(dtype)
+    if hasattr(encoded, "latent_dist"):
+        generators = generator if isinstance(generator, torch.Generator) else list(generator)
+        latents = encoded.latent_dist.sample(generators)
+    else:
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+    latents = latents.to(torch.float32)
+    scale = config.get("scaling_factor") or 1.0
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        mean = torch.tensor(config["latents_mean"]).to(latents)[:, None, None]
+        std = torch.tensor(config["latents_std"]).to(latents)[:, None, None]
+        return (latents - mean) * scale / std
+    return (latents - (config.get("shift_factor") or 0.0)) * scale
+
+
+def _check_channels(model: nn.Module, images: Tensor, x0: Tensor, latent: bool) -> None:
+    """Raise PruningError unless `x0` has the channels that `model` takes."""
+    want = model.config["in_channels"]  # type: ignore[index]
+    if x0.shape[1] == want:
+        return
+    what = f"latents of {x0.shape[1]} channels" if latent else f"images of {images.shape[1]} channels"
+    hint = "this denoiser takes further inputs (inpainting, image editing), which noised data do not give"
+    if not latent:
+        hint = (
+            "give data.channels to match, or a pipeline folder with the VAE if the denoiser works on latents"
+        )
+    raise PruningError(f"{type(model).__name__} takes {want} channels, but the data give {what}; {hint}")
+
+
+def _class_arguments(model: nn.Module, labels: Tensor | None, device: torch.device) -> dict[str, Any]:
+    """Return ``class_labels`` for a class-conditional model, nothing for another."""
+    classes = num_classes(model)
+    if classes is None:
+        kind = model.config.get("class_embed_type")  # type: ignore[union-attr]
+        if kind is not None:
+            raise PruningError(
+                f"{type(model).__name__} with class_embed_type {kind!r}: data give no such condition"
+            )
+        return {}
+    if labels is None:
+        raise PruningError(
+            f"{type(model).__name__} has {classes} classes, but the data have no labels: give label_column"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise PruningError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}; {type(model).__name__} has 0 to {classes - 1}"
+        )
+    return {"class_labels": labels.to(device)}
+
+
+@TEXT_ENCODERS.register("UNet2DConditionModel")
+@torch.no_grad()
+def _unet_text(model: Any, pipeline: Any, prompts: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
+    """Encode prompts for Stable Diffusion 1, 2 (one text encoder) and XL (pooled text and image size)."""
+    kind = model.config.get("addition_embed_type")
+    if kind not in (None, "text", "text_time") or model.config.get("encoder_hid_dim_type") not in (
+        None,
+        "text_proj",
+    ):
+        raise PruningError(
+            f"UNet2DConditionModel with addition_embed_type {kind!r} also takes images, which noised data do not "
+            "give; calibrate on sampling trajectories instead"
+        )
+    encoded = pipeline.encode_prompt(
+        prompt=list(prompts),
+        device=model.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+    )
+    call: dict[str, Any] = {"encoder_hidden_states": encoded[0]}
+    if kind == "text_time":
+        pooled = encoded[2]
+        ids = (model.config["projection_class_embeddings_input_dim"] - pooled.shape[-1]) // model.config[
+            "addition_time_embed_dim"
+        ]
+        if ids != 6:
+            raise PruningError(
+                f"the UNet takes {ids} size conditions; known are 6 (SDXL base: size, crop, target)"
+            )
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=pooled.dtype, device=pooled.device)
+        call["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids.expand(len(prompts), -1)}
+    return call

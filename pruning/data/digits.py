@@ -1,0 +1,74 @@
+"""The embedded data set: the scikit-learn digits with a fixed split."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pruning.data.images import ImageData
+from pruning.types import PruningError
+
+TEST_SHARE = 0.2
+SPLIT_SEED = 20260217
+"""Fixed for ever: the test digits are in nobody's training."""
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[Tensor, Tensor]:
+    """Return the 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and their classes."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / 16.0
+    return images, torch.as_tensor(bunch.target, dtype=torch.long)
+
+
+@lru_cache(maxsize=1)
+def split_indices() -> dict[str, Tensor]:
+    """Return the rows of the ``train`` and ``test`` splits: a stratified fifth of every class is ``test``."""
+    _, labels = _load()
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    test: list[Tensor] = []
+    for digit in range(10):
+        rows = (labels == digit).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=generator)
+        test.append(rows[order[: round(TEST_SHARE * len(rows))]])
+    held_out = torch.cat(test).sort().values
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[held_out] = False
+    return {"train": keep.nonzero().flatten(), "test": held_out}
+
+
+def open_digits(split: str, channels: int, resolution: int) -> ImageData:
+    """Return the digits of one split, enlarged to `resolution` by bicubic interpolation.
+
+    UCI "Optical Recognition of Handwritten Digits" (test part), 1,797 grey 8x8 images, CC BY 4.0, as shipped
+    with scikit-learn.
+
+    Args:
+        split: ``"train"`` (1,437 or so) or ``"test"`` (the rest; in nobody's training).
+        channels: 1, or 3 for three equal channels.
+        resolution: Height and width in pixels.
+
+    Raises:
+        PruningError: On another split.
+    """
+    splits = split_indices()
+    if split not in splits:
+        raise PruningError(f"data 'digits' has no split {split!r}; its splits: {', '.join(sorted(splits))}")
+    images, labels = _load()
+    rows = splits[split]
+    enlarged = F.interpolate(images[rows], size=(resolution, resolution), mode="bicubic", antialias=True)
+    pixels = (enlarged.clamp(0, 1) * 2 - 1).expand(-1, channels, -1, -1).contiguous()
+    classes = labels[rows].tolist()
+    return ImageData(
+        name=f"digits[{split}]",
+        shape=(channels, resolution, resolution),
+        length=len(rows),
+        fetch=lambda index: pixels[index],
+        fetch_label=lambda index: classes[index],
+        num_classes=10,
+    )

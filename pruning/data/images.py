@@ -1,0 +1,75 @@
+"""A set of images with optional labels and captions, decoded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning.types import PruningError
+
+Indices = Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images of one shape, with labels and captions where the source has them.
+
+    Attributes:
+        name: What it is, for messages and reports, e.g. ``"digits[train]"``.
+        shape: ``(C, H, W)`` of every image.
+        length: Number of images.
+        fetch: Index -> one float32 image in [-1, 1] of `shape`.
+        fetch_label: Index -> class, or None where the source has no labels.
+        fetch_caption: Index -> text, or None where the source has no captions.
+        num_classes: Number of classes where it is known.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    length: int
+    fetch: Callable[[int], Tensor]
+    fetch_label: Callable[[int], int] | None = None
+    fetch_caption: Callable[[int], str] | None = None
+    num_classes: int | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def images(self, indices: Indices) -> Tensor:
+        """Return images, float32 in [-1, 1], shape ``(B, C, H, W)``.
+
+        Raises:
+            PruningError: If an index is out of range, or an image cannot be decoded (naming its row).
+        """
+        rows = self._rows(indices)
+        return torch.stack([self.fetch(i) for i in rows]) if rows else torch.empty(0, *self.shape)
+
+    def labels(self, indices: Indices) -> Tensor | None:
+        """Return classes, int64, shape ``(B,)``, or None without labels."""
+        if self.fetch_label is None:
+            return None
+        return torch.tensor([self.fetch_label(i) for i in self._rows(indices)], dtype=torch.long)
+
+    def captions(self, indices: Indices) -> list[str] | None:
+        """Return B captions, or None without captions."""
+        if self.fetch_caption is None:
+            return None
+        return [self.fetch_caption(i) for i in self._rows(indices)]
+
+    def check_enough(self, count: int) -> None:
+        """Raise PruningError unless there are at least `count` images."""
+        if count > self.length:
+            raise PruningError(
+                f"{self.name}: {count} images asked, but the split holds {self.length}; "
+                "ask for fewer or give a larger data set"
+            )
+
+    def _rows(self, indices: Indices) -> list[int]:
+        rows = [int(i) for i in indices]
+        for row in rows:
+            if not 0 <= row < self.length:
+                raise PruningError(f"{self.name}: image {row} asked; indices go from 0 to {self.length - 1}")
+        return rows

@@ -1,0 +1,59 @@
+"""Where images come from: the embedded digits, files, folders, the hub."""
+
+from __future__ import annotations
+
+from pruning.data.digits import open_digits
+from pruning.data.images import ImageData
+from pruning.types import PruningError
+
+DIGITS = "digits"
+
+
+def open_images(
+    source: str,
+    *,
+    split: str = "train",
+    channels: int,
+    resolution: int,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+) -> ImageData:
+    """Open a set of images; pixels are read when they are asked for.
+
+    Args:
+        source: ``"digits"`` (embedded), a parquet or arrow file, a folder of such files or of images, a folder
+            from ``save_to_disk``, or a hub id of a data set.
+        split: Which split. A single file holds one: the one in its name (``test.parquet``), else ``train``.
+        channels: 1 (grey) or 3 (RGB). Palettes, transparency (over white), 16 bits and CMYK are converted.
+        resolution: Height and width: the shorter side is resized (bicubic, antialiased), the centre cropped.
+        image_column: Column of images; default: the only one.
+        label_column: Column of classes; default: ``label`` and the like, where there is one.
+        caption_column: Column of texts; default: ``caption``, ``text`` or ``prompt``, where there is one.
+
+    Returns:
+        The images of the split.
+
+    Raises:
+        PruningError: If source, split or column do not exist, the split is empty, or channels or resolution are
+            impossible.
+    """
+    if resolution < 1:
+        raise PruningError(f"data {source!r}: resolution {resolution} must be at least 1 pixel")
+    if source == DIGITS:
+        if asked := [c for c in (image_column, label_column, caption_column) if c is not None]:
+            raise PruningError(
+                f"data 'digits' is no table and has no column {asked[0]!r}; leave the columns out"
+            )
+        return open_digits(split, channels, resolution)
+    from pruning.data.tables import open_table  # `datasets` takes a second to import
+
+    return open_table(
+        source,
+        split=split,
+        channels=channels,
+        resolution=resolution,
+        image_column=image_column,
+        label_column=label_column,
+        caption_column=caption_column,
+    )

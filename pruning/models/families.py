@@ -1,0 +1,255 @@
+"""How each family of denoisers is called; a further family is one entry of `FAMILIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.registry import Registry
+from pruning.types import PruningError
+
+TEXT_TOKENS = 77
+"""Length of a CLIP prompt, the length that example calls use."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Makes the tensors of an example call.
+
+    Attributes:
+        batch_size: B.
+        device: Where; on ``meta`` nothing is drawn.
+        dtype: Floating point type of normal draws.
+        generator: CPU generator.
+    """
+
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    generator: torch.Generator
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return a standard normal draw of shape ``(B, *shape)``."""
+        if self.device.type == "meta":
+            return torch.empty(self.batch_size, *shape, dtype=self.dtype, device="meta")
+        draw = torch.randn(self.batch_size, *shape, generator=self.generator)
+        return draw.to(self.device, self.dtype)
+
+    def integers(self, high: int) -> Tensor:
+        """Return int64 draws below `high`, shape ``(B,)``."""
+        if self.device.type == "meta":
+            return torch.empty(self.batch_size, dtype=torch.long, device="meta")
+        return torch.randint(high, (self.batch_size,), generator=self.generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What calling one denoiser class needs to know.
+
+    Attributes:
+        sample_argument: Name of the argument that takes the noised sample.
+        conditioning: (model, draw) -> example values of all arguments but sample and timestep.
+        num_classes: model -> number of classes, or None if it is not class-conditional.
+        null_class: model -> the class that stands for "no class", or None if there is none.
+        num_timesteps: Upper end of the timesteps of an example call.
+    """
+
+    sample_argument: str
+    conditioning: Callable[[Any, Draw], dict[str, Any]]
+    num_classes: Callable[[Any], int | None]
+    null_class: Callable[[Any], int | None]
+    num_timesteps: int = 1000
+
+
+FAMILIES: Registry[Family] = Registry("denoiser class")
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the family of `model` by its class name.
+
+    Raises:
+        PruningError: For a class that is not registered, listing those that are.
+    """
+    name = type(model).__name__
+    if name not in FAMILIES:
+        raise PruningError(
+            f"denoiser class {name!r} is not known here; known: {', '.join(FAMILIES)} "
+            "(a further class is one entry in pruning/models/families.py)"
+        )
+    return FAMILIES[name]
+
+
+def num_classes(model: nn.Module) -> int | None:
+    """Return the number of classes of a class-conditional model, the null class left out; else None."""
+    return family_of(model).num_classes(model)
+
+
+def null_class(model: nn.Module) -> int | None:
+    """Return the label that stands for "no class", which guidance and label dropout use; None without one."""
+    return family_of(model).null_class(model)
+
+
+def sample_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Return ``(C, H, W)`` of the model's input, from its config.
+
+    Raises:
+        PruningError: If the config names no sample size.
+    """
+    config = model.config  # type: ignore[union-attr]
+    size = config.get("sample_size")
+    if size is None:
+        raise PruningError(
+            f"{type(model).__name__}: the config has no sample_size, so the input's shape is not known; "
+            "pass sample_size, or add it to config.json"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["in_channels"], height, width
+
+
+def denoiser_call(
+    model: nn.Module, sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the keyword arguments of one denoiser call.
+
+    Args:
+        model: The denoiser.
+        sample: Noised samples (B, C, H, W).
+        timestep: (B,).
+        conditioning: The other arguments (class labels, text embeddings, …).
+    """
+    return {family_of(model).sample_argument: sample, "timestep": timestep, **conditioning}
+
+
+def denoise(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
+    """Run the denoiser and return its prediction.
+
+    Args:
+        model: The denoiser.
+        call: Its keyword arguments, as from `denoiser_call` or `example_call`.
+
+    Returns:
+        (B, C, H, W). Where the model also predicts a variance (twice as many channels out as in), that half is
+        dropped.
+    """
+    out = model(**call, return_dict=False)[0]
+    channels = call[family_of(model).sample_argument].shape[1]
+    return out[:, :channels] if out.shape[1] == 2 * channels else out
+
+
+def example_call(
+    model: nn.Module,
+    batch_size: int = 1,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
+    sample_size: int | tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Return plausible arguments for one call of the denoiser, for tracing cost and measuring latency.
+
+    Args:
+        model: Any registered denoiser; on the meta device the tensors are meta tensors.
+        batch_size: B.
+        device: Default: the model's.
+        dtype: Default: the model's.
+        generator: CPU generator of the draws; default: seed 0.
+        sample_size: Height and width of the sample; default: the config's.
+
+    Raises:
+        PruningError: For an unknown class, or a config that leaves the sample size open when none is given.
+    """
+    family = family_of(model)
+    first = next(model.parameters())
+    draw = Draw(
+        batch_size,
+        torch.device(device) if device is not None else first.device,
+        dtype or first.dtype,
+        generator or torch.Generator().manual_seed(0),
+    )
+    if sample_size is None:
+        channels, height, width = sample_shape(model)
+    else:
+        channels = model.config["in_channels"]  # type: ignore[index]
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    sample = draw.normal(channels, height, width)
+    timestep = draw.integers(family.num_timesteps)
+    return denoiser_call(model, sample, timestep, family.conditioning(model, draw))
+
+
+def _class_labels(model: Any, draw: Draw) -> dict[str, Any]:
+    """Return example ``class_labels`` for the UNets, by ``class_embed_type``; nothing if the model takes none."""
+    config = model.config
+    kind = config.get("class_embed_type")
+    if kind is None:
+        count = config.get("num_class_embeds")
+        return {} if count is None else {"class_labels": draw.integers(count)}
+    if kind == "timestep":
+        return {"class_labels": draw.integers(1000)}
+    if kind == "identity":
+        width = config.get("time_embedding_dim") or config["block_out_channels"][0] * 4
+        return {"class_labels": draw.normal(width)}
+    return {"class_labels": draw.normal(config["projection_class_embeddings_input_dim"])}
+
+
+def _added_conditions(model: Any, draw: Draw) -> dict[str, Tensor]:
+    """Return example ``added_cond_kwargs`` of UNet2DConditionModel, by its kinds of embedding and projection."""
+    config = model.config
+    kind, projection = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
+    added: dict[str, Tensor] = {}
+    if kind == "text_time":
+        ids = torch.tensor([1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0])
+        width = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        added["text_embeds"] = draw.normal(width)
+        added["time_ids"] = ids.to(draw.device, draw.dtype).expand(draw.batch_size, -1)
+    if kind == "text_image":
+        added["text_embeds"] = draw.normal(config["cross_attention_dim"])
+        added["image_embeds"] = draw.normal(config["cross_attention_dim"])
+    elif kind in ("image", "image_hint"):
+        added["image_embeds"] = draw.normal(config["encoder_hid_dim"])
+    elif projection == "text_image_proj":
+        added["image_embeds"] = draw.normal(config["cross_attention_dim"])
+    elif projection in ("image_proj", "ip_image_proj"):
+        added["image_embeds"] = draw.normal(config["encoder_hid_dim"])
+    if kind == "image_hint":
+        added["hint"] = draw.normal(3, 8 * config["sample_size"], 8 * config["sample_size"])
+    return added
+
+
+def _text_conditioning(model: Any, draw: Draw) -> dict[str, Any]:
+    """Return example arguments of UNet2DConditionModel but sample and timestep."""
+    config = model.config
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    if not isinstance(width, int):
+        width = width[0]
+    call: dict[str, Any] = {"encoder_hidden_states": draw.normal(TEXT_TOKENS, width)}
+    call |= _class_labels(model, draw)
+    if added := _added_conditions(model, draw):
+        call["added_cond_kwargs"] = added
+    if config.get("time_cond_proj_dim"):
+        call["timestep_cond"] = draw.normal(config["time_cond_proj_dim"])
+    return call
+
+
+def _embedded_classes(model: Any) -> int | None:
+    """Return the size of a UNet's class embedding, if it has one."""
+    return model.config.get("num_class_embeds") if model.config.get("class_embed_type") is None else None
+
+
+FAMILIES.register("UNet2DModel")(
+    Family("sample", _class_labels, num_classes=_embedded_classes, null_class=lambda model: None)
+)
+FAMILIES.register("UNet2DConditionModel")(
+    Family("sample", _text_conditioning, num_classes=_embedded_classes, null_class=lambda model: None)
+)
+FAMILIES.register("DiTTransformer2DModel")(
+    Family(
+        "hidden_states",
+        lambda model, draw: {"class_labels": draw.integers(model.config["num_embeds_ada_norm"])},
+        num_classes=lambda model: model.config["num_embeds_ada_norm"],
+        null_class=lambda model: model.config["num_embeds_ada_norm"],
+    )
+)

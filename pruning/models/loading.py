@@ -1,0 +1,248 @@
+"""Load denoisers, schedulers and pipelines from a folder or the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from pruning.models.sources import local_folder, resolve_source
+from pruning.types import PruningError
+
+DENOISER_FOLDERS = ("unet", "transformer")
+
+
+def load_denoiser(
+    source: str | Path,
+    *,
+    subfolder: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> ModelMixin:
+    """Load a denoiser with its weights, in evaluation mode.
+
+    Args:
+        source: ``bundled:models/…``, a pipeline folder (denoiser in ``unet/`` or ``transformer/``), a bare
+            denoiser folder, or a hub id of either.
+        subfolder: Where the denoiser is, if it is elsewhere in the source.
+        dtype: Type of the weights; None: as stored.
+        device: Where to.
+        revision: Hub only: branch, tag or commit.
+        variant: Weight variant, e.g. ``"fp16"``.
+
+    Raises:
+        PruningError: If nothing is there, the class is not one of diffusers', weights are missing, or a weight is
+            NaN or infinite (naming the parameter).
+    """
+    resolved = resolve_source(source)
+    folder, config = _find_config(resolved, subfolder, revision)
+    cls = _class_of(config, resolved, ModelMixin)
+    where = _place(resolved, folder)
+    try:
+        model, info = cls.from_pretrained(
+            resolved,
+            subfolder=folder,
+            torch_dtype=dtype,
+            revision=revision,
+            variant=variant,
+            output_loading_info=True,
+        )
+    except PruningError:
+        raise
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
+        raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise PruningError(
+            f"{where}: the weight files lack {missing[0]!r}{more}; the model would be partly random"
+        )
+    check_finite(model, where)
+    return model.to(device).eval()
+
+
+def load_meta_denoiser(
+    source: str | Path, *, subfolder: str | None = None, revision: str | None = None
+) -> ModelMixin:
+    """Build a denoiser on the meta device: its shapes without its weights.
+
+    Args:
+        source: As for `load_denoiser`, or the path of a ``config.json`` alone. From the hub only the config is
+            fetched.
+        subfolder: As for `load_denoiser`.
+        revision: As for `load_denoiser`.
+
+    Raises:
+        PruningError: If there is no such config, or diffusers cannot build it.
+    """
+    resolved = resolve_source(source)
+    if Path(resolved).is_file():
+        folder, config = None, _read_json(Path(resolved))
+    else:
+        folder, config = _find_config(resolved, subfolder, revision)
+    cls = _class_of(config, resolved, ModelMixin)
+    try:
+        with torch.device("meta"):
+            model = cls.from_config(config)
+    except PruningError:
+        raise
+    except Exception as error:  # a constructor may fail in any way on values that do not fit each other
+        raise PruningError(
+            f"{_place(resolved, folder)}: diffusers cannot build {cls.__name__}: {error}"
+        ) from error
+    return model.to("meta").eval()
+
+
+def load_scheduler(source: str | Path, *, revision: str | None = None) -> SchedulerMixin:
+    """Load the scheduler of a pipeline folder or hub id: from ``scheduler/``, or beside the config.
+
+    Raises:
+        PruningError: If there is none, or its class is not one of diffusers'.
+    """
+    resolved = resolve_source(source)
+    for folder in ("scheduler", None):
+        config = _fetch(resolved, folder, "scheduler_config.json", revision)
+        if config is not None:
+            cls = _class_of(config, resolved, SchedulerMixin)
+            return cls.from_config(config)
+    raise PruningError(
+        f"model source {resolved!r} has no scheduler (scheduler/scheduler_config.json); how the model was noised is "
+        "not known without it: add the scheduler's config, or give a folder or hub id of a whole pipeline"
+    )
+
+
+def load_pipeline(
+    source: str | Path,
+    *,
+    denoiser: ModelMixin | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> DiffusionPipeline | None:
+    """Load a whole pipeline, or return None where the source is no pipeline (it has no ``model_index.json``).
+
+    Args:
+        source: As for `load_denoiser`.
+        denoiser: Already loaded; takes the place of the pipeline's own, whose weights are then not read.
+        dtype: Type of the weights; None: as stored.
+        device: Where to.
+        revision: Hub only.
+        variant: Weight variant.
+
+    Raises:
+        PruningError: If a component is missing or cannot be loaded.
+    """
+    resolved = resolve_source(source)
+    index = _fetch(resolved, None, "model_index.json", revision)
+    if index is None:
+        return None
+    _class_of(index, resolved, DiffusionPipeline)
+    name = next((name for name in DENOISER_FOLDERS if name in index), None)
+    given = {name: denoiser} if denoiser is not None and name is not None else {}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            resolved, torch_dtype=dtype, revision=revision, variant=variant, **given
+        )
+    except Exception as error:  # any component may fail in its own way
+        raise PruningError(f"pipeline {resolved!r} cannot be loaded: {error}") from error
+    return pipeline.to(device)
+
+
+def check_finite(model: torch.nn.Module, where: str) -> None:
+    """Raise PruningError naming the first parameter or buffer that holds NaN or infinity."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        low, high = torch.aminmax(tensor.detach())  # NaN propagates; no copy of the weights is made
+        if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
+            raise PruningError(
+                f"{where}: {name!r} holds NaN or infinity; the weights are broken, get them again"
+            )
+
+
+def _place(source: str, folder: str | None) -> str:
+    return f"model source {source!r}" + (f", folder {folder!r}" if folder else "")
+
+
+def _find_config(
+    source: str, subfolder: str | None, revision: str | None
+) -> tuple[str | None, dict[str, Any]]:
+    """Return the denoiser's folder in the source (None: the source itself) and its config."""
+    places: tuple[str | None, ...] = (subfolder,) if subfolder is not None else (*DENOISER_FOLDERS, None)
+    found = [
+        (place, config)
+        for place in places
+        if (config := _fetch(source, place, "config.json", revision)) is not None
+    ]
+    inner = [place for place, _ in found if place is not None]
+    if len(inner) > 1:
+        raise PruningError(
+            f"model source {source!r} has several denoisers ({', '.join(inner)}); name one with subfolder"
+        )
+    if not found:
+        looked = ", ".join(f"{place}/config.json" if place else "config.json" for place in places)
+        raise PruningError(
+            f"model source {source!r} holds no denoiser: none of {looked} is there; give a diffusers pipeline folder, "
+            "a denoiser folder, or a hub id"
+        )
+    return found[0]
+
+
+def _fetch(source: str, folder: str | None, name: str, revision: str | None) -> dict[str, Any] | None:
+    """Return a JSON file of a local folder or a hub repository, or None if it is not there."""
+    root = local_folder(source)
+    if root is not None:
+        path = root / folder / name if folder else root / name
+        return _read_json(path) if path.is_file() else None
+    try:
+        return _read_json(Path(hf_hub_download(source, name, subfolder=folder, revision=revision)))
+    except LocalEntryNotFoundError as error:
+        raise PruningError(
+            f"model source {source!r} is no folder here, and as a hub id it cannot be reached: {error}; check the "
+            "spelling, or the network"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # no such repository, gated, no network, no permission to write the cache, …
+        raise PruningError(
+            f"model source {source!r} is no folder here, and as a hub id it cannot be fetched: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PruningError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise PruningError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _class_of(config: dict[str, Any], source: str, kind: type) -> Any:
+    """Return the diffusers class that a config names.
+
+    Raises:
+        PruningError: If it names none, or one that is not a `kind` of this diffusers.
+    """
+    name = config.get("_class_name")
+    if not isinstance(name, str):
+        raise PruningError(f"model source {source!r}: the config names no class (_class_name is {name!r})")
+    cls = getattr(diffusers, name, None) if name.isidentifier() else None
+    if not isinstance(cls, type) or not issubclass(cls, kind):
+        raise PruningError(
+            f"model source {source!r}: the class {name!r} is not a {kind.__name__} of diffusers "
+            f"{diffusers.__version__}; check _class_name, or update diffusers"
+        )
+    return cls

@@ -1,0 +1,73 @@
+"""Where models come from: bundled folders, paths, hub ids."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pruning.types import PruningError
+
+PREFIX = "bundled:"
+_PACKAGE = Path(__file__).resolve().parent.parent
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?$")
+
+
+def bundled_root() -> Path:
+    """Return the folder of the bundled recipes: inside an installed wheel, else beside the package."""
+    inside = _PACKAGE / "recipes"
+    return inside if inside.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def bundled(name: str) -> Path:
+    """Return the path of something bundled.
+
+    Args:
+        name: ``models/digits-dit``, ``quickstart.yaml``, with or without ``bundled:`` in front.
+
+    Raises:
+        PruningError: If there is no such thing, listing what there is.
+    """
+    root = bundled_root()
+    relative = name.removeprefix(PREFIX)
+    path = (root / relative).resolve()
+    if not relative or not path.is_relative_to(root.resolve()) or not path.exists():
+        models = sorted(f"{PREFIX}models/{p.name}" for p in root.glob("models/*") if p.is_dir())
+        recipes = sorted(f"{PREFIX}{p.name}" for p in root.glob("*.yaml"))
+        raise PruningError(
+            f"nothing is bundled as {name!r}; bundled are: {', '.join(recipes + models) or 'nothing'}"
+        )
+    return path
+
+
+def resolve_source(source: str | Path) -> str:
+    """Expand ``bundled:`` and ``~``; a path or a hub id comes back as it is.
+
+    Raises:
+        PruningError: If something bundled does not exist, or `source` is empty.
+    """
+    text = str(source)
+    if not text.strip():
+        raise PruningError("the model source is empty; give a folder, bundled:models/<name> or a hub id")
+    if text.startswith(PREFIX):
+        return str(bundled(text))
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def local_folder(source: str) -> Path | None:
+    """Return `source` as an existing folder, or None if it is a hub id.
+
+    Raises:
+        PruningError: If it is a file, or can only be meant as a path and does not exist.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise PruningError(
+            f"model source {source!r} is a file; give the folder that holds config.json or model_index.json"
+        )
+    if _HUB_ID.match(source) is None:
+        raise PruningError(
+            f"model source {source!r}: no such folder (looked at {path.absolute()}), and not a hub id either"
+        )
+    return None
