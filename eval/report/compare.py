@@ -1,0 +1,166 @@
+"""The speed-quality plot over several runs; what cannot be compared never shares an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.report import fmt, svg, words
+from eval.report.charts import LOG_FROM, SHAPES
+from eval.report.load import Run
+from eval.report.svg import Figure, Scale
+
+MEASURED_ON = (
+    "frechet_mode",
+    "frechet_features_sha256",
+    "frechet_num_generated",
+    "frechet_num_real",
+)
+TIMED_ON = ("device", "dtype", "num_threads", "batch_size")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Runs whose Fréchet distances are comparable, and their plot."""
+
+    title: str
+    note: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run on the plot."""
+
+    run: Run
+    x: float
+    y: float
+    interval: tuple[float, float] | None
+
+
+def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
+    """Group the runs by what their distances were measured on and draw each group.
+
+    Returns:
+        The panels, and one sentence for each thing the reader should know: several panels, runs left out.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    left_out = []
+    for run in runs:
+        if run.metric(run.final, "frechet") is None or words.reached(run, "macs") in (None, 0):
+            left_out.append(run.name)
+        else:
+            groups.setdefault(_measured_on(run), []).append(run)
+    found = [_panel(members, index) for index, members in enumerate(groups.values())]
+    remarks = []
+    if len(found) > 1:
+        remarks.append(
+            f"The runs were measured in {len(found)} ways (features, number of samples or reference images differ). "
+            "Fréchet distances are not comparable across these, so each has its own plot."
+        )
+    if left_out:
+        remarks.append(
+            f"Not plotted, since they have no Fréchet distance of a pruned model: {', '.join(left_out)}."
+        )
+    return found, remarks
+
+
+def _measured_on(run: Run) -> tuple[Any, ...]:
+    """Return what has to agree for two Fréchet distances to be comparable."""
+    return (words.frechet_name(run), run.data, *(run.metric(run.final, key) for key in MEASURED_ON))
+
+
+def _timed_on(run: Run) -> tuple[Any, ...] | None:
+    """Return what has to agree for two speed-ups to be comparable, None without a measured one."""
+    call = run.metric(run.final, "call")
+    if words.speedup(run, run.final) is None or call is None:
+        return None
+    return (run.device, *(call.get(key) for key in TIMED_ON))
+
+
+def _panel(runs: Sequence[Run], index: int) -> Panel:
+    timings = {_timed_on(run) for run in runs}
+    measured = len(timings) == 1 and None not in timings
+    if measured:
+        axis, note = (
+            "speed-up of one call (measured)",
+            "Speed-up: measured, each run against its own dense model.",
+        )
+    else:
+        axis = "speed-up by MACs (dense / pruned)"
+        why = "some runs have no latency" if None in timings else "latencies come from different set-ups"
+        note = f"Speed-up: the MACs ratio, since {why}."
+    points = []
+    for run in runs:
+        macs = words.reached(run, "macs")
+        fast = words.speedup(run, run.final) if measured else 1 / macs if macs else None
+        y = run.metric(run.final, "frechet")
+        if fast is not None:
+            points.append(Point(run, fast, y, run.metric(run.final, "frechet_ci95")))
+    name, count = words.frechet_name(runs[0]), runs[0].metric(runs[0].final, "frechet_num_generated")
+    facts = [f"N = {count:,.0f}" if count else "N unknown", *([runs[0].data] if runs[0].data else [])]
+    return Panel(f"{name} ({', '.join(facts)})", note, _plot(points, axis, name, index))
+
+
+def _dense(points: Sequence[Point]) -> list[tuple[str, float]]:
+    """Return the distinct dense references as (name, Fréchet distance)."""
+    found: dict[str, tuple[str, float]] = {}
+    models = {point.run.model for point in points}
+    for point in points:
+        run = point.run
+        value = run.metric(run.reference, "frechet")
+        if value is not None:
+            name = run.reference if len(models) == 1 else f"{run.reference} {run.model or run.name}"
+            found.setdefault(f"{name}{fmt.number(value)}", (name, value))
+    return list(found.values())
+
+
+def _plot(points: Sequence[Point], x_label: str, y_label: str, index: int) -> Figure:
+    dense = _dense(points)
+    spread = [end for point in points for end in (point.interval or (point.y, point.y))]
+    values = spread + [value for _, value in dense] + [point.y for point in points]
+    log = min(values) > 0 and max(values) / min(values) > LOG_FROM
+    low, high = svg.padded(values, log=log)
+    left, right = svg.padded([1.0, *(point.x for point in points)], log=False)
+    xs = Scale(min(left, 0.95), right, 60, 700)
+    ys = Scale(low if log else max(0.0, low), high, 372, 42, log)
+    body = svg.axes(xs, ys, x_label, y_label + (", log" if log else "") + " (lower is better)")
+    taken: list[tuple[float, float, float]] = []
+    for name, value in dense:
+        body += svg.line(xs.start, ys(value), xs.stop, ys(value), "ref")
+        body += svg.marker(xs(1.0), ys(value), "circle", "dot s0", f"{name}: {fmt.number(value)}", 5)
+        body += _tag(name, xs(1.0), ys(value), taken, xs.stop)
+    models = sorted({point.run.model or "" for point in points})
+    for point in sorted(points, key=lambda p: (p.x, p.y)):
+        which = models.index(point.run.model or "")
+        cls, x = f"p{which % 5}", xs(point.x)
+        if point.interval:
+            body += svg.line(x, ys(point.interval[0]), x, ys(point.interval[1]), f"whisker {cls}")
+        tip = f"{point.run.name}: {fmt.times(point.x)}, {fmt.number(point.y)} {fmt.span(point.interval)}"
+        body += svg.marker(x, ys(point.y), SHAPES[which % len(SHAPES)], f"dot {cls}", tip, 5.5)
+        body += _tag(point.run.name, x, ys(point.y), taken, xs.stop)
+    height = 418.0
+    if len(models) > 1:
+        entries = [(m or "unnamed", SHAPES[k % len(SHAPES)], f"dot p{k % 5}") for k, m in enumerate(models)]
+        for row in range(0, len(entries), 2):
+            body += svg.legend(entries[row : row + 2], xs.start, height + 18)
+            height += 24
+    alt = f"{y_label} against {x_label} for {', '.join(point.run.name for point in points)}."
+    return svg.drawing(f"speed-quality-{index}", body, 720, height, alt)
+
+
+def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]], limit: float) -> str:
+    """Return a label beside a point, moved until it lies on no other label."""
+    shown = name if len(name) <= 36 else name[:34] + "…"
+    width = svg.text_width(shown)
+    start = x + 10 if x + 10 + width <= limit + 16 else x - 10 - width
+    base = y - 7
+    for shift in (-7, 15, -21, 29, -35, 43, -49, 57, -63, 71):
+        base = y + shift
+        if not any(abs(base - other) < 14 and start < e and s < start + width for s, other, e in taken):
+            break
+    taken.append((start, base, start + width))
+    if start < x:
+        return svg.label(x - 10, base, shown, "t ink halo", "end")
+    return svg.label(start, base, shown, "t ink halo")

@@ -1,0 +1,267 @@
+"""Sink maps: where attention piles up, by head, timestep and token, and whether it does at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.report import fmt, svg
+from eval.report.load import Site
+from eval.report.svg import Figure
+
+MAX_SITES = 8
+SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no sinks
+SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (SCORES.md section 2)
+MAX_SIDE = 32  # larger token grids are pooled by maximum, so that a sink stays visible
+MAX_KEYS = 192
+PANEL = 84
+
+
+@dataclass(frozen=True)
+class SiteMaps:
+    """One site as shown: its name, what there is to see, and the two maps."""
+
+    module: str
+    summary: str
+    heads: Figure
+    positions: Figure
+
+
+def peak_mass(site: Site) -> float:
+    """Return the largest sink mass of any head and timestep."""
+    return float(np.nanmax(site.sink_mass, initial=0.0))
+
+
+def peak_relative(site: Site) -> float:
+    """Return the largest relative mass of any key and timestep; 1 is uniform."""
+    return float(np.nanmax(site.relative_mass, initial=0.0))
+
+
+def has_sinks(site: Site) -> bool:
+    """Tell whether sinks take a share of attention at this site that is worth a picture."""
+    return peak_mass(site) >= SINK_MASS_FLOOR
+
+
+def strongest(sites: Sequence[Site]) -> list[Site]:
+    """Return the sites sorted by sink mass, then by relative mass, strongest first."""
+    return sorted(sites, key=lambda site: (-peak_mass(site), -peak_relative(site) / site.threshold))
+
+
+def overview(sites: Sequence[Site]) -> str:
+    """Say in words whether there are sinks, with the numbers that decide it."""
+    ranked = strongest(sites)
+    with_sinks = [site for site in ranked if has_sinks(site)]
+    places = f"{len(sites)} attention site{'s' if len(sites) != 1 else ''}"
+    if not with_sinks:
+        top = max(ranked, key=peak_relative)
+        return (
+            f"No attention sinks. At none of the {places} do sink keys take {fmt.percent(SINK_MASS_FLOOR)} of a "
+            f"head's attention at any timestep. The strongest single key, at {top.module}, gets "
+            f"{fmt.times(peak_relative(top))} the uniform share; a sink needs {top.threshold:.3g}×. "
+            "Sink-aware scores have little to act on in this model."
+        )
+    top = ranked[0]
+    return (
+        f"Sinks at {len(with_sinks)} of {places}. The strongest is {top.module}: its sink keys take up to "
+        f"{fmt.percent(peak_mass(top), 0)} of a head's attention, and one key gets up to "
+        f"{fmt.times(peak_relative(top))} the uniform share."
+    )
+
+
+def site_maps(site: Site, index: int) -> SiteMaps:
+    """Draw both maps of one site."""
+    positions = _grid_map(site, index) if site.grid else _key_map(site, index)
+    return SiteMaps(site.module, describe(site), _head_map(site, index), positions)
+
+
+def describe(site: Site) -> str:
+    """Say how strong the sinks of a site are and whether they stay in place over the timesteps."""
+    mass, keys = site.sink_mass, site.key_mass.shape[1]
+    means = np.nanmean(mass, axis=0) if np.isfinite(mass).any() else np.zeros(mass.shape[1])
+    text = f"{mass.shape[1]} heads, {keys:,} keys"
+    text += f" ({site.grid[0]} × {site.grid[1]} tokens)" if site.grid else ""
+    if not has_sinks(site):
+        return f"{text}. No sinks: at most {fmt.times(peak_relative(site))} the uniform share on one key."
+    text += f". Strongest head {int(np.nanargmax(means))}: mean sink mass {fmt.number(float(np.nanmax(means)), 2)}."
+    sinks = _sink_sets(site)
+    if not sinks.any():
+        return text + " No key is a sink on average over samples: sinks sit elsewhere from image to image."
+    always, some = np.flatnonzero(sinks.all(axis=0)), np.flatnonzero(sinks.any(axis=0) & ~sinks.all(axis=0))
+    if len(always):
+        text += f" Sink at every timestep: {_keys(site, always)}."
+    if len(some):
+        text += f" Sink at some timesteps only: {_keys(site, some)}."
+    return text
+
+
+def _sink_sets(site: Site) -> NDArray[np.bool_]:
+    """Return which keys are sinks at which timestep, ``(T, M)``."""
+    if site.indicator is not None:
+        return np.nan_to_num(site.indicator) >= SINK_INDICATOR
+    return np.nan_to_num(site.relative_mass) >= site.threshold
+
+
+def _keys(site: Site, keys: NDArray[np.intp], most: int = 4) -> str:
+    """Name keys: by row and column on a grid, else by number."""
+    shown = [f"({k // site.grid[1]}, {k % site.grid[1]})" if site.grid else str(k) for k in keys[:most]]
+    word = "token" if site.grid else "key"
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"{word}{'s' if len(keys) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _head_map(site: Site, index: int) -> Figure:
+    """Draw sink mass, a row a head, a column a timestep bucket."""
+    buckets, heads = site.sink_mass.shape
+    left, top = 24, 22
+    cell_w = min(24.0, 176 / buckets)
+    cell_h = 15.0 if heads <= 24 else max(2.5, 360 / heads)
+    parts = [svg.label(0, 12, "sink mass, a row a head", "t ink")]
+    tips = buckets * heads <= 512
+    for head in range(heads):
+        y = top + head * cell_h
+        if heads <= 12 or head % max(1, heads // 8) == 0:
+            parts.append(svg.label(left - 6, y + cell_h / 2 + 4, head, "t num", "end"))
+        for bucket in range(buckets):
+            value = site.sink_mass[bucket, head]
+            tip = f"head {head}, bucket {bucket}: {fmt.number(float(value))}" if tips else ""
+            cls = "nodata" if math.isnan(value) else svg.heat_class(float(value))
+            parts.append(
+                svg.rect(left + bucket * cell_w, y, cell_w - 1, cell_h - (1 if cell_h > 5 else 0), cls, tip)
+            )
+    bottom = top + heads * cell_h
+    parts += _bucket_ends(left, left + buckets * cell_w, bottom + 14)
+    alt = f"Sink mass of {heads} heads over {buckets} timestep buckets at {site.module}; peak {peak_mass(site):.2f}."
+    return svg.drawing(f"sinks-{index}-heads", "".join(parts), left + buckets * cell_w + 4, bottom + 22, alt)
+
+
+def _bucket_ends(start: float, stop: float, y: float) -> list[str]:
+    return [svg.label(start, y, "less noise", "t"), svg.label(stop, y, "more noise", "t", "end")]
+
+
+def _share(relative: NDArray[np.float64], keys: int) -> NDArray[np.float64]:
+    """Map relative mass to [0, 1] by logarithm: uniform or less is 0, all mass on one key is 1."""
+    return np.log(np.clip(relative, 1.0, None)) / math.log(max(keys, 2))
+
+
+def _grid_map(site: Site, index: int) -> Figure:
+    """Draw one token grid a timestep bucket: relative mass by colour, sinks outlined."""
+    assert site.grid is not None
+    rows, columns = site.grid
+    factor = math.ceil(max(rows, columns) / MAX_SIDE)
+    share = _pooled(_share(site.relative_mass, rows * columns).reshape(-1, rows, columns), factor)
+    sinks = _pooled(_sink_sets(site).astype(float).reshape(-1, rows, columns), factor) > 0
+    buckets, rows, columns = share.shape
+    cell = PANEL / max(rows, columns)
+    across = min(buckets, 8)
+    step_x, step_y = columns * cell + 10, rows * cell + 24
+    parts = [svg.label(0, 12, "attention by token, one grid a timestep bucket", "t ink")]
+    for bucket in range(buckets):
+        x, y = (bucket % across) * step_x + 1, (bucket // across) * step_y + 22
+        parts.append(svg.rect(x, y, columns * cell, rows * cell, "h0", f"bucket {bucket}"))
+        parts.append(_cells(share[bucket], x, y, cell))
+        parts.append(_outlines(sinks[bucket], x, y, cell))
+        parts.append(svg.label(x + columns * cell / 2, y + rows * cell + 14, bucket, "t num", "middle"))
+    if factor > 1:
+        parts.append(
+            svg.label(across * step_x - 9, 12, f"largest of {factor} × {factor} tokens a cell", "t", "end")
+        )
+    lines, last = math.ceil(buckets / across), (buckets - 1) % across
+    foot = (lines - 1) * step_y + rows * cell + 52
+    parts.append(svg.label(1, foot, "less noise", "t"))
+    parts.append(svg.label(last * step_x + 1 + columns * cell, foot, "more noise", "t", "end"))
+    alt = f"Relative attention mass by token at {site.module} for {buckets} timestep buckets, sinks outlined."
+    width = max(across * step_x - 8, 320)
+    return svg.drawing(f"sinks-{index}-tokens", "".join(parts), width, foot + 6, alt)
+
+
+def _pooled(values: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """Take the maximum over blocks of ``factor x factor`` cells of ``(T, rows, columns)``."""
+    if factor == 1:
+        return values
+    _, rows, columns = values.shape
+    pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
+    values = np.pad(values, pad, constant_values=0.0)
+    shape = (len(values), values.shape[1] // factor, factor, values.shape[2] // factor, factor)
+    return values.reshape(shape).max(axis=(2, 4))
+
+
+def _cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
+    """Return the cells above the lowest colour, runs of one colour in a row joined, a path a colour."""
+    drawn: dict[str, list[str]] = {}
+    for row, values in enumerate(share):
+        names = ["nodata" if math.isnan(v) else svg.heat_class(float(v)) for v in values]
+        start = 0
+        for end in range(1, len(names) + 1):
+            if end == len(names) or names[end] != names[start]:
+                if names[start] != "h0":
+                    drawn.setdefault(names[start], []).append(
+                        f"M{x + start * cell:.4g} {y + row * cell:.4g}h{(end - start) * cell:.4g}v{cell:.4g}"
+                        f"h{-(end - start) * cell:.4g}z"
+                    )
+                start = end
+    return "".join(f'<path class="{name}" d="{"".join(steps)}"/>' for name, steps in sorted(drawn.items()))
+
+
+def _outlines(sinks: NDArray[np.bool_], x: float, y: float, cell: float) -> str:
+    size = max(cell, 4.0)
+    return "".join(
+        svg.rect(x + c * cell - (size - cell) / 2, y + r * cell - (size - cell) / 2, size, size, "sink")
+        for r, c in zip(*np.nonzero(sinks), strict=True)
+    )
+
+
+def _key_map(site: Site, index: int) -> Figure:
+    """Draw relative mass, a row a timestep bucket, a column a key (text tokens); sinks outlined."""
+    keys = site.key_mass.shape[1]
+    factor = math.ceil(keys / MAX_KEYS)
+    share, sinks = _share(site.relative_mass, keys), _sink_sets(site)
+    if factor > 1:
+        pad = ((0, 0), (0, -keys % factor))
+        share = np.pad(share, pad).reshape(len(share), -1, factor).max(axis=2)
+        sinks = np.pad(sinks, pad).reshape(len(sinks), -1, factor).any(axis=2)
+    buckets, columns = share.shape
+    left, top, width, height = 24, 22, 640, 15
+    cell = width / columns
+    parts = [
+        svg.label(0, 12, "attention by key (across) and timestep bucket (down, 0 = least noise)", "t ink")
+    ]
+    for bucket in range(buckets):
+        y = top + bucket * height
+        parts.append(svg.label(left - 6, y + 12, bucket, "t num", "end"))
+        parts.append(svg.rect(left, y, width, height - 1, "h0", f"bucket {bucket}"))
+    parts.append(f'<g transform="translate({left} {top}) scale(1 {height / cell:g})">')
+    parts.append(_cells(share, 0, 0, cell) + "</g>")
+    for bucket, column in zip(*np.nonzero(sinks), strict=True):
+        parts.append(svg.rect(left + column * cell, top + bucket * height, max(cell, 3), height - 1, "sink"))
+    bottom = top + buckets * height
+    for key in svg.linear_ticks(0, keys - 1, 8):
+        parts.append(svg.label(left + (key // factor + 0.5) * cell, bottom + 14, int(key), "t num", "middle"))
+    if factor > 1:
+        parts.append(svg.label(left + width, 12, f"largest of {factor} keys a column", "t", "end"))
+    alt = f"Relative attention mass by key at {site.module} for {buckets} timestep buckets, sinks outlined."
+    return svg.drawing(f"sinks-{index}-keys", "".join(parts), left + width + 4, bottom + 22, alt)
+
+
+def key() -> list[Figure]:
+    """Draw the colour scales of both maps."""
+    figures = []
+    scales = (("sink mass", ("0", "½", "1")), ("attention on a key", ("≤ uniform", "√M ×", "all (M ×)")))
+    for number, (name, ends) in enumerate(scales):
+        start = svg.text_width(name) + 12
+        parts = [svg.label(0, 22, name, "t ink")]
+        parts += [svg.rect(start + k * 22, 10, 22, 14, svg.heat_class(k / 8)) for k in range(9)]
+        for share, text in zip((0, 0.5, 1), ends, strict=True):
+            anchor = ("start", "middle", "end")[int(share * 2)]
+            parts.append(svg.label(start + share * 198, 40, text, "t num", anchor))
+        width = start + 202
+        if number:
+            parts.append(svg.rect(width + 16, 10, 14, 14, "sink"))
+            parts.append(svg.label(width + 38, 22, "sink", "t ink"))
+            width += 80
+        alt = f"Colour scale of {name}: {', '.join(ends)}."
+        figures.append(svg.drawing(f"sinks-key-{number}", "".join(parts), width, 46, alt))
+    return figures

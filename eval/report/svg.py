@@ -1,0 +1,205 @@
+"""Small drawing kit: scales, ticks, axes and marks as SVG text.
+
+Colours are classes (templates/chart.css), so one drawing serves light and dark pages. Sizes are in user units;
+a page shows one unit as at most one CSS pixel.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from eval.report import fmt
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAPER = "svg{--page:#fff}@media (prefers-color-scheme:dark){svg{--page:#0d1117}}"  # GitHub's backgrounds
+CHAR_WIDTH = 6.4  # a generous mean for 12 px sans serif text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with the words that stand for it where it cannot be seen."""
+
+    name: str
+    svg: str
+    alt: str
+
+    def standalone(self) -> str:
+        """Return the drawing as an SVG file: colours inside, and its own background in light and dark."""
+        head, body = self.svg.split(">", 1)
+        style = (TEMPLATES / "chart.css").read_text(encoding="utf-8")
+        paper = '<rect class="paper" width="100%" height="100%" rx="6"/>'
+        return f"{head}><style>{style}{PAPER}</style>{paper}{body}\n"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values in [`low`, `high`] to positions from `start` to `stop`, linearly or by logarithm."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return the position of `value`."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = math.log(value) if self.log else value
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round(self.start + share * (self.stop - self.start), 2)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Return round values inside the range."""
+        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high, count)
+
+
+def linear_ticks(low: float, high: float, count: int) -> list[float]:
+    """Return multiples of 1, 2 or 5 times a power of ten, about `count` of them."""
+    if high <= low:
+        return [low]
+    raw = (high - low) / max(1, count)
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten, with 2s and 5s where the range is short."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
+        found = [m * 10.0**e for e in exponents for m in factors]
+        found = [value for value in found if low * 0.999 <= value <= high * 1.001]
+        if len(found) >= 3:
+            return found
+    return linear_ticks(low, high, 4)
+
+
+def padded(values: Sequence[float], *, log: bool, zero: bool = False) -> tuple[float, float]:
+    """Return a range that holds `values` with a little air; from zero if `zero` (linear only)."""
+    low, high = min(values), max(values)
+    if log:
+        factor = max((high / low) ** 0.06, 1.05)
+        return low / factor, high * factor
+    air = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    return (0.0 if zero and low >= 0 else low - air), high + air
+
+
+def text_width(text: str, size: float = 12) -> float:
+    """Estimate the width of a text."""
+    return len(text) * CHAR_WIDTH * size / 12
+
+
+def esc(text: object) -> str:
+    """Escape for SVG and HTML."""
+    return html.escape(str(text), quote=True)
+
+
+def label(x: float, y: float, text: object, cls: str = "t", anchor: str = "start") -> str:
+    """Return a text; `anchor` is start, middle or end."""
+    return f'<text class="{cls}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{esc(text)}</text>'
+
+
+def rect(x: float, y: float, w: float, h: float, cls: str, title: str = "", radius: float = 0) -> str:
+    """Return a rectangle, with a tooltip if `title` is given."""
+    shape = f'<rect class="{cls}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}"'
+    shape += f' rx="{radius:g}"' if radius else ""
+    return f"{shape}><title>{esc(title)}</title></rect>" if title else f"{shape}/>"
+
+
+def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    """Return a straight line."""
+    return f'<line class="{cls}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"/>'
+
+
+def path(points: Sequence[tuple[float, float] | None], cls: str) -> str:
+    """Return a polyline; None breaks it."""
+    steps, pen = [], "M"
+    for point in points:
+        if point is None:
+            pen = "M"
+            continue
+        steps.append(f"{pen}{point[0]:g} {point[1]:g}")
+        pen = "L"
+    return f'<path class="{cls}" d="{"".join(steps)}"/>' if steps else ""
+
+
+def marker(x: float, y: float, shape: str, cls: str, title: str = "", size: float = 4.5) -> str:
+    """Return a point: circle, square, diamond, triangle or cross."""
+    s = size
+    outlines = {
+        "square": f"M{x - s:g} {y - s:g}h{2 * s:g}v{2 * s:g}h{-2 * s:g}z",
+        "diamond": f"M{x:g} {y - 1.35 * s:g}l{1.35 * s:g} {1.35 * s:g}l{-1.35 * s:g} {1.35 * s:g}"
+        f"l{-1.35 * s:g} {-1.35 * s:g}z",
+        "triangle": f"M{x:g} {y - 1.2 * s:g}l{1.2 * s:g} {2.1 * s:g}h{-2.4 * s:g}z",
+    }
+    tip = f"<title>{esc(title)}</title>" if title else ""
+    if shape in outlines:
+        return f'<path class="{cls}" d="{outlines[shape]}">{tip}</path>'
+    return f'<circle class="{cls}" cx="{x:g}" cy="{y:g}" r="{s:g}">{tip}</circle>'
+
+
+def hatched(x: float, y: float, w: float, h: float, title: str = "", gap: float = 5) -> str:
+    """Return a dashed box filled with diagonal lines: what went as a whole."""
+    lines = []
+    offset = gap
+    while offset < w + h:
+        x1, y1 = (x + offset, y) if offset <= w else (x + w, y + offset - w)
+        x2, y2 = (x, y + offset) if offset <= h else (x + offset - h, y + h)
+        lines.append(f"M{x1:g} {y1:g}L{x2:g} {y2:g}")
+        offset += gap
+    return f'<path class="hatch" d="{"".join(lines)}"/>' + rect(x, y, w, h, "gone", title)
+
+
+def axes(
+    xs: Scale, ys: Scale, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]] | None = None
+) -> str:
+    """Return grid lines, tick labels and axis titles around the plot area that the two scales span."""
+    parts = []
+    for value in ys.ticks():
+        y = ys(value)
+        parts.append(line(xs.start, y, xs.stop, y, "grid"))
+        parts.append(label(xs.start - 8, y + 4, tick(value), "t num", "end"))
+    for value, text in x_ticks if x_ticks is not None else [(v, tick(v)) for v in xs.ticks(6)]:
+        parts.append(label(xs(value), ys.start + 18, text, "t num", "middle"))
+    parts.append(line(xs.start, ys.start, xs.stop, ys.start, "axis"))
+    parts.append(label((xs.start + xs.stop) / 2, ys.start + 38, x_label, "t", "middle"))
+    parts.append(label(2, ys.stop - 14, y_label, "t"))
+    return "".join(parts)
+
+
+def tick(value: float) -> str:
+    """Format a tick: as short as can be."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:,.10g}"
+    return fmt.number(value, 1)
+
+
+def legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> str:
+    """Return a row of marks and names; an entry is (name, marker shape, class)."""
+    parts = []
+    for name, shape, cls in entries:
+        parts.append(marker(x + 5, y - 4, shape, cls))
+        parts.append(label(x + 15, y, name, "t ink"))
+        x += 15 + text_width(name) + 16
+    return "".join(parts)
+
+
+def drawing(name: str, body: str, width: float, height: float, alt: str) -> Figure:
+    """Wrap `body` as a figure of the given size in user units."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" role="img" aria-label="{esc(alt)}">'
+    )
+    return Figure(name, f"{head}{body}</svg>", alt)
+
+
+@cache
+def heat_class(share: float, levels: int = 9) -> str:
+    """Return the colour class of a share in [0, 1], in nine steps."""
+    return f"h{min(levels - 1, max(0, round(share * (levels - 1))))}"
