@@ -18,13 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import ImageData, indexed_noise, noise_and_target, num_train_timesteps, sample_generator
+from pruning.data.conditioning import Conditioner
 from pruning.models.families import denoiser_call, null_class
-from pruning.recovery.labels import drop_captions, drop_labels
-
-Conditioner = Callable[
-    [Tensor, Tensor | None, "list[str] | None", torch.Generator], "tuple[Tensor, dict[str, Any]]"
-]
-"""(images, labels, captions, generator) -> (clean samples x0, call arguments but sample and timestep)."""
+from pruning.recovery.labels import drop_captions, drop_classes
 
 ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
 """Streams of `sample_generator` that recovery uses; evaluation and calibration use lower ones."""
@@ -157,20 +153,19 @@ class BatchSource:
         timesteps, dropped = step_draws(step, plan.batch_size, count, plan.label_dropout, plan.seed)
         timesteps, dropped = timesteps[part].to(self.device), dropped[part]
         position = step * plan.batch_size + part.start
+        places = range(position, position + len(ids))
         x0, conditioning = self.conditioner(
             images,
-            drop_labels(self.data.labels(ids), dropped, null_class(self.model)),
+            self.data.labels(ids),
             drop_captions(self.data.captions(ids), dropped),
-            sample_generator(plan.seed, position, ENCODER),
+            [sample_generator(plan.seed, p, ENCODER) for p in places],
         )
-        positions = range(position, position + len(ids))
-        noise = indexed_noise(positions, x0.shape[1:], plan.seed, TRAINING_NOISE).to(self.device)
-        noised, target, asked = noise_and_target(
-            self.scheduler, x0.to(self.device, torch.float32), noise, timesteps
-        )
-        call = denoiser_call(
-            self.model, noised, asked, {k: _on(v, self.device) for k, v in conditioning.items()}
-        )
+        conditioning = {key: _on(value, self.device) for key, value in conditioning.items()}
+        conditioning = drop_classes(conditioning, dropped, null_class(self.model))
+        noise = indexed_noise(places, x0.shape[1:], plan.seed, TRAINING_NOISE).to(self.device)
+        x0 = x0.to(self.device, torch.float32)
+        noised, target, asked = noise_and_target(self.scheduler, x0, noise, timesteps)
+        call = denoiser_call(self.model, noised, asked, conditioning)
         return TrainingBatch(call, target, timesteps, ids, dropped, position)
 
 

@@ -7,6 +7,8 @@ resumed. So all of them are held in eval mode and labels are dropped before the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
@@ -46,24 +48,25 @@ def resolve_label_dropout(asked: float | None, model: nn.Module, *, has_captions
     return asked
 
 
-def drop_labels(labels: Tensor | None, dropped: Tensor, unconditional: int | None) -> Tensor | None:
-    """Replace the labels of dropped samples.
+def drop_classes(conditioning: dict[str, Any], dropped: Tensor, unconditional: int | None) -> dict[str, Any]:
+    """Replace the class labels of dropped samples.
 
     Args:
-        labels: Class labels (B,), int64, or None.
+        conditioning: Call arguments, with ``class_labels`` (B,) where the model takes classes.
         dropped: Which samples lose their label (B,), bool.
         unconditional: Index of "no label"; None leaves labels as they are.
 
     Returns:
-        Labels (B,), a new tensor where anything changed.
+        The call arguments, with new labels.
     """
+    labels = conditioning.get("class_labels")
     if labels is None or unconditional is None:
-        return labels
-    return torch.where(dropped, unconditional, labels)
+        return conditioning
+    return {**conditioning, "class_labels": torch.where(dropped.to(labels.device), unconditional, labels)}
 
 
 def drop_captions(captions: list[str] | None, dropped: Tensor) -> list[str] | None:
-    """Replace the captions of dropped samples by the empty one; `dropped` as in `drop_labels`."""
+    """Replace the captions of dropped samples by the empty one; `dropped` as in `drop_classes`."""
     if captions is None:
         return None
     return ["" if gone else text for text, gone in zip(captions, dropped.tolist(), strict=True)]

@@ -15,7 +15,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from pruning.data import ImageData
-from pruning.recovery.batches import BatchPlan, BatchSource, Conditioner
+from pruning.data.conditioning import Conditioner
+from pruning.recovery.batches import BatchPlan, BatchSource
 from pruning.recovery.checkpoints import (
     TrainingState,
     checkpoint_bytes,
@@ -97,7 +98,7 @@ def recover(
         student: The pruned denoiser; bfloat16 and float16 weights become float32 master weights.
         teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` 0.
         data: Clean images.
-        conditioner: (images, labels, captions, generator) -> (clean samples, call arguments).
+        conditioner: Makes clean samples and conditioning of them; see `pruning.data.conditioning`.
         scheduler: Noises the images; not changed.
         steps: Optimiser steps.
         batch_size: Images an optimiser step, over all micro-batches and processes.
@@ -236,7 +237,8 @@ def _training(student: nn.Module, teacher: nn.Module | None, accelerator: Accele
     teaching = teacher is not None and teacher.training
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            student.to(device=device, dtype=torch.float32)
+            student.to(device)
+            student.float()
             student.train()
             hold_label_embeddings(student)
             if teacher is not None:
