@@ -40,8 +40,9 @@ def _calibrate(recipe: Recipe) -> Iterator[Problem]:
     section = recipe.calibrate
     for key in ("num_samples", "batch_size", "timestep_buckets", "num_steps"):
         yield from _at_least(f"calibrate.{key}", getattr(section, key), 1)
-    if section.queries is not None:
-        yield from _at_least("calibrate.queries", section.queries, 2)
+    for key in ("queries", "rows"):
+        if getattr(section, key) is not None:
+            yield from _at_least(f"calibrate.{key}", getattr(section, key), 2)
     yield from _one_of("calibrate.provider", section.provider, ("noised", "sampling"))
     yield from _one_of("calibrate.timestep_weights", section.timestep_weights, ("uniform", "obs_diff"))
     for name in section.criteria:
@@ -121,10 +122,12 @@ def _recover(recipe: Recipe) -> Iterator[Problem]:
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     section = recipe.evaluate
     yield from _at_least("evaluate.num_samples", section.num_samples, 2)
-    for key in ("num_steps", "batch_size"):
+    for key in ("num_steps", "batch_size", "denoising_samples"):
         yield from _at_least(f"evaluate.{key}", getattr(section, key), 1)
-    for key in ("batch_size", "runs"):
-        yield from _at_least(f"evaluate.latency.{key}", getattr(section.latency, key), 1)
+    if section.num_real is not None:
+        yield from _at_least("evaluate.num_real", section.num_real, 2)
+    for key, least in (("batch_size", 1), ("runs", 1), ("sampling_runs", 0)):
+        yield from _at_least(f"evaluate.latency.{key}", getattr(section.latency, key), least)
     if section.latency.threads is not None:
         yield from _at_least("evaluate.latency.threads", section.latency.threads, 1)
 

@@ -12,7 +12,7 @@ class Model:
     Attributes:
         source: ``bundled:models/<name>``, a folder (of a pipeline or of a denoiser), a hub id, or, for
             ``--dry-run`` alone, a bare config ``.json``.
-        subfolder: Folder of the denoiser inside `source`; None looks for ``unet/`` and ``transformer/``.
+        subfolder: Folder of the denoiser inside `source`; null looks for ``unet/`` and ``transformer/``.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant on the hub, e.g. ``fp16``.
         dtype: Type the weights are held in: float32, bfloat16 or float16.
@@ -33,10 +33,10 @@ class Data:
         source: ``digits`` (embedded), an image folder, a parquet or arrow file or folder, or a hub id.
         split: Split that calibration and recovery read.
         eval_split: Held-out split that evaluation reads.
-        resolution: Side of the square images in pixels; None takes the model's own.
-        image_column: Column of the images; None finds it.
-        label_column: Column of the class labels; None finds it.
-        caption_column: Column of the captions; None finds it.
+        resolution: Side of the square images in pixels; null takes the model's own.
+        image_column: Column of the images; null finds it.
+        label_column: Column of the class labels; null finds it.
+        caption_column: Column of the captions; null finds it.
     """
 
     source: str = "digits"
@@ -56,7 +56,7 @@ class Omega:
         unstable: Weight of sinks that move with the timestep; 1 drops them, -1 doubles them.
         stable: Weight of sinks that stay.
         alpha: Steepness of the soft sink indicator.
-        rho: Relative mass at which a key is half a sink; None is the square root of the number of keys.
+        rho: Relative mass at which a key is half a sink; null is the square root of the number of keys.
         mode: Indicator: ``ratio`` (ours), ``paper`` (the released code of arXiv 2602.17664) or ``hard``.
     """
 
@@ -78,9 +78,11 @@ class Calibrate:
         provider: ``noised`` shows noised images of the data; ``sampling`` lets the model generate.
         num_steps: Sampling steps of the ``sampling`` provider.
         guidance_scale: Classifier-free guidance of the ``sampling`` provider; 1 is none.
-        queries: Attention queries drawn to estimate sinks; None takes all of them (exact).
+        queries: Attention queries drawn to estimate sinks; null takes all of them (exact).
+        rows: Rows drawn from each layer's input; null takes all of them.
         timestep_weights: ``uniform``, or ``obs_diff`` (1.2 at high noise falling to 0.8).
         criteria: Further criteria to gather statistics for, so that switching to them costs no new pass.
+        diagnostics: Also gather what the report draws of sinks and heads.
         omega: Settings of the sink weights.
     """
 
@@ -91,8 +93,10 @@ class Calibrate:
     num_steps: int = 20
     guidance_scale: float = 1.0
     queries: int | None = None
+    rows: int | None = None
     timestep_weights: str = "uniform"
     criteria: list[str] = field(default_factory=list)
+    diagnostics: bool = True
     omega: Omega = field(default_factory=Omega)
 
 
@@ -174,7 +178,7 @@ class Recover:
     Attributes:
         enabled: Whether to train at all.
         steps: Optimizer steps.
-        batch_size: Images a step and process.
+        batch_size: Images an optimizer step, over all processes.
         learning_rate: Peak learning rate (AdamW).
         warmup_steps: Steps of linear warm-up.
         schedule: ``cosine`` (down to 0) or ``constant`` after the warm-up.
@@ -216,12 +220,14 @@ class Latency:
 
     Attributes:
         batch_size: Samples a denoiser call.
-        runs: Timed runs a model; dense and pruned take turns.
-        threads: CPU threads; None takes what torch would.
+        runs: Rounds of one call; every model is timed once a round, in turns.
+        sampling_runs: Rounds of a whole sampling run; 0 leaves it out.
+        threads: CPU threads; null takes what torch would.
     """
 
     batch_size: int = 32
-    runs: int = 20
+    runs: int = 15
+    sampling_runs: int = 6
     threads: int | None = None
 
 
@@ -237,7 +243,9 @@ class Evaluate:
         guidance_scale: Classifier-free guidance; 1 is none.
         features: Feature network of the distances: ``bundled:models/<classifier>`` or a folder of such a
             classifier, ``inception`` (downloaded), or ``inception:<file>`` with its weights.
-        metrics: Names of the files under ``eval/``.
+        num_real: Held-out images that the distances compare with; null takes all.
+        denoising_samples: Held-out images, at most, on which the denoising error is measured.
+        metrics: Names of files under ``eval/``.
         latency: How latency is measured.
     """
 
@@ -247,6 +255,8 @@ class Evaluate:
     batch_size: int = 100
     guidance_scale: float = 1.0
     features: str = "bundled:models/digits-classifier"
+    num_real: int | None = None
+    denoising_samples: int = 256
     metrics: list[str] = field(
         default_factory=lambda: ["fid", "kid", "consistency", "denoising", "cost", "latency"]
     )

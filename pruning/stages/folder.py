@@ -90,6 +90,11 @@ class RunFolder:
         """Tell whether the stage has been finished."""
         return (self.stage(name) / DONE).is_file()
 
+    def require(self, name: str) -> None:
+        """Raise PruningError unless the stage has been finished."""
+        if not self.is_done(name):
+            raise refusal(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")
+
     def manifest(self, name: str) -> dict[str, Any]:
         """Return the manifest of a finished stage, empty if there is none."""
         return read_json(self.stage(name) / MANIFEST) or {}
@@ -110,8 +115,7 @@ class RunFolder:
         Raises:
             PruningError: If the stage has not been run.
         """
-        if not self.is_done(name):
-            raise refusal(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")
+        self.require(name)
         recorded = self.manifest(name)["artefacts"]
         now = describe_files(self.stage(name), recorded)
         return hashlib.sha256(json.dumps({f: now[f]["sha256"] for f in sorted(now)}).encode()).hexdigest()

@@ -7,6 +7,8 @@ import time
 import uuid
 from pathlib import Path
 
+import torch
+
 from pruning.stages.folder import read_json, write_json
 
 POLL_SECONDS = 0.5
@@ -20,12 +22,18 @@ class Ranks:
 
     Args:
         folder: The run directory.
+
+    Attributes:
+        count: How many processes there are.
+        is_first: Whether this is the one that writes.
+        device: The device that the launcher gave this process; None where there is but one process.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.is_first = True
+        self.device: torch.device | None = None
         self._launch = ""
         if self.count > 1:
             self._join()
@@ -33,6 +41,7 @@ class Ranks:
     def tell(self, stage: str, *, go: bool) -> None:
         """Tell the others, as the first process, whether `stage` is to be worked on."""
         if self.count > 1:
+            self._word(stage).parent.mkdir(parents=True, exist_ok=True)
             write_json(self._word(stage), {"go": go})
 
     def wait(self, stage: str) -> bool:
@@ -51,4 +60,5 @@ class Ranks:
 
         state = PartialState()
         self.is_first = state.is_main_process
+        self.device = state.device
         self._launch = broadcast_object_list([uuid.uuid4().hex], from_process=0)[0]

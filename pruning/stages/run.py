@@ -1,29 +1,271 @@
-"""A run: one recipe in one run directory, and everything a stage may ask for, loaded when first asked."""
+"""A run: one recipe in one run directory, and everything that a stage may ask for, loaded when first asked."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
-from pruning import allocation, checkpoint, models
-from pruning.calibration import FirstPass, load_first_pass, load_stats
-from pruning.data import Conditioner, ImageData, NoisedBatch, conditioner, noised_batches, open_images
+from pruning import checkpoint, models
+from pruning.allocation import CostModel
+from pruning.calibration import FirstPass, load_stats
+from pruning.calibration.store import read_tensors
+from pruning.data import ImageData, NoisedBatch, conditioner, noised_batches, open_images, sample_generator
 from pruning.groups import find_groups
-from pruning.recipe import Recipe, load_recipe, refusal, to_yaml
-from pruning.stages.folder import RunFolder, file_hash, read_json, write_json
-from pruning.stages.lock import locked
+from pruning.recipe import Recipe, load_recipe
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
-from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
+from pruning.stages.workspace import Workspace
+from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan, Scores
 
 T = TypeVar("T")
+
+FIRST_PASS, STATS, SCORES, PLAN, MODEL = "first_pass.safetensors", "stats.safetensors", "scores.safetensors", "plan.json", "model"
+SCORES_CONTENT = "importance scores"
+CHOICE = 32
+"""Stream of `sample_generator` that draws which images are looked at."""
+
+
+class Run:
+    """One recipe at work in its run directory.
+
+    Args:
+        recipe: What to do.
+        progress: Draw progress bars (where standard error is a terminal).
+    """
+
+    def __init__(self, recipe: Recipe, *, progress: bool = True) -> None:
+        self.recipe = recipe
+        self.workspace = Workspace(recipe)
+        self.folder = self.workspace.folder
+        self.ranks = Ranks(self.folder.path)
+        self.bars = Bars(progress and self.ranks.is_first)
+        self._cache: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Run:
+        """Return a run of the recipe that `pruning.recipe.load_recipe` finds."""
+        return cls(load_recipe(recipe, overrides))
+
+    def forget(self, stage: str) -> None:
+        """Drop what was loaded from the files of a stage, because they are new."""
+        for key in [key for key in self._cache if key.startswith(f"{stage}/")]:
+            del self._cache[key]
+
+    def file(self, stage: str, name: str) -> Path:
+        """Return the path of an artefact.
+
+        Raises:
+            PruningError: If the stage has not been run.
+        """
+        self.folder.require(stage)
+        return self.folder.stage(stage) / name
+
+    # Where things run.
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the recipe; ``auto`` is CUDA, else MPS, else the CPU."""
+        if self.ranks.device is not None:
+            return self.ranks.device
+        if self.recipe.device != "auto":
+            return torch.device(self.recipe.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    @property
+    def device_name(self) -> str:
+        """The device in words."""
+        if self.device.type == "cuda":
+            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        return f"{self.device} ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+        return getattr(torch, self.recipe.model.dtype)
+
+    # The model.
+
+    @property
+    def meta(self) -> ModelMixin:
+        """The dense model on the meta device."""
+        section = self.recipe.model
+        return self._once(
+            "meta",
+            lambda: models.load_meta_denoiser(
+                section.source, subfolder=section.subfolder, revision=section.revision
+            ),
+        )
+
+    @property
+    def all_groups(self) -> list[PrunableGroup]:
+        """All groups of the model, of whatever kind."""
+        return self._once("all_groups", lambda: list(find_groups(self.meta)))
+
+    @property
+    def groups(self) -> list[PrunableGroup]:
+        """The groups that the recipe allows to cut.
+
+        Raises:
+            PruningError: If the model has none of a kind that is asked for, or none at all.
+        """
+        asked = self.recipe.prune.kinds
+        found = [group for group in self.all_groups if group.kind in asked]
+        if not found:
+            have = ", ".join(sorted({group.kind for group in self.all_groups})) or "none at all"
+            raise PruningError(
+                f"prune.kinds: {type(self.meta).__name__} {self.recipe.model.source!r} has no groups of kind "
+                f"{', '.join(asked)}; it has {have}"
+            )
+        return found
+
+    @property
+    def cost(self) -> CostModel:
+        """What plans cost, for one sample."""
+        call = models.example_call
+        return self._once("cost", lambda: CostModel.trace(self.meta, call(self.meta, 1), self.all_groups))
+
+    def load_dense(self) -> ModelMixin:
+        """Load the dense model anew, for who changes it."""
+        section = self.recipe.model
+        return models.load_denoiser(
+            section.source,
+            subfolder=section.subfolder,
+            dtype=self.dtype,
+            device=self.device,
+            revision=section.revision,
+            variant=section.variant,
+        )
+
+    @property
+    def dense(self) -> ModelMixin:
+        """The dense model; not to be changed."""
+        return self._once("dense", self.load_dense)
+
+    def load_pruned(self, stage: str = "prune", dtype: torch.dtype | None = None) -> ModelMixin:
+        """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode."""
+        folder = self.file(stage, MODEL)
+        return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device).eval()
+
+    @property
+    def final_stage(self) -> str:
+        """The stage whose model the run ends with: ``recover``, or ``prune`` where recovery is switched off."""
+        return "recover" if self.recipe.recover.enabled else "prune"
+
+    @property
+    def pipeline(self) -> DiffusionPipeline | None:
+        """The pipeline around the dense model, or None for a bare denoiser."""
+        section = self.recipe.model
+
+        def load() -> DiffusionPipeline | None:
+            return models.load_pipeline(
+                section.source,
+                denoiser=self.dense,
+                dtype=self.dtype,
+                device=self.device,
+                revision=section.revision,
+                variant=section.variant,
+            )
+
+        return self._once("pipeline", load)
+
+    @property
+    def autoencoder(self) -> Any | None:
+        """The pipeline's autoencoder, or None where the model works on pixels."""
+        return getattr(self.pipeline, "vae", None) or getattr(self.pipeline, "vqvae", None)
+
+    @property
+    def scheduler(self) -> Any:
+        """The model's own scheduler."""
+        section = self.recipe.model
+        return self._once("scheduler", lambda: models.load_scheduler(section.source, revision=section.revision))
+
+    # The data.
+
+    def images(self, split: str) -> ImageData:
+        """Return the images of a split, as large and coloured as the model takes them."""
+        return self._once(f"images {split}", lambda: self.open_images(split, self._image_shape()))
+
+    def open_images(self, split: str, shape: tuple[int, int]) -> ImageData:
+        """Open a split of the data with the given channels and resolution."""
+        section = self.recipe.data
+        return open_images(
+            section.source,
+            split=split,
+            channels=shape[0],
+            resolution=section.resolution or shape[1],
+            image_column=section.image_column,
+            label_column=section.label_column,
+            caption_column=section.caption_column,
+        )
+
+    def _image_shape(self) -> tuple[int, int]:
+        """Return channels and resolution of the images that the model is about."""
+        channels, height, _ = models.sample_shape(self.meta)
+        if self.autoencoder is None:
+            return channels, height
+        config = self.autoencoder.config
+        return config.get("in_channels", 3), height * 2 ** (len(config["block_out_channels"]) - 1)
+
+    def choose(self, split: str, count: int) -> list[int]:
+        """Return the rows of a split that are looked at: `count` of them, drawn by the seed, sorted."""
+        data = self.images(split)
+        data.check_enough(count)
+        order = torch.randperm(len(data), generator=sample_generator(self.recipe.seed, 0, CHOICE))
+        return sorted(order[:count].tolist())
+
+    def noised(self, split: str, count: int, *, batch_size: int) -> Callable[[], Iterable[NoisedBatch]]:
+        """Return a function that yields `count` images of a split, noised to every timestep bucket."""
+        data, rows = self.images(split), self.choose(split, count)
+        encode = self._once("conditioner", lambda: conditioner(self.dense, self.pipeline))
+
+        def batches() -> Iterable[NoisedBatch]:
+            return noised_batches(
+                data,
+                encode,
+                self.scheduler,
+                indices=rows,
+                batch_size=batch_size,
+                timestep_buckets=self.recipe.calibrate.timestep_buckets,
+                seed=self.recipe.seed,
+                device=self.device,
+                dtype=self.dtype,
+            )
+
+        return batches
+
+    # What stages wrote.
+
+    @property
+    def first_pass(self) -> FirstPass:
+        """What the stage ``sinks`` saw."""
+        return self._once("sinks/first_pass", lambda: FirstPass.load(self.file("sinks", FIRST_PASS)))
+
+    @property
+    def stats(self) -> CalibrationStats:
+        """What the stage ``calibrate`` gathered."""
+        return self._once("calibrate/stats", lambda: load_stats(self.file("calibrate", STATS)))
+
+    @property
+    def scores(self) -> Scores:
+        """What the stage ``score`` found."""
+        return self._once(
+            "score/scores", lambda: Scores(*read_tensors(self.file("score", SCORES), SCORES_CONTENT))
+        )
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What the stage ``plan`` decided."""
+        return self._once("plan/plan", lambda: PruningPlan.load(self.file("plan", PLAN)))
+
+    def _once(self, key: str, make: Callable[[], T]) -> T:
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]

@@ -14,7 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.recipe import refusal, to_dict
+from safetensors import SafetensorError
+
+from pruning.recipe import to_dict
+from pruning.recovery.files import write_errors
 from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
@@ -26,12 +29,7 @@ Work = Callable[["Run", Path], dict[str, Any]]
 Extra = Callable[["Run"], dict[str, Any]]
 
 CLOCK = ".seconds"
-_DISK = {
-    errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EROFS: "the file system is read-only; choose another run_dir=…",
-    errno.EACCES: "permission denied; choose another run_dir=… or change its permissions",
-}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Stage:
         """
         if not run.ranks.is_first:
             return self._follow(run)
-        with run.held():
-            run.claim()
+        with run.workspace.held():
+            run.workspace.claim()
             config, inputs = self.config(run), self.inputs(run)
             mark = fingerprint(self.name, config, inputs)
             current = run.folder.is_current(self.name, mark)
@@ -100,7 +98,7 @@ class Stage:
     def inputs(self, run: Run) -> dict[str, str]:
         """Return the hashes of what it reads."""
         if not self.after:
-            return {kind: entry["hash"] for kind, entry in run.identity.items()}
+            return {kind: entry["hash"] for kind, entry in run.workspace.identity.items()}
         return {name: run.folder.output_hash(name) for name in self.after}
 
     def _do(self, run: Run) -> dict[str, Any]:
@@ -167,27 +165,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def disk_problem(error: BaseException) -> str | None:
-    """Return in words what is wrong with the disk if that is what `error` says, else None."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code is None:  # safetensors raises an error of its own that quotes the number.
-        code = next((number for number in _DISK if f"(os error {number})" in str(error)), None)
-    return _DISK.get(code) if code is not None else None
-
-
 @contextmanager
 def _disk_errors(name: str, folder: RunFolder) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear error."""
+    """Turn a full or read-only disk into one clear error; others pass."""
     try:
         yield
-    except Exception as error:
-        problem = disk_problem(error)
-        if problem is None:
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code not in _DISK and not any(f"(os error {number})" in str(error) for number in _DISK):
             raise
-        raise refusal(
-            f"{folder.path}: stage {name!r} could not write: {problem}; run the same command again, "
-            "the stages that are done are kept"
-        ) from error
+        with write_errors(f"stage {name!r}", folder.path, "The stages that are done are kept; run it again"):
+            raise
 
 
 @contextmanager

@@ -1,0 +1,176 @@
+"""The command ``sinkprune``: arguments in, one short table and the path of what was written out.
+
+Only what parsing needs is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+STAGE_HELP = {
+    "sinks": "first calibration pass: how stable the attention sinks are",
+    "calibrate": "second calibration pass: gather statistics of the dense model",
+    "score": "score every unit",
+    "plan": "decide what goes",
+    "prune": "compensate and cut",
+    "recover": "train the slim model back",
+    "evaluate": "measure dense, pruned and recovered",
+    "export": "write the slim diffusers folder",
+    "report": "draw the report; several run directories give one comparison",
+}
+
+DESCRIPTION = """\
+Make diffusion models slimmer: sink-aware structured pruning for diffusers.
+
+  sinkprune run quickstart                           a digits DiT at half the MACs, in minutes
+  sinkprune run sd15 --dry-run                       what would be cut; no weights are fetched
+  sinkprune run my.yaml prune.target.macs=0.6        any value can be overridden
+  sinkprune report runs/*                            compare runs
+"""
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the command's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 2 for a user's mistake or an impossible request, 130 after Ctrl-C.
+    """
+    parser = build_parser()
+    arguments = _parse(parser, list(sys.argv[1:] if argv is None else argv))
+    signal.signal(signal.SIGTERM, _terminate)
+    from pruning.cli.commands import COMMANDS
+    from pruning.cli.console import Console
+
+    console = Console(arguments.json, arguments.quiet)
+    try:
+        result = COMMANDS[arguments.command](arguments, console)
+        console.finish(arguments.command, result)
+    except (ValueError, OSError) as error:  # PruningError is a ValueError
+        if arguments.debug:
+            raise
+        console.error(error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        console.interrupted()
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="sinkprune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
+    common.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    run = commands.add_parser("run", parents=[common], help="all stages of a recipe", **_text("run"))
+    _add_recipe(run)
+    run.add_argument("--from", dest="start", metavar="STAGE", choices=tuple(STAGE_HELP), help="redo from here")
+    run.add_argument("--until", metavar="STAGE", choices=tuple(STAGE_HELP), help="stop after this stage")
+    run.add_argument("--dry-run", action="store_true", help="show groups and budget; fetch and write nothing")
+    run.add_argument("--fresh", action="store_true", help="reuse nothing; what is there moves to .old")
+
+    for name, text in STAGE_HELP.items():
+        stage = commands.add_parser(name, parents=[common], help=text, **_text(name))
+        if name == "report":
+            stage.add_argument("recipe", nargs="+", metavar="RECIPE|RUN", help="a recipe, or run directories")
+            stage.add_argument("--output", metavar="FILE", help="where to write the comparison of several runs")
+        else:
+            _add_recipe(stage)
+        stage.add_argument("--redo", action="store_true", help="do the stage even if nothing has changed")
+
+    show = commands.add_parser("show", parents=[common], help="what a run or a checkpoint is", **_text("show"))
+    show.add_argument("target", help="a run directory, a checkpoint folder, or a recipe")
+    diff = commands.add_parser("diff", parents=[common], help="two recipes or two runs", **_text("diff"))
+    diff.add_argument("left", help="a recipe or a run directory")
+    diff.add_argument("right", help="a recipe or a run directory")
+    listing = commands.add_parser("ls", parents=[common], help="recipes, criteria, runs", **_text("ls"))
+    listing.add_argument(
+        "what", nargs="?", choices=("recipes", "criteria", "kinds", "metrics", "runs"), help="list only these"
+    )
+    copy = commands.add_parser("cp", parents=[common], help="copy a bundled recipe", **_text("cp"))
+    copy.add_argument("recipe", help="its name")
+    copy.add_argument("file", help="where to; an existing file is not overwritten")
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a recipe file, the name of a bundled recipe, or a run directory")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. prune.target.macs=0.6")
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse, taking overrides wherever they stand."""
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    unknown = [word for word in rest if word not in overrides]
+    if unknown or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
+
+
+def _text(name: str) -> dict[str, Any]:
+    """Return the long help of a command."""
+    if name in STAGE_HELP:
+        body = f"{STAGE_HELP[name].capitalize()}.\n\nStages before it that are missing or out of date run first."
+    else:
+        body = _LONG[name]
+    return {"description": textwrap.dedent(body), "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+_LONG = {
+    "run": """\
+        Run a recipe: sinks, calibrate, score, plan, prune, recover, evaluate, export, report.
+
+        Everything is written to runs/<name>. A stage whose settings and inputs are unchanged is reused; what
+        changed settings make stale moves to runs/<name>/.old. A run that was stopped goes on where it was.""",
+    "show": """\
+        Show a run (stages, figures, what was cut), a checkpoint (what it is, what was cut) or a recipe (all values).""",
+    "diff": """\
+        Show the values in which two recipes differ, and for two runs also the figures.""",
+    "ls": """\
+        List the bundled recipes, the criteria, the kinds of groups, the metrics, and the runs under ./runs.""",
+    "cp": """\
+        Copy a bundled recipe to a file of your own, to be changed.""",
+}
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Treat a polite kill (a scheduler's preemption) as Ctrl-C: locks are released, state stays resumable."""
+    raise KeyboardInterrupt
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **unused: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"sinkprune {version('sinkprune')}")
+        except PackageNotFoundError:
+            print("sinkprune (not installed)")
+        parser.exit()

@@ -1,0 +1,110 @@
+"""What each command does; heavy imports come when a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pruning.cli import STAGE_HELP, tables
+from pruning.cli.console import Console, Result, facts
+from pruning.cli.look import diff, list_all, show
+from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal
+from pruning.stages.folder import RunFolder, read_json
+
+Command = Callable[[argparse.Namespace, Console], Result]
+
+
+def run(arguments: argparse.Namespace, console: Console) -> Result:
+    """Run all stages of a recipe, or show what that would do."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from pruning.stages import Run, dry_run, run_stages
+
+    work = Run(recipe, progress=console.progress)
+    if arguments.dry_run:
+        found = dry_run(work)
+        return Result(found, tables.dry_run(found))
+    run_stages(work, start=arguments.start, until=arguments.until, fresh=arguments.fresh)
+    if not work.ranks.is_first:
+        return Result({})
+    last = arguments.until or "report"
+    return _ended(work.folder, last)
+
+
+def stage(arguments: argparse.Namespace, console: Console) -> Result:
+    """Run one stage, and before it what is missing or out of date."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from pruning.stages import Run, run_stages
+
+    work = Run(recipe, progress=console.progress)
+    run_stages(work, start=arguments.command if arguments.redo else None, until=arguments.command)
+    return _ended(work.folder, arguments.command) if work.ranks.is_first else Result({})
+
+
+def report(arguments: argparse.Namespace, console: Console) -> Result:
+    """Draw the report of a recipe's run, or one that compares several run directories."""
+    words = arguments.recipe
+    arguments.overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    named = [word for word in words if word not in arguments.overrides]
+    if len(named) == 1 and arguments.output is None:
+        arguments.recipe = named[0]
+        return stage(arguments, console)
+    if arguments.overrides:
+        raise refusal(f"{arguments.overrides[0]}: a comparison of runs takes no overrides")
+    runs = [Path(word) for word in named]
+    unfinished = [path for path in runs if not (path / "report" / "data.json").is_file()]
+    if unfinished:
+        raise refusal(f"{unfinished[0]}: is no run directory with a report; run `sinkprune report {unfinished[0]}` first")
+    from eval.report import build
+
+    output = Path(arguments.output) if arguments.output else _beside(runs) / "report.html"
+    page = build(runs, output)
+    return Result({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(page))
+
+
+def copy(arguments: argparse.Namespace, console: Console) -> Result:
+    """Copy a bundled recipe to a file that does not exist yet."""
+    name = Path(arguments.recipe).name.removesuffix(".yaml")
+    source = bundled_recipes().get(name) or find_recipe(arguments.recipe)
+    target = Path(arguments.file)
+    if target.is_dir():
+        target /= source.name
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise refusal(f"{target} exists already; choose another name, or delete it first") from error
+    return Result({"recipe": str(source)}, path=str(target))
+
+
+def _ended(folder: RunFolder, last: str) -> Result:
+    """Return the end of a run: the figures, if there are any, and where the last stage wrote."""
+    summary = read_json(folder.path / "summary.json") or {}
+    result = folder.manifest(last).get("result", {})
+    place = folder.stage(last)
+    drawn = [tables.stages(folder)]
+    if last in ("evaluate", "export", "report"):
+        metrics = read_json(folder.stage("evaluate") / "metrics.json")
+        drawn.append(tables.subjects(metrics))
+    else:
+        drawn.append(facts(result, title=f"\n{last}"))
+    path = place / "report.html" if last == "report" else place
+    return Result({"run": str(folder.path), "stage": last, "result": result, **summary}, drawn, str(path))
+
+
+def _beside(runs: list[Path]) -> Path:
+    """Return the folder that holds the runs, or the working directory where they lie apart."""
+    parents = {path.resolve().parent for path in runs}
+    return runs[0].parent if len(parents) == 1 else Path()
+
+
+COMMANDS: dict[str, Command] = {
+    **dict.fromkeys(STAGE_HELP, stage),
+    "run": run,
+    "report": report,
+    "show": show,
+    "diff": diff,
+    "ls": list_all,
+    "cp": copy,
+}

@@ -1,0 +1,153 @@
+"""What the command prints: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+
+PIPE_WIDTH = 160
+
+
+@dataclass
+class Result:
+    """What a command ends with.
+
+    Attributes:
+        data: JSON types, for ``--json``.
+        tables: Drawn unless ``--json``.
+        path: What was written, or where to look.
+    """
+
+    data: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    path: str | None = None
+
+
+class Console:
+    """Prints results, messages and errors.
+
+    Args:
+        as_json: One line of JSON in place of tables.
+        quiet: No messages.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self._json = as_json
+        self.progress = not quiet
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
+        self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._listen(logging.WARNING if quiet else logging.INFO)
+
+    def finish(self, command: str, result: Result) -> None:
+        """Print the end of a command: its tables and its path, or one line of JSON."""
+        if self._json:
+            path = {} if result.path is None else {"path": result.path}
+            print(json.dumps({"command": command, **result.data, **path}, ensure_ascii=False, default=str))
+            return
+        for table in result.tables:
+            self._out.print(table)
+        if result.path is not None:
+            self._out.print(f"[bold]{escape(result.path)}[/]")
+
+    def error(self, error: BaseException) -> None:
+        """Print one clear message."""
+        lines = str(error).strip() or type(error).__name__
+        self._err.print(f"[bold red]error:[/] {escape(lines)}")
+
+    def interrupted(self) -> None:
+        """Say that the work was stopped and what that means."""
+        self._err.print("stopped; what is done is kept, and the same command goes on from there")
+
+    def _listen(self, level: int) -> None:
+        """Show the log of this project, and warnings of others."""
+        handler = _Handler(self._err)
+        for name in ("pruning", "eval"):
+            logger = logging.getLogger(name)
+            logger.handlers = [handler]
+            logger.setLevel(level)
+            logger.propagate = False
+
+
+class _Handler(logging.Handler):
+    """Prints log records; tqdm's bars are left whole."""
+
+    def __init__(self, console: RichConsole) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        from tqdm import tqdm
+
+        mark = "[yellow]warning:[/] " if record.levelno >= logging.WARNING else ""
+        with tqdm.external_write_mode(file=sys.stderr):
+            self._console.print(mark + escape(record.getMessage()))
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, texts: int = 1
+) -> Table:
+    """Return a short table; the first `texts` columns are set to the left, numbers to the right."""
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for position, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if position >= texts else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(str(cell)) for cell in row))
+    return drawn
+
+
+def facts(values: dict[str, Any], title: str | None = None) -> Table:
+    """Return names and values below each other; nested mappings become one line."""
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
+    for name, value in values.items():
+        drawn.add_row(f"[dim]{escape(name.replace('_', ' '))}[/]", escape(text_of(value, name)))
+    return drawn
+
+
+def text_of(value: Any, name: str = "") -> str:
+    """Return a value as a reader would write it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text_of(inner, key)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text_of(inner) for inner in value) or "none"
+    if name.startswith("file_bytes") or name == "bytes":
+        return size(value)
+    if isinstance(value, (int, float)) and name.endswith("_ratio") and 0 <= value <= 1:
+        return f"{100 * value:.1f} %"
+    if isinstance(value, int):
+        return count(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def count(value: float | None) -> str:
+    """Return a count in short: 35.7 M."""
+    if value is None:
+        return "–"
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {letter}"
+    return f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Return a number of bytes in short: 5.1 MB."""
+    if value is None:
+        return "–"
+    for limit, letters in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.3g} {letters}"
+    return f"{value:.0f} B"

@@ -1,0 +1,171 @@
+"""``show``, ``diff`` and ``ls``: look at runs, checkpoints and recipes without touching them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pruning.cli import tables
+from pruning.cli.console import Console, Result, facts, table, text_of
+from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal, to_dict, to_yaml
+from pruning.stages.folder import STAGES, RunFolder, changes, read_json
+
+PRUNING_KEY = "_structured_pruning"
+
+
+def show(arguments: argparse.Namespace, console: Console) -> Result:
+    """Show a run, a checkpoint or a recipe."""
+    path = Path(arguments.target).expanduser()
+    if (path / "run.json").is_file():
+        return _show_run(path)
+    for folder in (path, path / "unet", path / "transformer"):
+        if (folder / "config.json").is_file():
+            return _show_checkpoint(folder)
+    if path.is_dir():
+        raise refusal(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
+    recipe = load_recipe(find_recipe(arguments.target), check=False)
+    return Result(to_dict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
+
+
+def _show_run(path: Path) -> Result:
+    folder, owner = RunFolder(path), read_json(path / "run.json")
+    summary = read_json(path / "summary.json") or {}
+    about = {
+        "run": owner.get("name"),
+        "model": owner.get("model", {}).get("source"),
+        "data": owner.get("data", {}).get("source"),
+        "earlier": len(list((path / ".old").glob("*"))) if (path / ".old").is_dir() else 0,
+    }
+    drawn = [facts(about), tables.stages(folder)]
+    plan = folder.manifest("plan").get("result")
+    if plan:
+        drawn.append(facts(plan, title="\nplan"))
+    metrics = read_json(folder.stage("evaluate") / "metrics.json")
+    if metrics:
+        drawn.append(tables.subjects(metrics))
+    manifests = {name: folder.manifest(name) for name in STAGES if folder.is_done(name)}
+    data = {**about, "summary": summary, "plan": plan, "stages": {n: m["finished"] for n, m in manifests.items()}}
+    report = folder.stage("report") / "report.html"
+    return Result(data, drawn, str(report) if report.is_file() else None)
+
+
+def _show_checkpoint(folder: Path) -> Result:
+    config = read_json(folder / "config.json")
+    entry = config.get(PRUNING_KEY)
+    params, dtypes, written = _weights(folder)
+    about: dict[str, Any] = {
+        "class": config.get("_class_name"),
+        "parameters": params,
+        "dtype": ", ".join(dtypes),
+        "file_bytes": written,
+        "pruned": entry is not None,
+    }
+    if isinstance(entry, dict):
+        plan = entry.get("plan") or {}
+        meta = plan.get("meta") or {}
+        about |= {
+            "format_version": entry.get("format_version"),
+            "modules_cut": len(entry.get("modules") or {}),
+            "removed_blocks": entry.get("removed_blocks") or plan.get("removed_blocks") or [],
+            "asked": meta.get("asked"),
+            **{f"{key}_ratio": v["plan"] / v["dense"] for key, v in meta.items() if key in ("macs", "params")},
+        }
+    return Result(about, [facts(about)], str(folder))
+
+
+def _weights(folder: Path) -> tuple[int, list[str], int]:
+    """Return parameters, types and bytes of the safetensors files, from their headers alone."""
+    params, dtypes, written = 0, set[str](), 0
+    for path in sorted(folder.glob("*.safetensors")):
+        written += path.stat().st_size
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                params += math.prod(tensor["shape"])
+                dtypes.add(tensor["dtype"])
+    return params, sorted(dtypes), written
+
+
+def diff(arguments: argparse.Namespace, console: Console) -> Result:
+    """Show in which values two recipes differ, and for two runs also the figures."""
+    sides = [arguments.left, arguments.right]
+    recipes = [to_dict(load_recipe(side, check=False)) for side in sides]
+    rows = [(key, text_of(a), text_of(b)) for key, a, b in changes(*recipes)]
+    drawn = [table(("setting", *sides), rows, texts=3)] if rows else [table(("no setting differs",), [])]
+    data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in changes(*recipes)}}
+    summaries = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
+    if len(summaries) == 2 and all(summaries):
+        keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]
+        figures = [(key, *(s.get(key) for s in summaries)) for key in keys]
+        drawn.append(
+            table(("figure", *sides), [(k.replace("_", " "), text_of(a, k), text_of(b, k)) for k, a, b in figures])
+        )
+        data["figures"] = {key: [a, b] for key, a, b in figures}
+    return Result(data, drawn)
+
+
+def list_all(arguments: argparse.Namespace, console: Console) -> Result:
+    """List recipes, criteria, kinds, metrics and runs; or one of these."""
+    listings = {
+        "recipes": _recipes,
+        "criteria": _criteria,
+        "kinds": _kinds,
+        "metrics": _metrics,
+        "runs": _runs,
+    }
+    chosen = [arguments.what] if arguments.what else ["recipes", "criteria", "runs"]
+    data, drawn = {}, []
+    for what in chosen:
+        columns, rows = listings[what]()
+        data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
+        drawn.append(table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}", texts=2))
+    return Result(data, drawn)
+
+
+Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def _recipes() -> Listing:
+    rows = [(name, load_recipe(path, check=False).title) for name, path in bundled_recipes().items()]
+    return ("name", ""), rows
+
+
+def _criteria() -> Listing:
+    from pruning.importance import CRITERIA
+
+    return ("name", ""), [(name, entry.doc) for name, entry in CRITERIA.items()]
+
+
+def _kinds() -> Listing:
+    from pruning.types import KINDS
+
+    return ("name",), [(kind,) for kind in KINDS]
+
+
+def _metrics() -> Listing:
+    from eval.run import available_metrics
+
+    return ("name",), [(name,) for name in available_metrics()]
+
+
+def _runs() -> Listing:
+    rows = []
+    for owner in sorted(Path("runs").glob("*/run.json")):
+        folder = RunFolder(owner.parent)
+        done = [stage for stage in STAGES if folder.is_done(stage)]
+        found = read_json(owner.parent / "summary.json") or {}
+        frechet = found.get("frechet_recovered") or found.get("frechet_pruned")
+        rows.append(
+            (
+                str(owner.parent),
+                done[-1] if done else "–",
+                text_of(found.get("macs_ratio"), "macs_ratio"),
+                "–" if found.get("latency_speedup") is None else f"{found['latency_speedup']:.2f} ×",
+                text_of(frechet),
+            )
+        )
+    return ("run", "done up to", "MACs left", "speed-up", "Fréchet"), rows

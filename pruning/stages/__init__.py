@@ -1,0 +1,77 @@
+"""Runs a recipe in a run directory, one stage after the other.
+
+Every stage is a function of a `Run`: ``calibrate(run)`` does the stage, or finds it done, and returns the folder
+of its artefacts. Stages speak through files; what they wrote is loaded by the run when it is asked for::
+
+    from pruning.stages import Run, sinks, calibrate, score
+
+    run = Run.open("quickstart", ["score.criterion=wanda"])
+    for stage in (sinks, calibrate, score):
+        stage(run)
+    run.scores.values
+
+The files of this folder are named by nouns and the stages by verbs, so that no function hides a module; they are
+imported when they are asked for, because what they need takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruning.stages.calibration import calibrate, sinks
+    from pruning.stages.cutting import prune
+    from pruning.stages.dryrun import dry_run
+    from pruning.stages.evaluation import evaluate
+    from pruning.stages.exporting import export
+    from pruning.stages.planning import plan
+    from pruning.stages.recovering import recover
+    from pruning.stages.reporting import report
+    from pruning.stages.run import Run
+    from pruning.stages.runner import run_recipe, run_stages
+    from pruning.stages.scoring import score
+    from pruning.stages.stage import Stage
+
+_HOME = {
+    "Run": "run",
+    "Stage": "stage",
+    "calibrate": "calibration",
+    "dry_run": "dryrun",
+    "evaluate": "evaluation",
+    "export": "exporting",
+    "plan": "planning",
+    "prune": "cutting",
+    "recover": "recovering",
+    "report": "reporting",
+    "run_recipe": "runner",
+    "run_stages": "runner",
+    "score": "scoring",
+    "sinks": "calibration",
+}
+
+__all__ = [
+    "Run",
+    "Stage",
+    "calibrate",
+    "dry_run",
+    "evaluate",
+    "export",
+    "plan",
+    "prune",
+    "recover",
+    "report",
+    "run_recipe",
+    "run_stages",
+    "score",
+    "sinks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

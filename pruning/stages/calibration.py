@@ -1,0 +1,187 @@
+"""Stages ``sinks`` and ``calibrate``: two passes of the dense model over the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruning import calibration
+from pruning.calibration import FirstPass, Omega, needs_first_pass
+from pruning.data import num_train_timesteps
+from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
+from pruning.stages.run import FIRST_PASS, STATS, Run
+from pruning.stages.sampling import sampler
+from pruning.stages.stage import stage
+from pruning.surgery import compensation_needs
+from pruning.types import CalibrationStats
+
+DRAWN = frozenset(
+    {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}
+)
+"""What the report draws beside `DIAGNOSTIC_NEEDS`."""
+
+SHOWN = (
+    "data.split",
+    "data.resolution",
+    "data.image_column",
+    "data.label_column",
+    "data.caption_column",
+    "calibrate.num_samples",
+    "calibrate.timestep_buckets",
+    "calibrate.provider",
+    "calibrate.num_steps",
+    "calibrate.guidance_scale",
+    "calibrate.timestep_weights",
+    "calibrate.queries",
+    "model.dtype",
+    "prune.kinds",
+    "seed",
+)
+"""Keys that say what the model is shown. Batch sizes are not among them: they do not change the result."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What calibration has to gather.
+
+    Attributes:
+        needs: Names of statistics.
+        variants: Omega variants.
+    """
+
+    needs: tuple[str, ...]
+    variants: tuple[str, ...]
+
+
+def wanted(run: Run) -> Wanted:
+    """Return what the recipe's criteria, its compensation and the report need."""
+    recipe = run.recipe
+    criteria = [recipe.score.criterion, *recipe.calibrate.criteria]
+    needs = set[str]().union(*(needs_of(name, run.groups) for name in criteria))
+    needs |= compensation_needs(recipe.prune.compensation)
+    if recipe.calibrate.diagnostics and any(group.kind == "attention_heads" for group in run.groups):
+        needs |= DIAGNOSTIC_NEEDS | DRAWN
+    omegas = {recipe.score.omega or CRITERIA[recipe.score.criterion].omega}
+    omegas |= {CRITERIA[name].omega for name in recipe.calibrate.criteria}
+    return Wanted(tuple(sorted(needs)), tuple(sorted(omegas - {"off"})))
+
+
+def omega_settings(run: Run) -> Omega:
+    """Return the recipe's settings of the sink weights."""
+    section = run.recipe.calibrate.omega
+    return Omega(
+        lambda_unstable=section.unstable,
+        lambda_stable=section.stable,
+        alpha=section.alpha,
+        rho=section.rho,
+        mode=section.mode,
+        seed=run.recipe.seed,
+    )
+
+
+def _first_pass_settings(run: Run) -> dict[str, Any]:
+    asked, omega = wanted(run), omega_settings(run)
+    return {
+        "needed": needs_first_pass(asked.needs, asked.variants, omega),
+        "stability": bool(asked.variants),
+        "indicator": omega.indicator_settings(),
+    }
+
+
+@stage("sinks", reads=SHOWN, extra=_first_pass_settings)
+def sinks(run: Run, folder: Path) -> dict[str, Any]:
+    """See, before anything is weighted, how stable each sink is and what the channel means are."""
+    settings, section = _first_pass_settings(run), run.recipe.calibrate
+    if not settings["needed"]:
+        return {"needed": False}
+    common: dict[str, Any] = {
+        "num_train_timesteps": num_train_timesteps(run.scheduler),
+        "timestep_buckets": section.timestep_buckets,
+        "queries": section.queries,
+        "omega": omega_settings(run),
+        "timestep_weights": section.timestep_weights,
+        "seed": run.recipe.seed,
+    }
+    if section.provider == "sampling":
+        found = calibration.first_pass_sampling(run.dense, run.groups, _generate(run), **common)
+    else:
+        batches, progress = _batches(run), _progress(run, "first pass")
+        found = calibration.first_pass(
+            run.dense, run.groups, batches, **common, stability=settings["stability"], progress=progress
+        )
+    found.save(folder / FIRST_PASS)
+    return {"needed": True, "attention sites": len(found.indicator), "samples": section.num_samples}
+
+
+def _statistics(run: Run) -> dict[str, Any]:
+    asked = wanted(run)
+    return {"needs": list(asked.needs), "variants": list(asked.variants)}
+
+
+@stage("calibrate", after=("sinks",), reads=(*SHOWN, "calibrate.rows", "calibrate.omega"), extra=_statistics)
+def calibrate(run: Run, folder: Path) -> dict[str, Any]:
+    """Gather the statistics that the criteria, the compensation and the report read."""
+    asked, section = wanted(run), run.recipe.calibrate
+    common: dict[str, Any] = {
+        "needs": asked.needs,
+        "num_train_timesteps": num_train_timesteps(run.scheduler),
+        "timestep_buckets": section.timestep_buckets,
+        "queries": section.queries,
+        "rows": section.rows,
+        "variants": asked.variants,
+        "omega": omega_settings(run),
+        "first_pass": _seen_first(run),
+        "timestep_weights": section.timestep_weights,
+        "seed": run.recipe.seed,
+    }
+    if not asked.needs:
+        stats = CalibrationStats(meta={"needs": [], "variants": []})
+    elif section.provider == "sampling":
+        stats = calibration.calibrate_sampling(run.dense, run.groups, _generate(run), **common)
+    else:
+        progress = _progress(run, "statistics")
+        stats = calibration.calibrate(run.dense, run.groups, _batches(run), **common, progress=progress)
+    calibration.save_stats(stats, folder / STATS)
+    return {
+        "groups": len(run.groups),
+        "statistics": len(asked.needs),
+        "omega variants": ", ".join(asked.variants) or "none",
+        "samples": section.num_samples if asked.needs else 0,
+    }
+
+
+def _seen_first(run: Run) -> FirstPass | None:
+    return run.first_pass if _first_pass_settings(run)["needed"] else None
+
+
+def _batches(run: Run) -> Callable[[], Any]:
+    section = run.recipe.calibrate
+    return run.noised(run.recipe.data.split, section.num_samples, batch_size=section.batch_size)
+
+
+def _generate(run: Run) -> Callable[[], object]:
+    """Return a function that lets the dense model generate, the same every time."""
+    section = run.recipe.calibrate
+    generate = sampler(
+        run,
+        run.dense,
+        split=run.recipe.data.split,
+        num_steps=section.num_steps,
+        guidance_scale=section.guidance_scale,
+        batch_size=section.batch_size,
+    )
+    return lambda: generate(range(section.num_samples))
+
+
+def _progress(run: Run, what: str) -> Callable[[int], None]:
+    section, done = run.recipe.calibrate, 0
+    total = section.num_samples * section.timestep_buckets
+
+    def report(rows: int) -> None:
+        nonlocal done
+        done += rows
+        run.bars(what, done, total)
+
+    return report

@@ -1,0 +1,72 @@
+"""What a recipe would do, on the meta device: no weights, no data, nothing written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pruning.stages.planning import cuts_of, make_plan, plan_figures
+from pruning.stages.run import Run
+from pruning.stages.runner import BY_NAME
+from pruning.types import PruningError
+
+
+def dry_run(run: Run) -> dict[str, Any]:
+    """Return what may be cut, and what the target makes of it.
+
+    The plan is the one that the run's scores give, if it has scores that fit the recipe; else the uniform one, which
+    takes the same share of every group.
+
+    Returns:
+        JSON types: the dense model's ``params``, ``macs`` and ``bytes``; ``kinds``: groups, units and their shares, and
+        how much of each goes; ``plan``: asked and got; ``basis``: ``scores`` or ``uniform``; ``groups``: every group.
+
+    Raises:
+        PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing.
+    """
+    basis, plan = "uniform", None
+    if _has_scores(run):
+        basis, plan = "scores", make_plan(run, run.scores)
+    if plan is None:
+        plan = make_plan(run, None)
+    cuts = cuts_of(plan, run.groups)
+    size = getattr(torch, run.recipe.export.dtype).itemsize
+    figures = plan_figures(plan, run.groups)
+    return {
+        "model": run.recipe.model.source,
+        "class": type(run.meta).__name__,
+        "params": run.cost.params(),
+        "macs": run.cost.macs(),
+        "bytes": size * run.cost.params(),
+        "kinds": _kinds(run, cuts),
+        "plan": {**figures, "bytes": size * figures["params"]},
+        "basis": basis,
+        "groups": cuts,
+    }
+
+
+def _has_scores(run: Run) -> bool:
+    """Tell whether the run directory holds scores that this recipe would reuse."""
+    if not run.folder.is_done("score"):
+        return False
+    try:
+        run.workspace.check_owner()
+        return all(BY_NAME[name].is_current(run) for name in ("sinks", "calibrate", "score"))
+    except PruningError:
+        return False
+
+
+def _kinds(run: Run, cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row a kind: how much of the model it is, and how much of it goes."""
+    params, macs = run.cost.unit_costs("params"), run.cost.unit_costs("macs")
+    rows: dict[str, dict[str, Any]] = {}
+    for group, cut in zip(run.groups, cuts, strict=True):
+        empty = {"kind": group.kind, "groups": 0, "units": 0, "removed": 0, "params_share": 0.0, "macs_share": 0.0}
+        row = rows.setdefault(group.kind, empty)
+        row["groups"] += 1
+        row["units"] += group.num_units
+        row["removed"] += cut["total"] - cut["kept"]
+        row["params_share"] += params[group.name] * group.num_units / run.cost.params()
+        row["macs_share"] += macs[group.name] * group.num_units / run.cost.macs()
+    return list(rows.values())

@@ -1,0 +1,140 @@
+"""Stage ``evaluate``: dense, pruned and recovered, measured side by side."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eval.run import measure_all
+from eval.types import Context, LatencyOptions, Subject
+from pruning import checkpoint
+from pruning.models import denoise, example_call, resolve_source
+from pruning.sampling import to_uint8
+from pruning.stages.folder import write_json
+from pruning.stages.run import Run
+from pruning.stages.sampling import labels_of, sampler
+from pruning.stages.stage import stage
+from pruning.types import PruningError
+
+METRICS, SAMPLES = "metrics.json", "samples.safetensors"
+SHOWN_SAMPLES = 32
+"""Images a subject that are kept for the report."""
+
+READS = (
+    "data",
+    "model.dtype",
+    "seed",
+    "recover.enabled",
+    "export.dtype",
+    "calibrate.timestep_buckets",
+    "evaluate.num_samples",
+    "evaluate.num_steps",
+    "evaluate.sampler",
+    "evaluate.guidance_scale",
+    "evaluate.features",
+    "evaluate.num_real",
+    "evaluate.denoising_samples",
+    "evaluate.metrics",
+    "evaluate.latency",
+)
+
+
+@stage("evaluate", after=("prune", "recover"), reads=READS)
+def evaluate(run: Run, folder: Path) -> dict[str, Any]:
+    """Measure every metric of the recipe on the dense, the pruned and the recovered model."""
+    found = {"dense": run.dense, "pruned": run.load_pruned("prune")}
+    if run.recipe.recover.enabled:
+        found["recovered"] = run.load_pruned("recover")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as weights:
+        subjects = {name: _subject(run, name, model, Path(weights)) for name, model in found.items()}
+        context = _context(run, subjects)
+        try:
+            metrics = measure_all(context, run.recipe.evaluate.metrics)
+        except ValueError as error:
+            raise PruningError(f"evaluate: {error}") from error
+        _keep_samples(run, subjects, folder / SAMPLES)
+    write_json(folder / METRICS, metrics)
+    return _figures(metrics)
+
+
+def features_of(spec: str) -> str:
+    """Return the recipe's feature network with ``bundled:`` resolved."""
+    return resolve_source(spec) if spec.startswith("bundled:") else spec
+
+
+def _subject(run: Run, name: str, model: ModelMixin, weights: Path) -> Subject:
+    """Return a model under test. Its file size is that of its weights as they would be exported."""
+    section = run.recipe.evaluate
+    checkpoint.save(model, weights / name, dtype=getattr(torch, run.recipe.export.dtype))
+    generate = sampler(
+        run,
+        model,
+        split=run.recipe.data.eval_split,
+        num_steps=section.num_steps,
+        guidance_scale=section.guidance_scale,
+        batch_size=section.batch_size,
+        scheduler=section.sampler,
+    )
+    return Subject(
+        name, predict=lambda call: denoise(model, call), sample=generate, model=model, folder=weights / name
+    )
+
+
+def _context(run: Run, subjects: dict[str, Subject]) -> Context:
+    section, split = run.recipe.evaluate, run.recipe.data.eval_split
+    data = run.images(split)
+    noised = run.noised(split, min(section.denoising_samples, len(data)), batch_size=section.batch_size)
+    latency = section.latency
+    return Context(
+        subjects=subjects,
+        real=_real(run, split, section.num_real),
+        noised=noised,
+        call=lambda batch: example_call(run.dense, batch),
+        features=features_of(section.features),
+        num_samples=section.num_samples,
+        batch_size=section.batch_size,
+        latency=LatencyOptions(
+            batch_size=latency.batch_size,
+            rounds=latency.runs,
+            sampling=latency.sampling_runs > 0,
+            sampling_batch_size=latency.batch_size,
+            sampling_rounds=max(1, latency.sampling_runs),
+            num_threads=latency.threads,
+        ),
+        device=run.device,
+        seed=run.recipe.seed,
+        progress=run.bars,
+    )
+
+
+def _real(run: Run, split: str, count: int | None) -> Callable[[], Tensor]:
+    def real() -> Tensor:
+        data = run.images(split)
+        rows = run.choose(split, len(data) if count is None else count)
+        parts = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+        return torch.cat([to_uint8(data.images(part)) for part in parts])
+
+    return real
+
+
+def _keep_samples(run: Run, subjects: dict[str, Subject], path: Path) -> None:
+    """Keep the first images of every subject for the report, with their classes."""
+    ids = torch.arange(min(SHOWN_SAMPLES, run.recipe.evaluate.num_samples))
+    tensors = {name: s.sample(ids).contiguous() for name, s in subjects.items() if s.sample is not None}
+    labels = labels_of(run, ids)
+    if labels is not None:
+        tensors["labels"] = labels
+    save_file(tensors, str(path))
+
+
+def _figures(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of each subject that a short table has room for."""
+    shown = ("frechet", "kernel", "excess_error", "macs", "params", "file_bytes", "speedup_call", "speedup_sampling")
+    return {name: {key: found[key] for key in shown if key in found} for name, found in metrics.items()}

@@ -1,0 +1,1 @@
+"""Stage ``export``: what leaves the house."""

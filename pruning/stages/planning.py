@@ -1,0 +1,109 @@
+"""Stage ``plan``: from scores to a plan that hits the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pruning.allocation import Limit, Target, allocate
+from pruning.recipe import Recipe
+from pruning.stages.run import PLAN, Run
+from pruning.stages.stage import stage
+from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash
+
+READS = (
+    "prune.kinds",
+    "prune.target",
+    "prune.scope",
+    "prune.round_to",
+    "prune.min_units",
+    "prune.limits",
+    "prune.per_cost",
+)
+
+
+@stage("plan", after=("score",), reads=READS)
+def plan(run: Run, folder: Path) -> dict[str, Any]:
+    """Decide which units stay."""
+    found = make_plan(run, run.scores)
+    found.save(folder / PLAN)
+    return plan_figures(found, run.groups)
+
+
+def make_plan(run: Run, scores: Scores | None) -> PruningPlan:
+    """Return the plan for `scores`, or the uniform one for None.
+
+    Raises:
+        PruningError: If the target lies below what kinds, rounding and limits allow, or a limit matches nothing.
+    """
+    section = run.recipe.prune
+    return allocate(
+        run.groups,
+        scores,
+        run.cost,
+        target=target_of(run.recipe),
+        scope=section.scope if scores is not None else "local",
+        per_cost=section.per_cost,
+        round_to=section.round_to,
+        min_units=section.min_units,
+        limits=limits_of(run.recipe),
+        base_hash=config_hash(run.meta.config),
+    )
+
+
+def target_of(recipe: Recipe) -> Target:
+    """Return the recipe's target."""
+    target = recipe.prune.target
+    return Target(macs=target.macs, params=target.params, ratio=target.ratio)
+
+
+def limits_of(recipe: Recipe) -> list[Limit]:
+    """Return the recipe's limits."""
+    found = []
+    for limit in recipe.prune.limits:
+        max_ratio = 1.0 if limit.max_ratio is None else limit.max_ratio
+        found.append(Limit(limit.match, max_ratio, limit.min_units or 1))
+    return found
+
+
+def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:
+    """Return what was asked, what was got, and how much goes of each kind."""
+    macs, params = plan.meta["macs"], plan.meta["params"]
+    return {
+        "asked": plan.meta["asked"],
+        "hit": plan.meta["hit"],
+        "macs_ratio": macs["plan"] / macs["dense"],
+        "params_ratio": params["plan"] / params["dense"],
+        "macs": macs["plan"],
+        "params": params["plan"],
+        "removed": {
+            kind: f"{sum(cut['total'] - cut['kept'] for cut in cuts)} of {sum(cut['total'] for cut in cuts)}"
+            for kind, cuts in _by_kind(cuts_of(plan, groups)).items()
+        },
+    }
+
+
+def cuts_of(plan: PruningPlan, groups: list[PrunableGroup]) -> list[dict[str, Any]]:
+    """Return for each group what stays: units kept, and whether it is gone with a removed block."""
+    cuts = []
+    for group in groups:
+        gone = plan.removes(group.module)
+        kept = 0 if gone else len(plan.kept_units(group))
+        cuts.append(
+            {
+                "group": group.name,
+                "module": group.module,
+                "kind": group.kind,
+                "kept": kept,
+                "total": group.num_units,
+                "removed": gone,
+            }
+        )
+    return cuts
+
+
+def _by_kind(cuts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for cut in cuts:
+        kinds.setdefault(cut["kind"], []).append(cut)
+    return kinds

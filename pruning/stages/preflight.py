@@ -1,0 +1,162 @@
+"""Everything that can be known cheaply, checked before the first expensive stage."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from eval.run import check_metrics
+from pruning.calibration.base import BlockStatistic, GradientStatistic, expand_needs
+from pruning.data import TEXT_ENCODERS, ImageData
+from pruning.models import num_classes, sample_shape
+from pruning.recovery.files import check_writable
+from pruning.stages.calibration import wanted
+from pruning.stages.evaluation import features_of
+from pruning.stages.planning import make_plan
+from pruning.stages.run import Run
+from pruning.stages.sampling import scheduler_named
+from pruning.types import PruningError
+
+OPTIMIZER_COPIES = 4
+"""A recovery checkpoint holds weights, averages and two moments."""
+
+
+def preflight(run: Run, stages: Sequence[str]) -> None:
+    """Check names, model, target, data, memory and disk for the stages that are to run.
+
+    Raises:
+        PruningError: For the first thing that cannot work, naming value, rule and place.
+    """
+    check_names(run, stages)
+    check_model(run)
+    scheduler_named(run.scheduler, run.recipe.evaluate.sampler)
+    check_provider(run)
+    check_data(run, stages)
+    check_room(run, stages)
+
+
+def check_names(run: Run, stages: Sequence[str]) -> None:
+    """Check the names that only `eval` knows: metrics and the feature network."""
+    if "evaluate" not in stages:
+        return
+    section = run.recipe.evaluate
+    try:
+        check_metrics(section.metrics)
+    except ValueError as error:
+        raise PruningError(f"evaluate.metrics: {error}") from error
+    kind, _, place = features_of(section.features).partition(":")
+    path = Path(place if kind == "inception" else features_of(section.features)).expanduser()
+    if kind == "inception" and (not place or path.is_file()):
+        return
+    if kind == "inception" or not (path / "config.json").is_file():
+        raise PruningError(
+            f"evaluate.features: there is nothing to read at {str(path)!r} (from {section.features!r}); give the "
+            "folder of a classifier, 'inception', or 'inception:<weights file>'"
+        )
+
+
+def check_model(run: Run) -> None:
+    """Check that the model has groups of the asked kinds and that the target can be met."""
+    missing = [kind for kind in run.recipe.prune.kinds if all(g.kind != kind for g in run.groups)]
+    if missing:
+        logging.getLogger(__name__).info(
+            "prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing)
+        )
+    with _quiet("pruning.allocation.solver"):  # how near the uniform plan comes says nothing of the real one
+        make_plan(run, None)
+
+
+def check_provider(run: Run) -> None:
+    """Check that the provider can give what the criterion needs."""
+    if run.recipe.calibrate.provider != "sampling":
+        return
+    for name, statistic in expand_needs(wanted(run).needs).items():
+        if isinstance(statistic, GradientStatistic) or (isinstance(statistic, BlockStatistic) and statistic.ablates):
+            raise PruningError(
+                f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of criterion "
+                f"{run.recipe.score.criterion!r} needs; use calibrate.provider=noised or another criterion"
+            )
+
+
+def check_data(run: Run, stages: Sequence[str]) -> None:
+    """Check that the splits exist, hold enough images, and have the labels and captions that the model needs."""
+    recipe = run.recipe
+    channels, height, width = sample_shape(run.meta)
+    pixels = channels in (1, 3)
+    shape = (channels if pixels else 3, height)
+    if pixels and height != width:
+        raise PruningError(f"model.source: the model takes {height} x {width} images; only square ones are supported")
+    text = type(run.meta).__name__ in TEXT_ENCODERS
+    data = run.open_images(recipe.data.split, shape)
+    _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
+    if recipe.calibrate.provider == "noised":
+        data.check_enough(recipe.calibrate.num_samples)
+    if "evaluate" in stages:
+        held_out = run.open_images(recipe.data.eval_split, shape)
+        _check_split(run, held_out, captions=text)
+        held_out.check_enough(recipe.evaluate.num_real or 1)
+
+
+def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
+    classes = num_classes(run.meta)
+    if classes is not None and data.fetch_label is None:
+        raise PruningError(
+            f"{data.name} has no labels, but {type(run.meta).__name__} has {classes} classes; name their column in "
+            "data.label_column"
+        )
+    if classes is not None and data.num_classes is not None and data.num_classes > classes:
+        raise PruningError(f"{data.name} has {data.num_classes} classes, the model only {classes}")
+    if captions and data.fetch_caption is None:
+        raise PruningError(f"{data.name} has no captions to generate from; name their column in data.caption_column")
+    data.images([0])
+
+
+def check_room(run: Run, stages: Sequence[str]) -> None:
+    """Check that the statistics fit into memory, and all files onto the disk."""
+    statistics = moment_bytes(run)
+    memory = psutil.virtual_memory().total
+    if statistics > memory:
+        raise PruningError(
+            f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs second "
+            f"moments of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
+            "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
+        )
+    weights = 4 * run.cost.params()
+    needed = statistics + weights
+    if "recover" in stages and run.recipe.recover.enabled:
+        needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
+    if "evaluate" in stages:
+        needed += 3 * weights
+    check_writable(f"the run {run.recipe.name!r}", run.folder.path, needed)
+
+
+def moment_bytes(run: Run) -> int:
+    """Return the bytes of all (P, P) second moments that calibration will hold."""
+    asked = wanted(run)
+    if "input_moment" not in asked.needs:
+        return 0
+    total = 0
+    for group in run.groups:
+        if group.consumed_by:
+            shape = run.cost.shapes[group.consumer_weight]
+            width = group.num_units * group.consumed_by[0].unit_size * math.prod(shape[2:])
+            variants = len(asked.variants) if group.kind != "resnet_channels" else 0
+            total += torch.float64.itemsize * width**2 * (1 + variants)
+    return total
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Silence one logger."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -1,0 +1,74 @@
+"""Stage ``recover``: train the slim model back; the only one that all processes of a launch work on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning import checkpoint, recovery
+from pruning.data import conditioner
+from pruning.stages.folder import write_json
+from pruning.stages.run import MODEL, Run
+from pruning.stages.stage import stage
+
+READS = (
+    "recover",
+    "seed",
+    "model.dtype",
+    "data.split",
+    "data.resolution",
+    "data.image_column",
+    "data.label_column",
+    "data.caption_column",
+)
+
+
+@stage("recover", after=("prune",), reads=READS, resumable=True, on_all_ranks=True)
+def recover(run: Run, folder: Path) -> dict[str, Any]:
+    """Train with the data and the dense model as teacher; goes on from the last checkpoint in `folder`."""
+    section = run.recipe.recover
+    if not section.enabled:
+        return {"enabled": False}
+    student = run.load_pruned("prune", torch.float32)
+    result = recovery.recover(
+        student,
+        run.dense if section.distill_weight > 0 else None,
+        run.images(run.recipe.data.split),
+        conditioner(run.dense, run.pipeline),
+        run.scheduler,
+        steps=section.steps,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        warmup_steps=section.warmup_steps,
+        schedule=section.schedule,
+        weight_decay=section.weight_decay,
+        distill_weight=section.distill_weight,
+        label_dropout=section.label_dropout,
+        ema_decay=section.ema_decay,
+        grad_clip=section.grad_clip,
+        loss_weighting=section.loss_weighting,
+        gradient_accumulation=section.gradient_accumulation,
+        mixed_precision=section.mixed_precision,
+        checkpoint_every=section.checkpoint_every,
+        keep_checkpoints=section.keep_checkpoints,
+        max_seconds=section.max_seconds,
+        seed=run.recipe.seed,
+        folder=folder / "checkpoints",
+        device=run.device.type,
+        progress=recovery.ProgressBar() if run.ranks.is_first else None,
+    )
+    if run.ranks.is_first:
+        checkpoint.save(student, folder / MODEL)
+        steps, losses = [step for step, _ in result.losses], [loss for _, loss in result.losses]
+        write_json(folder / "losses.json", {"steps": steps, "loss": losses})
+        shutil.rmtree(folder / "checkpoints")
+    return {
+        "enabled": True,
+        "steps": result.steps,
+        "images_per_second": round(result.images_per_second, 1),
+        "last_loss": result.losses[-1][1] if result.losses else None,
+        "seconds_training": round(result.seconds, 1),
+    }

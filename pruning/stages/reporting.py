@@ -1,0 +1,134 @@
+"""Stage ``report``: gather what the stages wrote into one data file, and draw the report from it."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eval.report import build
+from pruning.importance import head_diagnostics
+from pruning.models import sample_shape
+from pruning.recipe import to_yaml
+from pruning.stages.evaluation import METRICS, SAMPLES, SHOWN_SAMPLES
+from pruning.stages.folder import STAGES, read_json, write_json
+from pruning.stages.planning import cuts_of
+from pruning.stages.run import Run
+from pruning.stages.sampling import prompts_of
+from pruning.stages.stage import stage, versions
+from pruning.stages.summary import SUMMARY, summarize
+from pruning.types import CalibrationStats, PruningError
+
+DATA, SINKS, PAGE = "data.json", "sinks.safetensors", "report.html"
+
+
+@stage("report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), reads=("title", "name"))
+def report(run: Run, folder: Path) -> dict[str, Any]:
+    """Write ``data.json`` and its tensors, and draw the report (HTML, and markdown beside it)."""
+    sites = _write_sinks(run, folder / SINKS)
+    samples = run.file("evaluate", SAMPLES)
+    (folder / SAMPLES).write_bytes(samples.read_bytes())
+    write_json(folder / DATA, {**_data(run), **({"sinks": SINKS, "sink_sites": sites} if sites else {})})
+    # `build` reads a run directory; while this stage is being written, `.partial` looks like one.
+    write_json(folder.parent / SUMMARY, summarize(run.folder))
+    try:
+        build([folder.parent], folder / PAGE)
+    except ValueError as error:
+        raise PruningError(f"report: {error}") from error
+    finally:
+        (folder.parent / SUMMARY).unlink(missing_ok=True)
+    return {"page": PAGE, "attention_sites": len(sites)}
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Return everything but the sink maps."""
+    recipe, plan = run.recipe, run.plan
+    metrics = read_json(run.file("evaluate", METRICS))
+    manifests = {name: run.folder.manifest(name) for name in STAGES if run.folder.is_done(name)}
+    target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
+    figures = manifests["plan"]["result"]
+    prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))
+    return {
+        "name": recipe.name,
+        "title": recipe.title or recipe.name,
+        "created": datetime.now().isoformat(timespec="minutes"),
+        "model": recipe.model.source,
+        "data": f"{recipe.data.source} ({recipe.data.split}; evaluated on {recipe.data.eval_split})",
+        "asked": {
+            **target,
+            "scope": recipe.prune.scope,
+            "criterion": recipe.score.criterion,
+            "omega": manifests["score"]["result"]["omega"],
+            "compensation": recipe.prune.compensation,
+            "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
+        },
+        "got": {key: figures[key] for key in ("macs_ratio", "params_ratio", "hit")},
+        "recipe_yaml": to_yaml(recipe),
+        "device": manifests["evaluate"]["device"],
+        "versions": versions(),
+        "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
+        "seeds": {"seed": recipe.seed},
+        "subjects": list(metrics),
+        "metrics": metrics,
+        "cuts": cuts_of(plan, run.groups),
+        "recovery": read_json(run.folder.stage("recover") / "losses.json"),
+        "diagnostics": _heads(run),
+        "samples": SAMPLES,
+        **({"captions": prompts} if prompts else {}),
+    }
+
+
+def _heads(run: Run) -> dict[str, Any]:
+    """Return the diagnostics of every attention head, and whether it stays."""
+    weights = dict(run.dense.named_parameters())
+    kept = {group.name: set() if run.plan.removes(group.module) else set(run.plan.kept_units(group)) for group in run.groups}
+    rows = head_diagnostics(weights, run.groups, run.stats)
+    return {"heads": [{**row, "kept": row["head"] in kept[row["group"]]} for row in rows]} if rows else {}
+
+
+def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
+    """Write the sink maps, means over samples, and return what sites they are of."""
+    tensors: dict[str, Tensor] = {}
+    sites = []
+    for group in run.groups:
+        found = _site(run.stats, group.name)
+        if not found:
+            continue
+        tensors |= {f"{group.module}/{name}": value.contiguous() for name, value in found.items()}
+        heads, keys = found["sink_mass"].shape[1], found["key_mass"].shape[1]
+        sites.append({"module": group.module, "heads": heads, "keys": keys, "grid": grid_of(run, group.module, keys)})
+    if tensors:
+        save_file(tensors, str(path))
+    return sites
+
+
+def _site(stats: CalibrationStats, group: str) -> dict[str, Tensor]:
+    """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator; empty without them."""
+    if not all(stats.has(group, name) for name in ("sink_mass", "key_mass", "samples")):
+        return {}
+    samples = stats.get(group, "samples").clamp(min=1)[:, None]
+    found = {
+        "sink_mass": stats.get(group, "sink_mass") / samples,
+        "key_mass": stats.get(group, "key_mass").mean(1) / samples,
+    }
+    if stats.has(group, "sink_indicator"):
+        found["sink_indicator"] = stats.get(group, "sink_indicator") / samples
+    return {name: value.to(torch.float32) for name, value in found.items()}
+
+
+def grid_of(run: Run, module: str, keys: int) -> list[int] | None:
+    """Return rows and columns of the image tokens that a site's keys are, or None where they are no image.
+
+    The grid has the shape of the model's input; cross-attention looks at text.
+    """
+    if getattr(run.meta.get_submodule(module), "is_cross_attention", False):
+        return None
+    _, height, width = sample_shape(run.meta)
+    scale = math.sqrt(height * width / keys)
+    rows, columns = round(height / scale), round(width / scale)
+    return [rows, columns] if rows * columns == keys else None

@@ -1,0 +1,90 @@
+"""The loop over the stages of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning.recipe import Recipe, load_recipe
+from pruning.stages.calibration import calibrate, sinks
+from pruning.stages.cutting import prune
+from pruning.stages.evaluation import evaluate
+from pruning.stages.exporting import export
+from pruning.stages.folder import STAGES
+from pruning.stages.planning import plan
+from pruning.stages.preflight import preflight
+from pruning.stages.recovering import recover
+from pruning.stages.reporting import report
+from pruning.stages.run import Run
+from pruning.stages.scoring import score
+from pruning.stages.stage import Stage
+from pruning.stages.summary import write_summary
+from pruning.types import PruningError
+
+_ALL = (sinks, calibrate, score, plan, prune, recover, evaluate, export, report)
+BY_NAME: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+assert tuple(BY_NAME) == STAGES
+
+
+def run_recipe(
+    recipe: Recipe | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run a recipe, reusing the stages that are done with equal settings and inputs.
+
+    Args:
+        recipe: A recipe, a path of one, or the name of a bundled one.
+        overrides: ``key.path=value`` entries on top of a recipe that is read from a file.
+        start: Do this stage and those after it anew; what they wrote before moves to ``.old``.
+        until: The last stage to run.
+        fresh: Reuse nothing; everything that the run directory holds moves to ``.old``.
+        progress: Draw progress bars.
+
+    Returns:
+        The figures of ``summary.json``; empty on all but the first process of a distributed launch.
+
+    Raises:
+        PruningError: For anything that cannot work, as a rule before the first expensive stage.
+    """
+    run = Run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides), progress=progress)
+    return run_stages(run, start=start, until=until, fresh=fresh)
+
+
+def run_stages(
+    run: Run, *, start: str | None = None, until: str | None = None, fresh: bool = False
+) -> dict[str, Any]:
+    """Run the stages of a run; see `run_recipe`."""
+    names = STAGES[: _position(until) + 1] if until else STAGES
+    if start and start not in names:
+        _position(start)
+        raise PruningError(f"--from {start} comes after --until {until}; the order is {', '.join(STAGES)}")
+    if not run.ranks.is_first:
+        for name in names:
+            BY_NAME[name](run)
+        return {}
+    with run.workspace.held():
+        if not fresh:
+            run.workspace.check_owner()
+        preflight(run, names)
+        if fresh:
+            run.folder.retire_all()
+        elif start:
+            run.folder.retire(STAGES[_position(start) :])
+        try:
+            for name in names:
+                BY_NAME[name](run)
+        finally:
+            run.bars.close()
+        return write_summary(run.folder)
+
+
+def _position(name: str) -> int:
+    if name not in STAGES:
+        raise PruningError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+    return STAGES.index(name)

@@ -1,0 +1,32 @@
+"""Stage ``score``: from statistics to one score a unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pruning import importance
+from pruning.calibration.store import write_tensors
+from pruning.stages.run import SCORES, SCORES_CONTENT, Run
+from pruning.stages.stage import stage
+
+
+@stage("score", after=("calibrate",), reads=("score", "prune.kinds", "seed"))
+def score(run: Run, folder: Path) -> dict[str, Any]:
+    """Score every unit of every group with the recipe's criterion."""
+    section = run.recipe.score
+    scores = importance.score(
+        dict(run.dense.named_parameters()),
+        run.groups,
+        run.stats,
+        criterion=section.criterion,
+        omega=section.omega,
+        seed=run.recipe.seed,
+    )
+    write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)
+    return {
+        "criterion": section.criterion,
+        "omega": scores.meta["omega"],
+        "groups": len(scores.values),
+        "units": sum(len(values) for values in scores.values.values()),
+    }

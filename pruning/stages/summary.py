@@ -1,0 +1,57 @@
+"""The figures of a run: ``summary.json``, from what the stages wrote down. Reads files alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pruning.stages.folder import STAGES, RunFolder, read_json, write_json
+
+SUMMARY = "summary.json"
+
+
+def summarize(folder: RunFolder) -> dict[str, Any]:
+    """Return the figures of a run; those that have not been measured are None.
+
+    ``macs_ratio``, ``params_ratio`` and ``file_bytes_pruned`` are of the model that the run ends with (recovered, or
+    pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
+    stages, those included that were reused.
+    """
+    metrics = read_json(folder.stage("evaluate") / "metrics.json") or {}
+    plan = folder.manifest("plan").get("result", {})
+    dense = metrics.get("dense", {})
+    final_name = next((name for name in ("recovered", "pruned") if name in metrics), "pruned")
+    final = metrics.get(final_name, {})
+    seconds = {stage: folder.manifest(stage)["seconds"] for stage in STAGES if folder.is_done(stage)}
+    return {
+        **{f"frechet_{name}": metrics.get(name, {}).get("frechet") for name in ("dense", "pruned", "recovered")},
+        "macs_ratio": _ratio(final.get("macs"), dense.get("macs")) or plan.get("macs_ratio"),
+        "latency_speedup": final.get("speedup_call"),
+        "params_ratio": _ratio(final.get("params"), dense.get("params")) or plan.get("params_ratio"),
+        "file_bytes_dense": dense.get("file_bytes"),
+        "file_bytes_pruned": final.get("file_bytes"),
+        "seconds": round(sum(seconds.values()), 1),
+        "file_ratio": _ratio(final.get("file_bytes"), dense.get("file_bytes")),
+        "frechet_ratio": final.get("frechet_ratio"),
+        "frechet_name": dense.get("frechet_name"),
+        **{f"frechet_{name}_ci95": found.get("frechet_ci95") for name, found in metrics.items()},
+        "frechet_ratio_ci95": final.get("frechet_ratio_ci95"),
+        "latency_speedup_ci95": final.get("speedup_call_ci95"),
+        "sampling_speedup": final.get("speedup_sampling"),
+        "sampling_speedup_ci95": final.get("speedup_sampling_ci95"),
+        "excess_error": final.get("excess_error"),
+        "excess_error_ci95": final.get("excess_error_ci95"),
+        "asked": plan.get("asked"),
+        "hit": plan.get("hit"),
+        "seconds_by_stage": seconds,
+    }
+
+
+def write_summary(folder: RunFolder) -> dict[str, Any]:
+    """Write ``summary.json`` anew and return it."""
+    summary = summarize(folder)
+    write_json(folder.path / SUMMARY, summary)
+    return summary
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
