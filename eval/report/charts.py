@@ -190,8 +190,8 @@ def diagnostics(heads: Sequence[Head]) -> Figure | None:
     )
     body += svg.axes(xs, ys, "sink mass of the head", "fluctuation ratio R (log)")
     body += svg.line(xs(HIGH_MASS), ys.stop, xs(HIGH_MASS), ys.start, "grid")
-    body += svg.label(xs.stop - 8, ys.start - 10, "constant: prune and fold", "t", "end")
-    body += svg.label(xs.stop - 8, ys(CONSTANT_RATIO) - 9, "gate: keep", "t", "end")
+    body += svg.label(xs.stop - 8, ys.start - 10, "constant (prune and fold)", "t", "end")
+    body += svg.label(xs.stop, ys.stop - 14, "right of the line: gate (keep)", "t", "end")
     for head, ratio in sorted(zip(shown, ratios, strict=True), key=lambda pair: pair[0].kept):
         state = "kept" if head.kept else "pruned"
         tip = (

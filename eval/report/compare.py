@@ -103,23 +103,22 @@ def _panel(runs: Sequence[Run], index: int) -> Panel:
     return Panel(f"{name} ({', '.join(facts)})", note, _plot(points, axis, name, index))
 
 
-def _dense(points: Sequence[Point]) -> list[tuple[str, float]]:
-    """Return the distinct dense references as (name, Fréchet distance)."""
-    found: dict[str, tuple[str, float]] = {}
-    models = {point.run.model for point in points}
+def _dense(points: Sequence[Point], models: Sequence[str]) -> list[tuple[int, str, float]]:
+    """Return the distinct dense references as (index of the model, name, Fréchet distance)."""
+    found: dict[tuple[int, str], tuple[int, str, float]] = {}
     for point in points:
-        run = point.run
-        value = run.metric(run.reference, "frechet")
+        run, value = point.run, point.run.metric(point.run.reference, "frechet")
         if value is not None:
-            name = run.reference if len(models) == 1 else f"{run.reference} {run.model or run.name}"
-            found.setdefault(f"{name}{fmt.number(value)}", (name, value))
-    return list(found.values())
+            which = models.index(run.model or "")
+            found.setdefault((which, fmt.number(value)), (which, run.reference, value))
+    return sorted(found.values())
 
 
 def _plot(points: Sequence[Point], x_label: str, y_label: str, index: int) -> Figure:
-    dense = _dense(points)
+    models = sorted({point.run.model or "" for point in points})
+    dense = _dense(points, models)
     spread = [end for point in points for end in (point.interval or (point.y, point.y))]
-    values = spread + [value for _, value in dense] + [point.y for point in points]
+    values = spread + [value for *_, value in dense] + [point.y for point in points]
     log = min(values) > 0 and max(values) / min(values) > LOG_FROM
     low, high = svg.padded(values, log=log)
     left, right = svg.padded([1.0, *(point.x for point in points)], log=False)
@@ -127,11 +126,13 @@ def _plot(points: Sequence[Point], x_label: str, y_label: str, index: int) -> Fi
     ys = Scale(low if log else max(0.0, low), high, 372, 42, log)
     body = svg.axes(xs, ys, x_label, y_label + (", log" if log else "") + " (lower is better)")
     taken: list[tuple[float, float, float]] = []
-    for name, value in dense:
-        body += svg.line(xs.start, ys(value), xs.stop, ys(value), "ref")
-        body += svg.marker(xs(1.0), ys(value), "circle", "dot s0", f"{name}: {fmt.number(value)}", 5)
-        body += _tag(name, xs(1.0), ys(value), taken, xs.stop)
-    models = sorted({point.run.model or "" for point in points})
+    for which, name, value in dense:
+        cls = f"p{which % 5}" if len(models) > 1 else "s0"
+        body += svg.line(xs.start, ys(value), xs.stop, ys(value), f"ref {cls}")
+        tip = f"{name} {models[which]}: {fmt.number(value)}"
+        body += svg.marker(xs(1.0), ys(value), SHAPES[which % len(SHAPES)], f"dot {cls}", tip, 5)
+        if (name, fmt.number(value)) not in {(n, fmt.number(v)) for w, n, v in dense if w < which}:
+            body += _tag(name, xs(1.0), ys(value), taken, xs.stop)
     for point in sorted(points, key=lambda p: (p.x, p.y)):
         which = models.index(point.run.model or "")
         cls, x = f"p{which % 5}", xs(point.x)

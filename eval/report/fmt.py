@@ -10,8 +10,8 @@ THIN = "\u202f"  # narrow no-break space between number and unit
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format with `digits` significant digits: ``0.0123``, ``12.3``, ``1,234``, ``1.2 × 10⁻⁵``."""
-    if value is None:
+    """Format with `digits` significant digits: ``0.0123``, ``12.3``, ``1,234``, ``1.2 × 10⁻⁵``; NaN is missing."""
+    if value is None or math.isnan(value):
         return MISSING
     if value == 0:
         return "0"

@@ -127,5 +127,5 @@ def _strip(images: list[NDArray[np.uint8]], gap: int = 4) -> bytes:
     for index, tile in enumerate(tiles):
         sheet.paste(tile.convert("RGBA"), (index * (width + gap), 0))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG", optimize=side <= CRISP_SIDE)
     return buffer.getvalue()

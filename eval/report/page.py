@@ -7,8 +7,10 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -58,8 +60,10 @@ def build(run_dirs: Sequence[Path | str], out_html: Path | str) -> Path:
     try:
         for name, content in twin.files.items():
             _write(out.parent / name, content)
-        _write(out.with_suffix(".md"), re.sub(r"\n{3,}", "\n\n", text).strip().encode() + b"\n")
-        _write(out, page.encode())
+        _write(
+            out.with_suffix(".md"), re.sub(r"\n{3,}", "\n\n", text).strip().encode("utf-8", "replace") + b"\n"
+        )
+        _write(out, page.encode("utf-8", "replace"))
     except OSError as error:
         raise ValueError(
             f"report {out}: cannot be written ({error.strerror or error}); check folder and disk"
@@ -77,14 +81,14 @@ class Twin:
     def figure(self, figure: Figure, anchor: str = "") -> str:
         """Keep a drawing and return its markdown image."""
         name = f"{self.folder}/{anchor}{'-' if anchor else ''}{figure.name}.svg"
-        self.files[name] = figure.standalone().encode()
-        return f"![{escape_markdown(figure.alt)}](<{name}>)"
+        self.files[name] = figure.standalone().encode("utf-8", "replace")
+        return f"![{escape_markdown(figure.alt)}]({quote(name)})"
 
     def strip(self, subject: str, index: int, png: bytes, anchor: str) -> str:
         """Keep a strip of samples and return its markdown image."""
         name = f"{self.folder}/{anchor}-samples-{index}.png"
         self.files[name] = png
-        return f"![samples of {escape_markdown(subject)}](<{name}>)"
+        return f"![samples of {escape_markdown(subject)}]({quote(name)})"
 
 
 def _named_apart(runs: list[Run]) -> list[Run]:
@@ -107,6 +111,7 @@ def fence(text: str) -> str:
     return "`" * max(3, longest + 1)
 
 
+@cache
 def _environment(html: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from eval.report import fmt
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAPER = "svg{--page:#fff}@media (prefers-color-scheme:dark){svg{--page:#0d1117}}"  # GitHub's backgrounds
+PAPER = ":root{--page:#fff}@media (prefers-color-scheme:dark){:root{--page:#0d1117}}"  # GitHub's backgrounds
 CHAR_WIDTH = 6.4  # a generous mean for 12 px sans serif text
 
 
@@ -96,8 +97,8 @@ def text_width(text: str, size: float = 12) -> float:
 
 
 def esc(text: object) -> str:
-    """Escape for SVG and HTML."""
-    return html.escape(str(text), quote=True)
+    """Escape for SVG and HTML; control characters, which XML forbids, are dropped."""
+    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", str(text)), quote=True)
 
 
 def label(x: float, y: float, text: object, cls: str = "t", anchor: str = "start") -> str:
