@@ -1,0 +1,34 @@
+"""Criteria of whole residual blocks (SCORES.md section 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning.importance.base import Weights, criterion, per_sample
+from pruning.types import CalibrationStats, PrunableGroup, PruningError
+
+
+@criterion("block_change", needs=("block_change", "samples"), blocks="block_change")
+def block_change(
+    group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
+) -> Tensor:
+    """Score a block by the mean of ``w_tau ||eps_full - eps_without_block||^2``."""
+    return _of_block(group, stats, "block_change")
+
+
+@criterion("block_cosine", needs=("block_cosine", "samples"), blocks="block_cosine")
+def block_cosine(
+    group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
+) -> Tensor:
+    """Score a block by the mean over tokens and samples of ``1 - cos(x_in, x_out)`` (a prefilter)."""
+    return _of_block(group, stats, "block_cosine")
+
+
+def _of_block(group: PrunableGroup, stats: CalibrationStats, statistic: str) -> Tensor:
+    if group.kind != "blocks":
+        raise PruningError(
+            f"criterion {statistic!r} scores groups of kind 'blocks' only, not {group.name!r} of kind "
+            f"{group.kind!r}; restrict the kinds to blocks or choose another criterion"
+        )
+    return per_sample(group, stats, statistic)

@@ -1,0 +1,19 @@
+"""The sink-aware score: `BASE` on rows weighted with omega, which keeps or discounts tokens that are sinks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning.importance.base import Weights, criterion, score_group
+from pruning.types import CalibrationStats, PrunableGroup
+
+BASE = "obs"  # the criterion to beat at equal cost; switch it when the study (SCORES.md section 7) says so
+
+
+@criterion("sink", base=BASE, omega="on")
+def sink(
+    group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
+) -> Tensor:
+    """Score with `BASE` on omega-weighted rows (SCORES.md section 2); ``omega="off"`` gives `BASE` itself."""
+    return score_group(BASE, group, weights, stats, generator)

@@ -1,0 +1,198 @@
+"""Let what stays make up for what goes: bias folding and least squares (SCORES.md section 5).
+
+Both edit the consumer of a group in the *dense* model, before the cut: the removed columns R are still there and
+are dropped by `apply_plan` (or zeroed by `mask_plan`). Rows are the plain calibration rows, never omega-weighted:
+omega ranks units, it does not say which error counts.
+
+- ``fold``: ``b += W_R mu_R``; the removed units are replaced by their means.
+- ``least_squares``: ``W_K += dW`` with ``dW = W_R Sigma_RK (Sigma_KK + lambda mean(diag Sigma_KK) I)^-1``, and
+  ``b += W_R mu_R - dW mu_K``; the removed units are replaced by what the kept ones predict of them. The ridge
+  pulls towards the old weights.
+
+A folded convolution takes the mean over its unfolded columns, zero padding included, so at the borders the fold is
+right on average only. A group that several modules read (joint attention) is compensated in the first of them,
+the one whose rows calibration measures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.importance.base import consumer_columns, covariance, per_row, ridge_cholesky, rounding_floor
+from pruning.surgery.check import check_plan
+from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan
+
+logger = logging.getLogger(__name__)
+
+METHODS = {
+    "none": frozenset[str](),
+    "fold": frozenset({"input_sum", "row_weight"}),
+    "least_squares": frozenset({"input_moment", "input_sum", "row_weight"}),
+}
+
+
+def compensation_needs(method: str) -> set[str]:
+    """Return the names of the statistics that `method` reads.
+
+    Raises:
+        PruningError: For an unknown method.
+    """
+    if method not in METHODS:
+        raise PruningError(f"unknown compensation {method!r}; valid: {', '.join(METHODS)}")
+    return set(METHODS[method])
+
+
+@torch.no_grad()
+def compensate(
+    model: nn.Module,
+    groups: Sequence[PrunableGroup],
+    plan: PruningPlan,
+    stats: CalibrationStats,
+    method: str = "none",
+    ridge: float = 0.01,
+) -> dict[str, dict[str, Any]]:
+    """Compensate in place, in the dense `model`, for what `plan` removes; nothing removed changes nothing.
+
+    Args:
+        model: The dense model, any float dtype (kept); the mathematics runs in float64 on the CPU.
+        groups: All groups of the model, as `find_groups` gives them.
+        plan: What goes. Groups inside removed blocks are skipped.
+        stats: Plain sums of a calibration run with at least `compensation_needs(method)`.
+        method: ``none``, ``fold`` or ``least_squares``.
+        ridge: lambda, a share of the mean variance of the kept columns, at least 0; raised, with a warning, for a
+            group whose covariance is singular.
+
+    Returns:
+        For each compensated group JSON types: ``method``, ``removed_units``, ``ridge`` (as used; None for fold),
+        ``error_before`` and ``error_after`` (squared output error a calibration row) and ``error_removed``
+        (1 - after / before). The errors are None where `input_moment` was not gathered.
+
+    Raises:
+        PruningError: For an unknown method, a negative ridge, a plan that does not fit, a statistic that is missing
+            or does not fit, or a consumer without a bias slot; all before the model is touched, except for a
+            covariance that no ridge helps.
+    """
+    needs = compensation_needs(method)
+    if not ridge >= 0:
+        raise PruningError(f"compensation ridge is {ridge}; it must be at least 0")
+    check_plan(model, groups, plan)
+    if method == "none":
+        return {}
+    affected = [
+        group
+        for group in groups
+        if group.kind != "blocks" and plan.removed_units(group) and not plan.removes(group.module)
+    ]
+    for group in affected:
+        _check(model, group, stats, method, needs)
+    return {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}
+
+
+def _check(
+    model: nn.Module, group: PrunableGroup, stats: CalibrationStats, method: str, needs: set[str]
+) -> None:
+    missing = sorted(need for need in needs if not stats.has(group.name, need))
+    if missing:
+        raise PruningError(
+            f"compensation {method!r} of group {group.name!r} needs the statistic {missing[0]!r}, which was not "
+            f"gathered; calibrate with {', '.join(sorted(needs))}"
+        )
+    consumer = model.get_submodule(group.consumer)
+    if not hasattr(consumer, "bias"):
+        raise PruningError(
+            f"compensation {method!r} of group {group.name!r}: {type(consumer).__name__} at {group.consumer!r} has "
+            "no bias to fold into; use compensation 'none' or keep this group"
+        )
+    width = _columns(model, group).shape[1]
+    per_row(group, stats, "input_sum", (width,))
+    if stats.has(group.name, "input_moment"):
+        per_row(group, stats, "input_moment", (width, width))
+
+
+def _columns(model: nn.Module, group: PrunableGroup) -> Tensor:
+    path = group.consumer_weight
+    return consumer_columns(group, {path: model.get_parameter(path)})  # (C, P)
+
+
+def _compensate_group(
+    model: nn.Module,
+    group: PrunableGroup,
+    plan: PruningPlan,
+    stats: CalibrationStats,
+    method: str,
+    ridge: float,
+) -> dict[str, Any]:
+    columns = _columns(model, group)
+    width = columns.shape[1]
+    removed = plan.removed_units(group)
+    gone = torch.zeros(group.num_units, dtype=torch.bool)
+    gone[list(removed)] = True
+    gone = gone.repeat_interleave(width // group.num_units)  # (P,)
+    report: dict[str, Any] = {"method": method, "removed_units": len(removed), "ridge": None}
+    if stats.has(group.name, "input_moment"):
+        mean, sigma = covariance(group, stats, width)
+    else:
+        mean, sigma = per_row(group, stats, "input_sum", (width,)), None
+    shift = columns[:, gone] @ mean[gone]
+    update = None
+    if method == "least_squares":
+        assert sigma is not None
+        update, report["ridge"] = _explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
+        shift = shift - update @ mean[~gone]
+        _add_to_columns(model.get_parameter(group.consumer_weight), group, columns, gone, update)
+    _add_to_bias(model.get_submodule(group.consumer), shift)
+    return report | _errors(columns, mean, sigma, gone, update)
+
+
+def _explain(
+    columns: Tensor, sigma: Tensor, gone: Tensor, ridge: float, mean: Tensor, where: str
+) -> tuple[Tensor, float]:
+    """Return dW ``(C, K)``, what the kept columns must add to stand in for the removed ones, and the ridge used."""
+    factor, used, _ = ridge_cholesky(sigma[~gone][:, ~gone], ridge, rounding_floor(mean), where)
+    wanted = sigma[~gone][:, gone] @ columns[:, gone].T  # (K, C)
+    return torch.cholesky_solve(wanted, factor).T, used
+
+
+def _add_to_columns(
+    weight: nn.Parameter, group: PrunableGroup, columns: Tensor, gone: Tensor, update: Tensor
+) -> None:
+    """Add `update` to the kept columns of the group's slice of `weight`; the removed ones keep their bits."""
+    where = group.consumed_by[0]
+    part = weight.narrow(1, where.offset, group.num_units * where.unit_size)
+    summed = columns.clone()
+    summed[:, ~gone] += update
+    part.copy_(summed.unflatten(1, part.shape[1:]))
+
+
+def _add_to_bias(module: nn.Module, shift: Tensor) -> None:
+    """Add `shift` (C,) to the module's bias; one is created, in the dtype of the weight, if there is none."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if module.bias is None:
+        module.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    bias.copy_(bias.to("cpu", torch.float64) + shift)
+
+
+def _errors(
+    columns: Tensor, mean: Tensor, sigma: Tensor | None, gone: Tensor, update: Tensor | None
+) -> dict[str, float | None]:
+    """Return E||W_R x_R||^2 and what is left of it, from centred moments; None where there are none."""
+    if sigma is None:
+        return {"error_before": None, "error_after": None, "error_removed": None}
+    residual = torch.zeros_like(columns)  # the compensated output lacks residual @ (x - mu)
+    residual[:, gone] = columns[:, gone]
+    folded = float(((residual @ sigma) * residual).sum().clamp(min=0))
+    before = folded + float((columns[:, gone] @ mean[gone]).square().sum())
+    after = folded
+    if update is not None:
+        residual[:, ~gone] = -update
+        after = float(((residual @ sigma) * residual).sum().clamp(min=0))
+    removed = 1.0 - after / before if before > 0 else 0.0
+    return {"error_before": before, "error_after": after, "error_removed": removed}

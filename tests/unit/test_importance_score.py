@@ -1,0 +1,156 @@
+"""`score` and `needs_of`: routing by kind, omega, errors, and what must not depend on the order of units."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.importance import CRITERIA, criterion, needs_of, score
+from pruning.importance.sink import BASE
+from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of, sums
+
+BLOCK = PrunableGroup("b.1:blocks", "b.1", "blocks", num_units=1, unit_size=1)
+FFN = linear_group(4, 1, kind="ffn_channels")
+HEADS = linear_group(4, 1)
+WEIGHTS = {"m.out.weight": random_weight(3, 4), "m.up.weight": random_weight(4, 2, seed=2)}
+
+
+def test_the_criteria_are_found():
+    assert {
+        "random", "magnitude", "wanda", "taylor", "energy", "fluctuation", "obs", "probe", "sink_mass", "sink",
+        "block_change", "block_cosine",
+    } <= set(CRITERIA)  # fmt: skip
+    assert all(entry.doc for _, entry in CRITERIA.items())
+
+
+def test_needs_are_those_of_the_kinds_at_hand():
+    assert needs_of("random", [HEADS, FFN, BLOCK]) == set()
+    assert needs_of("magnitude", [HEADS, BLOCK]) == set()
+    assert needs_of("wanda", [HEADS]) == {"input_sq", "row_weight"}
+    assert needs_of("wanda", [BLOCK]) == {"block_change", "samples"}
+    assert needs_of("probe", [HEADS, BLOCK]) == {"probe_diag", "samples", "block_change"}
+    assert needs_of("sink_mass", [HEADS]) == {"sink_mass", "samples"}
+    assert needs_of("sink_mass", [FFN]) == {"input_unit_moment", "input_sum", "row_weight"}
+    assert needs_of("sink", [HEADS, BLOCK]) == needs_of(BASE, [HEADS, BLOCK])
+
+
+def test_sink_is_its_base_on_the_view_it_is_given():
+    rows = random_rows(40, 4)
+    stats = stats_of(HEADS, rows)
+    stats.meta["variants"] = ["on", "permuted"]
+    variants = {"on": torch.linspace(0, 1, 40), "permuted": torch.linspace(1, 0, 40)}
+    for omega, weights in variants.items():
+        weighted = sums(rows, 4, weights)
+        stats.values[HEADS.name] |= {f"{name}@{omega}": value for name, value in weighted.items()}
+    by_omega = {
+        omega: score(WEIGHTS, [HEADS], stats, criterion="sink", omega=omega) for omega in ("off", *variants)
+    }
+    plain = score(WEIGHTS, [HEADS], stats, criterion=BASE)
+    assert plain.meta == {"criterion": BASE, "omega": "off", "seed": 0, "omega_groups": 0}
+    assert torch.equal(by_omega["off"].values[HEADS.name], plain.values[HEADS.name])
+    for omega, weights in variants.items():
+        by_hand = score(WEIGHTS, [HEADS], stats_of(HEADS, rows, weights), criterion=BASE)
+        assert torch.allclose(by_omega[omega].values[HEADS.name], by_hand.values[HEADS.name])
+        assert not torch.allclose(by_omega[omega].values[HEADS.name], plain.values[HEADS.name])
+        assert by_omega[omega].meta["omega_groups"] == 1
+    default = score(WEIGHTS, [HEADS], stats, criterion="sink")
+    assert default.meta["omega"] == "on"
+    assert torch.equal(default.values[HEADS.name], by_omega["on"].values[HEADS.name])
+
+
+def test_omega_that_weighs_nothing_is_said_aloud(caplog: pytest.LogCaptureFixture):
+    stats = stats_of(HEADS, random_rows(40, 4))
+    stats.meta["variants"] = ["on"]
+    with caplog.at_level(logging.WARNING):
+        on = score(WEIGHTS, [HEADS], stats, criterion="fluctuation", omega="on").values[HEADS.name]
+    assert "criterion fluctuation: omega='on' weighs no row of these groups" in caplog.text
+    assert torch.equal(on, score(WEIGHTS, [HEADS], stats, criterion="fluctuation").values[HEADS.name])
+
+
+def test_omega_that_was_not_calibrated_is_refused_where_it_matters():
+    stats = stats_of(HEADS, random_rows(40, 4))
+    with pytest.raises(PruningError, match="omega 'on' was not calibrated"):
+        score(WEIGHTS, [HEADS], stats, criterion="fluctuation", omega="on")
+    assert score(WEIGHTS, [HEADS], stats, criterion="magnitude", omega="on").values
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(
+        PruningError, match=r"unknown criterion 'fluctuatoin' \(did you mean 'fluctuation'\?\)"
+    ):
+        score(WEIGHTS, [HEADS], CalibrationStats(), criterion="fluctuatoin")
+    with pytest.raises(PruningError, match="unknown criterion 'x'"):
+        needs_of("x", [HEADS])
+    with pytest.raises(PruningError, match="unknown omega 'yes'; valid: off, on, permuted"):
+        score(WEIGHTS, [HEADS], CalibrationStats(), criterion="random", omega="yes")
+
+
+def test_missing_statistics_and_parameters_are_named():
+    bare = CalibrationStats({HEADS.name: {"row_weight": torch.ones(1)}})
+    with pytest.raises(PruningError, match="'input_sq' was not gathered for group 'm:attention_heads'"):
+        score(WEIGHTS, [HEADS], bare, criterion="wanda")
+    with pytest.raises(PruningError, match=r"parameter 'm\.up\.weight' is not among the weights"):
+        score({"m.out.weight": torch.ones(1, 4)}, [HEADS], CalibrationStats(), criterion="magnitude")
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    broken = {**WEIGHTS, "m.up.weight": torch.full((4, 2), torch.nan)}
+    with pytest.raises(PruningError, match="scores of group 'm:attention_heads' hold NaN"):
+        score(broken, [HEADS], CalibrationStats(), criterion="magnitude")
+
+
+def test_a_criterion_of_ones_own_is_found_by_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA.items()))  # leave none behind
+
+    @criterion("test_index")
+    def index(group, weights, stats, generator):
+        """Score by position."""
+        return torch.arange(group.num_units)
+
+    assert score({}, [HEADS], CalibrationStats(), criterion="test_index").values[HEADS.name].tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert CRITERIA["test_index"].blocks == "block_change"
+    with pytest.raises(ValueError, match="criterion 'test_index' is registered twice"):
+        criterion("test_index")(index)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    name=st.sampled_from(["magnitude", "wanda", "energy", "fluctuation", "obs", "sink"]),
+    order=st.permutations(range(4)),
+    u=st.integers(1, 2),
+    seed=st.integers(0, 1000),
+)
+def test_scores_move_with_the_units(name: str, order: list[int], u: int, seed: int):
+    group = linear_group(4, u)
+    rows = random_rows(40, 4 * u, seed)
+    columns = torch.cat([torch.arange(g * u, (g + 1) * u) for g in order])
+    weights = {
+        "m.out.weight": random_weight(3, 4 * u, seed=seed),
+        "m.up.weight": random_weight(4 * u, 2, seed=seed),
+    }
+    moved = {
+        "m.out.weight": weights["m.out.weight"][:, columns],
+        "m.up.weight": weights["m.up.weight"][columns],
+    }
+    stats, stats_moved = stats_of(group, rows), stats_of(group, rows[:, columns])
+    before = score(weights, [group], stats, criterion=name, omega="off").values[group.name]
+    after = score(moved, [group], stats_moved, criterion=name, omega="off").values[group.name]
+    torch.testing.assert_close(after, before[order], rtol=1e-6, atol=1e-9)
+
+
+def test_grouped_sums_do_not_depend_on_the_number_of_buckets():
+    rows = random_rows(40, 4)
+    one, eight = (stats_of(HEADS, rows, buckets=n) for n in (1, 8))
+    for name in ("wanda", "fluctuation", "obs"):
+        a, b = (score(WEIGHTS, [HEADS], stats, criterion=name).values[HEADS.name] for stats in (one, eight))
+        torch.testing.assert_close(a, b)
