@@ -1,0 +1,141 @@
+"""The run directory: fingerprints, commits, what moves to .old."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from pruning.stages.folder import RunFolder, changes, describe_files, fingerprint, read_json, write_json
+from pruning.types import PruningError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def finish(folder: RunFolder, name: str, text: str = "x", mark: str = "f") -> None:
+    partial = folder.begin(name, mark, resumable=False)
+    (partial / "out.txt").write_text(text)
+    folder.commit(name, {"fingerprint": mark, "seconds": 1.0})
+
+
+def test_a_fingerprint_changes_with_stage_config_and_input_and_with_nothing_else():
+    base = fingerprint("plan", {"a": 1, "b": [1, 2]}, {"score": "h"})
+    assert fingerprint("plan", {"b": [1, 2], "a": 1}, {"score": "h"}) == base
+    others = [
+        fingerprint("score", {"a": 1, "b": [1, 2]}, {"score": "h"}),
+        fingerprint("plan", {"a": 2, "b": [1, 2]}, {"score": "h"}),
+        fingerprint("plan", {"a": 1, "b": [2, 1]}, {"score": "h"}),
+        fingerprint("plan", {"a": 1, "b": [1, 2]}, {"score": "i"}),
+    ]
+    assert len({base, *others}) == 5
+
+
+def test_a_commit_lists_its_files_with_their_hashes_and_ends_with_done(folder):
+    finish(folder, "plan", "abc")
+    assert (folder.stage("plan") / "DONE").is_file()
+    entry = folder.manifest("plan")["artefacts"]
+    assert list(entry) == ["out.txt"]
+    assert entry["out.txt"]["bytes"] == 3
+    assert entry["out.txt"]["sha256"].startswith("ba7816bf")  # SHA-256 of "abc"
+    assert not folder.partial("plan").exists()
+
+
+def test_a_stage_without_done_is_not_done(folder):
+    finish(folder, "plan")
+    (folder.stage("plan") / "DONE").unlink()
+    assert not folder.is_current("plan", "f")
+    with pytest.raises(PruningError, match=r"stage 'plan' has not been run; run `sinkprune plan` first"):
+        folder.output_hash("plan")
+
+
+def test_a_missing_artefact_or_another_fingerprint_is_not_current(folder):
+    finish(folder, "plan")
+    assert folder.is_current("plan", "f")
+    assert not folder.is_current("plan", "g")
+    (folder.stage("plan") / "out.txt").unlink()
+    assert not folder.is_current("plan", "f")
+
+
+def test_the_output_hash_follows_the_files_on_disk(folder):
+    finish(folder, "plan", "abc")
+    before = folder.output_hash("plan")
+    assert folder.output_hash("plan") == before
+    (folder.stage("plan") / "out.txt").write_text("abcd")
+    assert folder.output_hash("plan") != before
+
+
+def test_files_of_equal_size_and_time_are_not_read_again(tmp_path):
+    (tmp_path / "a").write_text("abc")
+    known = describe_files(tmp_path)
+    status = (tmp_path / "a").stat()
+    (tmp_path / "a").write_text("xyz")
+    os.utime(tmp_path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert describe_files(tmp_path, known) == known
+    assert describe_files(tmp_path) != known
+
+
+def test_begin_gives_an_empty_folder_unless_an_equal_attempt_can_be_resumed(folder):
+    for resumable, mark, kept in ((True, "f", True), (False, "f", False), (True, "g", False)):
+        partial = folder.begin("recover", "f", resumable=True)
+        (partial / "checkpoint").write_text("1")
+        again = folder.begin("recover", mark, resumable=resumable)
+        assert again == partial
+        assert (again / "checkpoint").exists() == kept
+    old = list((folder.path / ".old").glob("*/.partial/recover/checkpoint"))
+    assert len(old) == 1  # the last case: an attempt worth resuming is kept when the settings change
+
+
+def test_retired_stages_move_together_with_the_recipe_of_their_time(folder):
+    for name in ("score", "plan", "prune"):
+        finish(folder, name, name)
+    (folder.path / "recipe.yaml").write_text("seed: 1")
+    folder.begin("recover", "f", resumable=True)
+    old = folder.retire(["plan", "prune", "recover"])
+    assert old is not None
+    assert (old / "plan" / "out.txt").read_text() == "plan"
+    assert (old / "prune" / "DONE").is_file()
+    assert (old / ".partial" / "recover").is_dir()
+    assert (old / "recipe.yaml").read_text() == "seed: 1"
+    assert folder.is_done("score")
+    assert not folder.is_done("plan")
+    assert folder.retire(["plan"]) is None
+
+
+def test_two_retirements_in_one_second_have_two_folders(folder):
+    finish(folder, "plan", "1")
+    first = folder.retire(["plan"])
+    finish(folder, "plan", "2")
+    second = folder.retire(["plan"])
+    assert first is not None
+    assert second is not None
+    assert first != second
+    assert {(f / "plan" / "out.txt").read_text() for f in (first, second)} == {"1", "2"}
+
+
+def test_retire_all_leaves_no_owner(folder):
+    finish(folder, "plan")
+    write_json(folder.path / "run.json", {})
+    folder.retire_all()
+    assert not (folder.path / "run.json").exists()
+    assert not folder.is_done("plan")
+
+
+def test_json_is_written_whole_and_a_broken_file_is_named(tmp_path):
+    write_json(tmp_path / "a.json", {"é": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert read_json(tmp_path / "a.json") == {"é": 1}
+    assert read_json(tmp_path / "b.json") is None
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(PruningError, match=r"a\.json: not JSON .* start anew with --fresh"):
+        read_json(tmp_path / "a.json")
+
+
+def test_changes_name_every_leaf_that_differs():
+    before = {"a": 1, "b": {"c": [1], "d": 2}, "gone": 0}
+    after = {"a": 1, "b": {"c": [2], "d": 2}, "new": {"x": 1}}
+    assert changes(before, after) == [("b.c", [1], [2]), ("gone", 0, None), ("new.x", None, 1)]
+    assert changes(json.loads(json.dumps(before)), before) == []

@@ -1,0 +1,221 @@
+"""When a stage is reused, redone, resumed or moved to .old: with stages that cost nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+
+from pruning.recipe import Recipe
+from pruning.stages.run import Run
+from pruning.stages.stage import Stage, stage
+from pruning.types import PruningError
+
+
+def make_recipe(tmp_path: Path, **changed) -> Recipe:
+    """Return a recipe about a model that is never loaded."""
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    if not (model / "config.json").exists():
+        (model / "config.json").write_text("{}")
+    recipe = Recipe(name="r", run_dir=str(tmp_path / "runs" / "r"), device="cpu")
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, source=str(model)))
+    return dataclasses.replace(recipe, **changed)
+
+
+def with_macs(recipe: Recipe, macs: float) -> Recipe:
+    target = dataclasses.replace(recipe.prune.target, macs=macs)
+    return dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, target=target))
+
+
+@pytest.fixture
+def chain():
+    """Three stages, each writing one file, and the list of those that worked."""
+    worked: list[str] = []
+
+    @stage("score", reads=("seed",))
+    def first(run: Run, folder: Path):
+        worked.append("score")
+        (folder / "scores").write_text(str(run.recipe.seed))
+        return {"n": 1}
+
+    @stage("plan", after=("score",), reads=("prune.target",))
+    def second(run: Run, folder: Path):
+        worked.append("plan")
+        scores = (run.folder.stage("score") / "scores").read_text()
+        (folder / "plan").write_text(f"{scores} {run.recipe.prune.target.macs}")
+        return {}
+
+    @stage("prune", after=("plan",))
+    def third(run: Run, folder: Path):
+        worked.append("prune")
+        (folder / "model").write_text("weights")
+        return {}
+
+    def go(recipe: Recipe) -> list[str]:
+        worked.clear()
+        run = Run(recipe)
+        for one in (first, second, third):
+            one(run)
+        return list(worked)
+
+    return go, (first, second, third)
+
+
+def old(tmp_path: Path) -> list[str]:
+    root = tmp_path / "runs" / "r" / ".old"
+    return sorted(str(p.relative_to(root)).partition("/")[2] for p in root.glob("*/*") if p.is_dir())
+
+
+def test_unchanged_stages_are_reused(tmp_path, chain):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    assert go(recipe) == ["score", "plan", "prune"]
+    assert go(recipe) == []
+    assert not (tmp_path / "runs" / "r" / ".old").exists()
+
+
+def test_a_changed_setting_redoes_its_stage_and_those_after_and_keeps_the_old(tmp_path, chain, caplog):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    with caplog.at_level(logging.INFO, logger="pruning"):
+        assert go(with_macs(recipe, 0.5)) == ["plan", "prune"]
+    assert "prune.target.macs None -> 0.5" in caplog.text
+    assert old(tmp_path) == ["plan", "prune"]
+    assert (tmp_path / "runs" / "r" / "plan" / "plan").read_text() == "0 0.5"
+    assert go(dataclasses.replace(with_macs(recipe, 0.5), seed=1)) == ["score", "plan", "prune"]
+
+
+def test_a_setting_that_no_stage_reads_redoes_nothing(tmp_path, chain):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    assert go(dataclasses.replace(recipe, title="New")) == []
+
+
+def test_an_edited_artefact_redoes_what_reads_it(tmp_path, chain):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    (tmp_path / "runs" / "r" / "plan" / "plan").write_text("by hand")
+    assert go(recipe) == ["prune"]
+    assert (tmp_path / "runs" / "r" / "plan" / "plan").read_text() == "by hand"
+
+
+def test_a_missing_artefact_is_made_again(tmp_path, chain):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    (tmp_path / "runs" / "r" / "plan" / "plan").unlink()
+    assert go(recipe) == ["plan", "prune"]
+
+
+def test_a_manifest_says_with_what_and_how_long(tmp_path, chain):
+    go, (first, _, _) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    manifest = Run(recipe).folder.manifest("score")
+    assert manifest["config"] == {"seed": 0}
+    assert manifest["result"] == {"n": 1}
+    assert set(manifest["inputs"]) == {"model", "data"}
+    assert manifest["seconds"] >= 0
+    assert "torch" in manifest["versions"]
+    assert first.is_current(Run(recipe))
+    assert not first.is_current(Run(dataclasses.replace(recipe, seed=1)))
+
+
+def test_a_stage_whose_input_is_missing_says_which_to_run(tmp_path, chain):
+    _, (_, second, _) = chain
+    with pytest.raises(PruningError, match=r"stage 'score' has not been run; run `sinkprune score` first"):
+        second(Run(make_recipe(tmp_path)))
+
+
+def test_a_failed_stage_leaves_earlier_results_whole_and_nothing_of_its_own(tmp_path, chain):
+    go, (first, second, _) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+
+    def fail(run: Run, folder: Path):
+        (folder / "half").write_text("1")
+        raise PruningError("no")
+
+    broken = dataclasses.replace(second, work=fail, reads=("prune",))
+    with pytest.raises(PruningError, match="no"):
+        broken(Run(recipe))
+    run = Run(recipe)
+    assert run.folder.is_done("score")
+    assert not run.folder.is_done("plan")
+    assert old(tmp_path) == ["plan", "prune"]
+    assert first.is_current(run)
+    assert go(recipe) == ["plan", "prune"]
+    assert sorted(p.name for p in (tmp_path / "runs" / "r" / "plan").iterdir()) == ["DONE", "manifest.json", "plan"]
+
+
+def resumable(work) -> Stage:
+    return stage("recover", reads=("recover.steps",), resumable=True)(work)
+
+
+def test_an_interrupted_resumable_stage_finds_what_it_left(tmp_path):
+    seen: list[bool] = []
+
+    def work(run: Run, folder: Path):
+        seen.append((folder / "checkpoint").exists())
+        (folder / "checkpoint").write_text("1")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    recipe = make_recipe(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        resumable(work)(Run(recipe))
+    resumable(work)(Run(recipe))
+    assert seen == [False, True]
+    assert Run(recipe).folder.manifest("recover")["artefacts"].keys() == {"checkpoint"}
+
+
+def test_an_interrupted_stage_with_other_settings_starts_anew_and_the_attempt_is_kept(tmp_path):
+    seen: list[bool] = []
+
+    def work(run: Run, folder: Path):
+        seen.append((folder / "checkpoint").exists())
+        (folder / "checkpoint").write_text("1")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    recipe = make_recipe(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        resumable(work)(Run(recipe))
+    other = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, steps=7))
+    resumable(work)(Run(other))
+    assert seen == [False, False]
+    assert list((tmp_path / "runs" / "r" / ".old").glob("*/.partial/recover/checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "stage 'score' .*the disk is full.*stages that are done are kept"),
+        (OSError(errno.EROFS, "Read-only"), "stage 'score' .*read-only"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_one_clear_error(tmp_path, error, message):
+    @stage("score")
+    def full(run: Run, folder: Path):
+        raise error
+
+    with pytest.raises(PruningError, match=message):
+        full(Run(make_recipe(tmp_path)))
+
+
+def test_other_os_errors_pass_unchanged(tmp_path):
+    @stage("score")
+    def lost(run: Run, folder: Path):
+        raise FileNotFoundError("image.png")
+
+    with pytest.raises(FileNotFoundError, match=r"image\.png"):
+        lost(Run(make_recipe(tmp_path)))

@@ -1,0 +1,113 @@
+"""Whose run directory is it: other recipes, models and data are refused, and what is there stays whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from pruning.stages.identity import model_identity
+from pruning.stages.workspace import Workspace
+from pruning.types import PruningError
+from tests.unit.test_stages_stage import make_recipe
+
+
+def claim(recipe):
+    workspace = Workspace(recipe)
+    with workspace.held():
+        workspace.claim()
+
+
+def test_a_claim_writes_owner_and_resolved_recipe(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    owner = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
+    assert owner["name"] == "r"
+    assert owner["data"]["source"] == "digits"
+    assert "num_samples: 256" in (tmp_path / "runs" / "r" / "recipe.yaml").read_text()
+    claim(recipe)
+
+
+def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    with pytest.raises(PruningError, match=r"it is of the recipe 'r', this one is 'q'.*--fresh"):
+        claim(dataclasses.replace(recipe, name="q"))
+
+
+def test_another_model_is_refused_naming_both(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"a": 1}')
+    changed = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, source=str(other)))
+    with pytest.raises(PruningError, match=r"it holds the model '.*/model' \(hash .{8}\), the recipe asks for '.*/other'"):
+        claim(changed)
+    assert json.loads((tmp_path / "runs" / "r" / "run.json").read_text())["model"]["source"].endswith("/model")
+
+
+def test_a_model_whose_files_changed_is_another_model(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    (tmp_path / "model" / "config.json").write_text('{"trained": "on"}')
+    with pytest.raises(PruningError, match="it holds the model"):
+        claim(recipe)
+
+
+def test_the_same_model_in_another_place_is_the_same_model(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    moved = dataclasses.replace(recipe.model, source=str(tmp_path / "moved"))
+    claim(dataclasses.replace(recipe, model=moved))
+
+
+def test_other_data_are_refused_naming_both(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    images = tmp_path / "images"
+    images.mkdir()
+    changed = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(images)))
+    with pytest.raises(PruningError, match=r"it holds the data 'digits' .*, the recipe asks for '.*/images'"):
+        claim(changed)
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    recipe = make_recipe(tmp_path)
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "thesis.tex").write_text("")
+    with pytest.raises(PruningError, match=r"is not empty and no run directory \(it holds thesis\.tex\)"):
+        claim(recipe)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o500)
+    with pytest.raises(PruningError, match=r"cannot be written to: .*choose another run_dir"):
+        claim(make_recipe(tmp_path))
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(PruningError, match=r"run_dir '.*r' cannot be written to"):
+        claim(make_recipe(tmp_path))
+
+
+def test_a_directory_in_which_nothing_came_about_is_taken_away(tmp_path):
+    workspace = Workspace(make_recipe(tmp_path))
+    with workspace.held(), workspace.held():
+        assert (tmp_path / "runs" / "r" / ".lock").is_file()
+    assert not (tmp_path / "runs" / "r").exists()
+
+
+def test_weights_of_equal_size_and_time_are_not_read_again(tmp_path):
+    recipe = make_recipe(tmp_path)
+    known = model_identity(recipe, {})
+    known["files"]["config.json"]["sha256"] = "as before"
+    assert model_identity(recipe, known)["files"]["config.json"]["sha256"] == "as before"
+    os.utime(tmp_path / "model" / "config.json", ns=(1, 1))
+    assert model_identity(recipe, known)["files"]["config.json"]["sha256"] != "as before"
