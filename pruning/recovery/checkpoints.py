@@ -78,7 +78,7 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
             are left whole.
     """
     tensors = _tensors(state)
-    for name, tensor in {**tensors["model"], **tensors["ema"]}.items():
+    for name, tensor in [*tensors["model"].items(), *tensors["ema"].items()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise PruningError(
                 f"recovery: parameter {name!r} holds NaN or infinity after step {state.step}; no checkpoint of it is "

@@ -1,0 +1,197 @@
+"""Exporting a model: the registry of back ends, and the folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning.models.loading import check_finite
+from pruning.recovery.files import check_writable, sync_tree, write_errors
+from pruning.registry import Registry
+from pruning.types import PruningError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MANIFEST = "export.json"
+_SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|TB)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What an exporter is asked to write; `export` documents the fields."""
+
+    model: nn.Module
+    name: str
+    dtype: torch.dtype
+    max_shard_size: int | str
+    card: Mapping[str, Any]
+    scheduler: Any
+    base_folder: Path | None
+    verify: bool
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        files: Bytes of every file by its path in `folder`.
+        bytes: Bytes of all files together.
+        checks: What the exporter measured while verifying, e.g. ``output_error``.
+    """
+
+    folder: Path
+    files: dict[str, int]
+    bytes: int
+    checks: dict[str, float] = field(default_factory=dict)
+
+
+Exporter = Callable[[ExportRequest, Path], dict[str, float]]
+"""Writes into the empty folder it is given, verifies what it wrote, and returns what it measured."""
+
+EXPORTERS: Registry[Exporter] = Registry("exporter")
+
+
+def exporter(name: str) -> Callable[[Exporter], Exporter]:
+    """Register an exporter; see `Exporter`."""
+    return EXPORTERS.register(name)
+
+
+def export(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    exporter: str = "diffusers",
+    dtype: str = "float32",
+    max_shard_size: int | str = "10GB",
+    card: Mapping[str, Any] | None = None,
+    scheduler: Any = None,
+    base_pipeline_folder: str | Path | None = None,
+    verify: bool = False,
+) -> ExportResult:
+    """Write `model` for use elsewhere; the folder is replaced as a whole, after what was written was verified.
+
+    Args:
+        model: A diffusers denoiser, pruned or not; not changed.
+        folder: Written to. It must not exist, be empty, or hold an earlier export, which stays whole until the
+            new one is.
+        exporter: Name of the back end.
+        dtype: Type of the written weights: ``float32``, ``bfloat16`` or ``float16``.
+        max_shard_size: Largest weights file, e.g. ``"10GB"``, or bytes.
+        card: Facts for the model card; see `pruning.export.card`.
+        scheduler: Written beside the denoiser; None takes that of `base_pipeline_folder`, if it has one.
+        base_pipeline_folder: Folder of the base model. Where it is a whole pipeline, its other parts (VAE, text
+            encoders, …) are copied, so that the result is a whole pipeline too.
+        verify: Also load what was written and compare weights and outputs.
+
+    Raises:
+        PruningError: For an unknown exporter or dtype, weights that are not finite or do not fit the dtype, a
+            folder that cannot be written, is full or holds other files, or a result that does not verify.
+    """
+    if exporter not in EXPORTERS:
+        raise PruningError(f"unknown exporter {exporter!r}; valid: {', '.join(EXPORTERS)}")
+    if dtype not in DTYPES:
+        raise PruningError(f"export: dtype {dtype!r} is unknown; valid: {', '.join(DTYPES)}")
+    if isinstance(max_shard_size, str) and not _SHARD_SIZE.fullmatch(max_shard_size):
+        raise PruningError(f"export: max_shard_size {max_shard_size!r} must be a number and KB, MB, GB or TB")
+    place = Path(folder).expanduser().absolute()
+    base = None if base_pipeline_folder is None else Path(base_pipeline_folder).expanduser()
+    if base is not None and not base.is_dir():
+        raise PruningError(f"export: base_pipeline_folder {str(base)!r} is no folder")
+    _check_weights(model, DTYPES[dtype])
+    old = _set_aside_name(place)
+    if old.exists() and not place.exists():  # a process was killed between the two renames below
+        old.rename(place)
+    _check_replaceable(place)
+    check_writable("export", place.parent, _weight_bytes(model, DTYPES[dtype]))
+    request = ExportRequest(
+        model, place.name, DTYPES[dtype], max_shard_size, dict(card or {}), scheduler, base, verify
+    )
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    kept = "An earlier export there is whole" if place.exists() else "Nothing is left there"
+    try:
+        with write_errors("export", place, kept):
+            temporary.mkdir()
+            checks = EXPORTERS[exporter](request, temporary)
+            files = _seal(temporary, exporter, dtype)
+            _swap(temporary, place, old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ExportResult(place, files, sum(files.values()), checks)
+
+
+def _check_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise PruningError if a weight is not finite, or would not be in `dtype`."""
+    check_finite(model, "export")
+    largest = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        peak = parameter.detach().abs().max().item() if parameter.numel() else 0.0
+        if peak > largest:
+            raise PruningError(
+                f"export: {name!r} reaches {peak:.4g}, more than {dtype} holds ({largest:.4g}); use bfloat16 or float32"
+            )
+
+
+def _check_replaceable(place: Path) -> None:
+    """Raise PruningError if replacing `place` would lose files that no export wrote."""
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise PruningError(f"export: {place} is a file; choose another folder")
+    found = {path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir()}
+    try:
+        known = set(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    if strangers := sorted(found - known):
+        raise PruningError(
+            f"export: {place} holds {strangers[0]!r}, which no export wrote, and would be replaced; "
+            "choose another folder or move that file away"
+        )
+
+
+def _seal(folder: Path, exporter: str, dtype: str) -> dict[str, int]:
+    """Write the manifest, give all files the same permissions, flush them; return their sizes."""
+    files = {
+        p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+    manifest = folder / MANIFEST
+    content = {"format": 1, "exporter": exporter, "dtype": dtype, "files": files}
+    manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    mode = manifest.stat().st_mode  # safetensors writes files that only their owner can read
+    for name in files:
+        (folder / name).chmod(mode)
+    sync_tree(folder)
+    return files
+
+
+def _swap(temporary: Path, place: Path, old: Path) -> None:
+    """Put `temporary` in the place of `place`, which is back where it was if that fails."""
+    if not place.exists():
+        temporary.rename(place)
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    place.rename(old)
+    try:
+        temporary.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside_name(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
+
+
+def _weight_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    return sum(p.numel() for p in model.parameters()) * torch.finfo(dtype).bits // 8

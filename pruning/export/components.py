@@ -1,0 +1,123 @@
+"""The parts of a pipeline beside its denoiser: found in the base model's folder, copied without pickles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruning.models.loading import DENOISER_FOLDERS, load_scheduler
+from pruning.types import PruningError
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_UNUSED = (*_PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".py")
+
+
+def read_index(base: Path | None) -> dict[str, Any] | None:
+    """Return the ``model_index.json`` of a pipeline folder, or None where `base` is no pipeline.
+
+    Raises:
+        PruningError: If it is not a JSON object, or names a part that cannot be a folder's name.
+    """
+    if base is None or not (base / INDEX).is_file():
+        return None
+    try:
+        index = json.loads((base / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PruningError(f"export: {base / INDEX} cannot be read as JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise PruningError(f"export: {base / INDEX} must hold a JSON object, found {type(index).__name__}")
+    for name in index:
+        if not name.isidentifier():
+            raise PruningError(f"export: {base / INDEX} names a part {name!r}, which is no folder's name")
+    return index
+
+
+def denoiser_folder(model: nn.Module, base: Path | None) -> str:
+    """Return the folder that the denoiser takes: as in the base model, else ``unet`` or ``transformer`` by class.
+
+    Raises:
+        PruningError: If the base pipeline has no part of the model's class.
+    """
+    name = type(model).__name__
+    index = read_index(base)
+    if index is not None:
+        matching = [part for part, entry in index.items() if isinstance(entry, list) and entry[-1] == name]
+        if not matching:
+            raise PruningError(
+                f"export: the base pipeline {base} has no part of class {name}; give the model's own"
+            )
+        return next((part for part in matching if part in DENOISER_FOLDERS), matching[0])
+    if base is not None:
+        for part in DENOISER_FOLDERS:
+            if (base / part / "config.json").is_file():
+                return part
+    return "unet" if "unet" in name.lower() else "transformer"
+
+
+def write_scheduler(scheduler: Any, base: Path | None, folder: Path) -> str | None:
+    """Write the scheduler's config, that of `base` where none is given; return its class name, None without one."""
+    if scheduler is None and base is not None:
+        places = (base / SCHEDULER / "scheduler_config.json", base / "scheduler_config.json")
+        scheduler = load_scheduler(base) if any(place.is_file() for place in places) else None
+    if scheduler is None:
+        return None
+    scheduler.save_pretrained(str(folder / SCHEDULER))
+    return type(scheduler).__name__
+
+
+def copy_components(base: Path, folder: Path, denoiser: str, scheduler: str | None) -> None:
+    """Copy the parts of the pipeline at `base` but denoiser and scheduler, and write its index.
+
+    Pickles, code and other frameworks' weights stay behind, as do variants of weights that are there without one.
+
+    Args:
+        base: A whole pipeline.
+        folder: Written to.
+        denoiser: The denoiser's name in the index.
+        scheduler: Class of the scheduler that was written, or None.
+
+    Raises:
+        PruningError: If a part is missing or has only pickled weights.
+    """
+    index = read_index(base)
+    assert index is not None
+    for part, entry in index.items():
+        if isinstance(entry, list) and entry[-1] is not None and part not in (denoiser, SCHEDULER):
+            _copy_part(base / part, folder / part)
+    if scheduler is not None and SCHEDULER in index:
+        index[SCHEDULER] = ["diffusers", scheduler]
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise PruningError(
+            f"export: the base pipeline lacks its part {source.name!r} ({source} is no folder); get the base model "
+            "whole, or export without base_pipeline_folder"
+        )
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    safe = [path for path in files if path.suffix == ".safetensors"]
+    if not safe and (pickled := [path.name for path in files if path.suffix in _PICKLES]):
+        raise PruningError(
+            f"export: {source} has its weights only as a pickle ({pickled[0]}); save it once with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    names = {path.name for path in safe}
+    for path in files:
+        if path.suffix in _UNUSED or _is_variant(path.name, names):
+            continue
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+
+
+def _is_variant(name: str, names: set[str]) -> bool:
+    """Tell whether e.g. ``model.fp16.safetensors`` has a ``model.safetensors`` beside it."""
+    parts = name.split(".")
+    return len(parts) == 3 and parts[-1] == "safetensors" and f"{parts[0]}.safetensors" in names

@@ -1,0 +1,178 @@
+"""Checkpoints: exact resume, whole or not at all, never mixed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from pruning.recovery import checkpoints, files
+from pruning.types import PruningError
+from tests.unit.recovery_setup import run, small, stripes, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path):
+    whole = small(seed=1, dropout=0.2)
+    expected = run(whole, small(dropout=0.2))
+
+    command = [sys.executable, "-m", "tests.unit.recovery_setup", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    left = _names(tmp_path / "killed")
+    assert "step-00000003" in left
+    assert "step-00000006" not in left
+    assert any(name.endswith(".tmp") for name in left)
+
+    resumed = small(seed=1, dropout=0.2)
+    result = run(resumed, small(dropout=0.2), folder=tmp_path / "killed")
+    assert result.resumed_from == 3
+    assert result.losses == expected.losses  # bit for bit
+    assert [step for step, _ in result.losses] == list(range(1, 9))
+    assert torch.equal(weights(resumed), weights(whole))
+    assert not any(name.endswith(".tmp") for name in _names(tmp_path / "killed"))
+
+
+def test_a_finished_run_is_taken_from_its_last_checkpoint(tmp_path):
+    first, second = small(1), small(1)
+    done = run(first, small(), folder=tmp_path)
+    again = run(second, small(), folder=tmp_path)
+    assert again.resumed_from == again.steps == 8
+    assert again.losses == done.losses
+    assert again.seconds == done.seconds
+    assert again.images_per_second == done.images_per_second
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_the_last_checkpoints_are_kept_without_pickle(tmp_path):
+    run(small(1), small(), folder=tmp_path, checkpoint_every=2, keep_checkpoints=2)
+    assert _names(tmp_path) == ["step-00000006", "step-00000008"]
+    expected = ["ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert _names(tmp_path / "step-00000008") == expected
+    state = json.loads((tmp_path / "step-00000008" / "state.json").read_text())
+    assert state["step"] == 8
+    assert len(state["losses"]) == 8
+
+
+def test_checkpoint_every_zero_writes_only_the_last(tmp_path):
+    run(small(1), small(), folder=tmp_path, checkpoint_every=0)
+    assert _names(tmp_path) == ["step-00000008"]
+
+
+@pytest.mark.parametrize("broken", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_a_broken_checkpoint_is_passed_over(tmp_path, caplog, broken):
+    expected = run(small(1), small(), folder=tmp_path)
+    path = tmp_path / "step-00000008" / broken
+    path.write_bytes(path.read_bytes()[:50])
+    result = run(small(1), small(), folder=tmp_path)
+    assert "step-00000008 is passed over" in caplog.text
+    assert result.resumed_from == 6
+    assert result.losses == expected.losses
+
+
+def test_another_configuration_is_never_mixed(tmp_path):
+    run(small(1), small(), folder=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        PruningError, match=r"another configuration: settings.learning_rate was 0.001, is 0.002"
+    ):
+        run(small(1), small(), folder=tmp_path, learning_rate=2e-3)
+    with pytest.raises(PruningError, match="student was"):
+        run(small(2), small(), folder=tmp_path)
+    with pytest.raises(PruningError, match="teacher was"):
+        run(small(1), small(3), folder=tmp_path)
+    with pytest.raises(PruningError, match=r"data.images was 24, is 25"):
+        run(small(1), small(), stripes(25), folder=tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_constant_learning_rate_can_be_prolonged(tmp_path):
+    expected = run(small(1), small(), schedule="constant", steps=8)
+    run(small(1), small(), schedule="constant", steps=5, folder=tmp_path)
+    longer = run(small(1), small(), schedule="constant", steps=8, folder=tmp_path)
+    assert longer.resumed_from == 5
+    assert longer.losses == expected.losses
+    with pytest.raises(PruningError, match=r"settings.schedule was 'constant', is 'cosine'"):
+        run(small(1), small(), folder=tmp_path)
+
+
+def test_a_time_limit_ends_the_run_and_the_rest_follows_later(tmp_path):
+    expected = run(small(1), small())
+    short = run(small(1), small(), folder=tmp_path, max_seconds=1e-6)
+    assert short.steps == len(short.losses) == 1
+    rest = run(small(1), small(), folder=tmp_path)
+    assert rest.resumed_from == 1
+    assert rest.losses == expected.losses
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path, monkeypatch, error):
+    write = checkpoints.save_file
+
+    def save_file(tensors, path):
+        if "step-00000006" in str(path) and path.name == "ema.safetensors":
+            raise error
+        write(tensors, path)
+
+    expected = run(small(1), small())
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    with pytest.raises(
+        PruningError, match=r"the disk is full; free some space.*Earlier checkpoints there are whole"
+    ):
+        run(small(1), small(), folder=tmp_path)
+    assert _names(tmp_path) == ["step-00000003"]
+    monkeypatch.undo()
+    result = run(small(1), small(), folder=tmp_path)
+    assert result.resumed_from == 3
+    assert result.losses == expected.losses
+
+
+def test_too_little_room_is_said_before_training(tmp_path, monkeypatch):
+    usage = files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    seen = []
+    with pytest.raises(PruningError, match=r"about 0\.\d MB are needed and 0\.0 MB are free"):
+        run(small(1), small(), folder=tmp_path, progress=seen.append)
+    assert seen == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PruningError, match="a part of the path is a file"):
+        run(small(1), small(), folder=tmp_path / "file" / "run")
+    with pytest.raises(PruningError, match="a file of that name is in the way"):
+        run(small(1), small(), folder=tmp_path / "file")
+
+
+def test_a_student_with_nan_weights_is_not_saved(tmp_path):
+    student = small(1)
+    state = checkpoints.TrainingState(
+        student, checkpoints.EMAModel(student.parameters()), torch.optim.AdamW(student.parameters())
+    )
+    with torch.no_grad():
+        next(student.parameters())[0] = float("nan")
+    with pytest.raises(
+        PruningError, match="holds NaN or infinity after step 0; no checkpoint of it is written"
+    ):
+        checkpoints.write_checkpoint(tmp_path, state, {}, keep=1)
+    assert _names(tmp_path) == []
