@@ -77,7 +77,7 @@ def _stages(cuts: Sequence[Cut], left: float, slot: float, y: float) -> str:
             continue
         before, x = stage, left + index * slot
         parts.append(svg.line(x, y - 4, x, y + 4, "axis"))
-        if x >= free:
+        if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
             parts.append(svg.label(x, y + 17, stage, "t"))
             free = x + svg.text_width(stage) + 8
     return "".join(parts)

@@ -31,6 +31,7 @@ class View:
 
     run: Run
     anchor: str
+    by: str
     headline: str
     verdict: list[str]
     warnings: list[str]
@@ -49,6 +50,7 @@ class View:
     heads: Figure | None
     head_counts: list[tuple[str, int, int]]
     stages: list[dict[str, Any]]
+    facts: list[tuple[str, str]]
     sections: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -58,6 +60,7 @@ def view(run: Run, index: int) -> View:
     shown = View(
         run=run,
         anchor=f"run{index + 1}",
+        by=_by(run),
         headline=words.headline(run),
         verdict=words.verdict(run),
         warnings=words.warnings(run),
@@ -76,6 +79,7 @@ def view(run: Run, index: int) -> View:
         heads=charts.diagnostics(run.heads) if _sink_heads(run) else None,
         head_counts=charts.head_counts(run.heads),
         stages=_stages(run),
+        facts=_facts(run),
     )
     present = (
         ("results", "Results", shown.blocks),
@@ -85,7 +89,11 @@ def view(run: Run, index: int) -> View:
         ("denoising", "Denoising error", shown.denoising),
         ("sinks", "Sinks", shown.sinks),
         ("heads", "Heads", shown.head_counts),
-        ("measured", "How it was measured" if run.metrics else "This run", True),
+        (
+            "measured",
+            "How it was measured" if run.metrics else "This run",
+            shown.facts or shown.stages or shown.notes,
+        ),
     )
     shown.sections = [(key, title) for key, title, there in present if there]
     return shown
@@ -201,6 +209,22 @@ def _sink_bars(run: Run) -> list[dict[str, Any]]:
 def _sink_heads(run: Run) -> bool:
     """Tell whether any head has enough sink mass for a plot over it."""
     return any(head.sink_mass >= maps.SINK_MASS_FLOOR for head in run.heads)
+
+
+def _by(run: Run) -> str:
+    """Return the line under the title: model, run, data, date."""
+    name = f"run {run.name}" if run.name != run.title else None
+    created = run.created.replace("T", " ") if run.created else None
+    return " · ".join(part for part in (run.model, name, run.data, created) if part)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """Return what was run on what, as label and text."""
+    found = [("Model", run.model), ("Data", run.data), ("Device", run.device)]
+    found += [(name, str(value)) for name, value in run.facts.items()]
+    for name, values in (("Versions", run.versions), ("Seeds", run.seeds)):
+        found.append((name, ", ".join(f"{key} {value}" for key, value in values.items())))
+    return [(name, text) for name, text in found if text]
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ SMALL_N = 10_000  # below this the bias of the Fréchet distance at finite N mat
 TARGET_TOLERANCE = 0.01
 SPEEDUP_SHARE = 0.9  # measured speed-up that is expected, as a share of the MACs ratio
 NOISY_SPREAD = 0.1  # interquartile range over median from which a latency counts as noisy
-WORDS = {"macs": "MACs", "params": "parameters", "ratio": "prunable parameters removed"}
+WORDS = {"macs": "MACs", "params": "parameters", "ratio": "prunable parameters removed", "hit": "target hit"}
 
 
 def frechet_name(run: Run) -> str:
