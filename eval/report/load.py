@@ -125,11 +125,7 @@ def load_run(path: Path) -> Run:
         raise ValueError(f"run directory {path}: has no report/data.json; run its report stage first")
     data, broken = read_json(file)
     metrics = {name: _metrics(child) for name, child in data.get("metrics").entries().items()}
-    subjects = [child.text() for child in data.get("subjects").items()] or list(metrics)
-    if not subjects or len(set(subjects)) != len(subjects):
-        raise ValueError(
-            f"{file}: subjects: must be a list of distinct names, reference first, found {subjects!r}"
-        )
+    subjects = _subjects(data, list(metrics))
     _fill_from_summary(path / "summary.json", subjects, metrics)
     samples, labels = read_samples(data.get("samples"), subjects)
     captions = data.get("captions")
@@ -164,6 +160,15 @@ def load_run(path: Path) -> Run:
         warnings=warnings,
         notes=[child.text() for child in data.get("notes").items()],
     )
+
+
+def _subjects(data: Node, measured: list[str]) -> list[str]:
+    """Return the names of the subjects, those that were measured if none are listed."""
+    subjects = [child.text() for child in data.get("subjects").items()] or measured
+    if not subjects or len(set(subjects)) != len(subjects):
+        rule = "must be a list of distinct names, reference first"
+        raise ValueError(f"{data.file}: subjects: {rule}, found {subjects!r}")
+    return subjects
 
 
 def _fill_from_summary(file: Path, subjects: list[str], metrics: dict[str, dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,7 +215,7 @@ def _sink_heads(run: Run) -> bool:
 def _by(run: Run) -> str:
     """Return the line under the title: model, run, data, date."""
     name = f"run {run.name}" if run.name != run.title else None
-    created = run.created.replace("T", " ") if run.created else None
+    created = re.sub(r"(?<=\d)T(?=\d)", " ", run.created) if run.created else None
     return " · ".join(part for part in (run.model, name, run.data, created) if part)
 
 

@@ -191,28 +191,8 @@ def _noisy(run: Run) -> list[str]:
 
 def notes(run: Run) -> list[str]:
     """Return how the figures were measured and what they do not say."""
-    found = []
-    final, name = run.final or run.reference, frechet_name(run)
-    base = run.metrics.get(run.reference, {})
-    if base.get("frechet") is not None:
-        facts = [base[k] for k in ("frechet_mode",) if base.get(k)]
-        counts = (("frechet_num_generated", "generated"), ("frechet_num_real", "real"))
-        facts += [f"{base[k]:,.0f} {word} images" for k, word in counts if base.get(k)]
-        facts_text = ", ".join(facts)
-        found.append(
-            f"{name}{f' ({facts_text})' if facts else ''}: distance of two Gaussians fitted to features of "
-            "generated and of held-out real images; lower is better."
-            + (
-                ""
-                if "FID" in name
-                else " These are not Inception features: it is not FID, nor comparable with it."
-            )
-        )
-    if final != run.reference and run.metric(final, "frechet_ratio_ci95"):
-        found.append(
-            "Intervals of the Fréchet distance: bootstrap over generated images. The interval of the ratio pairs "
-            "images of the same noise, so it is the one to judge a difference by."
-        )
+    final = run.final or run.reference
+    found = _frechet_notes(run)
     if run.metric(final, "kernel") is not None:
         found.append(
             "Kernel distance: unbiased polynomial-kernel MMD² on the same features, mean ± standard deviation over "
@@ -244,6 +224,33 @@ def notes(run: Run) -> list[str]:
             + ". Trust the ratio; the seconds belong to this machine."
         )
     return found + run.notes
+
+
+def _frechet_notes(run: Run) -> list[str]:
+    """Return what the Fréchet distance and its intervals are."""
+    found = []
+    name = frechet_name(run)
+    base = run.metrics.get(run.reference, {})
+    if base.get("frechet") is not None:
+        facts = [base[k] for k in ("frechet_mode",) if base.get(k)]
+        counts = (("frechet_num_generated", "generated"), ("frechet_num_real", "real"))
+        facts += [f"{base[k]:,.0f} {word} images" for k, word in counts if base.get(k)]
+        facts_text = ", ".join(facts)
+        found.append(
+            f"{name}{f' ({facts_text})' if facts else ''}: distance of two Gaussians fitted to features of "
+            "generated and of held-out real images; lower is better."
+            + (
+                ""
+                if "FID" in name
+                else " These are not Inception features: it is not FID, nor comparable with it."
+            )
+        )
+    if run.metric(run.final, "frechet_ratio_ci95"):
+        found.append(
+            "Intervals of the Fréchet distance: bootstrap over generated images. The interval of the ratio pairs "
+            "images of the same noise, so it is the one to judge a difference by."
+        )
+    return found
 
 
 def facts(values: dict[str, Any]) -> list[tuple[str, str]]:

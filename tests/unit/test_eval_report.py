@@ -137,6 +137,16 @@ def test_plan_alone_has_no_empty_sections(tmp_path: Path) -> None:
         assert title not in twin
 
 
+@pytest.mark.parametrize(
+    ("created", "shown"), [("2026-05-04T10:31", "2026-05-04 10:31"), ("4 May 10:31 UTC", "4 May 10:31 UTC")]
+)
+def test_the_line_under_the_title_dates_the_run(tmp_path: Path, created: str, shown: str) -> None:
+    run = edited(tmp_path / "x", {"created": created, "model": "m", "title": "T"})
+    page, twin = read(build([run], tmp_path / "r.html"))
+    assert f"m · run x · {shown}" in page.text
+    assert f"m · run x · {shown}" in twin
+
+
 def test_large_model_is_drawn_by_depth_with_removed_blocks(tmp_path: Path) -> None:
     out = build([report_runs.sd_run(tmp_path / "sd")], tmp_path / "r.html")
     page, twin = read(out)
