@@ -54,7 +54,7 @@ def run_ours(model: Any) -> None:
     from pruning.surgery import apply_plan
 
     groups = find_groups(model, ["attention_heads", "ffn_channels", "resnet_channels"])
-    scores = score(dict(model.named_parameters()), groups, None, criterion="magnitude")
+    scores = score(dict(model.named_parameters()), groups, criterion="magnitude")
     plan = keep_fraction(groups, scores)
     apply_plan(model, plan, groups)
 

@@ -109,7 +109,7 @@ def needs_of(criterion: str, groups: Iterable[PrunableGroup]) -> set[str]:
 def score(
     weights: Weights,
     groups: Iterable[PrunableGroup],
-    stats: CalibrationStats,
+    stats: CalibrationStats | None = None,
     *,
     criterion: str,
     omega: str | None = None,
@@ -120,7 +120,8 @@ def score(
     Args:
         weights: Parameters by path, any float dtype; only those of `groups` are read.
         groups: What may be removed.
-        stats: Sums of a calibration run with at least `needs_of(criterion, groups)`.
+        stats: Sums of a calibration run with at least `needs_of(criterion, groups)`; None for criteria that need
+            no data.
         criterion: A name in `CRITERIA`.
         omega: Token weights: ``off``, ``on`` (sinks weighted), ``permuted`` (the control); None for the criterion's
             own default. Groups without self or joint attention (omega = 1) are scored on plain rows.
