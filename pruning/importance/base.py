@@ -141,6 +141,7 @@ def score(
     if omega not in OMEGAS:
         raise PruningError(f"unknown omega {omega!r}; valid: {', '.join(OMEGAS)}")
     reads = needs_of(criterion, groups)
+    stats = CalibrationStats() if stats is None else stats
     seen = view(stats, omega) if reads else stats
     values = {
         group.name: score_group(criterion, group, weights, seen, _generator(seed, group.name))
