@@ -85,6 +85,7 @@ __all__ = [
     "score",
 ]
 
+
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for (PEP 562)."""
     if name not in _HOME:

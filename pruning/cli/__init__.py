@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", parents=[common], help="all stages of a recipe", **_text("run"))
     _add_recipe(run)
-    run.add_argument("--from", dest="start", metavar="STAGE", choices=tuple(STAGE_HELP), help="redo from here")
+    run.add_argument(
+        "--from", dest="start", metavar="STAGE", choices=tuple(STAGE_HELP), help="redo from here"
+    )
     run.add_argument("--until", metavar="STAGE", choices=tuple(STAGE_HELP), help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="show groups and budget; fetch and write nothing")
     run.add_argument("--fresh", action="store_true", help="reuse nothing; what is there moves to .old")
@@ -92,12 +94,16 @@ def build_parser() -> argparse.ArgumentParser:
         stage = commands.add_parser(name, parents=[common], help=text, **_text(name))
         if name == "report":
             stage.add_argument("recipe", nargs="+", metavar="RECIPE|RUN", help="a recipe, or run directories")
-            stage.add_argument("--output", metavar="FILE", help="where to write the comparison of several runs")
+            stage.add_argument(
+                "--output", metavar="FILE", help="where to write the comparison of several runs"
+            )
         else:
             _add_recipe(stage)
         stage.add_argument("--redo", action="store_true", help="do the stage even if nothing has changed")
 
-    show = commands.add_parser("show", parents=[common], help="what a run or a checkpoint is", **_text("show"))
+    show = commands.add_parser(
+        "show", parents=[common], help="what a run or a checkpoint is", **_text("show")
+    )
     show.add_argument("target", help="a run directory, a checkpoint folder, or a recipe")
     diff = commands.add_parser("diff", parents=[common], help="two recipes or two runs", **_text("diff"))
     diff.add_argument("left", help="a recipe or a run directory")
@@ -132,7 +138,9 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 def _text(name: str) -> dict[str, Any]:
     """Return the long help of a command."""
     if name in STAGE_HELP:
-        body = f"{STAGE_HELP[name].capitalize()}.\n\nStages before it that are missing or out of date run first."
+        body = (
+            f"{STAGE_HELP[name].capitalize()}.\n\nStages before it that are missing or out of date run first."
+        )
     else:
         body = _LONG[name]
     return {"description": textwrap.dedent(body), "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -145,7 +153,8 @@ _LONG = {
         Everything is written to runs/<name>. A stage whose settings and inputs are unchanged is reused; what
         changed settings make stale moves to runs/<name>/.old. A run that was stopped goes on where it was.""",
     "show": """\
-        Show a run (stages, figures, what was cut), a checkpoint (what it is, what was cut) or a recipe (all values).""",
+        Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), or all values of
+        a recipe.""",
     "diff": """\
         Show the values in which two recipes differ, and for two runs also the figures.""",
     "ls": """\

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Result, facts
@@ -55,7 +54,8 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
     runs = [Path(word) for word in named]
     unfinished = [path for path in runs if not (path / "report" / "data.json").is_file()]
     if unfinished:
-        raise refusal(f"{unfinished[0]}: is no run directory with a report; run `sinkprune report {unfinished[0]}` first")
+        first = unfinished[0]
+        raise refusal(f"{first}: is no run directory with a report; run `sinkprune report {first}` first")
     from eval.report import build
 
     output = Path(arguments.output) if arguments.output else _beside(runs) / "report.html"

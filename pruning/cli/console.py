@@ -13,7 +13,6 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
-
 PIPE_WIDTH = 160
 
 
@@ -108,7 +107,9 @@ def table(
 
 def facts(values: dict[str, Any], title: str | None = None) -> Table:
     """Return names and values below each other; nested mappings become one line."""
-    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
+    drawn = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0)
+    )
     for name, value in values.items():
         drawn.add_row(f"[dim]{escape(name.replace('_', ' '))}[/]", escape(text_of(value, name)))
     return drawn

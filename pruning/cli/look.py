@@ -47,7 +47,12 @@ def _show_run(path: Path) -> Result:
     if metrics:
         drawn.append(tables.subjects(metrics))
     manifests = {name: folder.manifest(name) for name in STAGES if folder.is_done(name)}
-    data = {**about, "summary": summary, "plan": plan, "stages": {n: m["finished"] for n, m in manifests.items()}}
+    data = {
+        **about,
+        "summary": summary,
+        "plan": plan,
+        "stages": {n: m["finished"] for n, m in manifests.items()},
+    }
     report = folder.stage("report") / "report.html"
     return Result(data, drawn, str(report) if report.is_file() else None)
 
@@ -71,7 +76,9 @@ def _show_checkpoint(folder: Path) -> Result:
             "modules_cut": len(entry.get("modules") or {}),
             "removed_blocks": entry.get("removed_blocks") or plan.get("removed_blocks") or [],
             "asked": meta.get("asked"),
-            **{f"{key}_ratio": v["plan"] / v["dense"] for key, v in meta.items() if key in ("macs", "params")},
+            **{
+                f"{key}_ratio": v["plan"] / v["dense"] for key, v in meta.items() if key in ("macs", "params")
+            },
         }
     return Result(about, [facts(about)], str(folder))
 
@@ -102,7 +109,10 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
         keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]
         figures = [(key, *(s.get(key) for s in summaries)) for key in keys]
         drawn.append(
-            table(("figure", *sides), [(k.replace("_", " "), text_of(a, k), text_of(b, k)) for k, a, b in figures])
+            table(
+                ("figure", *sides),
+                [(k.replace("_", " "), text_of(a, k), text_of(b, k)) for k, a, b in figures],
+            )
         )
         data["figures"] = {key: [a, b] for key, a, b in figures}
     return Result(data, drawn)
@@ -122,7 +132,9 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
     for what in chosen:
         columns, rows = listings[what]()
         data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
-        drawn.append(table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}", texts=2))
+        drawn.append(
+            table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}", texts=2)
+        )
     return Result(data, drawn)
 
 

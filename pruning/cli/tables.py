@@ -70,7 +70,12 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
     sizes = table(
         ("", "dense", "slim", "left"),
         [
-            ("parameters", count(found["params"]), count(plan["params"]), f"{100 * plan['params_ratio']:.1f} %"),
+            (
+                "parameters",
+                count(found["params"]),
+                count(plan["params"]),
+                f"{100 * plan['params_ratio']:.1f} %",
+            ),
             ("MACs", count(found["macs"]), count(plan["macs"]), f"{100 * plan['macs_ratio']:.1f} %"),
             ("file", size(found["bytes"]), size(plan["bytes"]), f"{100 * plan['params_ratio']:.1f} %"),
         ],

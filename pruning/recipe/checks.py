@@ -50,7 +50,10 @@ def _calibrate(recipe: Recipe) -> Iterator[Problem]:
     if section.omega.alpha <= 0:
         yield "calibrate.omega.alpha", f"{section.omega.alpha} must be > 0"
     if section.omega.rho is not None and section.omega.rho <= 0:
-        yield "calibrate.omega.rho", f"{section.omega.rho} must be > 0, or null for the square root of the keys"
+        yield (
+            "calibrate.omega.rho",
+            f"{section.omega.rho} must be > 0, or null for the square root of the keys",
+        )
     yield from _one_of("calibrate.omega.mode", section.omega.mode, ("ratio", "paper", "hard"))
 
 
@@ -101,7 +104,7 @@ def _recover(recipe: Recipe) -> Iterator[Problem]:
         yield from _at_least(f"recover.{key}", getattr(section, key), 1)
     for key in ("warmup_steps", "checkpoint_every", "weight_decay"):
         yield from _at_least(f"recover.{key}", getattr(section, key), 0)
-    if section.warmup_steps > section.steps:
+    if section.warmup_steps > section.steps >= 1:
         yield "recover.warmup_steps", f"{section.warmup_steps} is more than recover.steps, {section.steps}"
     for key in ("learning_rate", "grad_clip", "max_seconds"):
         value = getattr(section, key)
@@ -139,7 +142,10 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
         yield from _registered("export.formats", EXPORTERS.__getitem__, name)
     yield from _one_of("export.dtype", recipe.export.dtype, DTYPES)
     if not re.fullmatch(r"\d+(\.\d+)?\s*(KB|MB|GB|KiB|MiB|GiB)", recipe.export.max_shard_size, re.IGNORECASE):
-        yield "export.max_shard_size", f"{recipe.export.max_shard_size!r} is no size; write e.g. 500MB or 10GB"
+        yield (
+            "export.max_shard_size",
+            f"{recipe.export.max_shard_size!r} is no size; write e.g. 500MB or 10GB",
+        )
 
 
 def _kinds() -> tuple[str, ...]:

@@ -190,10 +190,11 @@ def _nearest(schema: type, key: str, prefix: str) -> str:
     beside = difflib.get_close_matches(key, _hints(schema), n=1)
     if beside:
         return f"; did you mean {prefix}{beside[0]}?"
-    everywhere = list(_leaves(Recipe, ""))
-    same = [leaf for leaf in everywhere if leaf.rsplit(".", 1)[-1] == key]
-    near = same or difflib.get_close_matches(f"{prefix}{key}", everywhere, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(_hints(schema))}"
+    elsewhere: dict[str, str] = {}
+    for leaf in _leaves(Recipe, ""):
+        elsewhere.setdefault(leaf.rsplit(".", 1)[-1], leaf)
+    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.75)
+    return f"; did you mean {elsewhere[near[0]]}?" if near else f"; valid here: {', '.join(_hints(schema))}"
 
 
 def _leaves(schema: type, prefix: str) -> Iterator[str]:

@@ -62,7 +62,14 @@ def _kinds(run: Run, cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     params, macs = run.cost.unit_costs("params"), run.cost.unit_costs("macs")
     rows: dict[str, dict[str, Any]] = {}
     for group, cut in zip(run.groups, cuts, strict=True):
-        empty = {"kind": group.kind, "groups": 0, "units": 0, "removed": 0, "params_share": 0.0, "macs_share": 0.0}
+        empty = {
+            "kind": group.kind,
+            "groups": 0,
+            "units": 0,
+            "removed": 0,
+            "params_share": 0.0,
+            "macs_share": 0.0,
+        }
         row = rows.setdefault(group.kind, empty)
         row["groups"] += 1
         row["units"] += group.num_units

@@ -136,5 +136,14 @@ def _keep_samples(run: Run, subjects: dict[str, Subject], path: Path) -> None:
 
 def _figures(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of each subject that a short table has room for."""
-    shown = ("frechet", "kernel", "excess_error", "macs", "params", "file_bytes", "speedup_call", "speedup_sampling")
+    shown = (
+        "frechet",
+        "kernel",
+        "excess_error",
+        "macs",
+        "params",
+        "file_bytes",
+        "speedup_call",
+        "speedup_sampling",
+    )
     return {name: {key: found[key] for key in shown if key in found} for name, found in metrics.items()}

@@ -15,7 +15,11 @@ from pruning.stages.run import Run
 from pruning.stages.stage import stage, versions
 
 
-@stage("export", after=("plan", "prune", "recover", "evaluate"), reads=("export", "recover.enabled", "title", "name"))
+@stage(
+    "export",
+    after=("plan", "prune", "recover", "evaluate"),
+    reads=("export", "recover.enabled", "title", "name"),
+)
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
     section, card, base = run.recipe.export, _card(run), base_folder(run)

@@ -30,6 +30,7 @@ STAGES = ("sinks", "calibrate", "score", "plan", "prune", "recover", "evaluate",
 
 MANIFEST, DONE, FINGERPRINT = "manifest.json", "DONE", "fingerprint"
 _BESIDE = (MANIFEST, DONE, FINGERPRINT)
+_COPIED = ("recipe.yaml", "summary.json")
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -163,7 +164,7 @@ class RunFolder:
     def retire_all(self) -> Path | None:
         """Move everything that a run wrote to ``.old/<time>/``."""
         old = self.retire(STAGES)
-        for beside in ("summary.json", "run.json"):
+        for beside in (*_COPIED, "run.json"):
             (self.path / beside).unlink(missing_ok=True)
         return old
 
@@ -174,7 +175,7 @@ class RunFolder:
         for source, to in moves:
             (old / to).parent.mkdir(parents=True, exist_ok=True)
             source.rename(old / to)
-        for beside in ("recipe.yaml", "summary.json"):
+        for beside in _COPIED:
             if (self.path / beside).is_file():
                 shutil.copy2(self.path / beside, old / beside)
         return old
@@ -191,7 +192,9 @@ class RunFolder:
         raise refusal(f"{self.path / '.old'} holds a thousand folders of {stamp}; clear it")
 
 
-def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def describe_files(
+    folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return size, time and hash of the files under `folder`, those of the manifest itself aside.
 
     Args:

@@ -77,7 +77,9 @@ def check_provider(run: Run) -> None:
     if run.recipe.calibrate.provider != "sampling":
         return
     for name, statistic in expand_needs(wanted(run).needs).items():
-        if isinstance(statistic, GradientStatistic) or (isinstance(statistic, BlockStatistic) and statistic.ablates):
+        if isinstance(statistic, GradientStatistic) or (
+            isinstance(statistic, BlockStatistic) and statistic.ablates
+        ):
             raise PruningError(
                 f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of criterion "
                 f"{run.recipe.score.criterion!r} needs; use calibrate.provider=noised or another criterion"
@@ -91,7 +93,9 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     pixels = channels in (1, 3)
     shape = (channels if pixels else 3, height)
     if pixels and height != width:
-        raise PruningError(f"model.source: the model takes {height} x {width} images; only square ones are supported")
+        raise PruningError(
+            f"model.source: the model takes {height} x {width} images; only square ones are supported"
+        )
     text = type(run.meta).__name__ in TEXT_ENCODERS
     data = run.open_images(recipe.data.split, shape)
     _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
@@ -113,7 +117,9 @@ def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
     if classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise PruningError(f"{data.name} has {data.num_classes} classes, the model only {classes}")
     if captions and data.fetch_caption is None:
-        raise PruningError(f"{data.name} has no captions to generate from; name their column in data.caption_column")
+        raise PruningError(
+            f"{data.name} has no captions to generate from; name their column in data.caption_column"
+        )
     data.images([0])
 
 
@@ -123,8 +129,8 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     memory = psutil.virtual_memory().total
     if statistics > memory:
         raise PruningError(
-            f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs second "
-            f"moments of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
+            f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs "
+            f"second moments of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
             "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
         )
     weights = 4 * run.cost.params()

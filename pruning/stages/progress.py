@@ -27,7 +27,12 @@ class Bars:
             self.close()
             self._what = what
             self._bar = tqdm(
-                total=total or None, desc=f"  {what}", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True
+                total=total or None,
+                desc=f"  {what}",
+                file=sys.stderr,
+                disable=None,
+                leave=False,
+                dynamic_ncols=True,
             )
         self._bar.update(done - self._bar.n)
         if total and done >= total:

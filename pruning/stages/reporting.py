@@ -27,7 +27,9 @@ from pruning.types import CalibrationStats, PruningError
 DATA, SINKS, PAGE = "data.json", "sinks.safetensors", "report.html"
 
 
-@stage("report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), reads=("title", "name"))
+@stage(
+    "report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), reads=("title", "name")
+)
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report (HTML, and markdown beside it)."""
     sites = _write_sinks(run, folder / SINKS)
@@ -86,9 +88,14 @@ def _data(run: Run) -> dict[str, Any]:
 def _heads(run: Run) -> dict[str, Any]:
     """Return the diagnostics of every attention head, and whether it stays."""
     weights = dict(run.dense.named_parameters())
-    kept = {group.name: set() if run.plan.removes(group.module) else set(run.plan.kept_units(group)) for group in run.groups}
+    plan, groups = run.plan, {group.name: group for group in run.groups}
+
+    def kept(row: dict[str, Any]) -> bool:
+        group = groups[row["group"]]
+        return not plan.removes(group.module) and row["head"] in plan.kept_units(group)
+
     rows = head_diagnostics(weights, run.groups, run.stats)
-    return {"heads": [{**row, "kept": row["head"] in kept[row["group"]]} for row in rows]} if rows else {}
+    return {"heads": [{**row, "kept": kept(row)} for row in rows]} if rows else {}
 
 
 def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
@@ -101,7 +108,9 @@ def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
             continue
         tensors |= {f"{group.module}/{name}": value.contiguous() for name, value in found.items()}
         heads, keys = found["sink_mass"].shape[1], found["key_mass"].shape[1]
-        sites.append({"module": group.module, "heads": heads, "keys": keys, "grid": grid_of(run, group.module, keys)})
+        sites.append(
+            {"module": group.module, "heads": heads, "keys": keys, "grid": grid_of(run, group.module, keys)}
+        )
     if tensors:
         save_file(tensors, str(path))
     return sites

@@ -25,7 +25,8 @@ from pruning.types import CalibrationStats, PrunableGroup, PruningError, Pruning
 
 T = TypeVar("T")
 
-FIRST_PASS, STATS, SCORES, PLAN, MODEL = "first_pass.safetensors", "stats.safetensors", "scores.safetensors", "plan.json", "model"
+FIRST_PASS, STATS, SCORES = "first_pass.safetensors", "stats.safetensors", "scores.safetensors"
+PLAN, MODEL = "plan.json", "model"
 SCORES_CONTENT = "importance scores"
 CHOICE = 32
 """Stream of `sample_generator` that draws which images are looked at."""
@@ -84,7 +85,9 @@ class Run:
         """The device in words."""
         if self.device.type == "cuda":
             return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
-        return f"{self.device} ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+        return (
+            f"{self.device} ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,7 +188,9 @@ class Run:
     def scheduler(self) -> Any:
         """The model's own scheduler."""
         section = self.recipe.model
-        return self._once("scheduler", lambda: models.load_scheduler(section.source, revision=section.revision))
+        return self._once(
+            "scheduler", lambda: models.load_scheduler(section.source, revision=section.revision)
+        )
 
     # The data.
 

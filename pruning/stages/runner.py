@@ -69,8 +69,7 @@ def run_stages(
             BY_NAME[name](run)
         return {}
     with run.workspace.held():
-        if not fresh:
-            run.workspace.check_owner()
+        run.workspace.check_owner(fresh=fresh)
         preflight(run, names)
         if fresh:
             run.folder.retire_all()

@@ -30,7 +30,9 @@ def scheduler_named(scheduler: Any, name: str | None) -> Any:
         return scheduler
     cls = getattr(diffusers, name, None) if name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise PruningError(f"evaluate.sampler: {name!r} is no scheduler class of diffusers {diffusers.__version__}")
+        raise PruningError(
+            f"evaluate.sampler: {name!r} is no scheduler class of diffusers {diffusers.__version__}"
+        )
     return cls.from_config(scheduler.config)
 
 

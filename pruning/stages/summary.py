@@ -23,7 +23,10 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
     final = metrics.get(final_name, {})
     seconds = {stage: folder.manifest(stage)["seconds"] for stage in STAGES if folder.is_done(stage)}
     return {
-        **{f"frechet_{name}": metrics.get(name, {}).get("frechet") for name in ("dense", "pruned", "recovered")},
+        **{
+            f"frechet_{name}": metrics.get(name, {}).get("frechet")
+            for name in ("dense", "pruned", "recovered")
+        },
         "macs_ratio": _ratio(final.get("macs"), dense.get("macs")) or plan.get("macs_ratio"),
         "latency_speedup": final.get("speedup_call"),
         "params_ratio": _ratio(final.get("params"), dense.get("params")) or plan.get("params_ratio"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pruning.recipe import Recipe, refusal, to_yaml
@@ -42,6 +43,7 @@ class Workspace:
         with ExitStack() as stack:
             try:
                 path.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, path)
                 stack.enter_context(locked(path))
             except OSError as error:
                 raise refusal(
@@ -52,8 +54,6 @@ class Workspace:
                 yield
             finally:
                 self._held = False
-        with suppress(OSError):
-            path.rmdir()  # only if nothing came of it
 
     @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -61,8 +61,11 @@ class Workspace:
         known = (read_json(self.folder.path / OWNER) or {}).get("model", {})
         return {"model": model_identity(self._recipe, known), "data": data_identity(self._recipe)}
 
-    def check_owner(self) -> None:
-        """Make sure that what lies in the run directory is of this recipe, model and data.
+    def check_owner(self, *, fresh: bool = False) -> None:
+        """Make sure that the directory is a run's (or empty), and that run of this recipe, model and data.
+
+        Args:
+            fresh: It may be another run's, which is going to move away.
 
         Raises:
             PruningError: Naming what is there and what is asked.
@@ -70,7 +73,9 @@ class Workspace:
         path = self.folder.path
         owner = read_json(path / OWNER)
         if owner is None:
-            inside = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+            inside = (
+                sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+            )
             if inside:
                 raise refusal(
                     f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
@@ -80,7 +85,8 @@ class Workspace:
         reasons = [difference(kind, owner.get(kind, {}), now) for kind, now in self.identity.items()]
         if owner.get("name") != self._recipe.name:
             reasons.insert(0, f"it is of the recipe {owner.get('name')!r}, this one is {self._recipe.name!r}")
-        if found := [reason for reason in reasons if reason]:
+        found = [reason for reason in reasons if reason]
+        if found and not fresh:
             raise refusal(
                 f"run directory {path} belongs to another experiment: {'; '.join(found)}. Choose another name=… "
                 "or run_dir=…, or start anew with --fresh (what is there moves to .old)"
@@ -94,3 +100,9 @@ class Workspace:
         write_json(self.folder.path / OWNER, {"name": self._recipe.name, **self.identity})
         (self.folder.path / "recipe.yaml").write_text(to_yaml(self._recipe), encoding="utf-8")
         self._claimed = True
+
+
+def _remove_if_empty(path: Path) -> None:
+    """Take away a run directory in which nothing came about."""
+    with suppress(OSError):
+        path.rmdir()

@@ -119,9 +119,11 @@ def test_two_retirements_in_one_second_have_two_folders(folder):
 def test_retire_all_leaves_no_owner(folder):
     finish(folder, "plan")
     write_json(folder.path / "run.json", {})
-    folder.retire_all()
-    assert not (folder.path / "run.json").exists()
-    assert not folder.is_done("plan")
+    (folder.path / "recipe.yaml").write_text("seed: 1")
+    old = folder.retire_all()
+    assert [p.name for p in folder.path.iterdir() if p.name != ".partial"] == [".old"]
+    assert old is not None
+    assert sorted(p.name for p in old.iterdir()) == ["plan", "recipe.yaml"]
 
 
 def test_json_is_written_whole_and_a_broken_file_is_named(tmp_path):

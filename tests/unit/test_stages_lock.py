@@ -36,14 +36,16 @@ def test_a_lock_goes_away_after_an_error(tmp_path):
 def test_a_second_holder_is_told_process_host_and_time(tmp_path):
     parent = psutil.Process(os.getppid())
     write(tmp_path, pid=parent.pid, started=parent.create_time(), since="2026-01-02T03:04:05")
-    with pytest.raises(PruningError, match=rf"in use by process {parent.pid} on \S+ since 2026-01-02T03:04:05"), locked(tmp_path):
+    message = rf"in use by process {parent.pid} on \S+ since 2026-01-02T03:04:05"
+    with pytest.raises(PruningError, match=message), locked(tmp_path):
         pass
     assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == parent.pid
 
 
 def test_another_host_is_never_called_dead(tmp_path):
     write(tmp_path, host="elsewhere", pid=1)
-    with pytest.raises(PruningError, match=r"on elsewhere since .* delete .*\.lock if that process is gone"), locked(tmp_path):
+    message = r"on elsewhere since .* delete .*\.lock if that process is gone"
+    with pytest.raises(PruningError, match=message), locked(tmp_path):
         pass
 
 

@@ -152,7 +152,11 @@ def test_a_failed_stage_leaves_earlier_results_whole_and_nothing_of_its_own(tmp_
     assert old(tmp_path) == ["plan", "prune"]
     assert first.is_current(run)
     assert go(recipe) == ["plan", "prune"]
-    assert sorted(p.name for p in (tmp_path / "runs" / "r" / "plan").iterdir()) == ["DONE", "manifest.json", "plan"]
+    assert sorted(p.name for p in (tmp_path / "runs" / "r" / "plan").iterdir()) == [
+        "DONE",
+        "manifest.json",
+        "plan",
+    ]
 
 
 def resumable(work) -> Stage:
@@ -199,7 +203,7 @@ def test_an_interrupted_stage_with_other_settings_starts_anew_and_the_attempt_is
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "stage 'score' .*the disk is full.*stages that are done are kept"),
+        (OSError(errno.ENOSPC, "No space left on device"), "stage 'score' .*the disk is full.*are kept"),
         (OSError(errno.EROFS, "Read-only"), "stage 'score' .*read-only"),
     ],
 )

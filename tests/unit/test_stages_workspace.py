@@ -33,8 +33,10 @@ def test_a_claim_writes_owner_and_resolved_recipe(tmp_path):
 def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
     recipe = make_recipe(tmp_path)
     claim(recipe)
+    other = dataclasses.replace(recipe, name="q")
     with pytest.raises(PruningError, match=r"it is of the recipe 'r', this one is 'q'.*--fresh"):
-        claim(dataclasses.replace(recipe, name="q"))
+        claim(other)
+    Workspace(other).check_owner(fresh=True)
 
 
 def test_another_model_is_refused_naming_both(tmp_path):
@@ -44,9 +46,12 @@ def test_another_model_is_refused_naming_both(tmp_path):
     other.mkdir()
     (other / "config.json").write_text('{"a": 1}')
     changed = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, source=str(other)))
-    with pytest.raises(PruningError, match=r"it holds the model '.*/model' \(hash .{8}\), the recipe asks for '.*/other'"):
+    message = r"it holds the model '.*/model' \(hash .{8}\), the recipe asks for '.*/other'"
+    with pytest.raises(PruningError, match=message):
         claim(changed)
-    assert json.loads((tmp_path / "runs" / "r" / "run.json").read_text())["model"]["source"].endswith("/model")
+    assert json.loads((tmp_path / "runs" / "r" / "run.json").read_text())["model"]["source"].endswith(
+        "/model"
+    )
 
 
 def test_a_model_whose_files_changed_is_another_model(tmp_path):
@@ -81,6 +86,8 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "runs" / "r" / "thesis.tex").write_text("")
     with pytest.raises(PruningError, match=r"is not empty and no run directory \(it holds thesis\.tex\)"):
         claim(recipe)
+    with pytest.raises(PruningError, match="no run directory"):
+        Workspace(recipe).check_owner(fresh=True)  # --fresh moves runs away, not theses
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

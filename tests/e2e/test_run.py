@@ -1,0 +1,228 @@
+"""Whole runs, from a recipe to the report, on tiny random models of the three families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+from PIL import Image
+
+import pruning
+from eval.classifier import SmallClassifier, save_classifier
+from pruning.recipe import load_recipe
+from pruning.stages import Run, run_recipe
+from pruning.types import PruningError
+from tests.models import dit, unet2d
+from tests.unit.tiny_pipelines import stable_diffusion
+
+STAGES = ("sinks", "calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
+
+RECIPE = """
+name: tiny
+device: cpu
+model: {{source: {model}}}
+data: {{source: {data}}}
+calibrate: {{num_samples: 6, batch_size: 3, timestep_buckets: 2}}
+prune: {{target: {{macs: {macs}}}, kinds: [attention_heads, ffn_channels, resnet_channels]}}
+recover: {{steps: 3, batch_size: 4, warmup_steps: 1, checkpoint_every: 2}}
+evaluate:
+  num_samples: 6
+  num_steps: 2
+  sampler: DDIMScheduler
+  batch_size: 3
+  denoising_samples: 4
+  features: {features}
+  latency: {{batch_size: 2, runs: 2, sampling_runs: 1}}
+export: {{dtype: float32}}
+"""
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> dict[int, Path]:
+    """Random classifiers for grey and for RGB images, by channels."""
+    folders = {}
+    for channels in (1, 3):
+        torch.manual_seed(0)
+        folders[channels] = tmp_path_factory.mktemp("features")
+        classifier = SmallClassifier(in_channels=channels, widths=(4, 4, 4, 4), name="random").eval()
+        save_classifier(classifier, folders[channels])
+    return folders
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_recipe(place: Path, features: Path, *, data: str = "digits", macs: float = 0.75) -> Path:
+    path = place / "tiny.yaml"
+    path.write_text(RECIPE.format(model=place / "model", data=data, features=features, macs=macs))
+    return path
+
+
+def save_bare(model, place: Path) -> None:
+    part = "transformer" if isinstance(model, DiTTransformer2DModel) else "unet"
+    model.save_pretrained(place / "model" / part)
+    DDIMScheduler().save_pretrained(place / "model" / "scheduler")
+
+
+def check_complete(run: Path, macs: float) -> dict:
+    """Check what every finished run must hold; return its summary."""
+    for stage in STAGES:
+        assert (run / stage / "DONE").is_file(), stage
+    assert not list((run / ".partial").iterdir())
+    assert not (run / ".lock").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    asked = {
+        "frechet_dense",
+        "frechet_pruned",
+        "frechet_recovered",
+        "macs_ratio",
+        "latency_speedup",
+        "params_ratio",
+        "file_bytes_dense",
+        "file_bytes_pruned",
+        "seconds",
+    }
+    assert all(isinstance(summary[key], (int, float)) for key in asked)
+    assert summary["macs_ratio"] == pytest.approx(macs, abs=0.08)
+    assert summary["params_ratio"] < 1
+    files = summary["file_bytes_pruned"] / summary["file_bytes_dense"]
+    assert files == pytest.approx(summary["params_ratio"], abs=0.1)
+    data = json.loads((run / "report" / "data.json").read_text())
+    assert data["subjects"] == ["dense", "pruned", "recovered"]
+    assert data["cuts"]
+    assert len(data["recovery"]["loss"]) == 3
+    page = (run / "report" / "report.html").read_text()
+    assert "<svg" in page
+    assert (run / "report" / "report.md").is_file()
+    return summary
+
+
+def test_a_dit_from_recipe_to_report(workplace, features):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    recipe = write_recipe(workplace, features[1])
+    summary = run_recipe(recipe)
+    assert summary == check_complete(workplace / "runs" / "tiny", 0.75)
+    slim = DiTTransformer2DModel.from_pretrained("runs/tiny/export/diffusers", subfolder="transformer")
+    count = sum(p.numel() for p in slim.parameters())
+    plan = json.loads(Path("runs/tiny/plan/plan.json").read_text())
+    assert count < plan["meta"]["params"]["dense"]
+    assert count == pytest.approx(plan["meta"]["params"]["plan"], rel=0.02)  # folding may add biases
+    sites = json.loads(Path("runs/tiny/report/data.json").read_text())["sink_sites"]
+    assert [(site["heads"], site["keys"], site["grid"]) for site in sites] == [(4, 16, [4, 4])] * 3
+
+    # A second time nothing is done; another target redoes the plan and what follows, with the same scores.
+    before = {stage: (workplace / "runs/tiny" / stage / "DONE").stat().st_mtime_ns for stage in STAGES}
+    run_recipe(recipe)
+    run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
+    after = {s: (workplace / "runs/tiny" / s / "DONE") for s in STAGES}
+    reused = [s for s in STAGES if after[s].exists() and after[s].stat().st_mtime_ns == before[s]]
+    assert reused == ["sinks", "calibrate", "score"]
+    assert not after["recover"].exists()
+    (old,) = (workplace / "runs/tiny/.old").iterdir()
+    assert (old / "report" / "report.html").is_file()
+
+
+def test_a_unet_with_classes_and_without_recovery(workplace, features):
+    save_bare(unet2d(sample_size=16, num_class_embeds=10), workplace)
+    recipe = write_recipe(workplace, features[1])
+    summary = run_recipe(
+        recipe, ["recover.enabled=false", "score.criterion=taylor", "evaluate.metrics=[cost,fid]"]
+    )
+    assert summary["frechet_recovered"] is None
+    assert summary["frechet_pruned"] > 0
+    assert summary["latency_speedup"] is None
+    model = UNet2DModel.from_pretrained("runs/tiny/export/diffusers", subfolder="unet")
+    assert sum(p.numel() for p in model.parameters()) < sum(
+        p.numel() for p in unet2d(sample_size=16, num_class_embeds=10).parameters()
+    )
+
+
+@pytest.fixture
+def captioned(workplace) -> str:
+    """A parquet file of RGB images with captions, train and test."""
+    rng = np.random.default_rng(0)
+    folder = workplace / "images"
+    folder.mkdir()
+    for split, count in (("train", 8), ("test", 6)):
+        images = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+        rows = {"image": images, "caption": ["a red cat", "a blue dog"] * (count // 2)}
+        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+    return str(folder)
+
+
+def test_a_text_to_image_pipeline(workplace, features, captioned):
+    stable_diffusion(workplace).save_pretrained(workplace / "model")
+    recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
+    run_recipe(recipe, ["evaluate.guidance_scale=3.0"])
+    check_complete(workplace / "runs" / "tiny", 0.8)
+    pipeline = DiffusionPipeline.from_pretrained("runs/tiny/export/diffusers")
+    plan = json.loads(Path("runs/tiny/plan/plan.json").read_text())
+    count = sum(p.numel() for p in pipeline.unet.parameters())
+    assert count == pytest.approx(plan["meta"]["params"]["plan"], rel=0.02)
+    data = json.loads(Path("runs/tiny/report/data.json").read_text())
+    assert set(data["captions"]) == {"a red cat", "a blue dog"}
+
+
+def test_calibration_on_sampling_trajectories(workplace, features, captioned):
+    stable_diffusion(workplace).save_pretrained(workplace / "model")
+    recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
+    sampling = ["calibrate.provider=sampling", "calibrate.num_steps=3", "calibrate.guidance_scale=2.0"]
+    run_recipe(recipe, sampling, until="prune")
+    run = Run.open(recipe, sampling)
+    assert all(torch.isfinite(score).all() for score in run.scores.values.values())
+    assert pruning.load("runs/tiny/prune/model").config["_class_name"] == "UNet2DConditionModel"
+
+
+def test_gradients_are_refused_on_sampling_trajectories_before_anything_runs(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    with pytest.raises(PruningError, match=r"calibrate\.provider: 'sampling' has no targets.*'taylor'"):
+        run_recipe(recipe, ["calibrate.provider=sampling", "score.criterion=taylor"])
+    assert not (workplace / "runs").exists() or not list((workplace / "runs").iterdir())
+
+
+def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(workplace, features, monkeypatch):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, ["name=whole"], until="recover")
+
+    from pruning import recovery
+
+    def stop(info):
+        if info.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recovery, "ProgressBar", lambda: stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, ["name=stopped"], until="recover")
+    assert not (workplace / "runs/stopped/recover").exists()
+    assert not (workplace / "runs/stopped/.lock").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    run_recipe(recipe, ["name=stopped"], until="recover")
+    losses = [
+        json.loads((workplace / f"runs/{name}/recover/losses.json").read_text())
+        for name in ("whole", "stopped")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_fresh_reuses_nothing_and_keeps_what_was_there(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, until="plan")
+    run_recipe(recipe, until="plan", fresh=True)
+    (old,) = (workplace / "runs/tiny/.old").iterdir()
+    assert sorted(p.name for p in old.iterdir() if p.is_dir()) == ["calibrate", "plan", "score", "sinks"]
+    assert (workplace / "runs/tiny/plan/DONE").is_file()
+    with pytest.raises(PruningError, match=r"--from prune comes after --until plan"):
+        run_recipe(load_recipe(recipe), start="prune", until="plan")
