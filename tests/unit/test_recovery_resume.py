@@ -47,6 +47,48 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path):
     assert not any(name.endswith(".tmp") for name in _names(tmp_path / "killed"))
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_resume(tmp_path):
+    expected = run(small(1), small())
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "from tests.unit.recovery_setup import run, small, weights\n"
+        "folder, steps_to_live = sys.argv[1], int(sys.argv[2])\n"
+        "def progress(info):\n"
+        "    if info.step == steps_to_live: os.kill(os.getpid(), 9)\n"
+        "student = small(1)\n"
+        "result = run(student, small(), folder=folder, progress=progress)\n"
+        "told = [result.resumed_from, result.losses, weights(student).sum().item()]\n"
+        "open(f'{folder}.rank' + os.environ['RANK'], 'w').write(json.dumps(told))\n"
+    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def launch(folder: Path, steps_to_live: int) -> int:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(script),
+        ]
+        command += [str(folder), str(steps_to_live)]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
+
+    assert launch(tmp_path / "two", 5) != 0
+    assert launch(tmp_path / "two", 99) == 0
+    told, other = (json.loads((tmp_path / f"two.rank{rank}").read_text()) for rank in (0, 1))
+    assert told == other
+    assert told[0] == 3
+    assert [loss for _, loss in told[1]] == pytest.approx([loss for _, loss in expected.losses], rel=1e-4)
+
+
 def test_a_finished_run_is_taken_from_its_last_checkpoint(tmp_path):
     first, second = small(1), small(1)
     done = run(first, small(), folder=tmp_path)

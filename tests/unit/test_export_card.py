@@ -1,0 +1,104 @@
+"""The model card."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from pruning.export.base import ExportRequest
+from pruning.export.card import model_card
+from pruning.groups import find_groups
+from pruning.surgery import apply_plan
+from pruning.types import PruningError, PruningPlan
+from tests.models import dit
+
+FACTS = {
+    "base_model": "someone/digits",
+    "license": "apache-2.0",
+    "data": "digits, training split",
+    "asked": {"macs": 0.5, "criterion": "sink"},
+    "got": {"macs_ratio": 0.49876, "blocks": ["a", "b"], "exact": True},
+    "recovery": {"steps": 900},
+    "metrics": {"dense": {"frechet": 1.23456, "macs": 1234567}, "recovered": {"frechet": 1.5}},
+    "measured": ["1,000 samples | 20 steps"],
+    "limits": ["Digits only."],
+    "recipe": "model:\n  source: x\n",
+    "versions": {"torch": "2.15"},
+}
+
+
+def _card(card, model=None, scheduler: str | None = "DDIMScheduler", whole=False) -> str:
+    model = dit() if model is None else model
+    request = ExportRequest(model, "slim", torch.bfloat16, "10GB", card, None, None, False)
+    return model_card(request, "transformer", scheduler, whole_pipeline=whole)
+
+
+def _pruned():
+    model = dit()
+    kept = {g.name: tuple(range(g.num_units // 2)) for g in find_groups(model, ("attention_heads",))}
+    return apply_plan(model, PruningPlan(kept=kept))
+
+
+def test_the_front_matter_is_yaml_that_the_hub_reads():
+    front = yaml.safe_load(_card(FACTS).split("---")[1])
+    assert front == {
+        "library_name": "diffusers",
+        "license": "apache-2.0",
+        "base_model": "someone/digits",
+        "tags": ["sinkprune", "structured-pruning"],
+    }
+
+
+def test_what_was_pruned_is_counted_against_the_stock_architecture():
+    card = _card({}, _pruned())
+    assert "| attention heads | 6 | 12 | 50% |" in card
+    assert "feed-forward" not in card
+    dense, slim = (sum(p.numel() for p in m.parameters()) for m in (dit(), _pruned()))
+    assert (
+        f"{slim:,} parameters; the stock architecture of its config has {dense:,} ({slim / dense:.1%} kept)."
+        in card
+    )
+
+
+def test_the_loading_example_runs_as_it_stands():
+    code = _card({}, _pruned()).split("```python\n")[1].split("```")[0]
+    assert code.splitlines()[0].startswith("import pruning")
+    assert 'model = DiTTransformer2DModel.from_pretrained("slim", subfolder="transformer")' in code
+    compile(code, "card", "exec")
+
+
+def test_facts_are_shown():
+    card = _card(FACTS)
+    for line in (
+        "| macs_ratio | 0.4988 |",
+        "| blocks | a, b |",
+        "| exact | yes |",
+        "| steps | 900 |",
+        "| | dense | recovered |",
+        "| frechet | 1.235 | 1.5 |",
+        "| macs | 1,234,567 |  |",
+        "- 1,000 samples | 20 steps",
+        "- Digits only.",
+        "apache-2.0.",
+        "  source: x",
+    ):
+        assert line in card.splitlines(), line
+
+
+def test_without_facts_nothing_is_left_open():
+    card = _card({}, scheduler=None)
+    assert "The weights derive from the base model; its licence holds for them." in card
+    assert "- No scheduler is included; use the base model's." in card
+    assert "## Recipe" not in card
+    assert "None" not in card
+    assert "The weights derive from `x/y`" in _card({"base_model": "x/y"})
+
+
+def test_cells_cannot_break_the_table():
+    assert "| a\\|b | c d |" in _card({"got": {"a|b": "c\nd"}})
+
+
+def test_unknown_facts_are_refused():
+    with pytest.raises(PruningError, match="unknown card fact 'licence'; valid: title, summary"):
+        _card({"licence": "mit"})
