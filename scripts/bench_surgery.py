@@ -110,16 +110,26 @@ def child(side: str) -> None:
     (run_ours if side == "ours" else run_peer)(model)
     seconds = time.perf_counter() - start
     memory = (dense + status("VmHWM") - before) / dense
-    with torch.no_grad():
-        output = model(**inputs(), return_dict=False)[0]
     result = {
         "seconds": seconds,
         "memory": memory,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "forward_finite": bool(torch.isfinite(output).all()),
+        "forward": forward_runs(model),
         "reload": reload_is_exact(model),
     }
     print(json.dumps(result))
+
+
+def forward_runs(model: Any) -> str:
+    """Call the pruned model once."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            output = model(**inputs(), return_dict=False)[0]
+    except Exception as error:
+        return f"fails: {type(error).__name__}"
+    return "finite" if bool(torch.isfinite(output).all()) else "not finite"
 
 
 def reload_is_exact(model: Any) -> str:
@@ -150,7 +160,9 @@ def measure(side: str) -> dict[str, Any]:
 
 def main() -> None:
     """Alternate both sides and print medians and spread."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the full result as JSON")
     parser.add_argument("--child", choices=["ours", "peer"], help=argparse.SUPPRESS)
@@ -181,13 +193,25 @@ def summary(runs: dict[str, list[dict[str, Any]]], out: Path | None) -> dict[str
         "peak_memory_over_weights_torch_pruning": median("peer", "memory"),
         "parameters": runs["ours"][0]["parameters"],
         "parameters_torch_pruning": runs["peer"][0]["parameters"],
+        "forward": runs["ours"][0]["forward"],
+        "forward_torch_pruning": runs["peer"][0]["forward"],
         "reload": runs["ours"][0]["reload"],
         "reload_torch_pruning": runs["peer"][0]["reload"],
         "repeats": len(runs["ours"]),
     }
     if out is not None:
-        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-        record = {**result, "runs": runs, "threads": torch.get_num_threads(), "dtype": "float32", "device": "cpu"}
+        versions = {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "python": platform.python_version(),
+        }
+        record = {
+            **result,
+            "runs": runs,
+            "threads": torch.get_num_threads(),
+            "dtype": "float32",
+            "device": "cpu",
+        }
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({**record, "versions": versions}, indent=1) + "\n")
     return result
