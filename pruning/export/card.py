@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ FACTS = {
     "versions": "Library -> version (mapping).",
 }
 """What a card may say; everything is optional."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 
 _KIND_NAMES = {
     "attention_heads": "attention heads",
@@ -78,7 +81,10 @@ def model_card(request: ExportRequest, part: str, scheduler: str | None, *, whol
 
 def _front_matter(facts: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: diffusers"]
-    lines += [f"{key}: {json.dumps(facts[key])}" for key in ("license", "base_model") if facts.get(key)]
+    if facts.get("license"):
+        lines.append(f"license: {json.dumps(facts['license'])}")
+    if _HUB_ID.fullmatch(facts.get("base_model") or ""):  # the hub refuses anything else there
+        lines.append(f"base_model: {json.dumps(facts['base_model'])}")
     return "\n".join([*lines, "tags:", "- sinkprune", "- structured-pruning", "---"])
 
 
@@ -205,6 +211,8 @@ def _cell(value: Any) -> str:
         text = f"{value:,}"
     elif isinstance(value, (list, tuple)):
         text = ", ".join(_cell(entry) for entry in value)
+    elif isinstance(value, Mapping):
+        text = ", ".join(f"{name} {_cell(entry)}" for name, entry in value.items())
     else:
         text = str(value)
     return text.replace("|", "\\|").replace("\n", " ")

@@ -74,7 +74,8 @@ def write_scheduler(scheduler: Any, base: Path | None, folder: Path) -> str | No
 def copy_components(base: Path, folder: Path, denoiser: str, scheduler: str | None) -> None:
     """Copy the parts of the pipeline at `base` but denoiser and scheduler, and write its index.
 
-    Pickles, code and other frameworks' weights stay behind, as do variants of weights that are there without one.
+    Pickles, code and other frameworks' weights stay behind. Of weights in several variants one is taken: the plain
+    one, else the first, under the plain name.
 
     Args:
         base: A whole pipeline.
@@ -108,16 +109,19 @@ def _copy_part(source: Path, target: Path) -> None:
             f"export: {source} has its weights only as a pickle ({pickled[0]}); save it once with "
             "save_pretrained(..., safe_serialization=True)"
         )
-    names = {path.name for path in safe}
     for path in files:
-        if path.suffix in _UNUSED or _is_variant(path.name, names):
-            continue
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+        name = _target_name(path)
+        if path.suffix not in _UNUSED and name is not None:
+            place = target / path.relative_to(source).with_name(name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
 
 
-def _is_variant(name: str, names: set[str]) -> bool:
-    """Tell whether e.g. ``model.fp16.safetensors`` has a ``model.safetensors`` beside it."""
-    parts = name.split(".")
-    return len(parts) == 3 and parts[-1] == "safetensors" and f"{parts[0]}.safetensors" in names
+def _target_name(path: Path) -> str | None:
+    """Return the name of the copy: a lone variant of weights loses its infix, others (None) stay behind."""
+    parts = path.name.split(".")
+    if len(parts) != 3 or parts[-1] != "safetensors":
+        return path.name
+    plain = path.with_name(f"{parts[0]}.safetensors")
+    variants = sorted(path.parent.glob(f"{parts[0]}.*.safetensors"))
+    return plain.name if not plain.exists() and path == variants[0] else None

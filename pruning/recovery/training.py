@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from pruning.recovery.objective import loss_weights
 from pruning.recovery.progress import RecoveryProgress
 from pruning.recovery.settings import RecoverySettings
 from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
 
 _DATA_PARALLEL = (
     DistributedType.NO,
@@ -148,9 +151,9 @@ def recover(
     settings.check()
     _check_models(student, teacher, data, settings)
     dropout = resolve_label_dropout(label_dropout, student, has_captions=data.fetch_caption is not None)
-    settings = replace(settings, label_dropout=dropout)
     loss_weights(scheduler, torch.zeros(1, dtype=torch.long), loss_weighting)  # an impossible one fails here
     accelerator = _accelerator(settings, device)
+    settings = replace(settings, label_dropout=dropout, mixed_precision=accelerator.mixed_precision)
     used_teacher = teacher if distill_weight > 0 else None
     place = Path(folder) if folder is not None else None
     identity = fingerprint(settings.course(), student, used_teacher, data, scheduler)
@@ -185,6 +188,12 @@ def _check_models(
     if len(data) == 0:
         raise PruningError(f"recovery: {data.name} holds no image; give a data set with at least one")
     if settings.distill_weight == 0:
+        config = getattr(student, "config", {})
+        if config.get("in_channels") and config.get("out_channels") == 2 * config["in_channels"]:
+            logger.warning(
+                "recovery: this model also predicts a variance, which the data loss does not train; "
+                "set distill_weight above 0 to keep it, or sample with a scheduler of fixed variance"
+            )
         return
     if teacher is None:
         raise PruningError(

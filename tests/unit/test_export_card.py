@@ -18,7 +18,12 @@ FACTS = {
     "license": "apache-2.0",
     "data": "digits, training split",
     "asked": {"macs": 0.5, "criterion": "sink"},
-    "got": {"macs_ratio": 0.49876, "blocks": ["a", "b"], "exact": True},
+    "got": {
+        "macs_ratio": 0.49876,
+        "blocks": ["a", "b"],
+        "exact": True,
+        "call": {"median_s": 0.5, "runs": 15},
+    },
     "recovery": {"steps": 900},
     "metrics": {"dense": {"frechet": 1.23456, "macs": 1234567}, "recovered": {"frechet": 1.5}},
     "measured": ["1,000 samples | 20 steps"],
@@ -50,6 +55,13 @@ def test_the_front_matter_is_yaml_that_the_hub_reads():
     }
 
 
+@pytest.mark.parametrize("source", ["bundled:models/digits-dit", "/home/me/model", "model"])
+def test_a_base_model_that_is_no_hub_id_stays_out_of_the_front_matter(source):
+    card = _card({"base_model": source})
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
+    assert f"copy of `{source}`" in card
+
+
 def test_what_was_pruned_is_counted_against_the_stock_architecture():
     card = _card({}, _pruned())
     assert "| attention heads | 6 | 12 | 50% |" in card
@@ -74,6 +86,7 @@ def test_facts_are_shown():
         "| macs_ratio | 0.4988 |",
         "| blocks | a, b |",
         "| exact | yes |",
+        "| call | median_s 0.5, runs 15 |",
         "| steps | 900 |",
         "| | dense | recovered |",
         "| frechet | 1.235 | 1.5 |",

@@ -297,6 +297,16 @@ def test_a_whole_pipeline_stays_whole(tmp_path):
     )
 
 
+def test_a_part_that_is_there_only_as_a_variant_is_loaded_without_naming_it(tmp_path):
+    _dit_pipeline(tmp_path / "dense")
+    weights = tmp_path / "dense" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    weights.with_name("diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"another variant")
+    result = export(slim(dit), tmp_path / "slim", base_pipeline_folder=tmp_path / "dense")
+    assert sum(name.startswith("vae/") for name in result.files) == 2
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "slim"), DiTPipeline)
+
+
 def test_the_old_flat_layout_of_an_unconditional_pipeline(tmp_path):
     DDPMPipeline(unet2d(), DDPMScheduler(num_train_timesteps=77)).save_pretrained(tmp_path / "dense")
     (tmp_path / "dense" / "scheduler" / "scheduler_config.json").rename(

@@ -155,6 +155,14 @@ def test_plain_fine_tuning_learns_the_data():
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
+def test_an_untrained_variance_is_said(caplog):
+    run(small(1, out_channels=2), None, steps=1, warmup_steps=0, distill_weight=0)
+    assert "also predicts a variance, which the data loss does not train" in caplog.text
+    caplog.clear()
+    run(small(1, out_channels=2), small(out_channels=2), steps=1, warmup_steps=0)
+    assert caplog.text == ""
+
+
 def test_a_pruned_unet_trains_too():
     teacher = unet2d()
     student = apply_plan(unet2d(), random_plan(unet2d(), ("attention_heads", "resnet_channels"), seed=3))
