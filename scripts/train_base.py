@@ -19,7 +19,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -27,7 +27,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from pruning.data import ImageData, noise_and_target, open_images, sample_generator
-from pruning.models.families import denoise, denoiser_call, null_class, num_classes
+from pruning.models.families import config_of, denoise, denoiser_call, null_class, num_classes
 
 log = logging.getLogger("train_base")
 
@@ -51,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "timestep_spacing": "trailing",
             "clip_sample": True,
         },
+        "steps": 3500,
     },
     "digits-unet": {
         "folder": "unet",
@@ -73,6 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "timestep_spacing": "trailing",
             "clip_sample": True,
         },
+        "steps": 3000,
     },
 }
 
@@ -217,7 +219,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-column", default=None)
     parser.add_argument("--label-column", default=None)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="change the model's config")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=None, help="default: the preset's")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=200)
@@ -227,6 +229,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint-every", type=int, default=250)
     args = parser.parse_args()
+    args.steps = args.steps or PRESETS[args.preset]["steps"]
     args.work = args.work or Path("runs/base") / args.preset
     return args
 
@@ -241,13 +244,13 @@ def main() -> None:
     data = open_images(
         args.data,
         split=args.split,
-        channels=model.config["in_channels"],
+        channels=config_of(model)["in_channels"],
         resolution=args.resolution,
         image_column=args.image_column,
         label_column=args.label_column,
     )
     numbers = train(model, scheduler, data, args)
-    model.eval().to("cpu", torch.bfloat16).save_pretrained(args.out / preset["folder"])
+    cast(Any, model.eval().to("cpu", torch.bfloat16)).save_pretrained(args.out / preset["folder"])
     scheduler.save_pretrained(args.out / "scheduler")
     numbers |= {
         "preset": args.preset,

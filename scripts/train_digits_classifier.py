@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=16)
     parser.add_argument("--label-column", default=None)
     parser.add_argument("--name", default="digits-classifier", help="what reports call the features")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--shift", type=int, default=1, help="augmentation: pixels")
     parser.add_argument("--seed", type=int, default=0)

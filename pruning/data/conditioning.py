@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pruning.models.families import family_of, num_classes
+from pruning.models.families import config_of, family_of, num_classes
 from pruning.registry import Registry
 from pruning.types import PruningError
 
@@ -110,13 +110,13 @@ def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Ten
     Returns:
         float32 (B, C', H', W'), on the VAE's device.
     """
-    config, first = vae.config, next(vae.parameters())  # type: ignore[union-attr]
+    config, first = config_of(vae), next(vae.parameters())
     dtype = first.dtype
     upcast = bool(config.get("force_upcast")) and dtype == torch.float16  # SDXL's VAE overflows in float16
     try:
         if upcast:
             vae.to(torch.float32)
-        encoded = vae.encode(images.to(first.device, torch.float32 if upcast else dtype))  # type: ignore[operator]
+        encoded = cast(Any, vae).encode(images.to(first.device, torch.float32 if upcast else dtype))
     finally:
         if upcast:
             vae.to(dtype)
@@ -136,7 +136,7 @@ def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Ten
 
 def _check_channels(model: nn.Module, images: Tensor, x0: Tensor, latent: bool) -> None:
     """Raise PruningError unless `x0` has the channels that `model` takes."""
-    want = model.config["in_channels"]  # type: ignore[index]
+    want = config_of(model)["in_channels"]
     if x0.shape[1] == want:
         return
     what = f"latents of {x0.shape[1]} channels" if latent else f"images of {images.shape[1]} channels"
@@ -152,7 +152,7 @@ def _class_arguments(model: nn.Module, labels: Tensor | None, device: torch.devi
     """Return ``class_labels`` for a class-conditional model, nothing for another."""
     classes = num_classes(model)
     if classes is None:
-        kind = model.config.get("class_embed_type")  # type: ignore[union-attr]
+        kind = config_of(model).get("class_embed_type")
         if kind is not None:
             raise PruningError(
                 f"{type(model).__name__} with class_embed_type {kind!r}: data give no such condition"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ def _load() -> tuple[Tensor, Tensor]:
     """Return the 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and their classes."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / 16.0
     return images, torch.as_tensor(bunch.target, dtype=torch.long)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pruning.data.decode import MODES
 from pruning.data.digits import open_digits
 from pruning.data.images import ImageData
 from pruning.types import PruningError
@@ -38,6 +39,8 @@ def open_images(
         PruningError: If source, split or column do not exist, the split is empty, or channels or resolution are
             impossible.
     """
+    if channels not in MODES:
+        raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
     if resolution < 1:
         raise PruningError(f"data {source!r}: resolution {resolution} must be at least 1 pixel")
     if source == DIGITS:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from torch import Tensor
 
-from pruning.data.decode import MODES, open_image, to_tensor
+from pruning.data.decode import open_image, to_tensor
 from pruning.data.images import ImageData
 from pruning.types import PruningError
 
@@ -82,8 +82,6 @@ def open_table(
     caption_column: str | None,
 ) -> ImageData:
     """Open one split of a table as images; see `pruning.data.open_images`."""
-    if channels not in MODES:
-        raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
     table = load_table(source, split)
     name = f"{source}[{split}]"
     if len(table) == 0:
@@ -199,7 +197,7 @@ def _caption(value: Any) -> str:
 
 
 def _num_classes(table: datasets.Dataset, column: str) -> int:
-    feature = table.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return feature.num_classes
+    feature: Any = table.features[column]
+    if type(feature) is datasets.ClassLabel:
+        return len(feature.names)
     return max((value for value in table[column] if value is not None), default=-1) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,11 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES[name]
 
 
+def config_of(model: nn.Module) -> Any:
+    """Return the config of a diffusers model (a frozen mapping)."""
+    return cast(Any, model).config
+
+
 def num_classes(model: nn.Module) -> int | None:
     """Return the number of classes of a class-conditional model, the null class left out; else None."""
     return family_of(model).num_classes(model)
@@ -99,7 +104,7 @@ def sample_shape(model: nn.Module) -> tuple[int, int, int]:
     Raises:
         PruningError: If the config names no sample size.
     """
-    config = model.config  # type: ignore[union-attr]
+    config = config_of(model)
     size = config.get("sample_size")
     if size is None:
         raise PruningError(
@@ -173,7 +178,7 @@ def example_call(
     if sample_size is None:
         channels, height, width = sample_shape(model)
     else:
-        channels = model.config["in_channels"]  # type: ignore[index]
+        channels = config_of(model)["in_channels"]
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     sample = draw.normal(channels, height, width)
     timestep = draw.integers(family.num_timesteps)
