@@ -53,6 +53,7 @@ class AttentionStatistic:
         measure: ``reading -> (B, ...)``, one value a sample of the batch.
         by_bucket: Keep timestep buckets apart in a leading dimension T.
         finish: Applied to the sum at the end (a variance to a standard error).
+        weighted: Multiply by the timestep weight w_tau.
         beside: Statistics that are gathered with it, such as its count.
         kinds: Kinds of group it is gathered for (blocks: those that are an attention module themselves).
     """
@@ -60,6 +61,7 @@ class AttentionStatistic:
     measure: Callable[[Reading], Tensor]
     by_bucket: bool = False
     finish: Callable[[Tensor], Tensor] | None = None
+    weighted: bool = False
     beside: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ("attention_heads", "blocks")
 

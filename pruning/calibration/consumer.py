@@ -58,6 +58,10 @@ class Consumer:
         )
         return self.channels * area
 
+    def num_tokens(self, x: Tensor) -> int:
+        """Return N, the positions of an input, which `tokens` yields."""
+        return x.shape[2:].numel() if isinstance(self.module, nn.Conv2d) else x.shape[1:-1].numel()
+
     def tokens(self, x: Tensor) -> Tensor:
         """Return the group's channels of an input (or its gradient) by position, (S, N, C), not unfolded."""
         if isinstance(self.module, nn.Conv2d):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.data.seeding import sample_generator
+from pruning.types import PruningError
 
 QUERIES, PERMUTATION, SIGNS, ROWS = range(100, 104)
 """Streams; those of `pruning.data.seeding` are small numbers."""
@@ -45,3 +46,9 @@ def random_signs(
         generator = _generator(seed, sample, SIGNS, round(timestep * 1000))
         draws.append(torch.randint(0, 2, tuple(shape), generator=generator))
     return torch.stack(draws).float() * 2 - 1
+
+
+def check_count(name: str, count: int | None) -> None:
+    """Raise PruningError unless `count` tokens can be drawn and their spread be told (2 or more), or all are taken."""
+    if count is not None and count < 2:
+        raise PruningError(f"{name} is {count}; expected at least 2, or null for all")

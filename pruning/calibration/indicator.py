@@ -62,6 +62,11 @@ class Omega:
                 f"omega: lambdas must be finite, found {self.lambda_unstable}, {self.lambda_stable}"
             )
 
+    @property
+    def needs_stability(self) -> bool:
+        """Whether the weights depend on stability, and so on a first pass."""
+        return self.lambda_unstable != self.lambda_stable
+
     def indicator_settings(self) -> dict[str, float | str | None]:
         """Return what the first pass depends on: everything but the lambdas and the seed."""
         kept = asdict(self)

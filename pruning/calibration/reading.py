@@ -8,8 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pruning.calibration.consumer import check_finite
+from pruning.calibration.draws import subset
 from pruning.calibration.indicator import Omega, soft_indicator
 from pruning.calibration.softmax import AttentionCall, StreamedSoftmax
+from pruning.calibration.step import Step
 from pruning.calibration.streaming import SinkSums, attended, sink_sums, split_energy
 from pruning.types import PruningError
 
@@ -65,3 +68,43 @@ class Reading:
         """Return the head mean of sum_j A_ij c_j for *every* query, (B, N) float64; `key_weight` c is (B, M)."""
         softmax = self.softmax if self.queries is None else StreamedSoftmax(self.call)
         return attended(softmax, key_weight)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How attention calls are read.
+
+    Attributes:
+        omega: How sinks are told.
+        queries: Queries to look at in each sample; None for all.
+        seed: Of the query draws.
+    """
+
+    omega: Omega
+    queries: int | None
+    seed: int
+
+    def read(
+        self,
+        call: AttentionCall,
+        step: Step,
+        owner: Tensor,
+        *,
+        out_weight: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> Reading:
+        """Read a call whose batch rows belong to the step's rows `owner` (B,).
+
+        Raises:
+            PruningError: If the attention holds NaN or infinity, naming module, samples and timestep bucket.
+        """
+        queries = None
+        total = call.query.shape[-2]
+        if self.queries is not None and self.queries < total:
+            samples = [step.samples[i] for i in owner.tolist()]
+            queries = subset(self.seed, samples, total, self.queries).to(call.query.device)
+        reading = Reading(call, self.omega, queries, out_weight, with_entropy)
+        check_finite(
+            reading.sums.mass, f"attention {call.path!r}", lambda rows: step.describe(owner[rows].tolist())
+        )
+        return reading

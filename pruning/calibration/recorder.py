@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.consumer import Consumer, check_finite
-from pruning.calibration.draws import subset
+from pruning.calibration.consumer import Consumer
+from pruning.calibration.draws import check_count
 from pruning.calibration.first_pass import ChannelMeans, FirstPass, StabilitySums
 from pruning.calibration.indicator import Omega
 from pruning.calibration.instrument import Instrument
-from pruning.calibration.reading import Reading
+from pruning.calibration.reading import Reader
 from pruning.calibration.sites import weighting_site
 from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step, StepReader, checked_weights
@@ -50,9 +50,10 @@ class FirstPassRecorder:
         stability: bool = True,
     ) -> None:
         groups = list(groups)
-        self._omega = Omega() if omega is None else omega
-        self._omega.check()
-        self._queries, self._seed = queries, seed
+        omega = Omega() if omega is None else omega
+        omega.check()
+        check_count("queries", queries)
+        self._attention = Reader(omega, queries, seed)
         weights = checked_weights(timestep_weights, timestep_buckets, num_train_timesteps)
         self._reader = StepReader(model, num_train_timesteps, weights)
         self._stability, self._means = StabilitySums(), ChannelMeans()
@@ -61,7 +62,7 @@ class FirstPassRecorder:
         sites = sorted({site for site in found if site is not None})
         self._instrument = Instrument(model, sites, consumers, [], self._reader, self)
         self._meta = {
-            "indicator": self._omega.indicator_settings(),
+            "indicator": omega.indicator_settings(),
             "num_train_timesteps": num_train_timesteps,
             "timestep_buckets": timestep_buckets,
             "timestep_weights": weights.tolist(),
@@ -92,14 +93,7 @@ class FirstPassRecorder:
 
     def on_attention(self, call: AttentionCall, step: Step, owner: Tensor) -> None:
         """An attention module attends."""
-        queries = None
-        if self._queries is not None and self._queries < call.query.shape[2]:
-            samples = [step.samples[i] for i in owner.tolist()]
-            queries = subset(self._seed, samples, call.query.shape[2], self._queries).to(call.query.device)
-        reading = Reading(call, self._omega, queries, with_entropy=False)
-        check_finite(
-            reading.sums.mass, f"attention {call.path!r}", lambda rows: step.describe(owner[rows].tolist())
-        )
+        reading = self._attention.read(call, step, owner)
         self._stability.add(reading, step, owner)
 
     @torch.no_grad()

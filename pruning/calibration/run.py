@@ -24,10 +24,9 @@ Progress = Callable[[int], None]
 def needs_first_pass(needs: Iterable[str], variants: Collection[str], omega: Omega | None = None) -> bool:
     """Tell whether a calibration needs a first pass: for the stability of sinks, or for channel means."""
     settings = Omega() if omega is None else omega
-    stability = bool(variants) and settings.lambda_unstable != settings.lambda_stable
-    return stability or any(
-        isinstance(s, GradientStatistic) and s.loss == "output" for s in expand_needs(needs).values()
-    )
+    if variants and settings.needs_stability:
+        return True
+    return any(isinstance(s, GradientStatistic) and s.loss == "output" for s in expand_needs(needs).values())
 
 
 def first_pass(
@@ -264,7 +263,7 @@ def calibrate_sampling(
     )
     with frozen(model), calibrator as stats, torch.no_grad():
         run()
-        _check_any(int(calibrator.samples_seen))
+        _check_any(calibrator.samples_seen)
     return stats
 
 

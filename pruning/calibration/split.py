@@ -1,7 +1,8 @@
 """Attention statistics: sink part and content part of a head's output (SCORES.md section 4).
 
-- ``split_energy`` (H, 3): sums over rows of ``|W_h o_sink|^2``, ``|W_h o_content|^2`` and their inner product, where
-  ``o_i = sum_{j in S} A_ij v_j + sum_{j not in S} A_ij v_j`` and W_h are the head's columns of the consumer.
+- ``split_energy`` (H, 3): sums over rows of w_tau times ``|W_h o_sink|^2``, ``|W_h o_content|^2`` and their inner
+  product, where ``o_i = sum_{j in S} A_ij v_j + sum_{j not in S} A_ij v_j`` and W_h are the head's columns of the
+  consumer. Divide by ``row_weight`` for means.
 - ``value_ratio`` (H,): mean norm of the sinks' values over the median norm of all values; sum over the samples in
   which S is not empty, which ``value_ratio_count`` (H,) counts.
 """
@@ -36,6 +37,6 @@ def value_ratio_count(reading: Reading) -> Tensor:
     return reading.sinks.any(-1).double()[:, None].expand(-1, reading.softmax.heads)
 
 
-register("split_energy", AttentionStatistic(split_energy, kinds=("attention_heads",)))
+register("split_energy", AttentionStatistic(split_energy, weighted=True, kinds=("attention_heads",)))
 register("value_ratio", AttentionStatistic(value_ratio, beside=("value_ratio_count",)))
 register("value_ratio_count", AttentionStatistic(value_ratio_count, beside=("value_ratio",)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruning.types import PruningError
+
 
 class Sums:
     """Accumulates float64 sums where the data is; a first add makes the zeros.
@@ -24,26 +26,30 @@ class Sums:
         (total if bucket is None else total[bucket]).add_(value)
 
     def add_samples(self, group: str, name: str, values: Tensor, buckets: Tensor | None = None) -> None:
-        """Add one value a sample, (B, ...), to a sum or, with `buckets` (B,), to the parts of their buckets."""
+        """Add one value a sample, (B, ...), to a sum or, with `buckets` (B,), to the parts of their buckets.
+
+        Raises:
+            PruningError: If the values have another shape than those before.
+        """
         shape = tuple(values.shape[1:])
         if buckets is None:
             self._zeros(group, name, shape or (1,), values).add_(values.double().sum(0))
             return
         total = self._zeros(group, name, (self._buckets, *shape), values)
-        where = buckets.to(total.device)
-        total.index_add_(0, where, values.to(total.device, torch.float64))
+        total.index_add_(0, buckets.to(total.device), values.to(total.device, torch.float64))
 
     def _zeros(self, group: str, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the sum, made on the device of `like` if it has float64."""
-        if (group, name) not in self._values:
-            device = torch.device("cpu") if like.device.type == "mps" else like.device
-            self._values[group, name] = torch.zeros(shape, dtype=torch.float64, device=device)
-        return self._values[group, name]
-
-    def expected_shape(self, group: str, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a sum, None before its first add."""
         found = self._values.get((group, name))
-        return None if found is None else tuple(found.shape)
+        if found is None:
+            device = torch.device("cpu") if like.device.type == "mps" else like.device
+            found = self._values[group, name] = torch.zeros(shape, dtype=torch.float64, device=device)
+        if tuple(found.shape) != shape:
+            raise PruningError(
+                f"group {group!r}: statistic {name!r} has shape {shape} now and had {tuple(found.shape)} before; "
+                "calibrate at one resolution and prompt length"
+            )
+        return found
 
     def items(self) -> list[tuple[str, str, Tensor]]:
         """Return (group, name, sum on the CPU) for every sum."""

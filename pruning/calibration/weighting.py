@@ -44,7 +44,7 @@ class TokenWeights:
         path, s = reading.call.path, reading.indicator
         keys = [step.keys[i] for i in owner.tolist()]
         phi = torch.zeros_like(s)
-        if self._first_pass is not None and self._omega.lambda_unstable != self._omega.lambda_stable:
+        if self._first_pass is not None and self._omega.needs_stability:
             phi = self._first_pass.stability(path, keys, s.shape[-1]).to(s)
         if reading.call.cross:
             lost = torch.where(reading.sinks, sink_weight(phi, self._omega), 0.0)
