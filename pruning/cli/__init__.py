@@ -56,17 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = COMMANDS[arguments.command](arguments, console)
         console.finish(arguments.command, result)
-    except (ValueError, OSError) as error:  # PruningError is a ValueError
-        if arguments.debug:
-            raise
-        console.error(error)
-        return USER_ERROR
+    except BrokenPipeError:  # `sinkprune ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         console.interrupted()
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if arguments.debug or not _is_expected(error):
+            raise
+        console.error(error)
+        return USER_ERROR
     return 0
+
+
+def _is_expected(error: Exception) -> bool:
+    """Tell whether one message says it all: a user's mistake, the file system, or too little memory."""
+    return isinstance(error, (ValueError, OSError)) or type(error).__name__ == "OutOfMemoryError"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -60,8 +60,10 @@ class Console:
 
     def error(self, error: BaseException) -> None:
         """Print one clear message."""
-        lines = str(error).strip() or type(error).__name__
-        self._err.print(f"[bold red]error:[/] {escape(lines)}")
+        text, kind = str(error).strip(), type(error).__name__
+        if kind != "PruningError":
+            text = f"{kind}: {text} (--debug shows where)"
+        self._err.print(f"[bold red]error:[/] {escape(text)}")
 
     def interrupted(self) -> None:
         """Say that the work was stopped and what that means."""

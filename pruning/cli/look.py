@@ -100,10 +100,11 @@ def _weights(folder: Path) -> tuple[int, list[str], int]:
 def diff(arguments: argparse.Namespace, console: Console) -> Result:
     """Show in which values two recipes differ, and for two runs also the figures."""
     sides = [arguments.left, arguments.right]
-    recipes = [to_dict(load_recipe(side, check=False)) for side in sides]
-    rows = [(key, text_of(a), text_of(b)) for key, a, b in changes(*recipes)]
+    left, right = (to_dict(load_recipe(side, check=False)) for side in sides)
+    settings = changes(left, right)
+    rows = [(key, text_of(a), text_of(b)) for key, a, b in settings]
     drawn = [table(("setting", *sides), rows, texts=3)] if rows else [table(("no setting differs",), [])]
-    data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in changes(*recipes)}}
+    data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in settings}}
     summaries = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
     if len(summaries) == 2 and all(summaries):
         keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]

@@ -28,7 +28,7 @@ def scheduler_named(scheduler: Any, name: str | None) -> Any:
     """
     if name is None:
         return scheduler
-    cls = getattr(diffusers, name, None) if name.isidentifier() else None
+    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise PruningError(
             f"evaluate.sampler: {name!r} is no scheduler class of diffusers {diffusers.__version__}"

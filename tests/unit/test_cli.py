@@ -1,0 +1,267 @@
+"""The command: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, commands, main
+from pruning.recipe import bundled_recipes
+from pruning.stages.folder import STAGES, write_json
+
+CONFIGS = Path("/work/shared/configs")
+
+DIT = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_layers": 3,
+    "sample_size": 16,
+    "patch_size": 2,
+    "num_embeds_ada_norm": 10,
+}
+
+
+DRY = ["run", "quickstart", "--dry-run", "model.source=dit.json"]
+RUN = ["run", "quickstart", "model.source=model", "evaluate.features=inception"]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dit.json").write_text(json.dumps(DIT))
+    return tmp_path
+
+
+def dry_run(capsys, *arguments: str) -> dict:
+    """Run ``--dry-run --json`` and return what it prints; it must leave nothing behind."""
+    assert main(["run", *arguments, "--dry-run", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert not Path("runs").exists()
+    return json.loads(out)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom pruning.cli import main\n"
+        "for line in (['--help'], ['run', '--help'], ['report', '--help'], ['--version']):\n"
+        "    try: main(line)\n    except SystemExit as end: assert not end.code\n"
+        "print([m for m in ('torch', 'diffusers', 'rich', 'omegaconf', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_explains_itself(capsys):
+    parser = build_parser()
+    for command in ("run", *STAGE_HELP, "show", "diff", "ls", "cp"):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([command, "--help"])
+        assert end.value.code == 0
+    assert tuple(STAGE_HELP) == STAGES
+    assert set(commands.COMMANDS) == {"run", *STAGES, "show", "diff", "ls", "cp"}
+    assert "usage: sinkprune run" in capsys.readouterr().out
+
+
+def test_a_dry_run_on_a_bare_config_hits_the_target(workplace, capsys):
+    found = dry_run(capsys, "quickstart", "model.source=dit.json")
+    assert found["plan"]["hit"]
+    assert found["plan"]["macs_ratio"] == pytest.approx(0.5, abs=0.01)
+    assert {row["kind"]: (row["groups"], row["units"]) for row in found["kinds"]} == {
+        "attention_heads": (3, 12),
+        "ffn_channels": (3, 384),
+    }
+    assert found["basis"] == "uniform"
+    assert len(found["groups"]) == 6
+    # bfloat16: two bytes a parameter.
+    assert found["bytes"] == 2 * found["params"]
+    assert found["plan"]["bytes"] == 2 * found["plan"]["params"]
+
+
+def test_a_dry_run_prints_tables(workplace, capsys):
+    assert main(["run", "quickstart", "--dry-run", "model.source=dit.json"]) == 0
+    out = capsys.readouterr().out
+    assert "attention_heads" in out
+    assert "asked: 0.5 of the dense MACs" in out
+    assert "50." in out
+
+
+def test_overrides_may_stand_anywhere(workplace, capsys):
+    arguments = [
+        "run",
+        "--json",
+        "quickstart",
+        "model.source=dit.json",
+        "--dry-run",
+        "prune.target.params=0.9",
+    ]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["asked"] == "0.9 of the dense parameters"
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="needs the configurations of real models")
+@pytest.mark.parametrize(
+    ("recipe", "config", "params", "ratio"),
+    [
+        ("sd15", "sd15_unet", 859_520_964, 0.7),
+        ("ddpm-cifar10", "ddpm_cifar10_32", 35_746_307, 0.556),
+        ("dit-xl-2-256", "dit_xl_2_256", 749_826_464, 0.5),
+    ],
+)
+def test_the_recipes_for_real_models_can_meet_their_targets(workplace, capsys, recipe, config, params, ratio):
+    found = dry_run(capsys, recipe, f"model.source={CONFIGS / config}.json")
+    assert found["params"] == params
+    assert found["plan"]["macs_ratio"] == pytest.approx(ratio, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quickstrt"], "no recipe 'quickstrt'.*did you mean quickstart"),
+        (
+            ["run", "quickstart", "prune.taget=1"],
+            "command line: prune.taget is unknown; did you mean prune.target",
+        ),
+        (
+            ["run", "quickstart", "prune.target.macs=2"],
+            r"command line: prune.target.macs: 2.0 is not in \(0, 1\]",
+        ),
+        (["plan", "quickstart", "score.criterion=wnda"], "did you mean 'wanda'.*valid: "),
+        (
+            ["run", "quickstart", "--from", "export", "--until", "plan"],
+            "--from export comes after --until plan",
+        ),
+        ([*DRY, "model.source=nowhere/at/all"], "no such folder"),
+        ([*DRY, "prune.target.macs=0.01"], "the least reachable is"),
+        (
+            [*DRY, "prune.kinds=[resnet_channels]"],
+            "'dit.json' has no groups of kind resnet_channels; it has attention",
+        ),
+        ([*DRY, "prune.limits=[{match: nothing, max_ratio: 0.1}]"], "limit 'nothing' matches no group"),
+        (["run", "quickstart", "model.source=dit.json"], "is a file; give the folder"),
+        ([*RUN, "evaluate.metrics=[fd]"], "evaluate.metrics: unknown metric 'fd'"),
+        ([*RUN, "evaluate.features=gone"], "evaluate.features: there is nothing to read"),
+        ([*RUN, "evaluate.sampler=DDIM"], "evaluate.sampler: 'DDIM' is no scheduler class"),
+        ([*RUN, "data.eval_split=val"], "'val'.*train"),
+        ([*RUN, "calibrate.num_samples=100000"], "100000 images asked, but the split holds"),
+        ([*RUN, "evaluate.num_real=100000"], "100000 images asked, but the split holds"),
+        ([*RUN, "data.source=gone/to/where"], "no such file or folder"),
+        (["show", "."], "neither a run directory"),
+        (["cp", "nothing", "x.yaml"], "no recipe 'nothing'"),
+        (["report", "a", "b"], "a: is no run directory with a report"),
+    ],
+)
+def test_errors_are_one_message_on_standard_error(workplace, capsys, arguments, message):
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    if "model.source=model" in arguments:
+        DiTTransformer2DModel(**{k: v for k, v in DIT.items() if k != "_class_name"}).save_pretrained(
+            "model/transformer"
+        )
+        DDIMScheduler().save_pretrained("model/scheduler")
+    assert main(arguments) == USER_ERROR
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert re.search(message, captured.err)
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_debug_shows_the_traceback(workplace):
+    with pytest.raises(ValueError, match="no recipe 'nothing'"):
+        main(["run", "nothing", "--debug"])
+
+
+def test_unknown_arguments_are_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", "quickstart", "--dryrun"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: --dryrun" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(workplace, capsys, monkeypatch):
+    def stop(arguments, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "ls", stop)
+    assert main(["ls"]) == INTERRUPTED
+    assert (
+        capsys.readouterr().err == "stopped; what is done is kept, and the same command goes on from there\n"
+    )
+
+
+def test_a_bug_is_not_passed_off_as_a_users_mistake(monkeypatch):
+    def broken(arguments, console):
+        raise TypeError("a bug")
+
+    monkeypatch.setitem(commands.COMMANDS, "ls", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        main(["ls"])
+
+
+def test_cp_copies_and_never_overwrites(workplace, capsys):
+    assert main(["cp", "quickstart", "mine.yaml"]) == 0
+    assert capsys.readouterr().out == "mine.yaml\n"
+    assert Path("mine.yaml").read_text() == bundled_recipes()["quickstart"].read_text()
+    assert main(["cp", "sd15", "mine.yaml"]) == USER_ERROR
+    assert "mine.yaml exists already" in capsys.readouterr().err
+    assert Path("mine.yaml").read_text() == bundled_recipes()["quickstart"].read_text()
+    Path("folder").mkdir()
+    assert main(["cp", "recipes/sd15.yaml", "folder"]) == 0
+    assert Path("folder/sd15.yaml").is_file()
+
+
+def test_ls_names_recipes_criteria_and_runs(workplace, capsys):
+    (workplace / "runs" / "mine").mkdir(parents=True)
+    write_json(workplace / "runs" / "mine" / "run.json", {})
+    assert main(["ls", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in found["recipes"]} == set(bundled_recipes())
+    assert {"random", "magnitude", "wanda", "sink"} <= {row["name"] for row in found["criteria"]}
+    assert [row["run"] for row in found["runs"]] == ["runs/mine"]
+    assert main(["ls", "metrics"]) == 0
+    assert "latency" in capsys.readouterr().out
+
+
+def test_diff_shows_what_differs_between_two_recipes(workplace, capsys):
+    main(["cp", "quickstart", "mine.yaml", "--json"])
+    Path("mine.yaml").write_text(Path("mine.yaml").read_text().replace("macs: 0.5", "macs: 0.4"))
+    capsys.readouterr()
+    assert main(["diff", "quickstart", "mine.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"] == {"prune.target.macs": [0.5, 0.4]}
+    assert main(["diff", "quickstart", "quickstart"]) == 0
+    assert "no setting differs" in capsys.readouterr().out
+
+
+def test_show_explains_a_pruned_checkpoint(workplace, capsys):
+    from pruning import checkpoint, groups, surgery
+    from pruning.types import PruningPlan
+    from tests.models import dit
+
+    model = dit()
+    found = groups.find_groups(model)
+    heads = next(group for group in found if group.kind == "attention_heads")
+    surgery.apply_plan(model, PruningPlan(kept={heads.name: (0, 2)}))
+    checkpoint.save(model, "slim")
+    assert main(["show", "slim", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["class"] == "DiTTransformer2DModel"
+    assert about["pruned"]
+    assert about["parameters"] == sum(p.numel() for p in model.parameters())
+    assert about["dtype"] == "F32"
+    assert main(["show", "slim"]) == 0
+    assert "pruned" in capsys.readouterr().out
+
+
+def test_show_prints_every_value_of_a_recipe(workplace, capsys):
+    assert main(["show", "quickstart"]) == 0
+    assert "max_shard_size: 10GB" in capsys.readouterr().out

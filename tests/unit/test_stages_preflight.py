@@ -1,0 +1,162 @@
+"""What is refused before the first expensive stage, and what calibration is asked to gather."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import psutil
+import pytest
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from pruning.recipe import Recipe
+from pruning.stages import preflight
+from pruning.stages.calibration import wanted
+from pruning.stages.dryrun import dry_run
+from pruning.stages.run import Run
+from pruning.types import PruningError
+from tests.models import dit, unet2d
+
+NOTHING: list[str] = []
+
+
+def change(recipe: Recipe, **values: Any) -> Recipe:
+    """Return `recipe` with ``section__key=value`` entries changed."""
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        if key:
+            value = dataclasses.replace(getattr(recipe, section), **{key: value})
+        recipe = dataclasses.replace(recipe, **{section: value})
+    return recipe
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Recipe:
+    dit(sample_size=16).save_pretrained(tmp_path / "model" / "transformer")
+    DDIMScheduler().save_pretrained(tmp_path / "model" / "scheduler")
+    plain = Recipe(name="r", device="cpu", run_dir=str(tmp_path / "run"))
+    target = dataclasses.replace(plain.prune.target, macs=0.7)
+    features = "inception"
+    changed = change(
+        plain, model__source=str(tmp_path / "model"), prune__target=target, evaluate__features=features
+    )
+    return change(changed, calibrate__num_samples=8)
+
+
+def table(folder: Path, **columns: Any) -> str:
+    """Write ``train`` and ``test`` parquet files of six grey images beside `columns`."""
+    folder.mkdir()
+    images = [Image.fromarray(np.full((16, 16), 40 * k, dtype=np.uint8)) for k in range(6)]
+    for split in ("train", "test"):
+        features = datasets.Features(
+            {"image": datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
+        )
+        rows = datasets.Dataset.from_dict({"image": images, **columns}, features=features)
+        rows.to_parquet(str(folder / f"{split}.parquet"))
+    return str(folder)
+
+
+def check(recipe: Recipe, stages: list[str] | None = None) -> None:
+    preflight.preflight(Run(recipe), ["evaluate", "recover"] if stages is None else stages)
+
+
+def test_a_recipe_that_works_passes_and_writes_nothing(recipe, tmp_path):
+    check(recipe)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_images_without_labels_are_refused_for_a_model_with_classes(recipe, tmp_path):
+    data = table(tmp_path / "images")
+    with pytest.raises(
+        PruningError, match=r"images\[train\] has no labels, but DiTTransformer2DModel has 10 classes"
+    ):
+        check(change(recipe, data__source=data, calibrate__num_samples=4))
+
+
+def test_more_classes_than_the_model_has_are_refused(recipe, tmp_path):
+    data = table(tmp_path / "images", label=[0, 1, 2, 3, 4, 11])
+    with pytest.raises(PruningError, match="has 12 classes, the model only 10"):
+        check(change(recipe, data__source=data, calibrate__num_samples=4))
+
+
+def test_fewer_images_than_asked_are_refused(recipe, tmp_path):
+    data = table(tmp_path / "images", label=[0, 1, 2, 3, 4, 5])
+    with pytest.raises(PruningError, match="8 images asked, but the split holds 6"):
+        check(change(recipe, data__source=data))
+
+
+def test_an_image_that_cannot_be_decoded_is_refused(recipe, tmp_path):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "a.png").write_bytes(b"not an image")
+    grey = change(recipe, data__source=str(tmp_path / "images"), calibrate__num_samples=1)
+    unet2d(sample_size=16).save_pretrained(tmp_path / "model" / "unet")
+    with pytest.raises(PruningError, match=r"row 0 .*cannot be read"):
+        check(change(grey, model__subfolder="unet"), NOTHING)
+
+
+def test_evaluation_data_are_looked_at_only_if_there_will_be_an_evaluation(recipe):
+    wrong = change(recipe, data__eval_split="validation")
+    check(wrong, NOTHING)
+    with pytest.raises(PruningError, match="validation"):
+        check(wrong)
+
+
+def test_a_target_out_of_reach_is_refused_and_the_least_is_named(recipe):
+    target = dataclasses.replace(recipe.prune.target, macs=0.05)
+    with pytest.raises(PruningError, match=r"target 0\.05 of the dense MACs: .*the least reachable is"):
+        check(change(recipe, prune__target=target))
+
+
+def test_a_model_without_scheduler_is_refused(recipe, tmp_path):
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(PruningError, match="has no scheduler"):
+        check(recipe)
+
+
+def test_a_full_disk_is_refused(recipe, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(PruningError, match=r"cannot write the run 'r' in .*1000|are needed and .* are free"):
+        check(recipe)
+
+
+def test_second_moments_that_do_not_fit_into_memory_are_refused(recipe, monkeypatch):
+    memory = type("Memory", (), {"total": 100_000})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(
+        PruningError, match=r"needs second moments of .* GB, this machine has .*criterion=fluctuation"
+    ):
+        check(recipe)
+    check(change(recipe, score__criterion="fluctuation", prune__compensation="fold"))
+
+
+def test_the_bytes_of_second_moments_are_counted_by_hand(recipe):
+    run = Run(change(recipe, score__criterion="obs"))
+    # Three blocks; heads read 32 columns, the feed-forward 128; float64. `obs` reads plain rows only.
+    assert preflight.moment_bytes(run) == 8 * 3 * (32**2 + 128**2)
+    weighted = Run(change(recipe, score__criterion="obs", score__omega="on"))
+    assert preflight.moment_bytes(weighted) == 2 * preflight.moment_bytes(run)
+
+
+def test_calibration_gathers_what_criterion_compensation_and_report_need(recipe):
+    bare = change(recipe, score__criterion="random", prune__compensation="none", calibrate__diagnostics=False)
+    assert wanted(Run(bare)).needs == ()
+    assert set(wanted(Run(change(bare, prune__compensation="fold"))).needs) == {"input_sum", "row_weight"}
+    assert "sink_mass" in wanted(Run(change(bare, calibrate__diagnostics=True))).needs
+    more = wanted(Run(change(bare, calibrate__criteria=["taylor", "sink"])))
+    assert "taylor" in more.needs
+    assert more.variants == ("on",)
+    assert wanted(Run(change(bare, score__omega="permuted"))).variants == ("permuted",)
+
+
+def test_a_dry_run_counts_by_kind(recipe):
+    found = dry_run(Run(recipe))
+    rows = {row["kind"]: row for row in found["kinds"]}
+    assert (rows["attention_heads"]["units"], rows["ffn_channels"]["units"]) == (12, 384)
+    gone = sum(cut["total"] - cut["kept"] for cut in found["groups"] if cut["kind"] == "ffn_channels")
+    assert rows["ffn_channels"]["removed"] == gone
+    assert found["plan"]["macs_ratio"] == pytest.approx(0.7, abs=0.01)
