@@ -110,7 +110,7 @@ def check_finite(x: Tensor, where: str, describe: object) -> None:
         torch.isfinite(x.detach().sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))
     ):
         return
-    bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
+    bad = ~torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(1)
     if bool(bad.any()) and callable(describe):
         rows = bad.nonzero().flatten().tolist()
         raise PruningError(

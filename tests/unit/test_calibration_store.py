@@ -1,0 +1,90 @@
+"""Statistics on disk and as omega variants see them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning.calibration import load_stats, save_stats, view
+from pruning.calibration.store import write_tensors
+from pruning.types import CalibrationStats, PruningError
+
+
+def stats() -> CalibrationStats:
+    def one(value: float) -> torch.Tensor:
+        return torch.tensor([value]).double()
+
+    return CalibrationStats(
+        {
+            "a.attn1:attention_heads": {"input_sq": one(1), "input_sq@on": one(2), "samples": one(3)},
+            "b:resnet_channels": {"input_sq": one(4)},
+        },
+        {"variants": ["on"], "seed": 3, "omega": {"rho": None}},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    ours = stats()
+    ours.values["b:resnet_channels"]["input_moment"] = torch.randn(3, 3).double().T  # not contiguous
+    save_stats(ours, tmp_path / "deep" / "stats.safetensors")
+    theirs = load_stats(tmp_path / "deep" / "stats.safetensors")
+    assert theirs.meta == ours.meta
+    assert {g: set(v) for g, v in theirs.values.items()} == {g: set(v) for g, v in ours.values.items()}
+    assert all(torch.equal(v, theirs.get(g, n)) for g, found in ours.values.items() for n, v in found.items())
+    assert os.listdir(tmp_path / "deep") == ["stats.safetensors"]
+
+
+def test_views() -> None:
+    on = view(stats(), "on")
+    assert float(on.get("a.attn1:attention_heads", "input_sq")) == 2
+    assert float(on.get("a.attn1:attention_heads", "samples")) == 3
+    assert float(on.get("b:resnet_channels", "input_sq")) == 4  # no variant: omega is one
+    off = view(stats(), "off")
+    assert float(off.get("a.attn1:attention_heads", "input_sq")) == 1
+    assert not any("@" in name for seen in (on, off) for found in seen.values.values() for name in found)
+
+
+def test_views_that_are_not_there() -> None:
+    with pytest.raises(PruningError, match="unknown omega 'half'; valid: off, on, permuted"):
+        view(stats(), "half")
+    with pytest.raises(PruningError, match=r"omega 'permuted' was not calibrated \(there is: off, on\)"):
+        view(stats(), "permuted")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PruningError, match=r"cannot read calibration statistics from .*none\.safetensors"):
+        load_stats(tmp_path / "none.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(PruningError, match="calibrate again"):
+        load_stats(tmp_path / "torn.safetensors")
+    write_tensors(tmp_path / "other.safetensors", "something else", {"x": torch.zeros(1)}, {})
+    with pytest.raises(PruningError, match=r"holds 'something else' .* expected 'calibration statistics'"):
+        load_stats(tmp_path / "other.safetensors")
+
+
+def test_a_failed_write_leaves_the_earlier_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stats.safetensors"
+    save_stats(stats(), path)
+
+    def full_disk(tensors: object, name: str, header: object) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pruning.calibration.store.save_file", full_disk)
+    with pytest.raises(
+        PruningError, match=r"cannot write calibration statistics to .*No space left on device"
+    ):
+        save_stats(CalibrationStats(), path)
+    assert os.listdir(tmp_path) == ["stats.safetensors"]
+    assert load_stats(path).meta == stats().meta
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PruningError, match="choose another folder"):
+        save_stats(stats(), tmp_path / "file" / "stats.safetensors")
