@@ -40,7 +40,8 @@ def sample_generator(seed: int, index: int, stream: int = 0) -> torch.Generator:
     """
     if not 0 <= index <= _MASK:
         raise PruningError(f"sample index {index} is out of range: indices are 0 to {_MASK}")
-    key = _mix(_mix(seed) ^ _mix(seed >> 32) ^ (stream * 0x9E3779B1 & _MASK))
+    high = (seed >> 32) * 0x27D4EB2F & _MASK
+    key = _mix(_mix(seed) ^ high ^ (stream * 0x9E3779B1 & _MASK))
     return torch.Generator().manual_seed(_mix(index ^ key))
 
 

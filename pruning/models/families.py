@@ -112,7 +112,12 @@ def sample_shape(model: nn.Module) -> tuple[int, int, int]:
             "pass sample_size, or add it to config.json"
         )
     height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"], height, width
+    return _sample_channels(config), height, width
+
+
+def _sample_channels(config: Any) -> int:
+    """Return the channels of the sample; Kandinsky's ControlNet joins a hint of 4 channels to it inside."""
+    return config["in_channels"] - (4 if config.get("addition_embed_type") == "image_hint" else 0)
 
 
 def denoiser_call(
@@ -178,7 +183,7 @@ def example_call(
     if sample_size is None:
         channels, height, width = sample_shape(model)
     else:
-        channels = config_of(model)["in_channels"]
+        channels = _sample_channels(config_of(model))
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     sample = draw.normal(channels, height, width)
     timestep = draw.integers(family.num_timesteps)
