@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = _parse(parser, list(sys.argv[1:] if argv is None else argv))
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # what matters to the user, we say ourselves
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from pruning.cli.commands import COMMANDS
     from pruning.cli.console import Console
 

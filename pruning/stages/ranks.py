@@ -22,6 +22,7 @@ class Ranks:
 
     Args:
         folder: The run directory.
+        cpu: The processes compute on the CPU; accelerate has to be told.
 
     Attributes:
         count: How many processes there are.
@@ -29,20 +30,23 @@ class Ranks:
         device: The device that the launcher gave this process; None where there is but one process.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cpu: bool = False) -> None:
         self._folder = folder
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.is_first = True
         self.device: torch.device | None = None
         self._launch = ""
         if self.count > 1:
-            self._join()
+            self._join(cpu)
 
     def tell(self, stage: str, *, go: bool) -> None:
         """Tell the others, as the first process, whether `stage` is to be worked on."""
         if self.count > 1:
-            self._word(stage).parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._word(stage), {"go": go})
+            word = self._word(stage)
+            word.parent.mkdir(parents=True, exist_ok=True)
+            for old in word.parent.glob(f".{stage}-*.json"):  # of earlier launches; ours may still be read
+                old.unlink()
+            write_json(word, {"go": go})
 
     def wait(self, stage: str) -> bool:
         """Wait for the first process to come to `stage`; return whether there is work."""
@@ -53,12 +57,12 @@ class Ranks:
     def _word(self, stage: str) -> Path:
         return self._folder / ".partial" / f".{stage}-{self._launch}.json"
 
-    def _join(self) -> None:
+    def _join(self, cpu: bool) -> None:
         """Agree on a name for this launch."""
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
-        state = PartialState()
+        state = PartialState(cpu=cpu)
         self.is_first = state.is_main_process
         self.device = state.device
         self._launch = broadcast_object_list([uuid.uuid4().hex], from_process=0)[0]

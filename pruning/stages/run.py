@@ -44,7 +44,7 @@ class Run:
         self.recipe = recipe
         self.workspace = Workspace(recipe)
         self.folder = self.workspace.folder
-        self.ranks = Ranks(self.folder.path)
+        self.ranks = Ranks(self.folder.path, cpu=_device(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
         self._cache: dict[str, Any] = {}
 
@@ -72,13 +72,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """The device of the recipe; ``auto`` is CUDA, else MPS, else the CPU."""
-        if self.ranks.device is not None:
-            return self.ranks.device
-        if self.recipe.device != "auto":
-            return torch.device(self.recipe.device)
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return self.ranks.device or _device(self.recipe.device)
 
     @property
     def device_name(self) -> str:
@@ -274,3 +268,12 @@ class Run:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is CUDA, else MPS, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
