@@ -6,8 +6,8 @@ One whole UNet forward at 64 x 64 latents (self-attention over 4096, 1024, 256 a
 text tokens; random weights, whose values do not matter) is timed plain, with all sink statistics of all 32
 attention modules gathered from sampled queries, and with all queries (exact). The three alternate, in an order
 that turns from round to round; an overhead is the median over rounds of the ratio to the plain forward of the same
-round, less one. Beside it stands the share of the forward that was spent inside the statistics: a second
-measurement of the same thing, which a busy machine cannot disturb.
+round, less one. Beside it stand two measurements of the same thing that a busy machine disturbs less: the ratio of
+the processor times, and the share of the forward's own time that was spent inside the statistics.
 
 The naive way (the whole softmax map, then its column mean) is timed on the attention of 4096 tokens, five times a
 forward. Memory is what the statistics of one such attention allocate at their peak, from the profiler's allocation
@@ -102,27 +102,29 @@ def measure_forwards(repeats: int, batch: int, queries: int) -> dict[str, Any]:
         return run
 
     arms = {"plain": plain, "sampled": calibrated(queries), "exact": calibrated(None)}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    inside: dict[str, list[float]] = {name: [] for name in arms}
+    rounds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
     with torch.no_grad():
         for name in arms:  # warm-up
             arms[name]()
         for turn in range(repeats):
             order = list(arms)
-            order = order[turn % 3 :] + order[: turn % 3]
-            for name in order:
-                start = time.perf_counter()
-                within = arms[name]()
-                total = time.perf_counter() - start
-                seconds[name].append(total)
-                inside[name].append(within / (total - within))
-            print(f"round {turn + 1}: " + ", ".join(f"{n} {seconds[n][-1]:.2f} s" for n in arms), flush=True)
-    result: dict[str, Any] = {"plain_seconds": statistics.median(seconds["plain"])}
+            for name in order[turn % 3 :] + order[: turn % 3]:
+                wall, processor = time.perf_counter(), time.process_time()
+                inside = arms[name]()
+                wall, processor = time.perf_counter() - wall, time.process_time() - processor
+                rounds[name].append((wall, processor, inside / (wall - inside)))
+            seconds = ", ".join(f"{name} {rounds[name][-1][0]:.2f} s" for name in arms)
+            print(f"round {turn + 1}: {seconds}", flush=True)
+    result: dict[str, Any] = {"plain_seconds": statistics.median(r[0] for r in rounds["plain"])}
     for name in ("sampled", "exact"):
-        ratios = [s / p - 1 for s, p in zip(seconds[name], seconds["plain"], strict=True)]
-        result[f"overhead_{name}"] = statistics.median(ratios)
-        result[f"overhead_{name}_rounds"] = [round(r, 4) for r in ratios]
-        result[f"share_inside_{name}"] = statistics.median(inside[name])
+        pairs = list(zip(rounds[name], rounds["plain"], strict=True))
+        walls = [ours[0] / plain[0] - 1 for ours, plain in pairs]
+        result[f"overhead_{name}"] = statistics.median(walls)
+        result[f"overhead_{name}_rounds"] = [round(r, 4) for r in walls]
+        result[f"overhead_{name}_processor"] = statistics.median(
+            ours[1] / plain[1] - 1 for ours, plain in pairs
+        )
+        result[f"overhead_{name}_inside"] = statistics.median(ours[2] for ours, _ in pairs)
     return result
 
 
@@ -244,7 +246,9 @@ def main() -> None:
     for name in ("sampled", "exact"):
         print(
             f"{name}: overhead {result[f'overhead_{name}']:+.2%} (rounds {result[f'overhead_{name}_rounds']}), "
-            f"share inside {result[f'share_inside_{name}']:.2%}, extra memory {result[f'extra_bytes_{name}']:,} bytes"
+            f"by processor time {result[f'overhead_{name}_processor']:+.2%}, "
+            f"time inside {result[f'overhead_{name}_inside']:.2%}, "
+            f"extra memory {result[f'extra_bytes_{name}']:,} bytes"
         )
     print(
         f"full map: overhead {result['overhead_full_map']:+.2%} for the {LAYERS} attentions of {TOKENS} tokens alone, "

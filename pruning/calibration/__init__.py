@@ -1,6 +1,35 @@
 """What the model does on data: attention capture and one file a family of statistics.
 
-A new statistic is one new file here that registers it (see `base`).
+``stats.values[group][name]`` are float64 sums. T timestep buckets (0 is the least noise), G units, H heads, M keys;
+P columns of the consumer's weight (unfolded for convolutions), u = P / G of them a unit.
+
+==================  ============  ================================================  ============  ==============
+name                shape         sum of                                            divide by     file
+==================  ============  ================================================  ============  ==============
+samples             (T,)          1 a row of the denoiser's batch                                 calibrator
+row_weight          (T,)          w, the timestep weight of a consumer's row                      moments
+input_sum           (T, P)        w x                                               row_weight    moments
+input_sq            (P,)          w x^2                                             row_weight    moments
+input_unit_moment   (G, u, u)     w x_g x_g^T                                       row_weight    moments
+input_moment        (P, P)        w x x^T                                           row_weight    moments
+taylor              (G,)          w |z|, z the effect on the data loss              samples       gradients
+probe               (G, G)        w z z^T, z the effect on the output               samples       gradients
+probe_diag          (G,)          w z^2                                             samples       gradients
+block_change        (1,)          w |eps - eps without the block|^2                 samples       block_effects
+block_cosine        (1,)          1 - cos(x_in, x_out)                              samples       block_effects
+key_mass            (T, H, M)     m_j, the mean attention to key j                  samples       sinks
+key_mass_sq         (T, H, M)     mean squared attention to key j                   samples       sinks
+key_mass_error      (T, H, M)     (standard error of the sum key_mass)              samples       sinks
+entropy             (T, H)        entropy of the attention rows, nats               samples       sinks
+sink_mass           (T, H)        m on the sink set                                 samples       sinks
+max_key_mass        (T, H)        largest m_j                                       samples       sinks
+sink_indicator      (T, M)        soft indicator s_j                                samples       sinks
+split_energy        (H, 3)        w times energy of sink, content, their product    row_weight    split
+value_ratio         (H,)          |v| of sinks over the median |v|                  its _count    split
+==================  ============  ================================================  ============  ==============
+
+Row and gradient statistics have omega variants ``<name>@on`` and ``<name>@permuted``; `view` puts them in the plain
+ones' place. A new statistic is one new file here that registers it (see `base`).
 """
 
 from pruning.calibration.base import STATISTICS, VARIANTS

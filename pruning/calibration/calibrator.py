@@ -21,7 +21,7 @@ from pruning.calibration.reading import Reader
 from pruning.calibration.row_tap import RowTap
 from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step, StepReader, checked_weights
-from pruning.calibration.sums import Sums
+from pruning.calibration.sums import Sums, summable
 from pruning.calibration.weighting import TokenWeights
 from pruning.calibration.wiring import wire
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
@@ -180,7 +180,7 @@ class Calibrator:
         """Gather what the model's output (B, ...) loses without the block at `path`."""
         step = self._instrument.step
         check_finite(without, f"the output without block {path!r}", step.describe)
-        self._block(path, full, without, step, ablates=True)
+        self._block(path, summable(full), summable(without), step, ablates=True)
 
     def on_step(self, step: Step) -> None:
         """The denoiser is about to run."""

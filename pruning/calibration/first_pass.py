@@ -18,7 +18,7 @@ from pruning.calibration.indicator import MIN_ENERGY, stability
 from pruning.calibration.reading import Reading
 from pruning.calibration.step import MAX_BRANCHES, Step
 from pruning.calibration.store import SEPARATOR, read_tensors, write_tensors
-from pruning.calibration.sums import Sums
+from pruning.calibration.sums import Sums, summable
 from pruning.types import PruningError
 
 CONTENT = "a first calibration pass"
@@ -134,7 +134,7 @@ class ChannelMeans:
 
     def add(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
         """Add one input of a consumer."""
-        tokens = consumer.tokens(x.detach()).float()  # (S, N, C)
+        tokens = consumer.tokens(summable(x)).float()  # (S, N, C)
         weight = step.weights[owner].to(tokens.device)
         name = consumer.group.name
         self._sums.add(name, "sum", weight @ tokens.sum(1, dtype=torch.float64))

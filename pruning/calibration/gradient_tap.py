@@ -12,7 +12,7 @@ from pruning.calibration.base import GradientStatistic
 from pruning.calibration.consumer import Consumer, check_finite
 from pruning.calibration.draws import random_signs
 from pruning.calibration.step import Step
-from pruning.calibration.sums import Sums
+from pruning.calibration.sums import Sums, summable
 from pruning.types import PruningError
 
 
@@ -121,10 +121,12 @@ class GradientTap:
     def _effect(self, loss: str, seen: _Seen, q: Tensor, batch: int) -> dict[str, Tensor]:
         """Return z (B, G) float64 by suffix: '' plain, '@variant' with rows times omega."""
         consumer, group = seen.consumer, seen.consumer.group
-        x = consumer.tokens(seen.x.detach()).float()  # (S, N, C)
+        x = consumer.tokens(summable(seen.x)).float()  # (S, N, C)
         if loss == "output":
             x = x - self._means[group.name].to(x)
-        product = (x * consumer.tokens(q).float()).unflatten(-1, (group.num_units, -1)).sum(-1)  # (S, N, G)
+        product = (
+            (x * consumer.tokens(summable(q)).float()).unflatten(-1, (group.num_units, -1)).sum(-1)
+        )  # (S, N, G)
         owner = seen.owner.to(x.device)
         found = {}
         for suffix, omega in {"": None, **{f"@{v}": o for v, o in seen.omegas.items()}}.items():

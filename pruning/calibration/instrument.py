@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from pruning.calibration.capture import AttentionCapture
 from pruning.calibration.consumer import Consumer, check_finite
 from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step, StepReader
+from pruning.calibration.sums import summable
 from pruning.types import PruningError
 
 
@@ -123,7 +125,8 @@ class Instrument:
     def _attention(self, call: AttentionCall) -> None:
         if not self._paused:
             owner = self.step.owner(call.query.shape[0], f"attention {call.path!r}")
-            self._listener.on_attention(call, self.step, owner)
+            tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}
+            self._listener.on_attention(replace(call, **tensors), self.step, owner)
 
     def _input(self, consumers: list[Consumer]) -> Any:
         path = consumers[0].group.consumer
@@ -144,7 +147,7 @@ class Instrument:
             if not self._paused:
                 before, after = block_input(args, kwargs), main_tensor(output)
                 check_finite(after, f"the output of {path!r}", self.step.describe)
-                self._listener.on_block(path, before.detach(), after.detach(), self.step)
+                self._listener.on_block(path, summable(before), summable(after), self.step)
 
         return hook
 

@@ -30,6 +30,8 @@ def input_sq(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
 
 def input_unit_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
     """Sum of w x_g x_g^T within each unit, (G, u, u)."""
+    if x.shape[1] == group.num_units:  # one column a unit: thousands of 1 x 1 products otherwise
+        return input_sq(x, u, group)[:, None, None]
     units = x.unflatten(1, (group.num_units, -1)).transpose(0, 1)  # (G, R, u)
     return (units * u[:, None]).transpose(1, 2) @ units
 

@@ -11,7 +11,7 @@ from pruning.calibration.base import RowStatistic
 from pruning.calibration.consumer import Consumer
 from pruning.calibration.draws import ROWS, subset
 from pruning.calibration.step import Step
-from pruning.calibration.sums import Sums
+from pruning.calibration.sums import Sums, summable
 
 
 class RowTap:
@@ -53,7 +53,7 @@ class RowTap:
             owner: Which of the step's rows each of the S is, int64 (S,).
             omegas: omega by variant, (S, N) each; empty where omega = 1.
         """
-        for part, rows in self.consumer.rows(x.detach()):
+        for part, rows in self.consumer.rows(summable(x)):
             buckets, weights = step.buckets[owner[part]], step.weights[owner[part]]
             rows, weights, omega = self._subset(rows, weights, omegas, part, step, owner)
             for bucket in buckets.unique().tolist():

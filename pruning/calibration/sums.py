@@ -8,6 +8,12 @@ from torch import Tensor
 from pruning.types import PruningError
 
 
+def summable(tensor: Tensor) -> Tensor:
+    """Return `tensor`, detached, where it can be summed in float64: Apple's GPU has none, so there on the CPU."""
+    tensor = tensor.detach()
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
 class Sums:
     """Accumulates float64 sums where the data is; a first add makes the zeros.
 
@@ -39,11 +45,10 @@ class Sums:
         total.index_add_(0, buckets.to(total.device), values.to(total.device, torch.float64))
 
     def _zeros(self, group: str, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return the sum, made on the device of `like` if it has float64."""
+        """Return the sum, made on the device of `like`."""
         found = self._values.get((group, name))
         if found is None:
-            device = torch.device("cpu") if like.device.type == "mps" else like.device
-            found = self._values[group, name] = torch.zeros(shape, dtype=torch.float64, device=device)
+            found = self._values[group, name] = torch.zeros(shape, dtype=torch.float64, device=like.device)
         if tuple(found.shape) != shape:
             raise PruningError(
                 f"group {group!r}: statistic {name!r} has shape {shape} now and had {tuple(found.shape)} before; "
