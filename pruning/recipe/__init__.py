@@ -1,6 +1,6 @@
 """Recipes: what one experiment is, in one YAML file.
 
-The schema is in `schema`, reading and overriding in `loading`, the rules for values in `checks`.
+The schema is in `schema`; `reading` parses, `loading` merges, `checks` has the rules for values.
 """
 
 from pruning.recipe.loading import (
@@ -8,10 +8,10 @@ from pruning.recipe.loading import (
     find_recipe,
     load_recipe,
     recipes_folder,
-    refusal,
     to_dict,
     to_yaml,
 )
+from pruning.recipe.reading import refusal
 from pruning.recipe.schema import Limit, Recipe, Target
 
 __all__ = [

@@ -13,21 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pruning.recipe.checks import value_problems
+from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml, refusal
 from pruning.recipe.schema import Recipe
-
-COMMAND_LINE = "command line"
-
-
-def refusal(message: str) -> ValueError:
-    """Return a PruningError; its module imports torch, which ``ls`` and ``cp`` need not wait for."""
-    from pruning.types import PruningError
-
-    return PruningError(message)
 
 
 def recipes_folder() -> Path:
@@ -81,8 +72,7 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
             every value that makes no sense, each with the place it was written at.
     """
     path = find_recipe(argument)
-    written = _read(path)
-    asked = _parse_overrides(overrides)
+    written, asked = _sections_filled(read_yaml(path)), read_overrides(overrides)
     _refuse([f"{path}: {p}" for p in structure_problems(written)])
     _refuse([f"{COMMAND_LINE}: {p}" for p in structure_problems(asked)])
     recipe = _merge(path, written, asked)
@@ -113,29 +103,12 @@ def _refuse(problems: Sequence[str]) -> None:
         raise refusal("\n".join(problems))
 
 
-def _read(path: Path) -> dict[Any, Any]:
-    """Return the YAML mapping in `path`, empty sections as empty mappings."""
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise refusal(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise refusal(f"{path}: a recipe is a mapping of sections, found a {type(data).__name__}")
-    sections = {f.name for f in dataclasses.fields(Recipe) if _is_section(_hints(Recipe)[f.name])}
-    return {key: {} if value is None and key in sections else value for key, value in data.items()}
-
-
-def _parse_overrides(overrides: Sequence[str]) -> dict[Any, Any]:
-    """Return ``key.path=value`` entries as nested mappings."""
-    for entry in overrides:
-        key, equals, _ = entry.partition("=")
-        if not equals or not key or any(not part for part in key.split(".")):
-            raise refusal(f"{COMMAND_LINE}: {entry!r} is not an override; write key.path=value")
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise refusal(f"{COMMAND_LINE}: {' '.join(overrides)}: {error}") from error
-    return typing.cast(dict[Any, Any], parsed)
+def _sections_filled(data: dict[Any, Any]) -> dict[Any, Any]:
+    """Return `data` with empty sections (``recover:`` and nothing below) as empty mappings."""
+    hints = _hints(Recipe)
+    return {
+        key: {} if value is None and _is_section(hints.get(key)) else value for key, value in data.items()
+    }
 
 
 def _merge(path: Path, written: dict[Any, Any], asked: dict[Any, Any]) -> Recipe:

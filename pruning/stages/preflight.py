@@ -37,6 +37,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_model(run)
     scheduler_named(run.scheduler, run.recipe.evaluate.sampler)
     check_provider(run)
+    check_batches(run, stages)
     check_data(run, stages)
     check_room(run, stages)
 
@@ -84,6 +85,17 @@ def check_provider(run: Run) -> None:
                 f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of criterion "
                 f"{run.recipe.score.criterion!r} needs; use calibrate.provider=noised or another criterion"
             )
+
+
+def check_batches(run: Run, stages: Sequence[str]) -> None:
+    """Check that a training batch can be split over processes and micro-batches."""
+    section = run.recipe.recover
+    parts = section.gradient_accumulation * run.ranks.count
+    if "recover" in stages and section.enabled and section.batch_size % parts:
+        raise PruningError(
+            f"recover.batch_size: {section.batch_size} must be a multiple of gradient_accumulation x processes = "
+            f"{section.gradient_accumulation} x {run.ranks.count} = {parts}"
+        )
 
 
 def check_data(run: Run, stages: Sequence[str]) -> None:

@@ -9,7 +9,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    UNet2DModel,
+)
 from PIL import Image
 
 import pruning
@@ -18,7 +25,7 @@ from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
 from pruning.types import PruningError
 from tests.models import dit, unet2d
-from tests.unit.tiny_pipelines import stable_diffusion
+from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
 
 STAGES = ("sinks", "calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 
@@ -147,16 +154,72 @@ def test_a_unet_with_classes_and_without_recovery(workplace, features):
 
 @pytest.fixture
 def captioned(workplace) -> str:
-    """A parquet file of RGB images with captions, train and test."""
+    """A folder of parquet files of RGB images with captions and labels, train, validation and test."""
     rng = np.random.default_rng(0)
     folder = workplace / "images"
     folder.mkdir()
-    for split, count in (("train", 8), ("test", 6)):
+    columns = {
+        "image": datasets.Image(),
+        "caption": datasets.Value("string"),
+        "label": datasets.Value("int64"),
+    }
+    for split, count in (("train", 8), ("validation", 6), ("test", 6)):
         images = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
-        rows = {"image": images, "caption": ["a red cat", "a blue dog"] * (count // 2)}
-        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+        captions = ["a red cat", "a blue dog"] * (count // 2)
+        rows = {"image": images, "caption": captions, "label": list(range(count))}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+        table.to_parquet(str(folder / f"{split}.parquet"))
     return str(folder)
+
+
+def ddpm(place: Path) -> DDPMPipeline:
+    unet = unet2d(in_channels=3, out_channels=3, sample_size=16)
+    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+
+
+SMALL = (
+    "device=cpu",
+    "model.source=model",
+    "data.source=images",
+    "calibrate.num_samples=4",
+    "calibrate.batch_size=4",
+    "calibrate.timestep_buckets=2",
+    "calibrate.queries=8",
+    "recover.steps=2",
+    "recover.batch_size=8",
+    "recover.warmup_steps=0",
+    "recover.mixed_precision=no",
+    "evaluate.num_samples=4",
+    "evaluate.num_steps=2",
+    "evaluate.batch_size=4",
+    "evaluate.num_real=6",
+    "evaluate.denoising_samples=4",
+    "evaluate.latency={batch_size: 2, runs: 2, sampling_runs: 1}",
+)
+"""What makes a recipe for a real model small; everything else stays as it is written there."""
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "macs", "overrides"),
+    [
+        ("ddpm-cifar10", ddpm, 0.75, ["data.image_column=image", "prune.min_units=1"]),
+        ("dit-xl-2-256", lambda place: dit_latent(), 0.6, ["data.resolution=16", "data.eval_split=test"]),
+        ("sd15", stable_diffusion, 0.8, ["data.resolution=16"]),
+    ],
+)
+def test_the_recipes_for_real_models_on_tiny_models_of_their_classes(
+    workplace, features, captioned, name, make, macs, overrides
+):
+    make(workplace).save_pretrained(workplace / "model")
+    run_recipe(name, [*SMALL, f"evaluate.features={features[3]}", f"prune.target.macs={macs}", *overrides])
+    run = workplace / "runs" / name
+    assert all((run / stage / "DONE").is_file() for stage in STAGES)
+    plan = json.loads((run / "plan" / "plan.json").read_text())
+    assert plan["meta"]["macs"]["plan"] / plan["meta"]["macs"]["dense"] == pytest.approx(macs, abs=0.1)
+    pipeline = DiffusionPipeline.from_pretrained(run / "export" / "diffusers")
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    count = sum(p.numel() for p in denoiser.parameters())
+    assert count == pytest.approx(plan["meta"]["params"]["plan"], rel=0.02)
 
 
 def test_a_text_to_image_pipeline(workplace, features, captioned):

@@ -43,6 +43,28 @@ def test_limits_become_dataclasses_and_the_yaml_of_a_recipe_reads_back(write):
     assert load_recipe(write(to_yaml(recipe), "again.yaml")) == recipe
 
 
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_on_off_and_no_are_words(write, word):
+    recipe = load_recipe(write(f"score: {{omega: {word}}}\nrecover: {{mixed_precision: no}}\n" + TARGET))
+    assert recipe.score.omega == word
+    assert recipe.recover.mixed_precision == "no"
+    assert load_recipe(write(TARGET), [f"score.omega={word}"]).score.omega == word
+    assert load_recipe(write(to_yaml(recipe), "again.yaml")) == recipe
+
+
+def test_truth_values_and_numbers_are_read_as_such(write):
+    recipe = load_recipe(write("recover: {enabled: false, learning_rate: 1e-4, ema_decay: .5}\n" + TARGET))
+    assert recipe.recover.enabled is False
+    assert (recipe.recover.learning_rate, recipe.recover.ema_decay) == (1e-4, 0.5)
+
+
+def test_of_two_overrides_of_one_key_the_last_holds(write):
+    recipe = load_recipe(
+        write(TARGET), ["evaluate.latency={runs: 3}", "evaluate.latency.runs=4", "seed=1", "seed=2"]
+    )
+    assert (recipe.evaluate.latency.runs, recipe.seed) == (4, 2)
+
+
 def test_an_empty_section_is_its_defaults(write):
     assert load_recipe(write("recover:\nevaluate: {}\n" + TARGET)).recover == Recipe().recover
 
@@ -209,6 +231,13 @@ def test_an_override_needs_a_key_and_a_value(write, override):
         load_recipe(write(TARGET), [override])
 
 
+def test_an_override_whose_value_is_no_yaml_is_quoted(write):
+    with pytest.raises(
+        PruningError, match=r"command line: 'prune\.kinds=\[a': the value cannot be read as YAML"
+    ):
+        load_recipe(write(TARGET), ["prune.kinds=[a"])
+
+
 def test_a_typo_on_the_command_line_says_so(write):
     with pytest.raises(
         PruningError, match=r"command line: prune\.taget is unknown; did you mean prune\.target\?"
@@ -221,7 +250,7 @@ def test_a_typo_on_the_command_line_says_so(write):
     [
         ("- a\n- b\n", "a recipe is a mapping of sections, found a list"),
         ("seed: [1\n", "cannot be read as YAML"),
-        ("seed: 1\nseed: 2\n", "cannot be read as YAML"),
+        ("seed: 1\nseed: 2\n", "cannot be read as YAML: the key 'seed' stands here twice"),
         ("run_dir: ${nam}/x\n" + TARGET, r"run_dir: .*nam"),
     ],
 )

@@ -111,6 +111,13 @@ def test_a_target_out_of_reach_is_refused_and_the_least_is_named(recipe):
         check(change(recipe, prune__target=target))
 
 
+def test_a_batch_that_cannot_be_split_is_refused(recipe):
+    odd = change(recipe, recover__gradient_accumulation=3)
+    check(change(odd, recover__enabled=False))
+    with pytest.raises(PruningError, match=r"recover\.batch_size: 64 must be a multiple of .* 3 x 1 = 3"):
+        check(odd)
+
+
 def test_a_model_without_scheduler_is_refused(recipe, tmp_path):
     (tmp_path / "model" / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(PruningError, match="has no scheduler"):
