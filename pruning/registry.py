@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Registry(Generic[T]):
         return sorted(self._entries.items())
 
 
-def import_submodules(package: str, path: list[str]) -> None:
+def import_submodules(package: str, path: Iterable[str]) -> None:
     """Import every module of `package`; an ImportError in one of them is let through."""
     for info in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{info.name}")

@@ -268,6 +268,11 @@ def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:
     yield from group.consumed_by
 
 
+def config_of(model: torch.nn.Module) -> Mapping[str, Any]:
+    """Return the config of a diffusers model."""
+    return model.config  # type: ignore[return-value]
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return a stable hash of a model's architecture: its config without paths, versions and provenance."""
     skip = ("_name_or_path", "_diffusers_version", "_use_default_values")

@@ -76,7 +76,7 @@ def run_peer(model: Any) -> None:
 
     pruner = tp.pruner.BasePruner(
         model,
-        inputs(),
+        inputs(),  # type: ignore[arg-type]
         importance=tp.importance.GroupMagnitudeImportance(),
         pruning_ratio=RATIO,
         ignored_layers=[model.conv_out],
@@ -94,8 +94,6 @@ def status(key: str) -> int:
 
 def child(side: str) -> None:
     """Run one side once in this process and print its measurement."""
-    import torch
-
     model = build()
     dense = sum(p.numel() * p.element_size() for p in model.parameters())
     if side == "ours":

@@ -47,7 +47,9 @@ def look_inside(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     if top != {"pruning", "eval"}:
-        raise SystemExit(f"{wheel.name}: top-level names must be exactly eval and pruning, found {sorted(top)}")
+        raise SystemExit(
+            f"{wheel.name}: top-level names must be exactly eval and pruning, found {sorted(top)}"
+        )
     missing = [name for name in MUST_HOLD if name not in names]
     if missing:
         raise SystemExit(f"{wheel.name}: missing {', '.join(missing)}")

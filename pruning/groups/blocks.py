@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from pruning.groups.base import handler
-from pruning.types import BlockRemoval, PrunableGroup
+from pruning.types import BlockRemoval, PrunableGroup, config_of
 
 # DiT's forward takes the conditioning of its output layer from the first block's norm.
 READ_FROM_OUTSIDE = {"DiTTransformer2DModel": ("transformer_blocks.0",)}
@@ -52,5 +52,5 @@ def _transformer_block(path: str, model: nn.Module) -> BlockRemoval | None:
     siblings = model.get_submodule(parent)
     if not (index.isdigit() and isinstance(siblings, nn.ModuleList) and len(siblings) > 1):
         return None
-    counted = parent == "transformer_blocks" and model.config.get("num_layers") == len(siblings)
+    counted = parent == "transformer_blocks" and config_of(model).get("num_layers") == len(siblings)
     return BlockRemoval(config_field="num_layers" if counted else None)

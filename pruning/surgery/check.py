@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pruning.types import PrunableGroup, PruningError, PruningPlan, config_hash
+from pruning.types import PrunableGroup, PruningError, PruningPlan, config_hash, config_of
 
 
 def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:
     """Raise PruningError, naming the group and the rule, unless `plan` can be applied to `model`."""
-    if plan.base_hash and plan.base_hash != config_hash(model.config):
+    if plan.base_hash and plan.base_hash != config_hash(config_of(model)):
         raise PruningError(
             f"plan was made for the architecture {plan.base_hash}, but this {type(model).__name__} is "
-            f"{config_hash(model.config)}; apply it to the dense model that it was made for"
+            f"{config_hash(config_of(model))}; apply it to the dense model that it was made for"
         )
     by_name = {group.name: group for group in groups}
     for name, kept in plan.kept.items():

@@ -13,7 +13,7 @@ from pruning.groups import find_groups
 from pruning.surgery.check import check_plan, inside, outermost
 from pruning.surgery.identity import IdentityBlock, replace_module
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
-from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, slices_of
+from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_of, slices_of
 
 
 def apply_plan(
@@ -51,13 +51,13 @@ def apply_plan(
     _record(model, key["modules"], touched)
     _remove_blocks(model, groups, plan, key)
     if key["modules"] or key["removed_blocks"]:
-        model.register_to_config(**{PRUNING_KEY: key})
+        model.register_to_config(**{PRUNING_KEY: key})  # type: ignore[operator]
     return model
 
 
 def _previous_key(model: nn.Module, plan: PruningPlan) -> dict[str, Any]:
     """Start the config entry from the one of an earlier pruning, if there is one."""
-    old: Mapping[str, Any] = model.config.get(PRUNING_KEY) or {}
+    old: Mapping[str, Any] = config_of(model).get(PRUNING_KEY) or {}
     key: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "class_name": type(model).__name__,
