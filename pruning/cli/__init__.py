@@ -11,7 +11,10 @@ import signal
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pruning.cli.console import Console
 
 STAGE_HELP = {
     "sinks": "first calibration pass: how stable the attention sinks are",
@@ -46,18 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a user's mistake or an impossible request, 130 after Ctrl-C.
     """
-    parser = build_parser()
-    arguments = _parse(parser, list(sys.argv[1:] if argv is None else argv))
-    signal.signal(signal.SIGTERM, _terminate)
+    arguments = _parse(build_parser(), list(sys.argv[1:] if argv is None else argv))
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # what matters to the user, we say ourselves
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from pruning.cli.commands import COMMANDS
     from pruning.cli.console import Console
 
-    console = Console(arguments.json, arguments.quiet)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = COMMANDS[arguments.command](arguments, console)
-        console.finish(arguments.command, result)
+        with Console(arguments.json, arguments.quiet) as console:
+            return _run(arguments, console)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run one command and return the exit status."""
+    try:
+        from pruning.cli.commands import COMMANDS
+
+        console.finish(arguments.command, COMMANDS[arguments.command](arguments, console))
     except BrokenPipeError:  # `sinkprune ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ class Result:
 
 
 class Console:
-    """Prints results, messages and errors.
+    """Prints results and errors, and inside ``with`` also the log of this project.
 
     Args:
         as_json: One line of JSON in place of tables.
@@ -41,11 +41,26 @@ class Console:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self._json = as_json
+        self._level = logging.WARNING if quiet else logging.INFO
+        self._before: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
         self.progress = not quiet
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._listen(logging.WARNING if quiet else logging.INFO)
+
+    def __enter__(self) -> Console:
+        """Show the log of this project."""
+        for name in ("pruning", "eval"):
+            logger = logging.getLogger(name)
+            self._before.append((logger, logger.handlers, logger.level, logger.propagate))
+            logger.handlers, logger.propagate = [_Handler(self._err)], False
+            logger.setLevel(self._level)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._before:
+            logger, logger.handlers, level, logger.propagate = self._before.pop()
+            logger.setLevel(level)
 
     def finish(self, command: str, result: Result) -> None:
         """Print the end of a command: its tables and its path, or one line of JSON."""
@@ -68,15 +83,6 @@ class Console:
     def interrupted(self) -> None:
         """Say that the work was stopped and what that means."""
         self._err.print("stopped; what is done is kept, and the same command goes on from there")
-
-    def _listen(self, level: int) -> None:
-        """Show the log of this project, and warnings of others."""
-        handler = _Handler(self._err)
-        for name in ("pruning", "eval"):
-            logger = logging.getLogger(name)
-            logger.handlers = [handler]
-            logger.setLevel(level)
-            logger.propagate = False
 
 
 class _Handler(logging.Handler):

@@ -73,6 +73,8 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
     """
     path = find_recipe(argument)
     written, asked = _sections_filled(read_yaml(path)), read_overrides(overrides)
+    if Path(argument).expanduser().is_dir():  # wherever a run directory was moved to, it is that run's
+        written["run_dir"] = str(argument)
     _refuse([f"{path}: {p}" for p in structure_problems(written)])
     _refuse([f"{COMMAND_LINE}: {p}" for p in structure_problems(asked)])
     recipe = _merge(path, written, asked)

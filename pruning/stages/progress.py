@@ -15,13 +15,13 @@ class Bars:
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
         self._bar: tqdm | None = None
         self._what = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` are done; a total of 0 is unknown."""
-        if not self._enabled:
+        if not self.enabled:
             return
         if self._bar is None or what != self._what:
             self.close()

@@ -58,7 +58,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         seed=run.recipe.seed,
         folder=folder / "checkpoints",
         device=run.device.type,
-        progress=recovery.ProgressBar() if run.ranks.is_first else None,
+        progress=recovery.ProgressBar() if run.bars.enabled else None,
     )
     if run.ranks.is_first:
         checkpoint.save(student, folder / MODEL)

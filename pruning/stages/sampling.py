@@ -33,7 +33,8 @@ def scheduler_named(scheduler: Any, name: str | None) -> Any:
         raise PruningError(
             f"evaluate.sampler: {name!r} is no scheduler class of diffusers {diffusers.__version__}"
         )
-    return cls.from_config(scheduler.config)
+    build: Any = cls  # schedulers get `from_config` from a mixin of diffusers
+    return build.from_config(scheduler.config)
 
 
 def labels_of(run: Run, ids: Sequence[int] | Tensor) -> Tensor | None:

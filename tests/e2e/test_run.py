@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -21,6 +24,7 @@ from PIL import Image
 
 import pruning
 from eval.classifier import SmallClassifier, save_classifier
+from pruning.cli import main
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
 from pruning.types import PruningError
@@ -289,3 +293,57 @@ def test_fresh_reuses_nothing_and_keeps_what_was_there(workplace, features):
     assert (workplace / "runs/tiny/plan/DONE").is_file()
     with pytest.raises(PruningError, match=r"--from prune comes after --until plan"):
         run_recipe(load_recipe(recipe), start="prune", until="plan")
+
+
+def test_the_command_from_run_to_comparison(workplace, features, capsys):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    write_recipe(workplace, features[1])
+    few = ["evaluate.metrics=[cost,fid]", "recover.enabled=false"]
+    assert main(["run", "tiny.yaml", *few, "--json", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    last = json.loads(captured.out)
+    assert last["path"] == "runs/tiny/report/report.html"
+    assert last["frechet_pruned"] > 0
+    assert main(["plan", "tiny.yaml", "name=other", "prune.target.macs=0.85"]) == 0
+    assert capsys.readouterr().out.endswith("runs/other/plan\n")
+    assert main(["run", "tiny.yaml", "name=other", "prune.target.macs=0.85", *few]) == 0
+    out = capsys.readouterr()
+    assert "Fréchet distance on random features" in out.out
+    assert "score     unchanged, reused" in out.err
+
+    assert main(["report", "runs/tiny", "runs/other"]) == 0
+    assert capsys.readouterr().out.endswith("runs/report.html\n")
+    assert Path("runs/report.html").is_file()
+    assert main(["show", "runs/tiny"]) == 0
+    assert "attention_heads" in capsys.readouterr().out
+    assert main(["diff", "runs/tiny", "runs/other", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["prune.target.macs"] == [0.75, 0.85]
+    assert found["figures"]["macs_ratio"][0] < found["figures"]["macs_ratio"][1]
+    assert main(["run", "runs/tiny", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["basis"] == "scores"
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(workplace, features):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, ["name=one"], until="recover")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "pruning",
+    ]
+    root = str(Path(pruning.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = [*launch, "run", "tiny.yaml", "name=two", "--until", "recover"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    losses = [
+        json.loads(Path(f"runs/{name}/recover/losses.json").read_text())["loss"] for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (workplace / "runs/two/recover/DONE").is_file()

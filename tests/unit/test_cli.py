@@ -72,7 +72,7 @@ def test_every_command_explains_itself(capsys):
 
 
 def test_a_dry_run_on_a_bare_config_hits_the_target(workplace, capsys):
-    found = dry_run(capsys, "quickstart", "model.source=dit.json")
+    found = dry_run(capsys, "quickstart", "model.source=dit.json", "prune.round_to=1")
     assert found["plan"]["hit"]
     assert found["plan"]["macs_ratio"] == pytest.approx(0.5, abs=0.01)
     assert {row["kind"]: (row["groups"], row["units"]) for row in found["kinds"]} == {
@@ -87,11 +87,12 @@ def test_a_dry_run_on_a_bare_config_hits_the_target(workplace, capsys):
 
 
 def test_a_dry_run_prints_tables(workplace, capsys):
-    assert main(["run", "quickstart", "--dry-run", "model.source=dit.json"]) == 0
+    assert main([*DRY, "prune.round_to=1"]) == 0
     out = capsys.readouterr().out
     assert "attention_heads" in out
-    assert "asked: 0.5 of the dense MACs" in out
-    assert "50." in out
+    assert "asked: 0.5 of the dense MACs\n" in out
+    assert main([*DRY, "prune.round_to=64", "prune.kinds=[ffn_channels]", "prune.target.macs=0.93"]) == 0
+    assert "asked: 0.93 of the dense MACs (not hit; this is the nearest)" in capsys.readouterr().out
 
 
 def test_overrides_may_stand_anywhere(workplace, capsys):

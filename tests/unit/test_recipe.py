@@ -267,8 +267,10 @@ def test_a_recipe_is_found_by_path_by_run_or_by_bundled_name(write, tmp_path, mo
     mine = write("", "quickstart.yaml")
     assert find_recipe("quickstart.yaml").resolve() == mine
     (tmp_path / "run").mkdir()
-    inner = write("", "run/recipe.yaml")
+    inner = write("run_dir: elsewhere\n" + TARGET, "run/recipe.yaml")
     assert find_recipe("run").resolve() == inner
+    assert load_recipe("run").run_dir == "run"
+    assert load_recipe("run", ["run_dir=other"]).run_dir == "other"
 
 
 @pytest.mark.parametrize("argument", ["quickstrt", "elsewhere/quickstart.yaml"])
