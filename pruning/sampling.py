@@ -152,7 +152,9 @@ def fresh_scheduler(scheduler: Any, num_steps: int, device: torch.device | str =
         raise PruningError(
             f"scheduler {name}: stochastic_sampling draws from the global generator; switch it off"
         )
-    steps = type(scheduler).from_config(scheduler.config)
+    learned = str(scheduler.config.get("variance_type")).startswith("learned")
+    plain = {"variance_type": "fixed_small"} if learned else {}  # `denoise` drops the learned variance
+    steps = type(scheduler).from_config(scheduler.config, **plain)
     try:
         steps.set_timesteps(num_steps, device=device)
     except Exception as error:  # each scheduler has its own checks

@@ -27,7 +27,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from pruning.data import ImageData, noise_and_target, open_images, sample_generator
-from pruning.models.families import config_of, denoise, denoiser_call, null_class, num_classes
+from pruning.models.families import config_of, denoise, denoiser_call, null_class, num_classes, sample_shape
 
 log = logging.getLogger("train_base")
 
@@ -94,6 +94,19 @@ def build(preset: dict[str, Any], overrides: dict[str, Any], seed: int) -> tuple
     return model, diffusers.DDIMScheduler(num_train_timesteps=1000, **preset["scheduler"])
 
 
+def check_fit(model: nn.Module, data: ImageData) -> None:
+    """Stop unless images and classes of `data` fit the model."""
+    classes = num_classes(model)
+    if data.shape != sample_shape(model):
+        raise SystemExit(
+            f"{data.name}: images {data.shape}, model {sample_shape(model)}; change --resolution or --set"
+        )
+    if classes is not None and (data.num_classes is None or data.num_classes > classes):
+        raise SystemExit(
+            f"{data.name}: {data.num_classes} classes, model {classes}; change --label-column or --set"
+        )
+
+
 def train_mode(model: nn.Module) -> None:
     """Set training mode, but keep label embeddings in eval mode: they would drop labels block by block."""
     model.train()
@@ -157,7 +170,7 @@ def train(model: nn.Module, scheduler: Any, data: ImageData, args: argparse.Name
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     path, asked = (
         args.work / "state.pt",
-        {k: str(v) for k, v in vars(args).items() if k not in ("out", "work", "device")},
+        {k: str(v) for k, v in vars(args).items() if k not in ("out", "work", "device", "checkpoint_every")},
     )
     first, seconds, running = 0, 0.0, float("nan")
     if path.exists():
@@ -249,6 +262,7 @@ def main() -> None:
         image_column=args.image_column,
         label_column=args.label_column,
     )
+    check_fit(model, data)
     numbers = train(model, scheduler, data, args)
     cast(Any, model.eval().to("cpu", torch.bfloat16)).save_pretrained(args.out / preset["folder"])
     scheduler.save_pretrained(args.out / "scheduler")

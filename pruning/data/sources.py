@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pruning.data.decode import MODES
 from pruning.data.digits import open_digits
 from pruning.data.images import ImageData
@@ -11,7 +13,7 @@ DIGITS = "digits"
 
 
 def open_images(
-    source: str,
+    source: str | Path,
     *,
     split: str = "train",
     channels: int,
@@ -39,6 +41,7 @@ def open_images(
         PruningError: If source, split or column do not exist, the split is empty, or channels or resolution are
             impossible.
     """
+    source = str(source)
     if channels not in MODES:
         raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
     if resolution < 1:

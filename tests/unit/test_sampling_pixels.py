@@ -115,6 +115,13 @@ def test_bad_requests(build, changes: dict, message: str):
         sample(build(), DDIMScheduler(), sample_ids=[0, 1], **{**SETTINGS, **changes})
 
 
+def test_a_learned_variance_is_left_out():
+    model, scheduler = dit(out_channels=2), DDPMScheduler(variance_type="learned_range")
+    found = sample(model, scheduler, sample_ids=[0], labels=[1], **SETTINGS)
+    plain = sample(model, DDPMScheduler(), sample_ids=[0], labels=[1], **SETTINGS)
+    assert torch.equal(found, plain)
+
+
 def test_noise_that_cannot_be_seeded_is_refused():
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     with pytest.raises(PruningError, match="stochastic_sampling draws from the global generator"):
