@@ -65,7 +65,7 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
     budget = table(
         ("kind", "groups", "units", "would go", "of the parameters", "of the MACs"),
         kinds,
-        title=f"{found['class']} {found['model']}: what may be cut, and what would go {how}",
+        title=f"\n{found['class']} {found['model']}: what may be cut, and what would go {how}",
     )
     sizes = table(
         ("", "dense", "slim", "left"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ SHOWN = (
     "calibrate.timestep_weights",
     "calibrate.queries",
     "model.dtype",
-    "prune.kinds",
     "seed",
 )
 """Keys that say what the model is shown. Batch sizes are not among them: they do not change the result."""
@@ -87,10 +86,19 @@ def _first_pass_settings(run: Run) -> dict[str, Any]:
         "needed": needs_first_pass(asked.needs, asked.variants, omega),
         "stability": bool(asked.variants),
         "indicator": omega.indicator_settings(),
+        "kinds": sorted(run.recipe.prune.kinds),
     }
 
 
-@stage("sinks", reads=SHOWN, extra=_first_pass_settings)
+def _saw_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Tell whether a first pass serves one that asks for less."""
+    if not asked["needed"]:
+        return True
+    more = done["needed"] and done["stability"] >= asked["stability"]
+    return more and done["indicator"] == asked["indicator"] and set(done["kinds"]) >= set(asked["kinds"])
+
+
+@stage("sinks", reads=SHOWN, extra=_first_pass_settings, enough=_saw_enough)
 def sinks(run: Run, folder: Path) -> dict[str, Any]:
     """See, before anything is weighted, how stable each sink is and what the channel means are."""
     settings, section = _first_pass_settings(run), run.recipe.calibrate
@@ -117,10 +125,22 @@ def sinks(run: Run, folder: Path) -> dict[str, Any]:
 
 def _statistics(run: Run) -> dict[str, Any]:
     asked = wanted(run)
-    return {"needs": list(asked.needs), "variants": list(asked.variants)}
+    kinds = sorted(run.recipe.prune.kinds)
+    return {"needs": list(asked.needs), "variants": list(asked.variants), "kinds": kinds}
 
 
-@stage("calibrate", after=("sinks",), reads=(*SHOWN, "calibrate.rows", "calibrate.omega"), extra=_statistics)
+def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Tell whether a calibration serves one that asks for less: another criterion, compensation or fewer kinds."""
+    return all(set(done[key]) >= set(asked[key]) for key in ("needs", "variants", "kinds"))
+
+
+@stage(
+    "calibrate",
+    after=("sinks",),
+    reads=(*SHOWN, "calibrate.rows", "calibrate.omega"),
+    extra=_statistics,
+    enough=_gathered_enough,
+)
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""
     asked, section = wanted(run), run.recipe.calibrate

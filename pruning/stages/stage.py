@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Work = Callable[["Run", Path], dict[str, Any]]
 Extra = Callable[["Run"], dict[str, Any]]
+Enough = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 
 CLOCK = ".seconds"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -42,6 +43,7 @@ class Stage:
         after: Stages whose artefacts it reads; none means that it reads the model and the data.
         reads: Keys of the recipe that its result depends on, ``section`` or ``section.key``.
         extra: Further values that its result depends on.
+        enough: ``(extra as done, extra as asked) -> bool``: what was done holds all that is asked, and more.
         resumable: What an interrupted attempt left in its folder is of use to the next.
         on_all_ranks: `work` runs on every process of a distributed launch, not on the first alone.
     """
@@ -51,6 +53,7 @@ class Stage:
     after: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     extra: Extra | None = None
+    enough: Enough | None = None
     resumable: bool = False
     on_all_ranks: bool = False
 
@@ -69,7 +72,7 @@ class Stage:
             run.workspace.claim()
             config, inputs = self.config(run), self.inputs(run)
             mark = fingerprint(self.name, config, inputs)
-            current = run.folder.is_current(self.name, mark)
+            current = self._holds(run, config, inputs)
             if current:
                 logger.info("%-9s unchanged, reused", self.name)
             else:
@@ -87,7 +90,7 @@ class Stage:
         """Tell whether the stage is done with the settings and inputs of now; it is then reused."""
         if not all(run.folder.is_done(name) for name in (*self.after, self.name)):
             return False
-        return run.folder.is_current(self.name, fingerprint(self.name, self.config(run), self.inputs(run)))
+        return self._holds(run, self.config(run), self.inputs(run))
 
     def config(self, run: Run) -> dict[str, Any]:
         """Return the values that the result depends on."""
@@ -100,6 +103,20 @@ class Stage:
         if not self.after:
             return {kind: entry["hash"] for kind, entry in run.workspace.identity.items()}
         return {name: run.folder.output_hash(name) for name in self.after}
+
+    def _holds(self, run: Run, config: dict[str, Any], inputs: dict[str, str]) -> bool:
+        """Tell whether what is done serves this config and these inputs."""
+        folder = run.folder
+        if folder.is_current(self.name, fingerprint(self.name, config, inputs)):
+            return True
+        done = folder.manifest(self.name).get("config") if self.enough and folder.is_done(self.name) else None
+        if not done or self.enough is None or self.extra is None:
+            return False
+        asked = self.extra(run)
+        if not set(asked) <= set(done) or not self.enough(done, asked):
+            return False
+        more = {**config, **{key: done[key] for key in asked}}
+        return folder.is_current(self.name, fingerprint(self.name, more, inputs))
 
     def _do(self, run: Run) -> dict[str, Any]:
         """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
@@ -142,6 +159,7 @@ def stage(
     after: tuple[str, ...] = (),
     reads: tuple[str, ...] = (),
     extra: Extra | None = None,
+    enough: Enough | None = None,
     resumable: bool = False,
     on_all_ranks: bool = False,
 ) -> Callable[[Work], Stage]:
@@ -149,7 +167,7 @@ def stage(
 
     def decorate(work: Work) -> Stage:
         assert name in STAGES, f"{name} is no stage"
-        return Stage(name, work, after, reads, extra, resumable, on_all_ranks)
+        return Stage(name, work, after, reads, extra, enough, resumable, on_all_ranks)
 
     return decorate
 

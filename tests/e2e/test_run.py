@@ -283,6 +283,26 @@ def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(workplace
     assert losses[0] == losses[1]
 
 
+def test_a_criterion_that_needs_less_reuses_the_calibration(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, ["score.criterion=sink"], until="plan")
+    less = [
+        "score.criterion=obs",
+        "prune.compensation=fold",
+        "prune.kinds=[ffn_channels]",
+        "prune.target.macs=0.9",
+    ]
+    run_recipe(recipe, less, until="prune")
+    (old,) = (workplace / "runs/tiny/.old").iterdir()
+    assert sorted(p.name for p in old.iterdir() if p.is_dir()) == ["plan", "score"]
+    run_recipe(recipe, ["score.criterion=taylor"], until="score")
+    assert (
+        "taylor"
+        in json.loads((workplace / "runs/tiny/calibrate/manifest.json").read_text())["config"]["needs"]
+    )
+
+
 def test_fresh_reuses_nothing_and_keeps_what_was_there(workplace, features):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])

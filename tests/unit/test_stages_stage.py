@@ -128,6 +128,34 @@ def test_a_manifest_says_with_what_and_how_long(tmp_path, chain):
     assert not first.is_current(Run(dataclasses.replace(recipe, seed=1)))
 
 
+def test_what_holds_more_than_is_asked_is_reused_and_still_says_what_it_holds(tmp_path):
+    worked: list[list[str]] = []
+    asked = ["a", "b"]
+
+    @stage(
+        "score",
+        reads=("seed",),
+        extra=lambda run: {"names": asked},
+        enough=lambda d, a: set(d["names"]) >= set(a["names"]),
+    )
+    def gather(run: Run, folder: Path):
+        worked.append(asked)
+        return {}
+
+    recipe = make_recipe(tmp_path)
+    gather(Run(recipe))
+    asked = ["b"]
+    gather(Run(recipe))
+    assert worked == [["a", "b"]]
+    assert gather.is_current(Run(recipe))
+    assert Run(recipe).folder.manifest("score")["config"]["names"] == ["a", "b"]
+    asked = ["b", "c"]
+    gather(Run(recipe))
+    asked = ["b"]
+    gather(Run(dataclasses.replace(recipe, seed=1)))  # another setting changed: what it holds is of no use
+    assert worked == [["a", "b"], ["b", "c"], ["b"]]
+
+
 def test_a_stage_whose_input_is_missing_says_which_to_run(tmp_path, chain):
     _, (_, second, _) = chain
     with pytest.raises(PruningError, match=r"stage 'score' has not been run; run `sinkprune score` first"):
