@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pruning.cli.console import Console, Result, facts
 from pruning.cli.look import diff, list_all, show
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal
 from pruning.stages.folder import RunFolder, read_json
+
+logger = logging.getLogger(__name__)
 
 Command = Callable[[argparse.Namespace, Console], Result]
 
@@ -51,11 +54,7 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
         return stage(arguments, console)
     if arguments.overrides:
         raise refusal(f"{arguments.overrides[0]}: a comparison of runs takes no overrides")
-    runs = [Path(word) for word in named]
-    unfinished = [path for path in runs if not (path / "report" / "data.json").is_file()]
-    if unfinished:
-        first = unfinished[0]
-        raise refusal(f"{first}: is no run directory with a report; run `sinkprune report {first}` first")
+    runs = _with_report([Path(word) for word in named])
     from eval.report import build
 
     output = Path(arguments.output) if arguments.output else _beside(runs) / "report.html"
@@ -76,6 +75,19 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
     except FileExistsError as error:
         raise refusal(f"{target} exists already; choose another name, or delete it first") from error
     return Result({"recipe": str(source)}, path=str(target))
+
+
+def _with_report(paths: list[Path]) -> list[Path]:
+    """Return the run directories that have a report; ``runs/*`` also names others, which are left out aloud."""
+    found = [path for path in paths if (path / "report" / "data.json").is_file()]
+    for path in paths:
+        if path not in found and (path / "run.json").is_file():
+            logger.warning("%s has no report yet and is left out; run `sinkprune report %s`", path, path)
+    if not found:
+        raise refusal(
+            f"{paths[0]}: is no run directory with a report; run `sinkprune report {paths[0]}` first"
+        )
+    return found
 
 
 def _ended(folder: RunFolder, last: str) -> Result:

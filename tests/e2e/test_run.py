@@ -334,6 +334,9 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     assert main(["report", "runs/tiny", "runs/other"]) == 0
     assert capsys.readouterr().out.endswith("runs/report.html\n")
     assert Path("runs/report.html").is_file()
+    assert main(["plan", "tiny.yaml", "name=third"]) == 0
+    assert main(["report", *map(str, sorted(Path("runs").iterdir()))]) == 0  # runs/*, the comparison included
+    assert "runs/third has no report yet and is left out" in capsys.readouterr().err
     assert main(["show", "runs/tiny"]) == 0
     assert "attention_heads" in capsys.readouterr().out
     assert main(["diff", "runs/tiny", "runs/other", "--json"]) == 0
