@@ -115,7 +115,9 @@ def measure_forwards(repeats: int, batch: int, queries: int) -> dict[str, Any]:
                 rounds[name].append((wall, processor, inside / (wall - inside)))
             seconds = ", ".join(f"{name} {rounds[name][-1][0]:.2f} s" for name in arms)
             print(f"round {turn + 1}: {seconds}", flush=True)
-    result: dict[str, Any] = {"plain_seconds": statistics.median(r[0] for r in rounds["plain"])}
+    plain_walls = [r[0] for r in rounds["plain"]]
+    result: dict[str, Any] = {"plain_seconds": statistics.median(plain_walls)}
+    result["plain_spread"] = (max(plain_walls) - min(plain_walls)) / result["plain_seconds"]
     for name in ("sampled", "exact"):
         pairs = list(zip(rounds[name], rounds["plain"], strict=True))
         walls = [ours[0] / plain[0] - 1 for ours, plain in pairs]
@@ -243,6 +245,11 @@ def main() -> None:
     print(
         f"plain forward, median: {result['plain_seconds']:.2f} s (batch {args.batch}, {result['threads']} threads)"
     )
+    if result["plain_spread"] > 0.1:
+        print(
+            f"the machine is busy: the plain forward's times spread by {result['plain_spread']:.0%}; "
+            "trust the processor time and the time inside, or run again when it is quiet"
+        )
     for name in ("sampled", "exact"):
         print(
             f"{name}: overhead {result[f'overhead_{name}']:+.2%} (rounds {result[f'overhead_{name}_rounds']}), "

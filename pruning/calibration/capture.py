@@ -77,7 +77,7 @@ class AttentionCapture:
             raise PruningError(
                 f"attention module {call.path!r}: its processor {processor} does not call "
                 "F.scaled_dot_product_attention, so its attention cannot be seen; "
-                "give it AttnProcessor2_0 (model.set_attn_processor) and switch off slicing, xformers and "
+                "give it AttnProcessor2_0 (its set_processor) and switch off slicing, xformers and "
                 "other attention back ends while calibrating"
             )
 
