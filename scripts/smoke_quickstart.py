@@ -35,7 +35,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "smoke"
         for _ in range(2):
-            done = subprocess.run([*COMMAND, *SMALL, f"run_dir={run}", "--json"], capture_output=True, text=True)
+            done = subprocess.run(
+                [*COMMAND, *SMALL, f"run_dir={run}", "--json"], capture_output=True, text=True
+            )
             if done.returncode:
                 raise SystemExit(f"the quickstart failed:\n{done.stdout}\n{done.stderr}")
         summary = json.loads((run / "summary.json").read_text())
@@ -48,7 +50,9 @@ def main() -> None:
         [config] = (run / "export").glob("**/transformer/config.json")
         if "_structured_pruning" not in json.loads(config.read_text()):
             raise SystemExit("the exported model is not pruned")
-        print(f"quickstart smoke: macs_ratio {summary['macs_ratio']:.3f}, report and export written, reuse works")
+        print(
+            f"quickstart smoke: macs_ratio {summary['macs_ratio']:.3f}, report and export written, reuse works"
+        )
 
 
 if __name__ == "__main__":
