@@ -48,7 +48,10 @@ def load_table(source: str, split: str) -> datasets.Dataset:
     except PruningError:
         raise
     except Exception as error:  # `datasets` has no common base class for what goes wrong while it reads
-        raise PruningError(f"data {source!r} cannot be read: {type(error).__name__}: {error}") from error
+        cause = f" ({error.__cause__})" if error.__cause__ else ""  # what is wrong often stands there alone
+        raise PruningError(
+            f"data {source!r} cannot be read: {type(error).__name__}: {error}{cause}"
+        ) from error
     splits = found if isinstance(found, dict) else {"train": found}
     if split not in splits:
         raise PruningError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
@@ -17,9 +18,22 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def value_problems(recipe: Recipe) -> list[Problem]:
-    """Return every value that makes no sense, in the order of the sections."""
+    """Return every value that makes no sense, in the order of the sections; NaN and infinity come first."""
+    if infinite := list(_not_finite(recipe, "")):
+        return infinite
     sections = (_general, _calibrate, _score, _prune, _recover, _evaluate, _export)
     return [problem for section in sections for problem in section(recipe)]
+
+
+def _not_finite(section: Any, prefix: str) -> Iterator[Problem]:
+    """Yield every NaN and infinity in a section and the sections and lists inside it."""
+    fields = vars(section).items() if dataclasses.is_dataclass(section) else enumerate(section)
+    for key, value in fields:
+        path = f"{prefix}[{key}]" if isinstance(key, int) else f"{prefix}.{key}".lstrip(".")
+        if dataclasses.is_dataclass(value) or isinstance(value, list):
+            yield from _not_finite(value, path)
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield path, f"{value} must be a finite number"
 
 
 def _general(recipe: Recipe) -> Iterator[Problem]:
@@ -141,10 +155,12 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.export.formats:
         yield from _registered("export.formats", EXPORTERS.__getitem__, name)
     yield from _one_of("export.dtype", recipe.export.dtype, DTYPES)
-    if not re.fullmatch(r"\d+(\.\d+)?\s*(KB|MB|GB|KiB|MiB|GiB)", recipe.export.max_shard_size, re.IGNORECASE):
+    size = recipe.export.max_shard_size
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|KiB|MiB|GiB)", size, re.IGNORECASE)
+    if number is None or float(number[1]) == 0:
         yield (
             "export.max_shard_size",
-            f"{recipe.export.max_shard_size!r} is no size; write e.g. 500MB or 10GB",
+            f"{size!r} is no size above zero; write e.g. 500MB or 10GB",
         )
 
 

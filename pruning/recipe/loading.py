@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def find_recipe(argument: str | Path) -> Path:
         return bundled[name]
     near = difflib.get_close_matches(name, bundled, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise refusal(f"no recipe {str(argument)!r}: neither a file nor one of {', '.join(bundled)}{hint}")
+    found = "a folder without a recipe.yaml, so no run directory," if path.is_dir() else "neither a file"
+    raise refusal(f"no recipe {str(argument)!r}: {found} nor one of {', '.join(bundled)}{hint}")
 
 
 def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> Recipe:
@@ -79,9 +80,9 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
     _refuse([f"{COMMAND_LINE}: {p}" for p in structure_problems(asked)])
     recipe = _merge(path, written, asked)
     if check:
-        where = {entry.split("=", 1)[0] for entry in overrides}
+        where = [entry.split("=", 1)[0] for entry in overrides]
         problems = value_problems(recipe)
-        _refuse([f"{COMMAND_LINE if key in where else path}: {key}: {text}" for key, text in problems])
+        _refuse([f"{COMMAND_LINE if _is_of(key, where) else path}: {key}: {text}" for key, text in problems])
     return recipe
 
 
@@ -103,6 +104,14 @@ def structure_problems(data: Mapping[Any, Any]) -> list[str]:
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise refusal("\n".join(problems))
+
+
+def _is_of(key: str, places: Iterable[str]) -> bool:
+    """Tell whether the value at `key` is one of `places`, or is in one, or has one in it."""
+    return any(
+        key == place or key.startswith((f"{place}.", f"{place}[")) or place.startswith(f"{key}.")
+        for place in places
+    )
 
 
 def _sections_filled(data: dict[Any, Any]) -> dict[Any, Any]:

@@ -13,9 +13,10 @@ import torch
 
 from eval.run import check_metrics
 from pruning.calibration.base import BlockStatistic, GradientStatistic, expand_needs
-from pruning.data import TEXT_ENCODERS, ImageData
+from pruning.data import TEXT_ENCODERS, ImageData, num_train_timesteps
 from pruning.models import num_classes, sample_shape
 from pruning.recovery.files import check_writable
+from pruning.sampling import fresh_scheduler
 from pruning.stages.calibration import wanted
 from pruning.stages.evaluation import features_of
 from pruning.stages.planning import make_plan
@@ -33,9 +34,10 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     Raises:
         PruningError: For the first thing that cannot work, naming value, rule and place.
     """
+    check_device(run)
     check_names(run, stages)
     check_model(run)
-    scheduler_named(run.scheduler, run.recipe.evaluate.sampler)
+    check_steps(run)
     check_provider(run)
     check_batches(run, stages)
     check_data(run, stages)
@@ -73,6 +75,36 @@ def check_model(run: Run) -> None:
         make_plan(run, None)
 
 
+def check_device(run: Run) -> None:
+    """Check that the device is there."""
+    try:
+        torch.empty(1, device=run.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise PruningError(
+            f"device: {run.recipe.device!r} cannot be used here ({reason}); choose device=auto or device=cpu"
+        ) from error
+
+
+def check_steps(run: Run) -> None:
+    """Check that sampler and scheduler exist and can take the asked numbers of steps and buckets."""
+    calibrate, evaluate = run.recipe.calibrate, run.recipe.evaluate
+    total = num_train_timesteps(run.scheduler)
+    if calibrate.timestep_buckets > total:
+        raise PruningError(
+            f"calibrate.timestep_buckets: {calibrate.timestep_buckets} must be 1 to {total}, the number of training "
+            "timesteps"
+        )
+    asked = [("evaluate.num_steps", evaluate.num_steps, scheduler_named(run.scheduler, evaluate.sampler))]
+    if calibrate.provider == "sampling":
+        asked.append(("calibrate.num_steps", calibrate.num_steps, run.scheduler))
+    for key, steps, scheduler in asked:
+        try:
+            fresh_scheduler(scheduler, steps)
+        except PruningError as error:
+            raise PruningError(f"{key}: {error}") from error
+
+
 def check_provider(run: Run) -> None:
     """Check that the provider can give what the criterion needs."""
     if run.recipe.calibrate.provider != "sampling":
@@ -107,6 +139,11 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     if pixels and height != width:
         raise PruningError(
             f"model.source: the model takes {height} x {width} images; only square ones are supported"
+        )
+    if pixels and recipe.data.resolution not in (None, height):
+        raise PruningError(
+            f"data.resolution: {recipe.data.resolution} is not the model's {height} x {width}, in which it samples and "
+            "is measured; leave it out"
         )
     text = type(run.meta).__name__ in TEXT_ENCODERS
     data = run.open_images(recipe.data.split, shape)

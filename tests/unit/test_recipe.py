@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
+from pruning.recipe import Limit, Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
 from pruning.recipe.checks import value_problems
 from pruning.types import PruningError
 
@@ -191,6 +191,10 @@ def _replace(recipe: Recipe, key: str, value: object) -> Recipe:
         ("export.dtype", "int8", "export.dtype", "float32, bfloat16, float16"),
         ("export.formats", ["onx"], "export.formats", "unknown exporter"),
         ("export.max_shard_size", "big", "export.max_shard_size", "no size"),
+        ("export.max_shard_size", "0MB", "export.max_shard_size", "no size"),
+        ("prune.ridge", float("nan"), "prune.ridge", "nan must be a finite number"),
+        ("evaluate.guidance_scale", float("inf"), "evaluate.guidance_scale", "finite"),
+        ("prune.limits", [Limit(max_ratio=float("nan"))], "prune.limits[0].max_ratio", "finite"),
     ],
 )
 def test_every_rule_names_its_key(key, value, place, message):
@@ -228,6 +232,16 @@ def test_limits_must_bound_something(write):
 @pytest.mark.parametrize("override", ["seed", "=3", "prune..target=3"])
 def test_an_override_needs_a_key_and_a_value(write, override):
     with pytest.raises(PruningError, match=r"command line: '.*' is not an override; write key\.path=value"):
+        load_recipe(write(TARGET), [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["prune.limits=[{match: a, max_ratio: 2}]", "prune.target={macs: 2}", "prune.target.macs=2"]
+)
+def test_a_bad_value_inside_an_override_is_placed_on_the_command_line(write, override):
+    with pytest.raises(
+        PruningError, match=r"^command line: prune\.(limits\[0\]\.max_ratio|target\.macs): 2\.0 is"
+    ):
         load_recipe(write(TARGET), [override])
 
 
@@ -271,6 +285,11 @@ def test_a_recipe_is_found_by_path_by_run_or_by_bundled_name(write, tmp_path, mo
     assert find_recipe("run").resolve() == inner
     assert load_recipe("run").run_dir == "run"
     assert load_recipe("run", ["run_dir=other"]).run_dir == "other"
+
+
+def test_a_folder_that_is_no_run_is_called_so(tmp_path):
+    with pytest.raises(PruningError, match=r"a folder without a recipe\.yaml, so no run directory"):
+        find_recipe(tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["quickstrt", "elsewhere/quickstart.yaml"])

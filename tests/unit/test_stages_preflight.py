@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import psutil
 import pytest
+import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
@@ -116,6 +117,25 @@ def test_a_batch_that_cannot_be_split_is_refused(recipe):
     check(change(odd, recover__enabled=False))
     with pytest.raises(PruningError, match=r"recover\.batch_size: 64 must be a multiple of .* 3 x 1 = 3"):
         check(odd)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("device", "xpu"),
+        ("evaluate__num_steps", 5000),
+        ("evaluate__sampler", "NoScheduler"),
+        ("calibrate__timestep_buckets", 1001),
+        ("data__resolution", 8),
+    ],
+)
+def test_what_device_scheduler_and_model_cannot_do_is_refused_with_its_key(recipe, key, value):
+    if value == "xpu" and torch.xpu.is_available():
+        pytest.skip("there is such a device")
+    run = Run(change(recipe, **{key: value}), progress=False)
+    with pytest.raises(PruningError, match=rf"^{key.replace('__', '.')}: .*{value}"):
+        preflight.preflight(run, ["sinks", "evaluate"])
+    assert not run.folder.path.exists()
 
 
 def test_a_model_without_scheduler_is_refused(recipe, tmp_path):
