@@ -72,7 +72,7 @@ def keep_fraction(groups: Any, scores: Any) -> Any:
 
 def run_peer(model: Any) -> None:
     """Do the same with torch-pruning's stock pruner and group magnitude importance."""
-    import torch_pruning as tp
+    import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
     pruner = tp.pruner.BasePruner(
         model,
@@ -101,7 +101,7 @@ def child(side: str) -> None:
         import pruning.importance
         import pruning.surgery  # noqa: F401
     else:
-        import torch_pruning  # noqa: F401
+        import torch_pruning  # noqa: F401  # pyright: ignore[reportMissingImports]
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = status("VmRSS")
     start = time.perf_counter()
