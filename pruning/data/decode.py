@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pruning.types import PruningError
@@ -25,7 +25,10 @@ def open_image(value: object) -> Image.Image:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, (bytes, bytearray)):
-        return Image.open(io.BytesIO(value))
+        try:
+            return Image.open(io.BytesIO(value))
+        except UnidentifiedImageError as error:  # its own message holds an address in memory
+            raise OSError(f"its {len(value)} bytes are of no known image format") from error
     if isinstance(value, (str, Path)) and str(value):
         return Image.open(value)
     if isinstance(value, Image.Image):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +68,20 @@ class ImageData:
                 f"{self.name}: {count} images asked, but the split holds {self.length}; "
                 "ask for fewer or give a larger data set"
             )
+
+    def check_readable(self, *, labels: bool, seconds: float = 2.0) -> None:
+        """Decode images, and read their labels if asked, in a fixed random order until `seconds` have passed.
+
+        Raises:
+            PruningError: For the first that cannot be read, naming its row.
+        """
+        end = time.monotonic() + seconds
+        for row in random.Random(0).sample(range(self.length), min(self.length, 100_000)):
+            self.images([row])
+            if labels:
+                self.labels([row])
+            if time.monotonic() > end:
+                return
 
     def _rows(self, indices: Indices) -> list[int]:
         rows = [int(i) for i in indices]

@@ -169,7 +169,7 @@ def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
         raise PruningError(
             f"{data.name} has no captions to generate from; name their column in data.caption_column"
         )
-    data.images([0])
+    data.check_readable(labels=classes is not None)
 
 
 def check_room(run: Run, stages: Sequence[str]) -> None:

@@ -99,6 +99,21 @@ def test_an_image_that_cannot_be_decoded_is_refused(recipe, tmp_path):
         check(change(grey, model__subfolder="unet"), NOTHING)
 
 
+def test_a_broken_image_or_label_anywhere_is_refused(recipe, tmp_path):
+    data = table(tmp_path / "labels", label=[0, 1, 2, 3, 4, -1])
+    with pytest.raises(PruningError, match="row 5 has the label -1"):
+        check(change(recipe, data__source=data, calibrate__num_samples=2), NOTHING)
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    for k in range(5):
+        Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(folder / f"{k}.png")
+    (folder / "9.png").write_bytes(b"not an image")
+    unet2d(sample_size=16).save_pretrained(tmp_path / "model" / "unet")
+    grey = change(recipe, data__source=str(folder.parent), calibrate__num_samples=2)
+    with pytest.raises(PruningError, match=r"row 5 .*cannot be read"):
+        check(change(grey, model__subfolder="unet"), NOTHING)
+
+
 def test_evaluation_data_are_looked_at_only_if_there_will_be_an_evaluation(recipe):
     wrong = change(recipe, data__eval_split="validation")
     check(wrong, NOTHING)
