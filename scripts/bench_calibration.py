@@ -1,6 +1,6 @@
 """Time the sink statistics of calibration against the plain forward of the SD1.5 UNet, on CPU.
 
-    python scripts/bench_calibration.py [--repeats 5] [--batch 1] [--queries 128] [--out FILE]
+    python scripts/bench_calibration.py [--repeats 5] [--batch 1] [--queries 64] [--out FILE]
 
 One whole UNet forward at 64 x 64 latents (self-attention over 4096, 1024, 256 and 64 tokens, cross-attention over 77
 text tokens; random weights, whose values do not matter) is timed plain, with all sink statistics of all 32

@@ -26,9 +26,9 @@ from pruning.calibration.weighting import TokenWeights
 from pruning.calibration.wiring import wire
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
 
-DEFAULT_QUERIES = 128
-"""A good number of queries to sample: about 1 % of a UNet's forward at 4096 tokens; a sink that holds 0.3 of the
-mass with a spread of 0.2 over the queries is then known to 0.02 in one sample, and samples average."""
+DEFAULT_QUERIES = 64
+"""A good number of queries to sample: below 5 % of a UNet's forward at 4096 tokens (docs/benchmarks.md). A sink that
+holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample, and samples average."""
 
 
 class Calibrator:
