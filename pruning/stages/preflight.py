@@ -183,7 +183,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
             "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
         )
     weights = 4 * run.cost.params()
-    needed = statistics + weights
+    needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
     if "recover" in stages and run.recipe.recover.enabled:
         needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
     if "evaluate" in stages:

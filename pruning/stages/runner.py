@@ -70,7 +70,7 @@ def run_stages(
         return {}
     with run.workspace.held():
         run.workspace.check_owner(fresh=fresh)
-        preflight(run, names)
+        preflight(run, _due(run, names, start, fresh))
         if fresh:
             run.folder.retire_all()
         elif start:
@@ -81,6 +81,16 @@ def run_stages(
         finally:
             run.bars.close()
         return write_summary(run.folder)
+
+
+def _due(run: Run, names: Sequence[str], start: str | None, fresh: bool) -> Sequence[str]:
+    """Return the stages that are to run: those from the first that is out of date or asked for anew."""
+    if fresh:
+        return names
+    reused = 0
+    while reused < len(names) and names[reused] != start and BY_NAME[names[reused]].is_current(run):
+        reused += 1
+    return names[reused:]
 
 
 def _position(name: str) -> int:

@@ -116,7 +116,7 @@ def check_complete(run: Path, macs: float) -> dict:
     return summary
 
 
-def test_a_dit_from_recipe_to_report(workplace, features):
+def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     summary = run_recipe(recipe)
@@ -131,7 +131,11 @@ def test_a_dit_from_recipe_to_report(workplace, features):
 
     # A second time nothing is done; another target redoes the plan and what follows, with the same scores.
     before = {stage: (workplace / "runs/tiny" / stage / "DONE").stat().st_mtime_ns for stage in STAGES}
-    run_recipe(recipe)
+    with monkeypatch.context() as full:  # what is done needs no room
+        full.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        run_recipe(recipe)
+        with pytest.raises(PruningError, match="are needed and 0.0 MB are free"):
+            run_recipe(recipe, ["prune.target.macs=0.85"])
     run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
     after = {s: (workplace / "runs/tiny" / s / "DONE") for s in STAGES}
     reused = [s for s in STAGES if after[s].exists() and after[s].stat().st_mtime_ns == before[s]]
