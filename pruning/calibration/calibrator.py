@@ -27,8 +27,8 @@ from pruning.calibration.wiring import wire
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
 
 DEFAULT_QUERIES = 64
-"""A good number of queries to sample: below 5 % of a UNet's forward at 4096 tokens (docs/benchmarks.md). A sink that
-holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample, and samples average."""
+"""A good number of queries to sample: below 5 % of a UNet's forward at 4096 tokens (docs/benchmarks.md). A sink
+that holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample."""
 
 
 class Calibrator:

@@ -134,7 +134,7 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
     with monkeypatch.context() as full:  # what is done needs no room
         full.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         run_recipe(recipe)
-        with pytest.raises(PruningError, match="are needed and 0.0 MB are free"):
+        with pytest.raises(PruningError, match=r"are needed and 0\.0 MB are free"):
             run_recipe(recipe, ["prune.target.macs=0.85"])
     run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
     after = {s: (workplace / "runs/tiny" / s / "DONE") for s in STAGES}
