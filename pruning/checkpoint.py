@@ -74,7 +74,12 @@ def save(
         folder: Written to; existing files of the same names are replaced.
         dtype: Cast a copy of the weights; None keeps them.
         max_shard_size: As in ``save_pretrained``.
+
+    Raises:
+        PruningError: If `folder` is a file.
     """
+    if Path(folder).is_file():  # save_pretrained would log an error and return
+        raise PruningError(f"cannot write a model to {folder}: it is a file; name a folder")
     if dtype is not None and any(p.dtype != dtype for p in model.parameters()):
         # ModelMixin.to warns about modules that stay in float32, which these have none of.
         model = nn.Module.to(copy.deepcopy(model), dtype)
@@ -107,7 +112,7 @@ def model_class(folder: str | Path) -> type[ModelMixin]:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PruningError(f"{path}: not a readable config.json ({error})") from error
     name = config.get("_class_name") if isinstance(config, dict) else None
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None

@@ -165,12 +165,20 @@ class Scores:
         for name, score in self.values.items():
             if name not in units:
                 raise PruningError(f"scores name the group {name!r}, which the model does not have")
+            if not isinstance(score, Tensor):
+                raise PruningError(
+                    f"scores of group {name!r} are a {type(score).__name__}; expected a tensor"
+                )
             if tuple(score.shape) != (units[name],):
                 raise PruningError(
                     f"scores of group {name!r} have shape {tuple(score.shape)}; expected ({units[name]},)"
                 )
-            if not bool(torch.isfinite(score).all()):
-                raise PruningError(f"scores of group {name!r} hold NaN or infinity: {score.tolist()}")
+            bad = (~torch.isfinite(score)).nonzero().flatten().tolist()
+            if bad:
+                raise PruningError(
+                    f"scores of group {name!r} hold NaN or infinity: {len(bad)} of {len(score)} units, the first is "
+                    f"unit {bad[0]} ({score[bad[0]].item()})"
+                )
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,8 @@ class PruningPlan:
                 )
         if not isinstance(removed, list) or not all(isinstance(b, str) for b in removed):
             raise PruningError(f"plan: 'removed_blocks' must be a list of module paths, found {removed!r}")
+        if len(set(removed)) < len(removed):
+            raise PruningError(f"plan: 'removed_blocks' names a block twice: {removed!r}")
         if not isinstance(data.get("base_hash"), str) or not isinstance(data.get("meta", {}), dict):
             raise PruningError("plan: 'base_hash' must be a string and 'meta' a mapping")
         return cls(
@@ -257,7 +267,7 @@ class PruningPlan:
         """Read a plan written by `save`."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested too deep
             raise PruningError(f"plan {path}: not JSON ({error})") from error
         return cls.from_dict(data)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,10 @@ def allocate(
     """
     _check(groups, scores, scope, round_to, min_units, limits)
     costs = cost.unit_costs(target.measure)
+    if foreign := [group.name for group in groups if group.name not in costs]:
+        raise PruningError(
+            f"the cost model was not traced with the group {foreign[0]!r}; is it of another model?"
+        )
     ladders = [_ladder(g, scores, costs[g.name], sizes(g, round_to, min_units, limits)) for g in groups]
     measure = cost.macs if target.measure == "macs" else cost.params
     dense, goal = measure(), _goal(target, groups, cost, measure)
@@ -111,6 +116,8 @@ def _check(
     for name, value in (("round_to", round_to), ("min_units", min_units)):
         if value < 1:
             raise PruningError(f"{name} = {value}: must be at least 1")
+    if twice := [name for name, count in Counter(group.name for group in groups).items() if count > 1]:
+        raise PruningError(f"the group {twice[0]!r} is given twice")
     check_limits(groups, limits)
     if scores is None:
         if scope == "global":

@@ -171,6 +171,20 @@ def test_bad_requests(change, message):
         allocate(groups, scores, cost, **arguments)
 
 
+def test_groups_given_twice_or_of_another_model_and_scores_that_are_no_tensors_are_refused():
+    model = dit()
+    groups = find_groups(model, WIDTHS)
+    cost, target = CostModel.trace(model, call(model, batch_size=1), groups), Target(macs=0.7)
+    with pytest.raises(PruningError, match="is given twice"):
+        allocate([*groups, groups[0]], random_scores(groups), cost, target=target)
+    others = find_groups(unet2d(), WIDTHS)
+    with pytest.raises(PruningError, match="cost model was not traced with the group 'down_blocks"):
+        allocate(others, random_scores(others), cost, target=target)
+    lists: dict = {group.name: [0.0] * group.num_units for group in groups}
+    with pytest.raises(PruningError, match="are a list; expected a tensor"):
+        allocate(groups, Scores(lists), cost, target=target)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -228,12 +228,21 @@ def test_plans_round_trip_and_bad_plan_files_are_named(tmp_path):
         ({"kept": {"a": [2, 1]}}, r"kept\['a'\] must be a sorted list"),
         ({"kept": {"a": [-1]}}, r"kept\['a'\] must be a sorted list"),
         ({"removed_blocks": [1]}, "'removed_blocks' must be a list of module paths"),
+        ({"removed_blocks": ["a", "a"]}, "names a block twice"),
     ]:
         with pytest.raises(PruningError, match=message):
             PruningPlan.from_dict({**plan.to_dict(), **change})
-    (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(PruningError, match="not JSON"):
-        PruningPlan.load(tmp_path / "plan.json")
+    for junk in (b"{", b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "plan.json").write_bytes(junk)
+        with pytest.raises(PruningError, match="not JSON"):
+            PruningPlan.load(tmp_path / "plan.json")
+
+
+def test_a_model_is_not_saved_over_a_file(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(PruningError, match=r"notes: it is a file; name a folder"):
+        checkpoint.save(dit(), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_groups_on_the_meta_device_equal_those_of_the_real_model():
