@@ -15,27 +15,32 @@ from torch import Tensor
 
 from pruning.types import CalibrationStats, PruningError
 
-FORMAT = "sinkprune-calibration-1"
+FORMAT = "sinkprune-calibration-2"
+HEADER = "sinkprune"
+"""The one entry of the file's meta data: safetensors writes several in random order, and equal content shall be equal
+bytes."""
 SEPARATOR = "|"
 
 
 def write_tensors(
     path: str | Path, content: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    """Write named tensors and JSON meta data; the file appears whole or not at all.
+    """Write named tensors and JSON meta data; the file appears whole or not at all, equal content as equal bytes.
 
     Raises:
         PruningError: If the folder cannot be written.
     """
     path = Path(path)
-    header = {"format": FORMAT, "content": content, "meta": json.dumps(meta, sort_keys=True)}
+    header = json.dumps({"format": FORMAT, "content": content, "meta": meta}, sort_keys=True)
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, header
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {HEADER: header},
         )
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -63,13 +68,13 @@ def read_tensors(path: str | Path, content: str) -> tuple[dict[str, Tensor], dic
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             if header.get("format") != FORMAT or header.get("content") != content:
                 raise PruningError(
                     f"{path} holds {header.get('content')!r} of format {header.get('format')!r}; "
                     f"expected {content!r} of {FORMAT!r}"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, header["meta"]  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise PruningError(f"cannot read {content} from {path}: {error}; calibrate again") from error
 

@@ -37,6 +37,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["stats.safetensors"]
 
 
+def test_equal_statistics_are_equal_bytes(tmp_path: Path) -> None:
+    """Safetensors keeps meta data in a hash map: with several entries every write had another order."""
+    ours = stats()
+    backwards = CalibrationStats(
+        {group: dict(reversed(found.items())) for group, found in reversed(ours.values.items())},
+        dict(reversed(ours.meta.items())),
+    )
+    for number in range(12):
+        save_stats(ours if number % 2 else backwards, tmp_path / str(number))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_views() -> None:
     on = view(stats(), "on")
     assert float(on.get("a.attn1:attention_heads", "input_sq")) == 2
