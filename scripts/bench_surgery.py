@@ -12,6 +12,7 @@ The last line of output is JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -102,6 +103,7 @@ def child(side: str) -> None:
         import pruning.surgery  # noqa: F401
     else:
         import torch_pruning  # noqa: F401  # pyright: ignore[reportMissingImports]
+    gc.collect()  # what imports and model building left
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = status("VmRSS")
     start = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from pruning.groups import find_groups
 from pruning.surgery.check import check_plan, inside, outermost
 from pruning.surgery.identity import IdentityBlock, replace_module
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
+from pruning.surgery.storage import Cutter
 from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_of, slices_of
 
 
@@ -71,7 +71,6 @@ def _previous_key(model: nn.Module, plan: PruningPlan) -> dict[str, Any]:
     return key
 
 
-@torch.no_grad()
 def _cut_parameters(
     model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]]
 ) -> defaultdict[str, set[str]]:
@@ -81,33 +80,21 @@ def _cut_parameters(
         for part in slices_of(group):
             dropped[part.path][part.dim].append(part.indices(units))
     touched: defaultdict[str, set[str]] = defaultdict(set)
+    cutter = Cutter()
     for path, by_dim in dropped.items():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)
-        old = getattr(module, name)
-        value = old.detach()
-        for dim, indices in by_dim.items():
-            mask = torch.ones(value.shape[dim], dtype=torch.bool)
-            mask[torch.cat(indices)] = False
-            value = take(value, dim, mask)
-        setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
-        del old, value
+        sizes = module.get_parameter(name).shape
+        cutter.cut(module, name, {dim: _kept(sizes[dim], indices) for dim, indices in by_dim.items()})
         sync_sizes(module)
         touched[owner] |= set()
     return touched
 
 
-def take(value: Tensor, dim: int, mask: Tensor) -> Tensor:
-    """Return the entries of `value` along `dim` where `mask` is set, as a new contiguous tensor.
-
-    The largest blocks that stay or go as one are moved as one: columns of a convolution copy 4x faster in units
-    than one by one.
-    """
-    borders = (mask[1:] != mask[:-1]).nonzero().flatten() + 1
-    block = math.gcd(len(mask), *borders.tolist())
-    kept = mask[::block].nonzero().flatten().to(value.device)
-    blocks = value.unflatten(dim, (len(mask) // block, block))
-    return blocks.index_select(dim, kept).flatten(dim, dim + 1)
+def _kept(size: int, dropped: list[Tensor]) -> Tensor:
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[torch.cat(dropped)] = False
+    return mask
 
 
 def _record(model: nn.Module, modules: dict[str, Any], touched: Mapping[str, set[str]]) -> None:
