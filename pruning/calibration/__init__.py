@@ -15,6 +15,7 @@ input_moment        (P, P)        w x x^T                                       
 taylor              (G,)          w |z|, z the effect on the data loss              samples       gradients
 probe               (G, G)        w z z^T, z the effect on the output               samples       gradients
 probe_diag          (G,)          w z^2                                             samples       gradients
+diff_pruning        (G,)          (sum over weights of |w sum_{n,t} dL_t/dw|)       samples       diff_pruning
 block_change        (1,)          w |eps - eps without the block|^2                 samples       block_effects
 block_cosine        (1,)          1 - cos(x_in, x_out)                              samples       block_effects
 key_mass            (T, H, M)     m_j, the mean attention to key j                  samples       sinks

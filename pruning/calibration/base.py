@@ -1,14 +1,15 @@
 """What a statistic is, and the registry that every statistic family fills.
 
 A statistic is a sum over calibration data, kept in float64 under ``stats.values[group][name]``. Where it is
-gathered decides its form: rows that enter a group's consumer, an attention call, gradients, a block. A new
-statistic is one new file in this folder that registers one of the four forms; nothing else has to be edited.
+gathered decides its form: rows that enter a group's consumer, an attention call, gradients by activations or by
+weights, a block. A new statistic is one new file in this folder that registers one of the five forms; nothing else
+has to be edited.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -89,6 +90,25 @@ class GradientStatistic:
 
 
 @dataclass(frozen=True)
+class WeightStatistic:
+    """What the gradient of the data loss by a group's weights says, signed and summed over samples and timesteps.
+
+    A sample's sum runs from its least noise upwards and ends, for good, at the first timestep whose loss is below
+    `threshold` times the largest that the sample has had. The sum is one float32 copy of the groups' weights; only
+    what `measure` makes of it stays.
+
+    Attributes:
+        measure: ``(weights, gradients, group) -> (G,)``, both by parameter path and on the model's device.
+        threshold: See above; 0 takes all timesteps.
+        kinds: Kinds of group it is gathered for.
+    """
+
+    measure: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], PrunableGroup], Tensor]
+    threshold: float = 0.0
+    kinds: tuple[str, ...] = CONSUMING_KINDS
+
+
+@dataclass(frozen=True)
 class BlockStatistic:
     """A sum over samples of how a block matters.
 
@@ -106,7 +126,7 @@ class BlockStatistic:
     kinds: tuple[str, ...] = ("blocks",)
 
 
-Statistic = RowStatistic | AttentionStatistic | GradientStatistic | BlockStatistic
+Statistic = RowStatistic | AttentionStatistic | GradientStatistic | WeightStatistic | BlockStatistic
 
 STATISTICS: Registry[Statistic] = Registry("statistic")
 

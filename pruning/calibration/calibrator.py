@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.base import ALWAYS, VARIANTS, expand_needs
+from pruning.calibration.base import ALWAYS, VARIANTS, WeightStatistic, expand_needs
 from pruning.calibration.consumer import Consumer, check_finite
 from pruning.calibration.draws import check_count
 from pruning.calibration.first_pass import FirstPass
-from pruning.calibration.gradient_tap import GradientTap
+from pruning.calibration.gradient_tap import GradientTap, data_losses
 from pruning.calibration.indicator import Omega
 from pruning.calibration.instrument import Instrument
 from pruning.calibration.reading import Reader
@@ -22,6 +22,7 @@ from pruning.calibration.row_tap import RowTap
 from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step, StepReader, checked_weights
 from pruning.calibration.sums import Sums, summable
+from pruning.calibration.weight_tap import WeightTap
 from pruning.calibration.weighting import TokenWeights
 from pruning.calibration.wiring import wire
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
@@ -36,7 +37,7 @@ class Calibrator:
 
     ``with Calibrator(model, groups, needs=..., num_train_timesteps=1000) as stats: pipeline(prompts)``; `stats` is
     complete when the block ends, and empty if it ends by an exception. The model's results do not change.
-    Gradient statistics and ``block_change`` need a target or further forwards: use `calibrate` for these.
+    Gradient and weight statistics and ``block_change`` need a target or further forwards: use `calibrate` for these.
 
     Args:
         model: The denoiser, in evaluation mode.
@@ -132,17 +133,26 @@ class Calibrator:
             for name, found in wiring.rows.items()
         }
         self._gradients = GradientTap(wiring.gradients, means, self._sums, self._seed)
+        self._weight_taps = {
+            name: WeightTap(self._model, name, statistic, groups)
+            for name, groups in wiring.weights.items()
+            if isinstance(statistic := self._statistics[name], WeightStatistic) and groups
+        }
         consumers, blocks = list(wiring.consumers.values()), wiring.blocks_that(ablate=False)
         self._instrument = Instrument(self._model, wiring.attention, consumers, blocks, self._reader, self)
 
     def __enter__(self) -> CalibrationStats:
         self._restart()
         self._stats = CalibrationStats()
-        self._instrument.__enter__()
+        with ExitStack() as stack:
+            for tap in self._weight_taps.values():
+                stack.enter_context(tap)
+            stack.enter_context(self._instrument)
+            self._open = stack.pop_all()
         return self._stats
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        self._instrument.__exit__(kind, *exc)
+        self._open.close()
         self._gradients.restart()
         if kind is None:
             self._finish()
@@ -161,7 +171,7 @@ class Calibrator:
     @property
     def wants_gradients(self) -> bool:
         """Whether `backward` is wanted after every forward."""
-        return bool(self._wiring.gradients)
+        return bool(self._wiring.gradients or self._weight_taps)
 
     @property
     def samples_seen(self) -> int:
@@ -173,8 +183,16 @@ class Calibrator:
         return self._instrument.paused()
 
     def backward(self, output: Tensor, target: Tensor) -> None:
-        """Gather the gradient statistics of the last forward; see `GradientTap.backward`."""
-        self._gradients.backward(output, target, self._instrument.step)
+        """Gather the gradient and weight statistics of the last forward; see `GradientTap.backward`."""
+        step, taps = self._instrument.step, list(self._weight_taps.values())
+        if taps:
+            losses = data_losses(output, target)
+            check_finite(losses, "the data loss of calibration", step.describe)
+            for tap in taps:
+                more = tap is not taps[-1] or bool(self._wiring.gradients)
+                tap.backward(losses, step, retain_graph=more)
+        if self._wiring.gradients:
+            self._gradients.backward(output, target, step)
 
     def block_outputs(self, path: str, full: Tensor, without: Tensor) -> None:
         """Gather what the model's output (B, ...) loses without the block at `path`."""
@@ -238,6 +256,9 @@ class Calibrator:
         for group, name, value in self._sums.items():
             finish = getattr(self._statistics.get(name), "finish", None)
             self._stats.values.setdefault(group, {})[name] = value if finish is None else finish(value)
+        for name, tap in self._weight_taps.items():
+            for group, value in tap.finish().items():
+                self._stats.values.setdefault(group, {})[name] = value
         for found in self._stats.values.values():
             found[ALWAYS[0]] = self._samples.clone()
         self._stats.meta.update(self._meta, samples=self._samples.tolist())

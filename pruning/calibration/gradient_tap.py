@@ -16,6 +16,11 @@ from pruning.calibration.sums import Sums, summable
 from pruning.types import PruningError
 
 
+def data_losses(output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of each sample, (B,), with its graph."""
+    return (output.float() - target.to(output.device, torch.float32)).square().flatten(1).mean(1)
+
+
 @dataclass(frozen=True)
 class _Seen:
     consumer: Consumer
@@ -93,7 +98,7 @@ class GradientTap:
     def _loss(self, loss: str, output: Tensor, target: Tensor, step: Step) -> Tensor:
         """Return the loss of each sample, (B,)."""
         if loss == "data":
-            return (output.float() - target.to(output.device, torch.float32)).square().flatten(1).mean(1)
+            return data_losses(output, target)
         signs = random_signs(self._seed, step.keys, step.timesteps.tolist(), output.shape[1:])
         return (output.float() * signs.to(output.device)).flatten(1).sum(1)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 from torch import nn
 
-from pruning.calibration.base import BlockStatistic, GradientStatistic, expand_needs
+from pruning.calibration.base import BlockStatistic, GradientStatistic, WeightStatistic, expand_needs
 from pruning.calibration.calibrator import Calibrator
 from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.indicator import Omega
@@ -119,9 +119,9 @@ def calibrate(
 ) -> CalibrationStats:
     """Gather statistics over noised batches, gradient and block statistics included.
 
-    A batch costs one forward, one backward pass for ``taylor`` and one for ``probe`` (activations only), and one
-    forward a block for ``block_change``. The model is put in evaluation mode and its parameters take no gradients
-    meanwhile; both are put back.
+    A batch costs one forward, one backward pass for ``taylor`` and one for ``probe`` (activations only), one for
+    ``diff_pruning`` (weights), and one forward a block for ``block_change``. The model is put in evaluation mode and
+    its parameters take no gradients meanwhile, but for the groups' weights where they are asked for; all is put back.
 
     Args:
         model: The denoiser.
@@ -228,7 +228,7 @@ def calibrate_sampling(
     """
     groups, needs = list(groups), list(needs)
     for name, statistic in expand_needs(needs).items():
-        if isinstance(statistic, GradientStatistic) or (
+        if isinstance(statistic, (GradientStatistic, WeightStatistic)) or (
             isinstance(statistic, BlockStatistic) and statistic.ablates
         ):
             raise PruningError(

@@ -14,6 +14,7 @@ from pruning.calibration.base import (
     GradientStatistic,
     RowStatistic,
     Statistic,
+    WeightStatistic,
 )
 from pruning.calibration.consumer import Consumer
 from pruning.calibration.sites import measured_sites, weighting_site
@@ -45,6 +46,7 @@ class Wiring:
         consumers: Consumers whose inputs are wanted, by group name.
         rows: Row statistics by group name.
         gradients: Gradient statistics by group name.
+        weights: Groups by weight statistic.
         sites: Attention modules with statistics, by path.
         weighting: Attention module whose sinks weight a group's rows, by group name.
         blocks: Blocks with statistics, by path.
@@ -53,6 +55,7 @@ class Wiring:
     consumers: Mapping[str, Consumer]
     rows: Mapping[str, Mapping[str, RowStatistic]]
     gradients: Mapping[str, Mapping[str, GradientStatistic]]
+    weights: Mapping[str, list[PrunableGroup]]
     sites: Mapping[str, Site]
     weighting: Mapping[str, str]
     blocks: Mapping[str, tuple[PrunableGroup, Mapping[str, BlockStatistic]]]
@@ -87,6 +90,11 @@ def wire(
     with_consumer = [group for group in groups if group.consumed_by]
     rows = {g.name: found for g in with_consumer if (found := _wanted(statistics, RowStatistic, g))}
     gradients = {g.name: found for g in with_consumer if (found := _wanted(statistics, GradientStatistic, g))}
+    weights = {
+        name: [g for g in groups if g.kind in statistic.kinds]
+        for name, statistic in statistics.items()
+        if isinstance(statistic, WeightStatistic)
+    }
     consumers = {
         g.name: Consumer.of(model, g) for g in with_consumer if g.name in rows or g.name in gradients
     }
@@ -96,7 +104,7 @@ def wire(
         if site is not None:
             weighting[name] = site
     blocks = {g.module: (g, found) for g in groups if (found := _wanted(statistics, BlockStatistic, g))}
-    return Wiring(consumers, rows, gradients, _sites(model, groups, statistics), weighting, blocks)
+    return Wiring(consumers, rows, gradients, weights, _sites(model, groups, statistics), weighting, blocks)
 
 
 def _wanted(statistics: Mapping[str, Statistic], form: type[Form], group: PrunableGroup) -> dict[str, Form]:
