@@ -12,6 +12,7 @@ from pruning.cli.console import Console, Result, facts
 from pruning.cli.look import diff, list_all, show
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal
 from pruning.stages.folder import RunFolder, read_json
+from pruning.stages.summary import measured
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,7 @@ def _ended(folder: RunFolder, last: str) -> Result:
     place = folder.stage(last)
     drawn = [tables.stages(folder)]
     if last in ("evaluate", "export", "report"):
-        metrics = read_json(folder.stage("evaluate") / "metrics.json")
-        drawn.append(tables.subjects(metrics))
+        drawn.append(tables.subjects(measured(folder)))
     else:
         drawn.append(facts(result, title=f"\n{last}"))
     path = place / "report.html" if last == "report" else place

@@ -11,7 +11,8 @@ from typing import Any
 from pruning.cli import tables
 from pruning.cli.console import Console, Result, facts, table, text_of
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal, to_dict, to_yaml
-from pruning.stages.folder import STAGES, RunFolder, changes, read_json
+from pruning.stages.folder import OWNER, RunFolder, changes, read_json
+from pruning.stages.summary import measured
 
 PRUNING_KEY = "_structured_pruning"
 
@@ -19,7 +20,7 @@ PRUNING_KEY = "_structured_pruning"
 def show(arguments: argparse.Namespace, console: Console) -> Result:
     """Show a run, a checkpoint or a recipe."""
     path = Path(arguments.target).expanduser()
-    if (path / "run.json").is_file():
+    if (path / OWNER).is_file():
         return _show_run(path)
     for folder in (path, path / "unet", path / "transformer"):
         if (folder / "config.json").is_file():
@@ -31,22 +32,22 @@ def show(arguments: argparse.Namespace, console: Console) -> Result:
 
 
 def _show_run(path: Path) -> Result:
-    folder, owner = RunFolder(path), read_json(path / "run.json")
+    folder = RunFolder(path)
+    owner = folder.owner() or {"name": None, "model": {}, "data": {}}
     summary = read_json(path / "summary.json") or {}
     about = {
-        "run": owner.get("name"),
-        "model": owner.get("model", {}).get("source"),
-        "data": owner.get("data", {}).get("source"),
+        "run": owner["name"],
+        "model": owner["model"].get("source"),
+        "data": owner["data"].get("source"),
         "earlier": len(list((path / ".old").glob("*"))) if (path / ".old").is_dir() else 0,
     }
     drawn = [facts(about), tables.stages(folder)]
     plan = folder.manifest("plan").get("result")
     if plan:
         drawn.append(facts(plan, title="\nplan"))
-    metrics = read_json(folder.stage("evaluate") / "metrics.json")
-    if metrics:
+    if metrics := measured(folder):
         drawn.append(tables.subjects(metrics))
-    manifests = {name: folder.manifest(name) for name in STAGES if folder.is_done(name)}
+    manifests = {name: folder.manifest(name) for name in folder.done()}
     data = {
         **about,
         "summary": summary,
@@ -58,7 +59,7 @@ def _show_run(path: Path) -> Result:
 
 
 def _show_checkpoint(folder: Path) -> Result:
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "it is no config of a model") or {}
     entry = config.get(PRUNING_KEY)
     params, dtypes, written = _weights(folder)
     about: dict[str, Any] = {
@@ -105,8 +106,9 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
     rows = [(key, text_of(a), text_of(b)) for key, a, b in settings]
     drawn = [table(("setting", *sides), rows, texts=3)] if rows else [table(("no setting differs",), [])]
     data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in settings}}
-    summaries = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
-    if len(summaries) == 2 and all(summaries):
+    found = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
+    summaries = [summary for summary in found if summary]
+    if len(summaries) == 2:
         keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]
         figures = [(key, *(s.get(key) for s in summaries)) for key in keys]
         drawn.append(
@@ -169,7 +171,7 @@ def _runs() -> Listing:
     rows = []
     for owner in sorted(Path("runs").glob("*/run.json")):
         folder = RunFolder(owner.parent)
-        done = [stage for stage in STAGES if folder.is_done(stage)]
+        done = folder.done()
         found = read_json(owner.parent / "summary.json") or {}
         frechet = found.get("frechet_recovered") or found.get("frechet_pruned")
         rows.append(

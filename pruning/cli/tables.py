@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from pruning.cli.console import count, size, table, text_of
-from pruning.stages.folder import STAGES, RunFolder, read_json
+from pruning.stages.folder import RunFolder, read_json
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -16,10 +16,9 @@ Metrics = dict[str, dict[str, Any]]
 def stages(folder: RunFolder) -> Table:
     """Return the stages of a run that are done."""
     rows = []
-    for name in STAGES:
-        if folder.is_done(name):
-            manifest = folder.manifest(name)
-            rows.append((name, f"{manifest['seconds']:.1f} s", manifest["finished"].replace("T", " ")))
+    for name in folder.done():
+        manifest = folder.manifest(name)
+        rows.append((name, f"{manifest['seconds']:.1f} s", manifest["finished"].replace("T", " ")))
     return table(("stage", "took", "finished"), rows)
 
 

@@ -3,7 +3,7 @@
 from pruning.data.batches import NoisedBatch, bucket_of, bucket_timesteps, noised_batches
 from pruning.data.conditioning import TEXT_ENCODERS, Conditioner, conditioner, encode_latents
 from pruning.data.digits import open_digits
-from pruning.data.images import ImageData
+from pruning.data.images import ImageData, UnreadableRow
 from pruning.data.noise import is_flow, noise_and_target, num_train_timesteps
 from pruning.data.seeding import indexed_noise, sample_generator
 from pruning.data.sources import open_images
@@ -13,6 +13,7 @@ __all__ = [
     "Conditioner",
     "ImageData",
     "NoisedBatch",
+    "UnreadableRow",
     "bucket_of",
     "bucket_timesteps",
     "conditioner",

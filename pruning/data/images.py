@@ -15,6 +15,10 @@ from pruning.types import PruningError
 Indices = Sequence[int] | Tensor
 
 
+class UnreadableRow(PruningError):
+    """A row of the data that is broken: mending it is no change of the experiment."""
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Images of one shape, with labels and captions where the source has them.
@@ -44,7 +48,8 @@ class ImageData:
         """Return images, float32 in [-1, 1], shape ``(B, C, H, W)``.
 
         Raises:
-            PruningError: If an index is out of range, or an image cannot be decoded (naming its row).
+            PruningError: If an index is out of range.
+            UnreadableRow: If an image cannot be decoded, naming its row.
         """
         rows = self._rows(indices)
         return torch.stack([self.fetch(i) for i in rows]) if rows else torch.empty(0, *self.shape)
@@ -73,7 +78,7 @@ class ImageData:
         """Decode images, and read their labels if asked, in a fixed random order until `seconds` have passed.
 
         Raises:
-            PruningError: For the first that cannot be read, naming its row.
+            UnreadableRow: For the first that cannot be read, naming its row.
         """
         end = time.monotonic() + seconds
         for row in random.Random(0).sample(range(self.length), min(self.length, 100_000)):

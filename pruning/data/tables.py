@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from pyarrow.parquet import read_metadata
 from torch import Tensor
 
 from pruning.data.decode import open_image, to_tensor
-from pruning.data.images import ImageData
+from pruning.data.images import ImageData, UnreadableRow
 from pruning.types import PruningError
 
 FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
@@ -48,6 +49,10 @@ def load_table(source: str, split: str) -> datasets.Dataset:
     except PruningError:
         raise
     except Exception as error:  # `datasets` has no common base class for what goes wrong while it reads
+        if "corresponds to no data" in str(error):
+            raise PruningError(
+                f"data {source!r}: {_empty_files(path)} no rows; add rows or remove it"
+            ) from error
         cause = f" ({error.__cause__})" if error.__cause__ else ""  # what is wrong often stands there alone
         raise PruningError(
             f"data {source!r} cannot be read: {type(error).__name__}: {error}{cause}"
@@ -67,6 +72,13 @@ def _split_of(path: Path) -> str:
         if any(name in words for name in names):
             return split
     return "train"
+
+
+def _empty_files(path: Path) -> str:
+    """Return the parquet files at `path` that hold no rows, and the verb that goes with them."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    empty = [str(file) for file in files if file.suffix == ".parquet" and not read_metadata(file).num_rows]
+    return f"{', '.join(empty)} {'has' if len(empty) == 1 else 'have'}" if empty else "a split has"
 
 
 def _is_path(source: str) -> bool:
@@ -97,11 +109,14 @@ def open_table(
         encoded = encoded.cast_column(images, datasets.Image(decode=False))
 
     def fetch(index: int) -> Tensor:
+        cell = None
         try:
-            return to_tensor(open_image(encoded[index][images]), channels, resolution)
+            cell = encoded[index][images]
+            return to_tensor(open_image(cell), channels, resolution)
         except Exception as error:  # PIL raises many types; all of them mean this row
-            raise PruningError(
-                f"data {name}: the image in row {index} (column {images!r}) cannot be read: {error}; "
+            file = f", file {cell['path']}" if isinstance(cell, dict) and cell.get("path") else ""
+            raise UnreadableRow(
+                f"data {name}: the image in row {index} (column {images!r}{file}) cannot be read: {error}; "
                 "repair or drop the row"
             ) from error
 
@@ -189,7 +204,7 @@ def _kind(feature: Any) -> str:
 
 def _label(value: Any, index: int, name: str, column: str | None) -> int:
     if value is None or int(value) < 0:
-        raise PruningError(
+        raise UnreadableRow(
             f"data {name}: row {index} has the label {value!r} in column {column!r}; expected 0 or more"
         )
     return int(value)

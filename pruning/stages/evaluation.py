@@ -58,7 +58,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
         try:
             metrics = measure_all(context, run.recipe.evaluate.metrics)
         except ValueError as error:
-            raise PruningError(f"evaluate: {error}") from error
+            raise PruningError(str(error)) from error
         _keep_samples(run, subjects, folder / SAMPLES)
     write_json(folder / METRICS, metrics)
     return _figures(metrics)

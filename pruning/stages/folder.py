@@ -9,6 +9,8 @@
     runs/<name>/.old/<time>/…       what changed settings made stale; never deleted here
     runs/<name>/summary.json        the figures
 
+A stage is reused only while its artefacts are as its manifest says; `artefacts` tells how that is seen.
+
 This module knows files alone: no torch, no model.
 """
 
@@ -18,34 +20,36 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pruning.recipe import refusal
+from pruning.stages.artefacts import describe_files, hash_now, is_entry, outputs
 
 STAGES = ("sinks", "calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 """All stages, in the order they run."""
 
 MANIFEST, DONE, FINGERPRINT = "manifest.json", "DONE", "fingerprint"
+OWNER = "run.json"
 _BESIDE = (MANIFEST, DONE, FINGERPRINT)
-_COPIED = ("recipe.yaml", "summary.json")
+_COPIED = ("recipe.yaml", "summary.json", OWNER)
+DELETE = "delete it, or start anew with --fresh (what is there moves to .old)"
+_RECORD = {
+    "fingerprint": str,
+    "config": dict,
+    "inputs": dict,
+    "result": dict,
+    "artefacts": dict,
+    "finished": str,
+}
 
 
 def fingerprint(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Return a hash that changes exactly if the stage, its config or an input does."""
     text = json.dumps({"stage": stage, "config": config, "inputs": inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -55,18 +59,21 @@ def write_json(path: Path, data: Any) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON in `path`, or None if there is no such file.
+def read_json(path: Path, advice: str = DELETE) -> dict[str, Any] | None:
+    """Return the mapping in a JSON file, or None if there is no such file.
 
     Raises:
-        PruningError: If the file is not JSON.
+        PruningError: If the file holds no JSON, or something else than a mapping.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise refusal(f"{path}: not JSON ({error}); delete it, or start anew with --fresh") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise refusal(f"{path}: cannot be read as JSON ({error}); {advice}") from error
+    if not isinstance(data, dict):
+        raise refusal(f"{path}: expected a mapping, found {json.dumps(data)[:40]}; {advice}")
+    return data
 
 
 class RunFolder:
@@ -79,6 +86,18 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def owner(self, advice: str = DELETE) -> dict[str, Any] | None:
+        """Return what ``run.json`` says: recipe name, model and data; None if there is none.
+
+        Raises:
+            PruningError: If it says something else, ending in `advice`.
+        """
+        owner = read_json(self.path / OWNER, advice)
+        for key, kind in {"name": str, "model": dict, "data": dict}.items():
+            if owner is not None and not isinstance(owner.get(key), kind):
+                raise refusal(f"{self.path / OWNER}: {key!r} is {owner.get(key)!r}; {advice}")
+        return owner
+
     def stage(self, name: str) -> Path:
         """Return the folder of a finished stage."""
         return self.path / name
@@ -89,7 +108,11 @@ class RunFolder:
 
     def is_done(self, name: str) -> bool:
         """Tell whether the stage has been finished."""
-        return (self.stage(name) / DONE).is_file()
+        return all((self.stage(name) / mark).is_file() for mark in (DONE, MANIFEST))
+
+    def done(self) -> list[str]:
+        """Return the stages that have been finished."""
+        return [name for name in STAGES if self.is_done(name)]
 
     def require(self, name: str) -> None:
         """Raise PruningError unless the stage has been finished."""
@@ -97,29 +120,55 @@ class RunFolder:
             raise refusal(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """Return the manifest of a finished stage, empty if there is none."""
-        return read_json(self.stage(name) / MANIFEST) or {}
-
-    def is_current(self, name: str, print_: str) -> bool:
-        """Tell whether a finished stage has this fingerprint and all its artefacts still exist."""
-        manifest = self.manifest(name) if self.is_done(name) else {}
-        artefacts = manifest.get("artefacts", {})
-        return manifest.get("fingerprint") == print_ and all(
-            (self.stage(name) / file).is_file() for file in artefacts
-        )
-
-    def output_hash(self, name: str) -> str:
-        """Return one hash over the artefacts of a finished stage as they are now on disk.
-
-        Files whose size and time are those of the manifest are not read again.
+        """Return the manifest of a finished stage, empty if there is none.
 
         Raises:
-            PruningError: If the stage has not been run.
+            PruningError: If it is not what `commit` writes.
+        """
+        path = self.stage(name) / MANIFEST
+        advice = "delete it, and the stage is done again"
+        found = read_json(path, advice)
+        if found is None:
+            return {}
+        wrong = [key for key, kind in _RECORD.items() if not isinstance(found.get(key), kind)]
+        if not isinstance(found.get("seconds"), (int, float)):
+            wrong.append("seconds")
+        if not wrong and not all(is_entry(entry) for entry in found["artefacts"].values()):
+            wrong.append("artefacts")
+        if wrong:
+            raise refusal(
+                f"{path}: is no record of a stage: {wrong[0]!r} is {found.get(wrong[0])!r}; {advice}"
+            )
+        return found
+
+    def damage(self, name: str) -> str | None:
+        """Return in words which artefact of a finished stage is not as the stage wrote it, or None."""
+        for file, entry in self.manifest(name)["artefacts"].items():
+            path = self.stage(name) / file
+            if not path.is_file():
+                return f"{name}/{file} is missing"
+            if hash_now(path, entry) != entry["sha256"]:
+                return f"{name}/{file} was changed since the stage wrote it"
+        return None
+
+    def is_whole(self, name: str) -> bool:
+        """Tell whether the stage has been finished and its artefacts are as it wrote them."""
+        return self.is_done(name) and self.damage(name) is None
+
+    def is_current(self, name: str, print_: str) -> bool:
+        """Tell whether a finished stage has this fingerprint and its artefacts are as it wrote them."""
+        return self.is_whole(name) and self.manifest(name)["fingerprint"] == print_
+
+    def output_hash(self, name: str) -> str:
+        """Return one hash over the artefacts of a finished stage.
+
+        Raises:
+            PruningError: If the stage has not been run, or an artefact is not as the stage wrote it.
         """
         self.require(name)
-        recorded = self.manifest(name)["artefacts"]
-        now = describe_files(self.stage(name), recorded)
-        return hashlib.sha256(json.dumps({f: now[f]["sha256"] for f in sorted(now)}).encode()).hexdigest()
+        if reason := self.damage(name):
+            raise refusal(f"{self.path}: {reason}; run `sinkprune {name}`, which does the stage again")
+        return outputs(self.manifest(name)["artefacts"])
 
     def begin(self, name: str, print_: str, *, resumable: bool) -> Path:
         """Return an empty folder to write a stage to, or the one an interrupted equal attempt left."""
@@ -141,7 +190,7 @@ class RunFolder:
         """Make a written stage the finished one: manifest, DONE, rename."""
         folder, target = self.partial(name), self.stage(name)
         (folder / FINGERPRINT).unlink(missing_ok=True)
-        write_json(folder / MANIFEST, {**manifest, "artefacts": describe_files(folder)})
+        write_json(folder / MANIFEST, {**manifest, "artefacts": describe_files(folder, _BESIDE)})
         (folder / DONE).write_text(datetime.now().isoformat(timespec="seconds") + "\n", encoding="utf-8")
         folder.rename(target)
         return target
@@ -161,10 +210,33 @@ class RunFolder:
         moves += [(self.partial(name), f".partial/{name}") for name in names if name != keep_partial]
         return self._move_old([(source, to) for source, to in moves if source.exists()])
 
+    def restore(self, old: Path, redone: Sequence[str]) -> list[str]:
+        """Move the stages that come after `redone` back from `old`, if `redone` ended as before.
+
+        Args:
+            old: Where `retire` put them.
+            redone: Stages that are in `old` and have been done again.
+
+        Returns:
+            The stages that are back: none if settings, inputs or results of a redone stage are others.
+        """
+        if any(_ending(old / name) != _ending(self.stage(name)) for name in redone):
+            return []
+        back = []
+        for name in STAGES[STAGES.index(redone[-1]) + 1 :]:
+            for source, target in (
+                (old / name, self.stage(name)),
+                (old / ".partial" / name, self.partial(name)),
+            ):
+                if source.is_dir() and not target.exists():
+                    source.rename(target)
+                    back.append(name)
+        return back
+
     def retire_all(self) -> Path | None:
         """Move everything that a run wrote to ``.old/<time>/``."""
         old = self.retire(STAGES)
-        for beside in (*_COPIED, "run.json"):
+        for beside in _COPIED:
             (self.path / beside).unlink(missing_ok=True)
         return old
 
@@ -192,29 +264,13 @@ class RunFolder:
         raise refusal(f"{self.path / '.old'} holds a thousand folders of {stamp}; clear it")
 
 
-def describe_files(
-    folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return size, time and hash of the files under `folder`, those of the manifest itself aside.
-
-    Args:
-        folder: Where to look.
-        known: Earlier answers; a file is not read again if its size and time are unchanged, and only these
-            files are looked at.
-    """
-    names = known or sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).as_posix() not in _BESIDE
-    )
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        status = (folder / name).stat()
-        before = (known or {}).get(name, {})
-        same = (before.get("bytes"), before.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-        sha = before["sha256"] if same else file_hash(folder / name)
-        found[name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha}
-    return found
+def _ending(folder: Path) -> tuple[str, str] | None:
+    """Return fingerprint and outputs of the stage in `folder`; None if there is no whole record of it."""
+    try:
+        manifest = read_json(folder / MANIFEST) or {}
+        return manifest["fingerprint"], outputs(manifest["artefacts"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pruning.models import resolve_source
 from pruning.recipe import Recipe
-from pruning.stages.folder import file_hash
+from pruning.stages.artefacts import file_hash
 
 DENOISER_FOLDERS = ("unet", "transformer", "scheduler")
 
@@ -31,7 +31,8 @@ def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
     if folder.is_dir():
         inner = (section.subfolder, "scheduler") if section.subfolder else DENOISER_FOLDERS
         places = [folder / name for name in inner if name and (folder / name).is_dir()] or [folder]
-        before = known.get("files", {}) if known.get("source") == section.source else {}
+        before = known.get("files") if known.get("source") == section.source else None
+        before = before if isinstance(before, Mapping) else {}
         for path in sorted(p for place in places for p in place.iterdir() if p.is_file()):
             name, status = path.relative_to(folder).as_posix(), path.stat()
             entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -43,8 +44,16 @@ def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": section.source, "hash": _hash(what), "files": files}
 
 
-def data_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return source and hash of the data: names and sizes of local files, else the name of the data set."""
+def data_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return source, content and hash of the data.
+
+    The content is known by names and sizes of local files, else by the name of the data set. The hash, by which stages
+    know the data, is that of the content when the run began: it stays when a row that could not be read was mended.
+
+    Args:
+        recipe: Names the data.
+        known: What was returned before for this run; `broken` if a row could not be read.
+    """
     source = recipe.data.source
     path = Path(source).expanduser()
     what: Any = source
@@ -53,7 +62,10 @@ def data_identity(recipe: Recipe) -> dict[str, Any]:
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         what = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
-    return {"source": source, "hash": _hash(what)}
+    content = _hash(what)
+    mended = known.get("broken") is True and known.get("source") == source
+    same = "hash" in known and (mended or known.get("content") == content)
+    return {"source": source, "content": content, "hash": known["hash"] if same else content}
 
 
 def difference(kind: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

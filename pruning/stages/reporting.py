@@ -15,13 +15,13 @@ from eval.report import build
 from pruning.importance import head_diagnostics
 from pruning.models import sample_shape
 from pruning.recipe import to_yaml
-from pruning.stages.evaluation import METRICS, SAMPLES, SHOWN_SAMPLES
-from pruning.stages.folder import STAGES, read_json, write_json
+from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
+from pruning.stages.folder import read_json, write_json
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.stage import stage, versions
-from pruning.stages.summary import SUMMARY, summarize
+from pruning.stages.summary import SUMMARY, measured, summarize
 from pruning.types import CalibrationStats, PruningError
 
 DATA, SINKS, PAGE = "data.json", "sinks.safetensors", "report.html"
@@ -41,7 +41,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
     try:
         build([folder.parent], folder / PAGE)
     except ValueError as error:
-        raise PruningError(f"report: {error}") from error
+        raise PruningError(str(error)) from error
     finally:
         (folder.parent / SUMMARY).unlink(missing_ok=True)
     return {"page": PAGE, "attention_sites": len(sites)}
@@ -50,8 +50,8 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
 def _data(run: Run) -> dict[str, Any]:
     """Return everything but the sink maps."""
     recipe, plan = run.recipe, run.plan
-    metrics = read_json(run.file("evaluate", METRICS))
-    manifests = {name: run.folder.manifest(name) for name in STAGES if run.folder.is_done(name)}
+    metrics = measured(run.folder)
+    manifests = {name: run.folder.manifest(name) for name in run.folder.done()}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
     figures = manifests["plan"]["result"]
     prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))

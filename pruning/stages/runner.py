@@ -18,7 +18,7 @@ from pruning.stages.recovering import recover
 from pruning.stages.reporting import report
 from pruning.stages.run import Run
 from pruning.stages.scoring import score
-from pruning.stages.stage import Stage
+from pruning.stages.stage import Stage, keep_later
 from pruning.stages.summary import write_summary
 from pruning.types import PruningError
 
@@ -71,15 +71,16 @@ def run_stages(
     with run.workspace.held():
         run.workspace.check_owner(fresh=fresh)
         preflight(run, _due(run, names, start, fresh))
+        old = run.folder.retire(STAGES[_position(start) :]) if start and not fresh else None
         if fresh:
-            run.folder.retire_all()
-        elif start:
-            run.folder.retire(STAGES[_position(start) :])
+            run.workspace.clear()
         try:
             for name in names:
                 BY_NAME[name](run)
         finally:
             run.bars.close()
+        if start:
+            keep_later(run.folder, old, names[_position(start) :])
         return write_summary(run.folder)
 
 

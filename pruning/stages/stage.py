@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,17 @@ from safetensors import SafetensorError
 
 from pruning.recipe import to_dict
 from pruning.recovery.files import write_errors
-from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint, read_json, write_json
+from pruning.stages.folder import (
+    DONE,
+    MANIFEST,
+    STAGES,
+    RunFolder,
+    changes,
+    fingerprint,
+    read_json,
+    write_json,
+)
+from pruning.types import PruningError
 
 if TYPE_CHECKING:
     from pruning.stages.run import Run
@@ -72,11 +82,11 @@ class Stage:
             run.workspace.claim()
             config, inputs = self.config(run), self.inputs(run)
             mark = fingerprint(self.name, config, inputs)
-            current = self._holds(run, config, inputs)
+            current, old = self._holds(run, config, inputs), None
             if current:
                 logger.info("%-9s unchanged, reused", self.name)
             else:
-                self._retire(run, config, inputs)
+                old = self._retire(run, config, inputs)
                 run.folder.begin(self.name, mark, resumable=self.resumable)
             if self.on_all_ranks:
                 run.ranks.tell(self.name, go=not current)
@@ -84,11 +94,12 @@ class Stage:
                 done = {"fingerprint": mark, "config": config, "inputs": inputs, **self._do(run)}
                 run.folder.commit(self.name, done)
                 run.forget(self.name)
+                keep_later(run.folder, old, [self.name])
             return run.folder.stage(self.name)
 
     def is_current(self, run: Run) -> bool:
         """Tell whether the stage is done with the settings and inputs of now; it is then reused."""
-        if not all(run.folder.is_done(name) for name in (*self.after, self.name)):
+        if not all(run.folder.is_whole(name) for name in (*self.after, self.name)):
             return False
         return self._holds(run, self.config(run), self.inputs(run))
 
@@ -122,7 +133,7 @@ class Stage:
         """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
         logger.info("%-9s …", self.name)
         folder = run.folder.partial(self.name)
-        with _timed(folder) as clock, _disk_errors(self.name, run.folder):
+        with _timed(folder) as clock, _named(self.name), _disk_errors(self.name, run.folder):
             result = self.work(run, folder)
         logger.info("%-9s done in %.1f s", self.name, clock())
         return {
@@ -141,16 +152,28 @@ class Stage:
             self.work(run, run.folder.partial(self.name))
         return run.folder.stage(self.name)
 
-    def _retire(self, run: Run, config: dict[str, Any], inputs: dict[str, str]) -> None:
+    def _retire(self, run: Run, config: dict[str, Any], inputs: dict[str, str]) -> Path | None:
         """Move this stage, if it was done otherwise, and all after it to ``.old``, and say why."""
-        manifest = run.folder.manifest(self.name) if run.folder.is_done(self.name) else {}
-        old = run.folder.retire(STAGES[STAGES.index(self.name) :], keep_partial=self.name)
-        if old is None or not manifest:
-            return
+        folder = run.folder
+        there, damage = folder.stage(self.name).exists(), None
+        manifest = folder.manifest(self.name) if folder.is_done(self.name) else {}
+        if there:
+            damage = folder.damage(self.name) if manifest else f"{self.name}/ lacks {MANIFEST} or {DONE}"
+        old = folder.retire(STAGES[STAGES.index(self.name) :], keep_partial=self.name)
         changed = [f"{key} {a} -> {b}" for key, a, b in changes(manifest.get("config", {}), config)]
         changed += [f"input {key}" for key, _, _ in changes(manifest.get("inputs", {}), inputs)]
-        reason = "; ".join(changed) or "an artefact is missing"
-        logger.info("%-9s %s; earlier results are in %s", self.name, reason, old)
+        if damage:
+            logger.warning("%s; doing %s again. What was there is in %s", damage, self.name, old)
+        elif there:
+            logger.info("%-9s %s; earlier results are in %s", self.name, "; ".join(changed), old)
+        return old
+
+
+def keep_later(folder: RunFolder, old: Path | None, redone: Sequence[str]) -> None:
+    """Move back, aloud, the stages after `redone` that `old` holds, if `redone` ended as before."""
+    back = folder.restore(old, redone) if old else []
+    if back:
+        logger.info("%-9s as before, so %s may stay", redone[-1], ", ".join(back))
 
 
 def stage(
@@ -184,6 +207,17 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say in an error of the project's own in which stage it came up."""
+    try:
+        yield
+    except PruningError as error:
+        if f"stage {name!r}" in str(error):
+            raise
+        raise type(error)(f"stage {name!r}: {error}") from error
+
+
+@contextmanager
 def _disk_errors(name: str, folder: RunFolder) -> Iterator[None]:
     """Turn a full or read-only disk into one clear error; others pass."""
     try:
@@ -199,7 +233,7 @@ def _disk_errors(name: str, folder: RunFolder) -> Iterator[None]:
 @contextmanager
 def _timed(partial: Path) -> Iterator[Callable[[], float]]:
     """Measure seconds, adding those that interrupted attempts noted in `partial`."""
-    earlier, start = float(read_json(partial / CLOCK) or 0.0), time.perf_counter()
+    earlier, start = _earlier_seconds(partial), time.perf_counter()
 
     def clock() -> float:
         return earlier + time.perf_counter() - start
@@ -208,9 +242,17 @@ def _timed(partial: Path) -> Iterator[Callable[[], float]]:
         yield clock
     except BaseException:
         with suppress(OSError):
-            write_json(partial / CLOCK, clock())
+            write_json(partial / CLOCK, {"seconds": clock()})
         raise
     (partial / CLOCK).unlink(missing_ok=True)
+
+
+def _earlier_seconds(partial: Path) -> float:
+    """Return what interrupted attempts noted; 0 if that cannot be read, for nothing hangs on it."""
+    try:
+        return float((read_json(partial / CLOCK) or {})["seconds"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _pick(whole: dict[str, Any], key: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pruning.stages.folder import STAGES, RunFolder, read_json, write_json
+from pruning.stages.folder import RunFolder, read_json, write_json
 
 SUMMARY = "summary.json"
 
@@ -16,12 +16,12 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
     pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
     stages, those included that were reused.
     """
-    metrics = read_json(folder.stage("evaluate") / "metrics.json") or {}
+    metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
     dense = metrics.get("dense", {})
     final_name = next((name for name in ("recovered", "pruned") if name in metrics), "pruned")
     final = metrics.get(final_name, {})
-    seconds = {stage: folder.manifest(stage)["seconds"] for stage in STAGES if folder.is_done(stage)}
+    seconds = {stage: folder.manifest(stage)["seconds"] for stage in folder.done()}
     return {
         **{
             f"frechet_{name}": metrics.get(name, {}).get("frechet")
@@ -47,6 +47,11 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "hit": plan.get("hit"),
         "seconds_by_stage": seconds,
     }
+
+
+def measured(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return what the stage ``evaluate`` measured, by subject; empty if it has not, or its files were changed since."""
+    return (folder.is_whole("evaluate") and read_json(folder.stage("evaluate") / "metrics.json")) or {}
 
 
 def write_summary(folder: RunFolder) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pruning.data import UnreadableRow
 from pruning.recipe import Recipe, refusal, to_yaml
-from pruning.stages.folder import RunFolder, read_json, write_json
+from pruning.stages.folder import OWNER, RunFolder, write_json
 from pruning.stages.identity import data_identity, difference, model_identity
 from pruning.stages.lock import locked
 
-OWNER = "run.json"
+logger = logging.getLogger(__name__)
+
+_ANEW = "start anew with --fresh (what is there moves to .old), or choose another run_dir=…"
 
 
 class Workspace:
@@ -52,54 +56,101 @@ class Workspace:
             self._held = True
             try:
                 yield
+            except UnreadableRow:
+                self._expect_repair()
+                raise
             finally:
                 self._held = False
 
     @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
         """Source and hash of the model and of the data."""
-        known = (read_json(self.folder.path / OWNER) or {}).get("model", {})
-        return {"model": model_identity(self._recipe, known), "data": data_identity(self._recipe)}
+        known = self._known()
+        return {
+            "model": model_identity(self._recipe, known.get("model", {})),
+            "data": data_identity(self._recipe, known.get("data", {})),
+        }
 
     def check_owner(self, *, fresh: bool = False) -> None:
-        """Make sure that the directory is a run's (or empty), and that run of this recipe, model and data.
+        """Make sure that the directory is empty, or of this recipe, model and data, or without any finished stage.
 
         Args:
-            fresh: It may be another run's, which is going to move away.
+            fresh: It may be another run's, or nobody's, which is going to move away.
 
         Raises:
             PruningError: Naming what is there and what is asked.
         """
-        path = self.folder.path
-        owner = read_json(path / OWNER)
-        if owner is None:
-            inside = (
-                sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
-            )
-            if inside:
-                raise refusal(
-                    f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
-                    "choose another run_dir=…"
-                )
+        path, done = self.folder.path, self.folder.done()
+        if fresh and done:
             return
-        reasons = [difference(kind, owner.get(kind, {}), now) for kind, now in self.identity.items()]
-        if owner.get("name") != self._recipe.name:
-            reasons.insert(0, f"it is of the recipe {owner.get('name')!r}, this one is {self._recipe.name!r}")
-        found = [reason for reason in reasons if reason]
-        if found and not fresh:
+        owner = self.folder.owner(_ANEW if done else "delete it, or choose another run_dir=…")
+        if owner is None and done:
             raise refusal(
-                f"run directory {path} belongs to another experiment: {'; '.join(found)}. Choose another name=… "
-                "or run_dir=…, or start anew with --fresh (what is there moves to .old)"
+                f"run_dir {str(path)!r} holds finished stages ({', '.join(done)}) but no {OWNER}, which says of which "
+                f"recipe, model and data they are; {_ANEW}"
             )
+        if owner is None and (inside := _visible(path)):
+            raise refusal(
+                f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
+                "choose another run_dir=…"
+            )
+        if owner is not None and done:  # before the first stage is done nothing is lost by another owner
+            self._check_same(owner)
 
     def claim(self) -> None:
         """Write down whose run directory this is, and the resolved recipe; does so once."""
         if self._claimed:
             return
         self.check_owner()
+        before, now = self._known().get("data", {}), self.identity["data"]
+        if before.get("broken") and before.get("content") != now["content"]:
+            logger.warning(
+                "the data %r have been changed since a row could not be read; finished stages are kept (--fresh "
+                "redoes them)",
+                now["source"],
+            )
+        self._write_owner()
+
+    def clear(self) -> None:
+        """Move everything to ``.old`` and take the directory over."""
+        old = self.folder.retire_all()
+        if old is not None:
+            logger.info("what was there is in %s", old)
+        self.identity["data"] = data_identity(self._recipe, {})
+        self._write_owner()
+
+    def _known(self) -> dict[str, Any]:
+        """Return what ``run.json`` says, empty if that is nothing of use."""
+        with suppress(ValueError):
+            return self.folder.owner("") or {}
+        return {}
+
+    def _check_same(self, owner: dict[str, Any]) -> None:
+        """Raise PruningError unless recipe, model and data are the owner's."""
+        reasons = [difference(kind, owner[kind], now) for kind, now in self.identity.items()]
+        if owner["name"] != self._recipe.name:
+            reasons.insert(0, f"it is of the recipe {owner['name']!r}, this one is {self._recipe.name!r}")
+        if found := [reason for reason in reasons if reason]:
+            raise refusal(
+                f"run directory {self.folder.path} belongs to another experiment: {'; '.join(found)}. Choose another "
+                "name=… or run_dir=…, or start anew with --fresh (what is there moves to .old)"
+            )
+
+    def _expect_repair(self) -> None:
+        """Note that the data are broken: mending them does not make them the data of another experiment."""
+        owner, data = self._known(), self.identity["data"]
+        if owner.get("data", {}).get("hash") == data["hash"]:
+            write_json(self.folder.path / OWNER, {**owner, "data": {**data, "broken": True}})
+
+    def _write_owner(self) -> None:
         write_json(self.folder.path / OWNER, {"name": self._recipe.name, **self.identity})
         (self.folder.path / "recipe.yaml").write_text(to_yaml(self._recipe), encoding="utf-8")
         self._claimed = True
+
+
+def _visible(path: Path) -> list[str]:
+    """Return the names in a folder, hidden ones left out; empty if it does not exist."""
+    return sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
-from pruning.stages.folder import RunFolder, changes, describe_files, fingerprint, read_json, write_json
+from pruning.stages import artefacts
+from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint, read_json, write_json
 from pruning.types import PruningError
 
 
@@ -19,7 +21,8 @@ def folder(tmp_path):
 def finish(folder: RunFolder, name: str, text: str = "x", mark: str = "f") -> None:
     partial = folder.begin(name, mark, resumable=False)
     (partial / "out.txt").write_text(text)
-    folder.commit(name, {"fingerprint": mark, "seconds": 1.0})
+    rest = {"config": {}, "inputs": {}, "result": {}, "seconds": 1.0, "finished": "2026-01-02T03:04:05"}
+    folder.commit(name, {"fingerprint": mark, **rest})
 
 
 def test_a_fingerprint_changes_with_stage_config_and_input_and_with_nothing_else():
@@ -52,30 +55,99 @@ def test_a_stage_without_done_is_not_done(folder):
         folder.output_hash("plan")
 
 
-def test_a_missing_artefact_or_another_fingerprint_is_not_current(folder):
+def test_another_fingerprint_is_not_current(folder):
     finish(folder, "plan")
     assert folder.is_current("plan", "f")
     assert not folder.is_current("plan", "g")
-    (folder.stage("plan") / "out.txt").unlink()
-    assert not folder.is_current("plan", "f")
 
 
-def test_the_output_hash_follows_the_files_on_disk(folder):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "plan/out.txt is missing"),
+        ("ab", "plan/out.txt was changed since the stage wrote it"),
+        ("abd", "plan/out.txt was changed since the stage wrote it"),
+    ],
+)
+def test_an_artefact_that_is_missing_cut_short_or_edited_is_seen(folder, content, reason):
     finish(folder, "plan", "abc")
-    before = folder.output_hash("plan")
-    assert folder.output_hash("plan") == before
-    (folder.stage("plan") / "out.txt").write_text("abcd")
-    assert folder.output_hash("plan") != before
+    assert folder.damage("plan") is None
+    path = folder.stage("plan") / "out.txt"
+    status = path.stat()
+    path.unlink() if content is None else path.write_text(content)
+    if content is not None:  # a small file is read: an equal size is no proof
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert folder.damage("plan") == reason
+    assert not folder.is_current("plan", "f")
+    with pytest.raises(PruningError, match=rf"{reason}; run `sinkprune plan`"):
+        folder.output_hash("plan")
 
 
-def test_files_of_equal_size_and_time_are_not_read_again(tmp_path):
-    (tmp_path / "a").write_text("abc")
-    known = describe_files(tmp_path)
-    status = (tmp_path / "a").stat()
-    (tmp_path / "a").write_text("xyz")
-    os.utime(tmp_path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert describe_files(tmp_path, known) == known
-    assert describe_files(tmp_path) != known
+def test_a_copied_run_is_whole(folder, tmp_path):
+    finish(folder, "plan", "abc")
+    shutil.copytree(folder.path, tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "plan" / "out.txt", ns=(1, 1))
+    assert RunFolder(tmp_path / "copy").is_current("plan", "f")
+
+
+def test_the_output_hash_is_of_names_and_contents(folder):
+    hashes = set()
+    for text in ("abc", "abd", "abc"):
+        folder.retire(["plan"])
+        finish(folder, "plan", text)
+        hashes.add(folder.output_hash("plan"))
+    assert len(hashes) == 2
+
+
+def test_a_large_file_is_read_only_if_its_size_or_time_changed(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_text("abc")
+    entry = artefacts.describe_files(tmp_path, ())["a"]
+    path.write_text("xyz")
+    os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+    assert artefacts.hash_now(path, entry) != entry["sha256"]
+    monkeypatch.setattr(artefacts, "LARGE", 2)
+    assert artefacts.hash_now(path, entry) == entry["sha256"]  # documented: this change goes unseen
+    os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"] + 1))
+    assert artefacts.hash_now(path, entry) != entry["sha256"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "3", "", "{", "{}", '{"fingerprint": 3}', "[" * 100_000, "\udc80"],
+)
+def test_a_broken_record_of_a_stage_is_named_and_deleting_it_redoes_the_stage(folder, content):
+    finish(folder, "plan")
+    path = folder.stage("plan") / "manifest.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(
+        PruningError, match=r"plan/manifest\.json: .*; delete it, and the stage is done again$"
+    ):
+        folder.manifest("plan")
+    path.unlink()
+    assert not folder.is_done("plan")
+
+
+@pytest.mark.parametrize("broken", [{"bytes": "3"}, {"sha256": None}])
+def test_a_record_with_a_broken_entry_is_named(folder, broken):
+    finish(folder, "plan")
+    path = folder.stage("plan") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["artefacts"]["out.txt"] |= broken
+    write_json(path, manifest)
+    with pytest.raises(PruningError, match=r"is no record of a stage: 'artefacts' is"):
+        folder.damage("plan")
+
+
+def test_later_stages_come_back_if_the_redone_one_ends_as_before(folder):
+    for text, mark, back in (("a", "f", ["score", "plan"]), ("b", "f", []), ("b", "g", [])):
+        folder.retire(STAGES)
+        for name in ("calibrate", "score", "plan"):
+            finish(folder, name, "a")
+        old = folder.retire(["calibrate", "score", "plan"])
+        finish(folder, "calibrate", text, mark)
+        assert folder.restore(old, ["calibrate"]) == back
+        assert folder.done() == ["calibrate", *back]
 
 
 def test_begin_gives_an_empty_folder_unless_an_equal_attempt_can_be_resumed(folder):
@@ -123,7 +195,7 @@ def test_retire_all_leaves_no_owner(folder):
     old = folder.retire_all()
     assert [p.name for p in folder.path.iterdir() if p.name != ".partial"] == [".old"]
     assert old is not None
-    assert sorted(p.name for p in old.iterdir()) == ["plan", "recipe.yaml"]
+    assert sorted(p.name for p in old.iterdir()) == ["plan", "recipe.yaml", "run.json"]
 
 
 def test_json_is_written_whole_and_a_broken_file_is_named(tmp_path):
@@ -131,9 +203,10 @@ def test_json_is_written_whole_and_a_broken_file_is_named(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert read_json(tmp_path / "a.json") == {"é": 1}
     assert read_json(tmp_path / "b.json") is None
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(PruningError, match=r"a\.json: not JSON .* start anew with --fresh"):
-        read_json(tmp_path / "a.json")
+    for text, found in (("{", "cannot be read as JSON"), ("[1]", r"expected a mapping, found \[1\]")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(PruningError, match=rf"a\.json: {found}.* start anew with --fresh"):
+            read_json(tmp_path / "a.json")
 
 
 def test_changes_name_every_leaf_that_differs():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pruning.data import UnreadableRow
 from pruning.recipe import Recipe
 from pruning.stages.run import Run
 from pruning.stages.stage import Stage, stage
@@ -97,21 +98,58 @@ def test_a_setting_that_no_stage_reads_redoes_nothing(tmp_path, chain):
     assert go(dataclasses.replace(recipe, title="New")) == []
 
 
-def test_an_edited_artefact_redoes_what_reads_it(tmp_path, chain):
+@pytest.mark.parametrize("content", ["by hand", "0 Non", None])
+def test_a_damaged_artefact_is_made_again_and_said_aloud_and_kept(tmp_path, chain, caplog, content):
     go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    path = tmp_path / "runs" / "r" / "plan" / "plan"
+    path.unlink() if content is None else path.write_text(content)
+    assert go(recipe) == ["plan"]  # with the same result, so what follows may stay
+    what = "is missing" if content is None else "was changed since the stage wrote it"
+    assert f"plan/plan {what}; doing plan again. What was there is in " in caplog.text
+    assert path.read_text() == "0 None"
+    (old,) = (tmp_path / "runs" / "r" / ".old").iterdir()
+    assert content is None or (old / "plan" / "plan").read_text() == content
+    assert go(recipe) == []
+
+
+def test_a_redone_stage_with_another_result_redoes_what_follows(tmp_path, chain):
+    go, (first, _, _) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    (tmp_path / "runs" / "r" / "score" / "scores").unlink()
+    object.__setattr__(first, "work", lambda run, folder: (folder / "scores").write_text("other") and {})
+    assert go(recipe) == ["plan", "prune"]
+    assert old(tmp_path) == ["plan", "prune", "score"]
+
+
+def test_a_stage_refuses_a_damaged_input_naming_the_file(tmp_path, chain):
+    go, (_, _, third) = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
     (tmp_path / "runs" / "r" / "plan" / "plan").write_text("by hand")
-    assert go(recipe) == ["prune"]
-    assert (tmp_path / "runs" / "r" / "plan" / "plan").read_text() == "by hand"
+    assert not third.is_current(Run(recipe))
+    with pytest.raises(PruningError, match=r"plan/plan was changed .*; run `sinkprune plan`"):
+        third(Run(recipe))
 
 
-def test_a_missing_artefact_is_made_again(tmp_path, chain):
+def test_a_stage_without_its_record_is_done_again(tmp_path, chain, caplog):
     go, _ = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
-    (tmp_path / "runs" / "r" / "plan" / "plan").unlink()
+    (tmp_path / "runs" / "r" / "plan" / "manifest.json").unlink()
     assert go(recipe) == ["plan", "prune"]
+    assert "plan/ lacks manifest.json or DONE; doing plan again" in caplog.text
+
+
+def test_an_error_says_in_which_stage_it_came_up(tmp_path):
+    @stage("score")
+    def broken(run: Run, folder: Path):
+        raise UnreadableRow("row 3")
+
+    with pytest.raises(UnreadableRow, match=r"^stage 'score': row 3$"):
+        broken(Run(make_recipe(tmp_path)))
 
 
 def test_a_manifest_says_with_what_and_how_long(tmp_path, chain):

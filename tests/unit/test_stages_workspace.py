@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from pruning.data import UnreadableRow
 from pruning.stages.identity import model_identity
 from pruning.stages.workspace import Workspace
 from pruning.types import PruningError
@@ -15,9 +16,23 @@ from tests.unit.test_stages_stage import make_recipe
 
 
 def claim(recipe):
+    """Take the run directory, as a stage does before it works."""
     workspace = Workspace(recipe)
     with workspace.held():
         workspace.claim()
+
+
+def finish(recipe, name="sinks"):
+    """Claim, and finish a stage that wrote nothing."""
+    claim(recipe)
+    folder = Workspace(recipe).folder
+    folder.begin(name, "f", resumable=False)
+    rest = {"config": {}, "inputs": {}, "result": {}, "seconds": 1.0, "finished": "2026-01-02T03:04:05"}
+    folder.commit(name, {"fingerprint": "f", **rest})
+
+
+def owner(tmp_path):
+    return json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
 
 
 def test_a_claim_writes_owner_and_resolved_recipe(tmp_path):
@@ -32,7 +47,7 @@ def test_a_claim_writes_owner_and_resolved_recipe(tmp_path):
 
 def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
     recipe = make_recipe(tmp_path)
-    claim(recipe)
+    finish(recipe)
     other = dataclasses.replace(recipe, name="q")
     with pytest.raises(PruningError, match=r"it is of the recipe 'r', this one is 'q'.*--fresh"):
         claim(other)
@@ -41,7 +56,7 @@ def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
 
 def test_another_model_is_refused_naming_both(tmp_path):
     recipe = make_recipe(tmp_path)
-    claim(recipe)
+    finish(recipe)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"a": 1}')
@@ -56,7 +71,7 @@ def test_another_model_is_refused_naming_both(tmp_path):
 
 def test_a_model_whose_files_changed_is_another_model(tmp_path):
     recipe = make_recipe(tmp_path)
-    claim(recipe)
+    finish(recipe)
     (tmp_path / "model" / "config.json").write_text('{"trained": "on"}')
     with pytest.raises(PruningError, match="it holds the model"):
         claim(recipe)
@@ -64,7 +79,7 @@ def test_a_model_whose_files_changed_is_another_model(tmp_path):
 
 def test_the_same_model_in_another_place_is_the_same_model(tmp_path):
     recipe = make_recipe(tmp_path)
-    claim(recipe)
+    finish(recipe)
     (tmp_path / "model").rename(tmp_path / "moved")
     moved = dataclasses.replace(recipe.model, source=str(tmp_path / "moved"))
     claim(dataclasses.replace(recipe, model=moved))
@@ -72,7 +87,7 @@ def test_the_same_model_in_another_place_is_the_same_model(tmp_path):
 
 def test_other_data_are_refused_naming_both(tmp_path):
     recipe = make_recipe(tmp_path)
-    claim(recipe)
+    finish(recipe)
     images = tmp_path / "images"
     images.mkdir()
     changed = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(images)))
@@ -88,6 +103,89 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
         claim(recipe)
     with pytest.raises(PruningError, match="no run directory"):
         Workspace(recipe).check_owner(fresh=True)  # --fresh moves runs away, not theses
+
+
+def test_before_the_first_stage_is_done_the_directory_may_be_taken_over(tmp_path):
+    recipe = make_recipe(tmp_path)
+    claim(recipe)
+    (tmp_path / "model" / "config.json").write_text('{"mended": true}')
+    images = tmp_path / "images"
+    images.mkdir()
+    data = dataclasses.replace(recipe.data, source=str(images))
+    claim(dataclasses.replace(recipe, name="q", data=data))
+    assert owner(tmp_path)["name"] == "q"
+    assert owner(tmp_path)["data"]["source"] == str(images)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "{}", '{"name": "r", "model": 3, "data": {}}', ""])
+def test_a_broken_owner_is_named_and_fresh_takes_over(tmp_path, text):
+    recipe = make_recipe(tmp_path)
+    finish(recipe)
+    (tmp_path / "runs" / "r" / "run.json").write_text(text)
+    with pytest.raises(
+        PruningError, match=r"run\.json: .*; start anew with --fresh .*or choose another run_dir"
+    ):
+        claim(recipe)
+    clear(recipe)
+    (old,) = (tmp_path / "runs" / "r" / ".old").iterdir()
+    assert (old / "run.json").read_text() == text
+
+
+def test_a_broken_owner_of_nothing_is_nobodys_to_take(tmp_path):
+    recipe = make_recipe(tmp_path)
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "run.json").write_text("[1]")
+    for fresh in (False, True):
+        with pytest.raises(
+            PruningError, match=r"expected a mapping, found \[1\]; delete it, or choose another"
+        ):
+            Workspace(recipe).check_owner(fresh=fresh)
+
+
+def clear(recipe):
+    """Do what --fresh does before the first stage."""
+    workspace = Workspace(recipe)
+    with workspace.held():
+        workspace.check_owner(fresh=True)
+        workspace.clear()
+        workspace.claim()
+
+
+def test_finished_stages_without_an_owner_are_refused_with_advice_that_works(tmp_path):
+    recipe = make_recipe(tmp_path)
+    finish(recipe)
+    (tmp_path / "runs" / "r" / "run.json").unlink()
+    (tmp_path / "runs" / "r" / "notes.txt").write_text("mine")
+    with pytest.raises(
+        PruningError, match=r"holds finished stages \(sinks\) but no run\.json.*--fresh.*run_dir=…"
+    ):
+        claim(recipe)
+    clear(recipe)
+    (old,) = (tmp_path / "runs" / "r" / ".old").iterdir()
+    assert (old / "sinks" / "DONE").is_file()
+    assert owner(tmp_path)["name"] == "r"
+    assert (tmp_path / "runs" / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_data_mended_after_an_unreadable_row_are_the_same_data(tmp_path, caplog):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "0.png").write_text("broken")
+    recipe = make_recipe(tmp_path)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, source=str(images)))
+    finish(recipe)
+    before = Workspace(recipe).identity["data"]["hash"]
+    workspace = Workspace(recipe)
+    with pytest.raises(UnreadableRow), workspace.held():
+        raise UnreadableRow("row 0")
+    (images / "0.png").write_text("mended, longer")
+    claim(recipe)
+    assert "have been changed since a row could not be read; finished stages are kept" in caplog.text
+    assert Workspace(recipe).identity["data"]["hash"] == before
+    claim(recipe)
+    (images / "0.png").write_text("other images")
+    with pytest.raises(PruningError, match="it holds the data"):
+        claim(recipe)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
