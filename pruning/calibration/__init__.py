@@ -37,6 +37,7 @@ from pruning.calibration.base import STATISTICS, VARIANTS
 from pruning.calibration.calibrator import DEFAULT_QUERIES, Calibrator
 from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.indicator import Omega, stability, token_weights
+from pruning.calibration.instrument import bypassed
 from pruning.calibration.run import (
     calibrate,
     calibrate_sampling,
@@ -56,6 +57,7 @@ __all__ = [
     "Calibrator",
     "FirstPass",
     "Omega",
+    "bypassed",
     "calibrate",
     "calibrate_sampling",
     "first_pass",

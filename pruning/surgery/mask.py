@@ -29,16 +29,22 @@ def mask_plan(
     groups = find_groups(model) if groups is None else groups
     check_plan(model, groups, plan)
     masked = copy.deepcopy(model)
-    for group in groups:
-        units = plan.removed_units(group) if group.kind != "blocks" else ()
-        if not units or plan.removes(group.module):
-            continue
-        for part in group.consumed_by:
-            weight = masked.get_parameter(part.path)
-            weight.index_fill_(part.dim, part.indices(units).to(weight.device), 0.0)
+    silence(masked, groups, plan)
     removal = {group.module: group.removal for group in groups if group.kind == "blocks"}
     for path in outermost(plan.removed_blocks):
         how = removal[path]
         assert how is not None
         replace_module(masked, path, IdentityBlock(how.returns_tuple))
     return masked
+
+
+@torch.no_grad()
+def silence(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:
+    """Zero the removed units of `model` in place where they are read; blocks stay."""
+    for group in groups:
+        units = plan.removed_units(group) if group.kind != "blocks" else ()
+        if not units or plan.removes(group.module):
+            continue
+        for part in group.consumed_by:
+            weight = model.get_parameter(part.path)
+            weight.index_fill_(part.dim, part.indices(units).to(weight.device), 0.0)

@@ -1,0 +1,124 @@
+"""Selection beyond one shot: score, cut, measure again, go on, block by block.
+
+One-shot selection judges every layer on what the *dense* model feeds it. Here a plan fixes how many units each group
+keeps; then, in the order in which the model runs, each block is measured on what the already pruned blocks before it
+feed it, its units are chosen, what stays is compensated, and the next block follows (the order of SparseGPT,
+2301.00774, and OBS-Diff). It costs one calibration a block and round instead of one in all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning.calibration import bypassed
+from pruning.surgery import compensate, silence
+from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan, Scores
+
+Measure = Callable[[Sequence[PrunableGroup]], CalibrationStats]
+Judge = Callable[[Sequence[PrunableGroup], CalibrationStats], Scores]
+
+
+def block_by_block(
+    model: nn.Module,
+    groups: Sequence[PrunableGroup],
+    plan: PruningPlan,
+    *,
+    run: Callable[[], object],
+    measure: Measure,
+    judge: Judge,
+    compensation: str = "none",
+    ridge: float = 0.01,
+    rounds: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[PruningPlan, dict[str, dict[str, Any]]]:
+    """Choose anew which units stay, as many in each group as `plan` keeps, and compensate `model` in place.
+
+    The removed units are silenced in `model`, whose shapes stay dense; `apply_plan` with the new plan then cuts it.
+
+    Args:
+        model: The dense model.
+        groups: All groups of the model.
+        plan: Says how many units each group keeps, and which blocks go; those are passed by from the start.
+        run: Runs `model` once; it tells the order of the groups.
+        measure: Calibrates `model`, as it is when called, for the groups it is given.
+        judge: Scores groups from what `measure` returned.
+        compensation: As in `compensate`.
+        ridge: As in `compensate`.
+        rounds: Portions in which the units of a block go, each measured anew.
+        progress: Called after each round with the block, the rounds done and all rounds.
+
+    Returns:
+        The new plan, and what `compensate` reported last for each group.
+
+    Raises:
+        PruningError: For rounds below 1, and as `compensate`.
+    """
+    if rounds < 1:
+        raise PruningError(f"rounds of selection is {rounds}; it must be at least 1")
+    shrinking = [
+        g
+        for g in groups
+        if g.kind != "blocks" and g.name in plan.kept and plan.removed_units(g) and not plan.removes(g.module)
+    ]
+    kept = {group.name: tuple(range(group.num_units)) for group in shrinking}
+    report: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        for path in plan.removed_blocks:
+            stack.enter_context(bypassed(model, path))
+        blocks = in_order(model, shrinking, run)
+        for done, (block, members, portion) in enumerate(
+            [(block, members, k) for block, members in blocks for k in range(1, rounds + 1)], start=1
+        ):
+            stats = measure(members)
+            scores = judge(members, stats)
+            for group in members:
+                goal = group.num_units - len(plan.removed_units(group)) * portion // rounds
+                kept[group.name] = _best(scores.values[group.name], kept[group.name], goal)
+            step = replace(plan, kept={group.name: kept[group.name] for group in members}, removed_blocks=())
+            report |= compensate(model, members, step, stats, method=compensation, ridge=ridge)
+            silence(model, members, step)
+            if progress is not None:
+                progress(block, done, len(blocks) * rounds)
+    return replace(plan, kept={**plan.kept, **kept}), report
+
+
+def in_order(
+    model: nn.Module, groups: Sequence[PrunableGroup], run: Callable[[], object]
+) -> list[tuple[str, list[PrunableGroup]]]:
+    """Sort groups into blocks, in the order in which the model comes to them.
+
+    A block is an item of a list of modules, such as ``transformer_blocks.3`` or ``down_blocks.1``; what is in no list
+    is a block of its own by the first name of its path.
+    """
+    called: list[str] = []
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda module, args: called.append(path)
+
+    with ExitStack() as stack, torch.no_grad():
+        for group in groups:
+            consumer = model.get_submodule(group.consumer)
+            stack.callback(consumer.register_forward_pre_hook(note(group.name)).remove)
+        run()
+    first = {name: place for place, name in reversed(list(enumerate(called)))}
+    missing = [group.name for group in groups if group.name not in first]
+    if missing:
+        raise PruningError(f"group {missing[0]!r} has no place in the order: the model ran without it")
+    blocks: dict[str, list[PrunableGroup]] = {}
+    for group in sorted(groups, key=lambda g: first[g.name]):
+        found = re.match(r"[^.]+(?:\.\d+)?", group.module)
+        blocks.setdefault(found[0] if found else group.module, []).append(group)
+    return list(blocks.items())
+
+
+def _best(scores: torch.Tensor, among: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return the `count` highest-scored units of `among`, sorted."""
+    order = sorted(among, key=lambda unit: (-float(scores[unit]), unit))
+    return tuple(sorted(order[:count]))
