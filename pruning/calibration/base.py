@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 CONSUMING_KINDS = ("attention_heads", "ffn_channels", "resnet_channels")
 
-VARIANTS = ("on", "permuted")
-"""Token weights besides the plain ones; a statistic of variant v is stored as ``<name>@<v>``."""
+VARIANTS = ("on", "permuted", "influence", "influence_permuted")
+"""Token weights besides the plain ones; a statistic of variant v is stored as ``<name>@<v>``. ``on``: omega of the
+sinks; ``influence``: how far later attention broadcasts an error; each with the same weights at random tokens."""
 
 ALWAYS = ("samples",)
 """``samples`` (T,): how many samples each timestep bucket saw; gathered for every group, never asked for."""

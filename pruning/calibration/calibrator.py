@@ -23,7 +23,7 @@ from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step, StepReader, checked_weights
 from pruning.calibration.sums import Sums, summable
 from pruning.calibration.weight_tap import WeightTap
-from pruning.calibration.weighting import TokenWeights
+from pruning.calibration.weighting import TokenWeights, need_first_pass
 from pruning.calibration.wiring import wire
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
 
@@ -48,9 +48,10 @@ class Calibrator:
         queries: Queries to look at in each attention call, drawn for each sample; None for all. See
             `DEFAULT_QUERIES`.
         rows: Rows to look at in each consumer's input, drawn for each sample; None for all. Sums are scaled up.
-        variants: Omega variants to gather besides the plain sums: ``on``, ``permuted``.
+        variants: Omega variants to gather besides the plain sums, some of `VARIANTS`.
         omega: How sinks are told and weighted.
-        first_pass: Sink stability for the variants (not needed if both lambdas are equal) and means for ``probe``.
+        first_pass: Sink stability (not needed if both lambdas are equal) and influence for the variants, and means
+            for ``probe``.
         timestep_weights: w_tau: ``uniform``, ``obs_diff`` or T positive numbers.
         seed: Of all draws but omega's permutations.
 
@@ -104,9 +105,12 @@ class Calibrator:
         for variant in self._variants:
             if variant not in VARIANTS:
                 raise PruningError(f"unknown omega variant {variant!r}; valid: {', '.join(VARIANTS)}")
-        if self._variants and self._omega.needs_stability:
+        if need_first_pass(self._variants, self._omega):
             if self._first_pass is None:
-                raise PruningError("omega variants weigh by stability; give the result of first_pass(...)")
+                raise PruningError(
+                    f"omega variants {', '.join(self._variants)} weigh by stability or influence; give the result of "
+                    "first_pass(...)"
+                )
             theirs, ours = self._first_pass.meta.get("indicator"), self._omega.indicator_settings()
             if theirs != ours:
                 raise PruningError(

@@ -19,6 +19,7 @@ from pruning.calibration.reading import Reading
 from pruning.calibration.step import MAX_BRANCHES, Step
 from pruning.calibration.store import SEPARATOR, read_tensors, write_tensors
 from pruning.calibration.sums import Sums, summable
+from pruning.calibration.trajectory import TrajectoryMeans, by_row
 from pruning.types import PruningError
 
 CONTENT = "a first calibration pass"
@@ -33,6 +34,8 @@ class FirstPass:
         indicator: E_tau s by site, float32 (R, M).
         indicator_sq: E_tau s^2 by site, float32 (R, M).
         means: Mean of every input channel of a group's consumer, float64 (C,), by group name.
+        received: E_tau of what the heads of a self-attention site broadcast from each key, float32 (R, M), by site;
+            see `pruning.calibration.influence`.
         meta: How it was gathered (JSON types only).
     """
 
@@ -40,6 +43,7 @@ class FirstPass:
     indicator: dict[str, Tensor] = field(default_factory=dict)
     indicator_sq: dict[str, Tensor] = field(default_factory=dict)
     means: dict[str, Tensor] = field(default_factory=dict)
+    received: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def stability(self, site: str, keys: Sequence[int], count: int) -> Tensor:
@@ -53,6 +57,29 @@ class FirstPass:
             raise PruningError(
                 f"attention {site!r} has {count} keys, the first pass saw {seen}; run both passes over the same inputs"
             )
+        rows = self._rows(keys)
+        return stability(self.indicator[site][rows].double(), self.indicator_sq[site][rows].double())
+
+    def influence(self, site: str, keys: Sequence[int], tokens: int) -> Tensor:
+        """Return what later self-attention over as many `tokens` broadcasts from each, float64 (len(keys), tokens).
+
+        Raises:
+            PruningError: If the first pass did not gather it, or a sample was not seen.
+        """
+        order = self.meta.get("sites", [])
+        if site not in order:
+            raise PruningError(
+                f"the first pass did not gather what attention after {site!r} broadcasts; run the first pass again"
+            )
+        rows = self._rows(keys)
+        later = [self.received[path] for path in order[order.index(site) + 1 :] if path in self.received]
+        total = torch.zeros(len(rows), tokens, dtype=torch.float64)
+        for received in later:
+            if received.shape[1] == tokens:
+                total += received[rows]
+        return total
+
+    def _rows(self, keys: Sequence[int]) -> Tensor:
         wanted = torch.tensor(list(keys), dtype=torch.long)
         rows = torch.searchsorted(self.keys, wanted).clamp_max(max(len(self.keys) - 1, 0))
         missing = self.keys[rows] != wanted if len(self.keys) else torch.ones(len(wanted), dtype=torch.bool)
@@ -61,7 +88,7 @@ class FirstPass:
                 f"sample {int(wanted[missing][0]) // MAX_BRANCHES} was not seen by the first pass; "
                 "run both passes over the same inputs"
             )
-        return stability(self.indicator[site][rows].double(), self.indicator_sq[site][rows].double())
+        return rows
 
     def reported_stability(self, site: str) -> Tensor:
         """Return phi of every sample and key, (R, M) float64, NaN where E s^2 is too small for it to mean anything."""
@@ -71,7 +98,7 @@ class FirstPass:
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file."""
         tensors = {"keys": self.keys}
-        for kind in ("indicator", "indicator_sq", "means"):
+        for kind in ("indicator", "indicator_sq", "means", "received"):
             tensors |= {f"{kind}{SEPARATOR}{name}": value for name, value in getattr(self, kind).items()}
         write_tensors(path, CONTENT, tensors, self.meta)
 
@@ -90,40 +117,18 @@ class StabilitySums:
     """Sums of s and s^2 over timesteps, by site and sample (and guidance branch)."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, dict[int, Tensor]] = {}
+        self._means = TrajectoryMeans()
 
     def add(self, reading: Reading, step: Step, owner: Tensor) -> None:
         """Add one attention call; a sample that owns several rows of the batch gets their mean."""
-        s = reading.indicator.cpu()  # (B, M)
-        batch = len(step.keys)
-        mean = s.new_zeros(batch, s.shape[1]).index_add_(0, owner, s) * (batch / len(owner))
-        both = torch.stack([mean, mean.square()], dim=1)  # (rows of the step, 2, M)
-        found = self._sums.setdefault(reading.call.path, {})
-        for row, key in enumerate(step.keys):
-            total = found.setdefault(key, torch.zeros(3, s.shape[1], dtype=torch.float64))
-            if total.shape[1] != s.shape[1]:
-                raise PruningError(
-                    f"attention {reading.call.path!r}: sample {step.samples[row]} has {s.shape[1]} keys now and had "
-                    f"{total.shape[1]} before; calibrate at one resolution and prompt length"
-                )
-            total[:2] += both[row]
-            total[2] += 1
+        s = by_row(reading.indicator.cpu(), step, owner)  # (rows of the step, M)
+        self._means.add(reading.call.path, torch.stack([s, s.square()], dim=1), step)
 
     def finish(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return keys (R,) and E s and E s^2 by site, (R, M) each."""
-        keys = sorted({key for found in self._sums.values() for key in found})
-        mean, square = {}, {}
-        for site, found in self._sums.items():
-            absent = [key for key in keys if key not in found]
-            widths = {total.shape[1] for total in found.values()}
-            if absent or len(widths) > 1:
-                raise PruningError(
-                    f"attention {site!r} saw {len(found)} of {len(keys)} samples and {sorted(widths)} keys; "
-                    "calibrate at one resolution and prompt length"
-                )
-            rows = torch.stack([found[key][:2] / found[key][2] for key in keys])  # (R, 2, M)
-            mean[site], square[site] = rows[:, 0].float(), rows[:, 1].float()
-        return torch.tensor(keys, dtype=torch.long), mean, square
+        keys, means = self._means.finish()
+        mean, square = ({site: both[:, k].float() for site, both in means.items()} for k in (0, 1))
+        return keys, mean, square
 
 
 class ChannelMeans:

@@ -38,6 +38,7 @@ class Omega:
         deviations: k of the mode ``paper``.
         epsilon: Of the mode ``hard``.
         seed: Of the permutations.
+        kappa: Influence weighs a row ``1 + kappa`` times what later attention broadcasts of its token.
     """
 
     lambda_unstable: float = 1.0
@@ -48,6 +49,7 @@ class Omega:
     deviations: float = 2.0
     epsilon: float = 0.05
     seed: int = 0
+    kappa: float = 1.0
 
     def check(self) -> None:
         """Raise PruningError for a value out of range."""
@@ -57,6 +59,8 @@ class Omega:
             raise PruningError(f"omega: alpha is {self.alpha}; it must be positive")
         if self.rho is not None and not self.rho > 0:
             raise PruningError(f"omega: rho is {self.rho}; it must be positive, or null for sqrt(M)")
+        if not (math.isfinite(self.kappa) and self.kappa >= 0):
+            raise PruningError(f"omega: kappa is {self.kappa}; it must be at least 0")
         if not (math.isfinite(self.lambda_unstable) and math.isfinite(self.lambda_stable)):
             raise PruningError(
                 f"omega: lambdas must be finite, found {self.lambda_unstable}, {self.lambda_stable}"
@@ -68,9 +72,9 @@ class Omega:
         return self.lambda_unstable != self.lambda_stable
 
     def indicator_settings(self) -> dict[str, float | str | None]:
-        """Return what the first pass depends on: everything but the lambdas and the seed."""
-        kept = asdict(self)
-        return {k: v for k, v in kept.items() if k not in ("lambda_unstable", "lambda_stable", "seed")}
+        """Return what the first pass depends on: everything but the lambdas, kappa and the seed."""
+        late = ("lambda_unstable", "lambda_stable", "kappa", "seed")
+        return {k: v for k, v in asdict(self).items() if k not in late}
 
 
 def relative_mass(sums: SinkSums) -> Tensor:

@@ -11,6 +11,7 @@ from pruning.calibration.consumer import Consumer
 from pruning.calibration.draws import check_count
 from pruning.calibration.first_pass import ChannelMeans, FirstPass, StabilitySums
 from pruning.calibration.indicator import Omega
+from pruning.calibration.influence import InfluenceSums, head_gain
 from pruning.calibration.instrument import Instrument
 from pruning.calibration.reading import Reader
 from pruning.calibration.sites import weighting_site
@@ -60,6 +61,8 @@ class FirstPassRecorder:
         consumers = [Consumer.of(model, group) for group in groups if group.consumed_by]
         found = [weighting_site(model, consumer.group) for consumer in consumers] if stability else []
         sites = sorted({site for site in found if site is not None})
+        gains = {site: head_gain(model.get_submodule(site)) for site in sites}
+        self._influence = InfluenceSums({site: gain for site, gain in gains.items() if gain is not None})
         self._instrument = Instrument(model, sites, consumers, [], self._reader, self)
         self._meta = {
             "indicator": omega.indicator_settings(),
@@ -86,7 +89,8 @@ class FirstPassRecorder:
     def result(self) -> FirstPass:
         """Return what was gathered."""
         keys, indicator, indicator_sq = self._stability.finish()
-        return FirstPass(keys, indicator, indicator_sq, self._means.finish(), dict(self._meta))
+        meta = {**self._meta, "sites": list(indicator)}  # in the order in which they run
+        return FirstPass(keys, indicator, indicator_sq, self._means.finish(), self._influence.finish(), meta)
 
     def on_step(self, step: Step) -> None:
         """The denoiser is about to run."""
@@ -95,6 +99,7 @@ class FirstPassRecorder:
         """An attention module attends."""
         reading = self._attention.read(call, step, owner)
         self._stability.add(reading, step, owner)
+        self._influence.add(reading, step, owner)
 
     @torch.no_grad()
     def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:

@@ -13,6 +13,7 @@ from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.indicator import Omega
 from pruning.calibration.instrument import bypassed, frozen
 from pruning.calibration.recorder import FirstPassRecorder
+from pruning.calibration.weighting import need_first_pass
 from pruning.data.batches import NoisedBatch
 from pruning.models.families import denoise
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
@@ -22,9 +23,8 @@ Progress = Callable[[int], None]
 
 
 def needs_first_pass(needs: Iterable[str], variants: Collection[str], omega: Omega | None = None) -> bool:
-    """Tell whether a calibration needs a first pass: for the stability of sinks, or for channel means."""
-    settings = Omega() if omega is None else omega
-    if variants and settings.needs_stability:
+    """Tell whether a calibration needs a first pass: for the stability of sinks, for influence or channel means."""
+    if need_first_pass(variants, Omega() if omega is None else omega):
         return True
     return any(isinstance(s, GradientStatistic) and s.loss == "output" for s in expand_needs(needs).values())
 
@@ -132,7 +132,7 @@ def calibrate(
         timestep_buckets: T, as the batches number them.
         queries: Queries to look at in each attention call; None for all.
         rows: Rows to look at in each consumer's input; None for all.
-        variants: Omega variants to gather besides the plain sums: ``on``, ``permuted``.
+        variants: Omega variants to gather besides the plain sums, some of `VARIANTS`.
         omega: How sinks are told and weighted.
         first_pass: Result of the function `first_pass` over the same batches; run here if it is needed and None.
         timestep_weights: w_tau: ``uniform``, ``obs_diff`` or T positive numbers.

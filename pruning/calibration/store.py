@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pruning.calibration.base import VARIANTS
 from pruning.types import CalibrationStats, PruningError
 
 FORMAT = "sinkprune-calibration-2"
@@ -110,7 +111,7 @@ def view(stats: CalibrationStats, omega: str) -> CalibrationStats:
 
     Args:
         stats: What calibration gathered.
-        omega: ``off``, ``on`` or ``permuted``.
+        omega: ``off`` or one of `VARIANTS`.
 
     Returns:
         Statistics in which each name stands for its variant where there is one, and else for the plain sum.
@@ -119,8 +120,8 @@ def view(stats: CalibrationStats, omega: str) -> CalibrationStats:
         PruningError: For an unknown variant, or one that was not gathered.
     """
     gathered = list(stats.meta.get("variants", []))
-    if omega not in ("off", "on", "permuted"):
-        raise PruningError(f"unknown omega {omega!r}; valid: off, on, permuted")
+    if omega not in ("off", *VARIANTS):
+        raise PruningError(f"unknown omega {omega!r}; valid: {', '.join(('off', *VARIANTS))}")
     if omega != "off" and omega not in gathered:
         have = ", ".join(["off", *gathered])
         raise PruningError(

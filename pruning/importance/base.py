@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pruning.calibration import view
+from pruning.calibration import VARIANTS, view
 from pruning.registry import Registry
 from pruning.types import CalibrationStats, PrunableGroup, PruningError, Scores
 
 logger = logging.getLogger(__name__)
 
 EPSILON = torch.finfo(torch.float64).eps
-OMEGAS = ("off", "on", "permuted")
+OMEGAS = ("off", *VARIANTS)
 
 Weights = Mapping[str, Tensor]
 ScoreFn = Callable[[PrunableGroup, Weights, CalibrationStats, torch.Generator], Tensor]
@@ -123,8 +123,9 @@ def score(
         stats: Sums of a calibration run with at least `needs_of(criterion, groups)`; None for criteria that need
             no data.
         criterion: A name in `CRITERIA`.
-        omega: Token weights: ``off``, ``on`` (sinks weighted), ``permuted`` (the control); None for the criterion's
-            own default. Groups without self or joint attention (omega = 1) are scored on plain rows.
+        omega: Token weights: ``off``, ``on`` (sinks weighted), ``influence`` (tokens that later attention broadcasts
+            weighted), ``permuted`` and ``influence_permuted`` (the controls); None for the criterion's own default.
+            Groups without self or joint attention (omega = 1) are scored on plain rows.
         seed: Seed of the random draws; each group draws from a generator of its own, so that its scores do not
             depend on the other groups.
 

@@ -234,7 +234,7 @@ def test_wrong_requests() -> None:
             r"unknown statistic 'key_masses' \(did you mean 'key_mass'\?\); valid: ",
         ),
         ({"needs": ["input_sq"], "variants": ("half",)}, "unknown omega variant 'half'; valid: on, permuted"),
-        ({"needs": ["input_sq"], "variants": ("on",)}, "omega variants weigh by stability; give the result"),
+        ({"needs": ["input_sq"], "variants": ("on",)}, "weigh by stability or influence; give the result"),
         ({"needs": ["input_sq"], "queries": 1}, "queries is 1; expected at least 2"),
         ({"needs": ["input_sq"], "rows": 0}, "rows is 0; expected at least 2"),
         ({"needs": ["input_sq"], "omega": Omega(alpha=-1)}, "alpha is -1; it must be positive"),
