@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 STAGE_HELP = {
     "sinks": "first calibration pass: how stable the attention sinks are",
     "calibrate": "second calibration pass: gather statistics of the dense model",
-    "score": "score every unit",
-    "plan": "decide what goes",
-    "prune": "compensate and cut",
+    "score": "score every head and channel by its importance",
+    "plan": "decide which of them go, so that the target is met",
+    "prune": "refit what stays, cut, and write the slim model",
     "recover": "train the slim model back",
-    "evaluate": "measure dense, pruned and recovered",
+    "evaluate": "measure the dense, the pruned and the recovered model",
     "export": "write the slim diffusers folder",
     "report": "draw the report; several run directories give one comparison",
 }
@@ -33,8 +33,16 @@ Make diffusion models slimmer: sink-aware structured pruning for diffusers.
 
   sinkprune run quickstart                           a digits DiT at half the MACs, in minutes
   sinkprune run sd15 --dry-run                       what would be cut; no weights are fetched
+  sinkprune cp quickstart my.yaml                    a recipe of your own
   sinkprune run my.yaml prune.target.macs=0.6        any value can be overridden
   sinkprune report runs/*                            compare runs
+
+`run` does all stages, from sinks to report; each stage is also a command, which does it and what it needs.
+"""
+
+EPILOG = """\
+`sinkprune COMMAND --help` explains a command. Exit status: 0; 2 for a mistake in what was asked, or something that
+cannot be done; 130 after Ctrl-C.
 """
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -89,30 +97,38 @@ def _is_expected(error: Exception) -> bool:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
     parser = argparse.ArgumentParser(
-        prog="sinkprune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sinkprune", description=DESCRIPTION, epilog=EPILOG, formatter_class=_Formatter
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
-    common.add_argument("--quiet", action="store_true", help="no progress bars and no messages")
+    common.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     run = commands.add_parser("run", parents=[common], help="all stages of a recipe", **_text("run"))
     _add_recipe(run)
     run.add_argument(
-        "--from", dest="start", metavar="STAGE", choices=tuple(STAGE_HELP), help="redo from here"
+        "--from",
+        dest="start",
+        metavar="STAGE",
+        choices=tuple(STAGE_HELP),
+        help="redo this stage and those after",
     )
     run.add_argument("--until", metavar="STAGE", choices=tuple(STAGE_HELP), help="stop after this stage")
-    run.add_argument("--dry-run", action="store_true", help="show groups and budget; fetch and write nothing")
-    run.add_argument("--fresh", action="store_true", help="reuse nothing; what is there moves to .old")
+    run.add_argument("--dry-run", action="store_true", help="show what would be cut; write nothing")
+    run.add_argument("--fresh", action="store_true", help="redo all stages; what is there moves to .old")
 
     for name, text in STAGE_HELP.items():
         stage = commands.add_parser(name, parents=[common], help=text, **_text(name))
         if name == "report":
-            stage.add_argument("recipe", nargs="+", metavar="RECIPE|RUN", help="a recipe, or run directories")
             stage.add_argument(
-                "--output", metavar="FILE", help="where to write the comparison of several runs"
+                "recipe", nargs="+", metavar="RECIPE|RUN", help="a recipe with KEY=VALUEs, or run directories"
+            )
+            stage.add_argument(
+                "--output",
+                metavar="FILE.html",
+                help="where to write a comparison (report.html beside the runs)",
             )
         else:
             _add_recipe(stage)
@@ -121,23 +137,29 @@ def build_parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "show", parents=[common], help="what a run or a checkpoint is", **_text("show")
     )
-    show.add_argument("target", help="a run directory, a checkpoint folder, or a recipe")
+    show.add_argument("target", metavar="TARGET", help="a run directory, a checkpoint folder, or a recipe")
     diff = commands.add_parser("diff", parents=[common], help="two recipes or two runs", **_text("diff"))
-    diff.add_argument("left", help="a recipe or a run directory")
-    diff.add_argument("right", help="a recipe or a run directory")
+    diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
+    diff.add_argument("right", metavar="RIGHT", help="another")
     listing = commands.add_parser("ls", parents=[common], help="recipes, criteria, runs", **_text("ls"))
-    listing.add_argument(
-        "what", nargs="?", choices=("recipes", "criteria", "kinds", "metrics", "runs"), help="list only these"
-    )
+    what = ("recipes", "criteria", "kinds", "metrics", "runs")
+    listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
     copy = commands.add_parser("cp", parents=[common], help="copy a bundled recipe", **_text("cp"))
-    copy.add_argument("recipe", help="its name")
-    copy.add_argument("file", help="where to; an existing file is not overwritten")
+    copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
+    copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
     return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a recipe file, the name of a bundled recipe, or a run directory")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. prune.target.macs=0.6")
+    what = "a recipe file, the name of a bundled recipe, or a run directory"
+    parser.add_argument("recipe", metavar="RECIPE", help=what)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],  # else argparse calls it required
+        metavar="KEY=VALUE",
+        help="a value in place of the recipe's, e.g. prune.target.macs=0.6",
+    )
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -155,27 +177,39 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 def _text(name: str) -> dict[str, Any]:
     """Return the long help of a command."""
     if name in STAGE_HELP:
-        body = (
-            f"{STAGE_HELP[name].capitalize()}.\n\nStages before it that are missing or out of date run first."
-        )
+        body = f"{STAGE_HELP[name].capitalize()}."
+        if name != next(iter(STAGE_HELP)):
+            body += "\n\nStages before it that are missing or out of date run first."
     else:
         body = _LONG[name]
-    return {"description": textwrap.dedent(body), "formatter_class": argparse.RawDescriptionHelpFormatter}
+    return {"description": textwrap.dedent(body), "formatter_class": _Formatter}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest name before its explanation."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+        self._action_max_length = 15  # argparse forgets that sub-commands are indented
 
 
 _LONG = {
     "run": """\
-        Run a recipe: sinks, calibrate, score, plan, prune, recover, evaluate, export, report.
+        Run the stages of a recipe: sinks, calibrate, score, plan, prune, recover, evaluate, export, report.
 
         Everything is written to runs/<name>. A stage whose settings and inputs are unchanged is reused; what
-        changed settings make stale moves to runs/<name>/.old. A run that was stopped goes on where it was.""",
+        changed settings make stale, and files edited by hand, move to runs/<name>/.old. A run that was stopped
+        goes on where it was.
+
+        `sinkprune show RECIPE` lists all KEYs with their values.""",
     "show": """\
         Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), or all values of
         a recipe.""",
     "diff": """\
         Show the values in which two recipes differ, and for two runs also the figures.""",
     "ls": """\
-        List the bundled recipes, the criteria, the kinds of groups, the metrics, and the runs under ./runs.""",
+        List the bundled recipes, the criteria, the kinds of groups, the metrics, or the runs under ./runs;
+        without WHAT: recipes, criteria and runs.""",
     "cp": """\
         Copy a bundled recipe to a file of your own, to be changed.""",
 }

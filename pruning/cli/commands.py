@@ -59,7 +59,10 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
     from eval.report import build
 
     output = Path(arguments.output) if arguments.output else _beside(runs) / "report.html"
-    page = build(runs, output)
+    try:
+        page = build(runs, output)
+    except ValueError as error:  # eval knows no PruningError
+        raise refusal(str(error)) from error
     return Result({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(page))
 
 
@@ -75,7 +78,18 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise refusal(f"{target} exists already; choose another name, or delete it first") from error
+    except OSError as error:
+        raise cannot_write(target, error) from error
     return Result({"recipe": str(source)}, path=str(target))
+
+
+def cannot_write(path: Path, error: OSError) -> ValueError:
+    """Return the refusal for a file that the user asked for and the system does not grant."""
+    if not path.parent.is_dir():
+        return refusal(
+            f"cannot write {path}: there is no folder {path.parent}; make it first, or choose another"
+        )
+    return refusal(f"cannot write {path}: {(error.strerror or str(error)).lower()}; choose another place")
 
 
 def _with_report(paths: list[Path]) -> list[Path]:

@@ -75,9 +75,11 @@ class Console:
 
     def error(self, error: BaseException) -> None:
         """Print one clear message."""
-        text, kind = str(error).strip(), type(error).__name__
-        if kind != "PruningError":
-            text = f"{kind}: {text} (--debug shows where)"
+        text = str(error).strip()
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror.lower()} (--debug shows where)"
+        elif "PruningError" not in [kind.__name__ for kind in type(error).__mro__]:
+            text = f"{type(error).__name__}: {text} (--debug shows where)"
         self._err.print(f"[bold red]error:[/] {escape(text)}")
 
     def interrupted(self) -> None:

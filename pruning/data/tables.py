@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +37,8 @@ def load_table(source: str, split: str) -> datasets.Dataset:
     """
     path = Path(source).expanduser()
     try:
-        if path.is_file():
-            if path.suffix not in FILE_FORMATS:
-                raise PruningError(f"data {source!r}: a single file must end in {' or '.join(FILE_FORMATS)}")
-            found = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files={_split_of(path): str(path)})
-        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(str(path))
-        elif path.is_dir():
-            found = datasets.load_dataset(str(path))
-        elif _is_path(source):
-            raise PruningError(f"data {source!r}: no such file or folder (looked at {path.absolute()})")
-        else:
-            found = datasets.load_dataset(source)
+        with _without_bars():
+            found = _load(source, path)
     except PruningError:
         raise
     except Exception as error:  # `datasets` has no common base class for what goes wrong while it reads
@@ -72,6 +65,34 @@ def _split_of(path: Path) -> str:
         if any(name in words for name in names):
             return split
     return "train"
+
+
+def _load(source: str, path: Path) -> datasets.Dataset | datasets.DatasetDict:
+    """Return what `source` holds, read in the way that fits what it is."""
+    if path.is_file():
+        if path.suffix not in FILE_FORMATS:
+            raise PruningError(f"data {source!r}: a single file must end in {' or '.join(FILE_FORMATS)}")
+        return datasets.load_dataset(FILE_FORMATS[path.suffix], data_files={_split_of(path): str(path)})
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if path.is_dir():
+        return datasets.load_dataset(str(path))
+    if _is_path(source):
+        raise PruningError(f"data {source!r}: no such file or folder (looked at {path.absolute()})")
+    return datasets.load_dataset(source)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the bars of `datasets` out of logs; on a terminal they stay."""
+    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()
 
 
 def _empty_files(path: Path) -> str:
@@ -103,6 +124,8 @@ def open_table(
         raise PruningError(f"data {name} is empty: it holds no rows")
     images = _image_column(table, image_column, name)
     labels = _column(table, label_column, LABEL_NAMES, _is_label, "label", name)
+    if labels and label_column is None and all(value is None for value in table[labels]):
+        labels = None  # what `datasets` makes of a folder of images without folders of classes
     captions = _column(table, caption_column, CAPTION_NAMES, _is_caption, "caption", name)
     encoded = table.select_columns([images])
     if isinstance(table.features[images], datasets.Image):

@@ -32,10 +32,7 @@ def bundled(name: str) -> Path:
     path = (root / relative).resolve()
     if not relative or not path.is_relative_to(root.resolve()) or not path.exists():
         models = sorted(f"{PREFIX}models/{p.name}" for p in root.glob("models/*") if p.is_dir())
-        recipes = sorted(f"{PREFIX}{p.name}" for p in root.glob("*.yaml"))
-        raise PruningError(
-            f"nothing is bundled as {name!r}; bundled are: {', '.join(recipes + models) or 'nothing'}"
-        )
+        raise PruningError(f"nothing is bundled as {name!r}; bundled are: {', '.join(models) or 'nothing'}")
     return path
 
 

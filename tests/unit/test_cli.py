@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, commands, main
+from pruning.data import UnreadableRow
 from pruning.recipe import bundled_recipes
 from pruning.stages.folder import STAGES, write_json
 
@@ -157,7 +158,16 @@ def test_the_recipes_for_real_models_can_meet_their_targets(workplace, capsys, r
         ([*RUN, "data.source=gone/to/where"], "no such file or folder"),
         (["show", "."], "neither a run directory"),
         (["cp", "nothing", "x.yaml"], "no recipe 'nothing'"),
+        (
+            ["cp", "quickstart", "gone/x.yaml"],
+            "^error: cannot write gone/x.yaml: there is no folder gone; make it",
+        ),
         (["report", "a", "b"], "a: is no run directory with a report"),
+        (["report", "empty", "empty"], r"^error: empty/report/data\.json: (?!.*--debug)"),
+        (
+            [*RUN, "model.source=bundled:models/gone"],
+            "bundled are: bundled:models/[^ ]*(, bundled:models/[^ ]*)*\n",
+        ),
     ],
 )
 def test_errors_are_one_message_on_standard_error(workplace, capsys, arguments, message):
@@ -168,6 +178,8 @@ def test_errors_are_one_message_on_standard_error(workplace, capsys, arguments, 
             "model/transformer"
         )
         DDIMScheduler().save_pretrained("model/scheduler")
+    Path("empty/report").mkdir(parents=True)
+    Path("empty/report/data.json").write_text("{}")
     assert main(arguments) == USER_ERROR
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -187,6 +199,40 @@ def test_unknown_arguments_are_refused(capsys):
         main(["run", "quickstart", "--dryrun"])
     assert end.value.code == 2
     assert "unrecognized arguments: --dryrun" in capsys.readouterr().err
+
+
+def test_only_what_is_missing_is_called_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: RECIPE\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/etc/x"),
+            "/etc/x: permission denied (--debug shows where)",
+        ),
+        (UnreadableRow("row 3 is broken"), "row 3 is broken"),
+        (ValueError("odd"), "ValueError: odd (--debug shows where)"),
+    ],
+)
+def test_an_error_is_said_plainly(monkeypatch, capsys, error, text):
+    def fail(arguments, console):
+        raise error
+
+    monkeypatch.setitem(commands.COMMANDS, "ls", fail)
+    assert main(["ls"]) == USER_ERROR
+    assert capsys.readouterr().err == f"error: {text}\n"
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"name": "r", "model": 3, "data": {}}'])
+def test_show_names_a_broken_run(workplace, capsys, text):
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/run.json").write_text(text)
+    assert main(["show", "runs/x"]) == USER_ERROR
+    assert capsys.readouterr().err.startswith("error: runs/x/run.json: ")
 
 
 def test_an_interrupt_is_one_line(workplace, capsys, monkeypatch):

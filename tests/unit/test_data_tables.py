@@ -207,6 +207,21 @@ def test_a_missing_label_is_named_by_its_row(tmp_path: Path, value: int | None):
         opened(source).labels([0, 1])
 
 
+def test_folders_of_splits_are_no_classes(tmp_path: Path):
+    for split in ("train", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "images" / split / "0.png").write_bytes(encoded())
+    data = opened(str(tmp_path / "images"))
+    assert (data.labels([0]), data.num_classes) == (None, None)
+
+
+def test_a_log_holds_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    source = table(tmp_path / "x.parquet", {"image": cells(0)})
+    capfd.readouterr()
+    opened(source)
+    assert "Generating" not in capfd.readouterr().err
+
+
 def test_an_empty_table(tmp_path: Path):
     with pytest.raises(PruningError, match=r"x\.parquet has no rows; add rows or remove it$"):
         opened(table(tmp_path / "x.parquet", {"image": [], "label": []}))
