@@ -13,12 +13,13 @@ import torch
 
 from eval.run import check_metrics
 from pruning.calibration.base import BlockStatistic, GradientStatistic, expand_needs
-from pruning.data import TEXT_ENCODERS, ImageData, num_train_timesteps
+from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
 from pruning.models import num_classes, sample_shape
 from pruning.recovery.files import check_writable
 from pruning.sampling import fresh_scheduler
 from pruning.stages.calibration import wanted
 from pruning.stages.evaluation import features_of
+from pruning.stages.folder import STAGES
 from pruning.stages.planning import make_plan
 from pruning.stages.run import Run
 from pruning.stages.sampling import scheduler_named
@@ -42,6 +43,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_batches(run, stages)
     check_data(run, stages)
     check_room(run, stages)
+    check_weights(run, stages)
 
 
 def check_names(run: Run, stages: Sequence[str]) -> None:
@@ -189,6 +191,24 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     if "evaluate" in stages:
         needed += 3 * weights
     check_writable(f"the run {run.recipe.name!r}", run.folder.path, needed)
+
+
+def check_weights(run: Run, stages: Sequence[str]) -> None:
+    """Load the model and the pipeline around it, which no stage does before; later stages know them by their hash.
+
+    Loading refuses a missing variant, cut or missing files, names and shapes that are not the config's, and NaN.
+    """
+    if STAGES[0] not in stages:
+        return
+    model, scale, asked = run.dense, run.pixels_per_latent, run.recipe.data.resolution
+    if run.recipe.calibrate.provider == "noised":
+        conditioner(model, run.pipeline)
+    _, height, width = sample_shape(run.meta)
+    if asked is not None and scale > 1 and (asked, asked) != (height * scale, width * scale):
+        raise PruningError(
+            f"data.resolution: {asked} pixels become {asked / scale:g} x {asked / scale:g} latents ({scale} pixels "
+            f"each), but the model samples {height} x {width}; use {height * scale}, or leave it out"
+        )
 
 
 def moment_bytes(run: Run) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         seed=run.recipe.seed,
         folder=folder / "checkpoints",
         device=run.device.type,
-        progress=recovery.ProgressBar() if run.bars.enabled else None,
+        progress=_progress(run) if run.bars.enabled else None,
     )
     if run.ranks.is_first:
         checkpoint.save(student, folder / MODEL)
@@ -72,3 +73,14 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         "last_loss": result.losses[-1][1] if result.losses else None,
         "seconds_training": round(result.seconds, 1),
     }
+
+
+def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:
+    """Return what draws each step, and takes it down for the lines of a log."""
+    bar = recovery.ProgressBar()
+
+    def show(info: recovery.RecoveryProgress) -> None:
+        run.bars.note("training", info.step, info.steps)
+        bar(info)
+
+    return show

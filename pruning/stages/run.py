@@ -179,6 +179,15 @@ class Run:
         return getattr(self.pipeline, "vae", None) or getattr(self.pipeline, "vqvae", None)
 
     @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels of a side become one latent; 1 where the model works on pixels."""
+        if self.autoencoder is None:
+            return 1
+        config = self.autoencoder.config
+        blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        return 2 ** (len(blocks) - 1)
+
+    @property
     def scheduler(self) -> Any:
         """The model's own scheduler."""
         section = self.recipe.model
@@ -210,8 +219,7 @@ class Run:
         channels, height, _ = models.sample_shape(self.meta)
         if self.autoencoder is None:
             return channels, height
-        config = self.autoencoder.config
-        return config.get("in_channels", 3), height * 2 ** (len(config["block_out_channels"]) - 1)
+        return self.autoencoder.config.get("in_channels", 3), height * self.pixels_per_latent
 
     def choose(self, split: str, count: int) -> list[int]:
         """Return the rows of a split that are looked at: `count` of them, drawn by the seed, sorted."""

@@ -14,6 +14,7 @@ from pruning.stages.exporting import export
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import plan
 from pruning.stages.preflight import preflight
+from pruning.stages.progress import without_library_bars
 from pruning.stages.recovering import recover
 from pruning.stages.reporting import report
 from pruning.stages.run import Run
@@ -68,7 +69,7 @@ def run_stages(
         for name in names:
             BY_NAME[name](run)
         return {}
-    with run.workspace.held():
+    with run.workspace.held(), without_library_bars(quiet=not run.bars.enabled):
         run.workspace.check_owner(fresh=fresh)
         preflight(run, _due(run, names, start, fresh))
         old = run.folder.retire(STAGES[_position(start) :]) if start and not fresh else None

@@ -133,7 +133,12 @@ class Stage:
         """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
         logger.info("%-9s …", self.name)
         folder = run.folder.partial(self.name)
-        with _timed(folder) as clock, _named(self.name), _disk_errors(self.name, run.folder):
+        with (
+            _timed(folder) as clock,
+            run.bars.lines(self.name),
+            _named(self.name),
+            _disk_errors(self.name, run.folder),
+        ):
             result = self.work(run, folder)
         logger.info("%-9s done in %.1f s", self.name, clock())
         return {

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -317,6 +318,136 @@ def test_fresh_reuses_nothing_and_keeps_what_was_there(workplace, features):
     assert (workplace / "runs/tiny/plan/DONE").is_file()
     with pytest.raises(PruningError, match=r"--from prune comes after --until plan"):
         run_recipe(load_recipe(recipe), start="prune", until="plan")
+
+
+def times(run: Path) -> dict[str, int]:
+    """Return when each finished stage was finished."""
+    return {done.parent.name: done.stat().st_mtime_ns for done in run.glob("*/DONE")}
+
+
+@pytest.mark.parametrize(
+    ("file", "redone"),
+    [
+        ("calibrate/stats.safetensors", "calibrate"),
+        ("plan/plan.json", "plan"),
+        ("prune/model/config.json", "prune"),
+    ],
+)
+def test_a_damaged_file_is_made_again_as_it_was_so_that_what_follows_stays(
+    workplace, features, caplog, file, redone
+):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, until="prune")
+    run, before = workplace / "runs/tiny", times(workplace / "runs/tiny")
+    whole = (run / file).read_bytes()
+    (run / file).write_bytes(whole[: len(whole) // 2])
+    run_recipe(recipe, until="prune")
+    assert f"{file} was changed since the stage wrote it; doing {redone} again" in caplog.text
+    after = times(run)
+    assert [stage for stage in before if after[stage] != before[stage]] == [redone]
+    assert (run / file).read_bytes() == whole
+    (old,) = (run / ".old").iterdir()
+    assert (old / file).read_bytes() == whole[: len(whole) // 2]
+
+
+def test_an_earlier_stage_that_is_damaged_is_redone_before_the_one_asked_for(workplace, features, caplog):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, until="prune")
+    (workplace / "runs/tiny/plan/plan.json").write_text("{}")
+    run_recipe(recipe, start="prune", until="prune")
+    assert "plan/plan.json was changed since the stage wrote it; doing plan again" in caplog.text
+    assert times(workplace / "runs/tiny").keys() == {"sinks", "calibrate", "score", "plan", "prune"}
+
+
+def test_a_stage_redone_on_demand_with_the_same_result_leaves_those_after_it(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, until="plan")
+    before = times(workplace / "runs/tiny")
+    run_recipe(recipe, start="calibrate", until="calibrate")
+    after = times(workplace / "runs/tiny")
+    assert [stage for stage in before if after[stage] != before[stage]] == ["calibrate"]
+
+
+def test_a_first_stage_that_failed_does_not_hold_the_directory(workplace, features, monkeypatch):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    with monkeypatch.context() as broken:
+        broken.setattr("pruning.calibration.first_pass", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_recipe(recipe, until="sinks")
+    assert (workplace / "runs/tiny/run.json").is_file()
+    save_bare(dit(sample_size=16, num_layers=2), workplace)
+    run_recipe(recipe, until="sinks")
+
+
+def test_a_broken_image_is_named_and_the_run_goes_on_when_it_is_mended(workplace, features, monkeypatch):
+    save_bare(unet2d(sample_size=16), workplace)
+    for split, count in (("train", 12), ("test", 6)):
+        folder = workplace / "images" / split
+        folder.mkdir(parents=True)
+        for k in range(count):
+            Image.new("L", (16, 16), 20 * k).save(folder / f"{k:02}.png")
+    recipe = load_recipe(write_recipe(workplace, features[1], data=str(workplace / "images")))
+    monkeypatch.setattr(
+        "pruning.data.ImageData.check_readable", lambda self, labels: None
+    )  # too large to see all
+    row = next(row for row in range(12) if row not in Run(recipe).choose("train", 6))
+    broken = workplace / "images" / "train" / f"{row:02}.png"
+    broken.write_bytes(b"not an image")
+    message = (
+        rf"^stage 'recover': .*the image in row {row} \(column 'image', file .*{broken.name}\) cannot be read"
+    )
+    with pytest.raises(PruningError, match=message):
+        run_recipe(recipe, until="recover")
+    before = times(workplace / "runs/tiny")
+    assert before.keys() == {"sinks", "calibrate", "score", "plan", "prune"}
+    Image.new("L", (16, 16)).save(broken)
+    run_recipe(recipe, until="recover")
+    after = times(workplace / "runs/tiny")
+    assert after.keys() == {*before, "recover"}
+    assert before.items() <= after.items()
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from pruning import calibration
+from pruning.cli import main
+
+def wait(*args, **kwargs):
+    Path("inside").touch()
+    while not Path("go").exists():
+        time.sleep(0.05)
+    return first_pass(*args, **kwargs)
+
+first_pass, calibration.first_pass = calibration.first_pass, wait
+sys.exit(main(["sinks", "tiny.yaml"]))
+"""
+
+
+def test_a_second_process_is_refused_in_the_middle_of_a_stage_and_the_first_goes_on(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    write_recipe(workplace, features[1])
+    root = str(Path(pruning.__file__).parents[1])
+    options = {"env": {**os.environ, "PYTHONPATH": root}, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", WAITS], **options)
+    try:
+        while not Path("inside").exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        second = subprocess.run([sys.executable, "-m", "pruning", "sinks", "tiny.yaml", "seed=1"], **options)
+        assert second.returncode == 2
+        assert f"in use by process {first.pid} on " in second.stderr
+    finally:
+        Path("go").touch()
+        errors = first.communicate(timeout=120)[1]
+    assert first.returncode == 0, errors
+    assert (workplace / "runs/tiny/sinks/DONE").is_file()
+    assert "seed: 0" in (workplace / "runs/tiny/recipe.yaml").read_text()
+    assert not (workplace / "runs/tiny/.lock").exists()
 
 
 def test_the_command_from_run_to_comparison(workplace, features, capsys):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pruning.recipe import Recipe
 from pruning.stages import preflight
@@ -21,6 +22,7 @@ from pruning.stages.dryrun import dry_run
 from pruning.stages.run import Run
 from pruning.types import PruningError
 from tests.models import dit, unet2d
+from tests.unit.tiny_pipelines import dit_latent
 
 NOTHING: list[str] = []
 
@@ -157,6 +159,66 @@ def test_a_model_without_scheduler_is_refused(recipe, tmp_path):
     (tmp_path / "model" / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(PruningError, match="has no scheduler"):
         check(recipe)
+
+
+def cut_short(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def with_nan(weights: Path) -> None:
+    tensors = load_file(weights)
+    tensors["pos_embed.proj.bias"][0] = torch.nan
+    save_file(tensors, weights, {"format": "pt"})
+
+
+def without_a_tensor(weights: Path) -> None:
+    tensors = load_file(weights)
+    del tensors["pos_embed.proj.bias"]
+    save_file(tensors, weights, {"format": "pt"})
+
+
+def of_another_shape(weights: Path) -> None:
+    tensors = load_file(weights)
+    tensors["pos_embed.proj.bias"] = torch.zeros(3)
+    save_file(tensors, weights, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut_short, "cannot be loaded"),
+        (with_nan, r"'pos_embed\.proj\.bias' holds NaN"),
+        (without_a_tensor, r"lack 'pos_embed\.proj\.bias'"),
+        (of_another_shape, "cannot be loaded"),
+        (Path.unlink, "cannot be loaded"),
+    ],
+)
+def test_broken_weights_are_refused_before_anything_is_written(recipe, tmp_path, spoil, message):
+    spoil(tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    run = Run(recipe, progress=False)
+    with pytest.raises(PruningError, match=message), run.workspace.held():
+        preflight.preflight(run, ["sinks"])
+    assert not run.folder.path.exists()
+
+
+def test_a_missing_variant_is_refused(recipe):
+    with pytest.raises(PruningError, match="fp16"):
+        check(change(recipe, model__variant="fp16"), ["sinks"])
+
+
+def test_what_the_first_stage_has_seen_is_not_loaded_again(recipe, monkeypatch):
+    monkeypatch.setattr("pruning.models.load_denoiser", lambda *a, **k: pytest.fail("loaded"))
+    check(recipe)
+
+
+def test_images_that_do_not_become_the_models_latents_are_refused(recipe, tmp_path):
+    dit_latent().save_pretrained(tmp_path / "latent")
+    latent = change(recipe, model__source=str(tmp_path / "latent"), calibrate__num_samples=4)
+    check(latent, ["sinks"])
+    check(change(latent, data__resolution=16), ["sinks"])
+    message = r"data\.resolution: 24 pixels become 12 x 12 latents \(2 pixels each\).* samples 8 x 8; use 16,"
+    with pytest.raises(PruningError, match=message):
+        check(change(latent, data__resolution=24), ["sinks"])
 
 
 def test_a_full_disk_is_refused(recipe, monkeypatch):
