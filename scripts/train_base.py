@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,9 @@ from pruning.data import ImageData, noise_and_target, open_images, sample_genera
 from pruning.models.families import config_of, denoise, denoiser_call, null_class, num_classes, sample_shape
 
 log = logging.getLogger("train_base")
+
+Batch = Callable[[ImageData, nn.Module, Any, int, argparse.Namespace], tuple[dict[str, Any], Tensor]]
+"""(data, model, scheduler, step, args) -> call and target of one training step."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits-dit": {
@@ -123,10 +127,13 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def batch_of_step(
-    data: ImageData, model: nn.Module, scheduler: Any, step: int, args: argparse.Namespace
-) -> tuple[dict[str, Any], Tensor]:
-    """Return call and target of one step; all draws come from (seed, step), so a resumed run repeats none."""
+def noised_step(
+    data: ImageData, scheduler: Any, step: int, args: argparse.Namespace
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return rows, noised images, targets, timesteps and dropped conditions of one step.
+
+    All draws come from (seed, step), so a resumed run repeats none.
+    """
     generator = sample_generator(args.seed, step)
     rows = torch.randint(len(data), (args.batch_size,), generator=generator)
     x0 = data.images(rows)
@@ -136,7 +143,15 @@ def batch_of_step(
     ) / args.batch_size
     t = (stratum * total).long().clamp(max=total - 1)
     noise = torch.randn(x0.shape, generator=generator)
-    x_t, target, model_t = noise_and_target(scheduler, x0, noise, t)
+    drop = torch.rand(args.batch_size, generator=generator) < args.label_dropout
+    return rows, *noise_and_target(scheduler, x0, noise, t), drop
+
+
+def batch_of_step(
+    data: ImageData, model: nn.Module, scheduler: Any, step: int, args: argparse.Namespace
+) -> tuple[dict[str, Any], Tensor]:
+    """Return call and target of one step of a model of classes, or of nothing."""
+    rows, x_t, target, model_t, drop = noised_step(data, scheduler, step, args)
     conditioning: dict[str, Any] = {}
     if num_classes(model) is not None:
         labels = data.labels(rows)
@@ -144,7 +159,6 @@ def batch_of_step(
             raise SystemExit(
                 f"{data.name} has no labels, and the model is class-conditional: give --label-column"
             )
-        drop = torch.rand(args.batch_size, generator=generator) < args.label_dropout
         empty = null_class(model)
         if empty is not None:
             labels = torch.where(drop, torch.full_like(labels, empty), labels)
@@ -161,8 +175,28 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def train(model: nn.Module, scheduler: Any, data: ImageData, args: argparse.Namespace) -> dict[str, Any]:
-    """Train with AdamW and keep an average of the weights; `model` ends with the averaged ones."""
+def train(
+    model: nn.Module,
+    scheduler: Any,
+    data: ImageData,
+    args: argparse.Namespace,
+    *,
+    batch: Batch = batch_of_step,
+    penalty: Callable[[], Tensor] | None = None,
+) -> dict[str, Any]:
+    """Train with AdamW and keep an average of the weights; `model` ends with the averaged ones.
+
+    Args:
+        model: The denoiser.
+        scheduler: Noises the images.
+        data: Images to train on.
+        args: As from `parse`; a resumed run must have the same.
+        batch: Makes the call and the target of a step.
+        penalty: Called after each forward; what it returns is added to the loss.
+
+    Returns:
+        ``final_loss``, the running denoising loss, and ``seconds``.
+    """
     model.to(args.device)
     train_mode(model)
     parameters = list(model.parameters())
@@ -188,14 +222,15 @@ def train(model: nn.Module, scheduler: Any, data: ImageData, args: argparse.Name
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.warmup, args.lr)
-        call, target = batch_of_step(data, model, scheduler, step, args)
+        call, target = batch(data, model, scheduler, step, args)
         loss = (denoise(model, call) - target).square().mean()
         if not math.isfinite(loss.item()):
             raise SystemExit(
                 f"loss is {loss.item()} at step {step}; lower --lr (state of the last save: {path})"
             )
         optimizer.zero_grad()
-        loss.backward()
+        total = loss if penalty is None else loss + penalty()
+        total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(args.ema, (1 + step) / (10 + step))
@@ -204,7 +239,8 @@ def train(model: nn.Module, scheduler: Any, data: ImageData, args: argparse.Name
         done = step + 1
         if done % 50 == 0:
             rate = done * args.batch_size / (time.time() - start)
-            log.info("step %d/%d loss %.4f, %.0f images/s", done, args.steps, running, rate)
+            added = f" + {(total - loss).item():.4f}" if penalty is not None else ""
+            log.info("step %d/%d loss %.4f%s, %.0f images/s", done, args.steps, running, added, rate)
         if done % args.checkpoint_every == 0 or done == args.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             state |= {"step": done, "seconds": time.time() - start, "loss": running, "args": asked}

@@ -1,0 +1,1 @@
+"""What the study models need beyond the library: sinks made on purpose, sinks made impossible, captions, figures."""
