@@ -1,0 +1,1 @@
+"""The parts of the study of sink-awareness; `scripts/study_sinks.py` puts them together."""

@@ -1,0 +1,99 @@
+"""Equal recovery of pruned models, and the Fréchet distance before and after."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.features import load_features
+from eval.fid import frechet_distance
+from pruning.models import resolve_source
+from pruning.recovery import recover
+from pruning.sampling import sample, to_uint8
+from pruning.stages.sampling import labels_of
+from study.bench import Bench, needed, omega_of
+from study.store import Store
+from study.subjects import Cell
+
+log = logging.getLogger("study")
+
+STEPS, BATCH = 200, 64
+SAMPLES, SAMPLING_STEPS = 1000, 20
+
+
+def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
+    """Train the pruned model of a cell back; keep excess error and Fréchet distance before and after."""
+    variants = {cell.omega} - {"off"}
+    stats = bench.calibrate(cell.seed, needed(cell, bench.groups), variants, omega_of(cell))
+    model, plan = bench.prune(cell, stats)
+    before = frechet(bench, model)
+    recover(
+        model,
+        bench.dense,
+        bench.run.images("train"),
+        bench.conditioner,
+        bench.run.scheduler,
+        steps=STEPS,
+        batch_size=BATCH,
+        learning_rate=2e-4,
+        warmup_steps=20,
+        distill_weight=0.5,
+        seed=cell.seed,
+        device="cpu",
+    )
+    model.eval()
+    damage = bench.damage(model)
+    macs = plan.meta["macs"]
+    result = {
+        "excess_error": damage.excess_error,
+        "macs": macs["plan"] / macs["dense"],
+        "frechet": frechet(bench, model),
+        "frechet_before": before,
+        "frechet_dense": frechet_of_dense(bench, store),
+    }
+    store.add(replace(cell, recovered=True), result, damage.change.numpy(), damage.power.numpy())
+    log.info("%s: %s", cell.key, result)
+
+
+def frechet_of_dense(bench: Bench, store: Store) -> float:
+    """Return the dense model's own distance, measured once."""
+    found = store.fact(bench.subject.name, "frechet-dense")
+    if found is None:
+        found = frechet(bench, bench.dense)
+        store.keep_fact(bench.subject.name, "frechet-dense", found)
+    return found
+
+
+@torch.no_grad()
+def frechet(bench: Bench, model: nn.Module) -> float:
+    """Return the Fréchet distance of generated images to the held-out ones, on the subject's classifier features."""
+    extractor = load_features(_features(bench), torch.device("cpu"))
+    data = bench.run.images("test")
+    rows = list(range(min(len(data), 2000)))
+    real = torch.cat([to_uint8(data.images(rows[k : k + 256])) for k in range(0, len(rows), 256)])
+    ids = torch.arange(SAMPLES)
+    images = sample(
+        model,  # type: ignore[arg-type]
+        bench.run.scheduler,
+        sample_ids=ids,
+        labels=labels_of(bench.run, ids),
+        num_steps=SAMPLING_STEPS,
+        seed=0,
+        batch_size=100,
+        guidance_scale=1.0,
+        device=torch.device("cpu"),
+    )
+    return frechet_distance(_extract(extractor, real), _extract(extractor, images))
+
+
+def _extract(extractor: Any, images: Tensor) -> Tensor:
+    return extractor.extract(images, batch_size=250, place="study")
+
+
+def _features(bench: Bench) -> str:
+    source = bench.subject.features
+    return resolve_source(source) if source.startswith("bundled:") else source

@@ -1,0 +1,187 @@
+"""The models that are studied, and the cells that are measured on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from pruning.recipe.schema import Data, Evaluate, Model, Recipe
+
+SETS = 8
+DECIDING = range(3, 3 + SETS)
+"""Calibration sets that decide; the sets before them were for looking around and for choosing what is compared."""
+LOOKING = range(3)
+
+RATIO = 0.7  # of the MACs stay: the ratio of the primary contrast
+OTHER_RATIOS = (0.85, 0.5)
+
+BLIND = (
+    "random",
+    "magnitude",
+    "wanda",
+    "taylor",
+    "diff_pruning",
+    "energy",
+    "flap",
+    "fluctuation",
+    "probe",
+    "obs",
+)
+RIVALS = ("random", "magnitude", "wanda", "taylor", "diff_pruning", "flap", "fluctuation", "obs")
+"""What the default has to beat."""
+DEFAULT = ("sink", "on")
+COMPENSATIONS = ("fold", "least_squares")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model and the images it was trained on.
+
+    Attributes:
+        name: Name in the results.
+        source: Folder of the model, or a bundled one.
+        data: Images as `pruning.data.open_images` takes them.
+        features: Classifier for the Fréchet distance.
+        calibration: Images in a calibration set.
+        factorial: Whether sink weights of all four signs are tried on it.
+        recovery: Whether pruned models of it are trained back and sampled.
+    """
+
+    name: str
+    source: str
+    data: str = "digits"
+    features: str = "bundled:models/digits-classifier"
+    calibration: int = 96
+    factorial: bool = False
+    recovery: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is studied, as a recipe."""
+        return Recipe(
+            name=f"study-{self.name}",
+            run_dir=f"runs/study/{self.name}",
+            device="cpu",
+            model=Model(source=self.source),
+            data=Data(source=self.data),
+            evaluate=Evaluate(features=self.features),
+        )
+
+
+FASHION = "../shared/data/fashion_mnist"  # no part of the repository
+FASHION_FEATURES = "runs/base/fashion-classifier"  # by scripts/train_digits_classifier.py
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("digits-dit", "bundled:models/digits-dit", recovery=True),
+        Subject("digits-unet", "bundled:models/digits-unet", recovery=True),
+        Subject("digits-dit-plain", "runs/base/digits-dit-twins/plain"),
+        Subject("digits-dit-sinks", "runs/base/digits-dit-twins/sinks", factorial=True, recovery=True),
+        Subject("digits-dit-off-by-one", "runs/base/digits-dit-twins/off_by_one"),
+        Subject("fashion-dit", "runs/base/fashion-dit", FASHION, FASHION_FEATURES, recovery=True),
+        Subject("fashion-unet", "runs/base/fashion-unet", FASHION, FASHION_FEATURES),
+        Subject(
+            "fashion-dit-sinks",
+            "runs/base/fashion-dit-twins/sinks",
+            FASHION,
+            FASHION_FEATURES,
+            factorial=True,
+        ),
+        Subject(
+            "fashion-text-unet", "runs/base/fashion-text-unet", FASHION, FASHION_FEATURES, factorial=True
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruned model.
+
+    Attributes:
+        model: Name of the subject.
+        criterion: What ranks the units.
+        omega: Row weights: ``off``, ``on``, ``permuted``, ``influence``, ``influence_permuted``.
+        unstable: lambda_u of the row weights.
+        stable: lambda_s.
+        draw: Number of the permutation, 0 where nothing is permuted.
+        compensation: ``none``, ``fold`` or ``least_squares``.
+        scope: ``local`` takes equal shares from every group, ``global`` ranks all units together.
+        selection: ``one_shot`` or ``block_by_block``.
+        macs_ratio: MACs that are asked to stay.
+        seed: Number of the calibration set.
+        recovered: Whether the pruned model was trained back.
+    """
+
+    model: str
+    criterion: str
+    omega: str = "off"
+    unstable: float = 1.0
+    stable: float = 0.0
+    draw: int = 0
+    compensation: str = "least_squares"
+    scope: str = "local"
+    selection: str = "one_shot"
+    macs_ratio: float = RATIO
+    seed: int = 0
+    recovered: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the cell, unique."""
+        return "/".join(str(value) for value in asdict(self).values())
+
+    @property
+    def arm(self) -> str:
+        """Name of the cell but for the calibration set and the permutation's draw."""
+        return replace(self, seed=0, draw=0).key
+
+    @property
+    def label(self) -> str:
+        """What the row weights are, in short."""
+        if self.omega in ("on", "permuted"):
+            return f"{self.omega} ({self.unstable:g}, {self.stable:g})"
+        return self.omega
+
+
+SIGNS = ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (-1.0, -1.0))
+
+
+def cells(subject: Subject, extra: tuple[tuple[str, str], ...] = ()) -> Iterator[Cell]:
+    """Yield the cells of a subject, the most telling ones first.
+
+    Args:
+        subject: What is studied.
+        extra: Further criteria with the row weights they are to be tried with.
+    """
+    everywhere = [(name, "off") for name in BLIND] + [("sink", "on"), *extra]
+    for sets in (DECIDING, LOOKING):
+        for seed in sets:
+            for criterion, omega in everywhere:
+                for compensation in COMPENSATIONS:
+                    yield Cell(subject.name, criterion, omega, compensation=compensation, seed=seed)
+    for seed in LOOKING:
+        for criterion, omega in everywhere:
+            yield Cell(subject.name, criterion, omega, scope="global", seed=seed)
+            for ratio in OTHER_RATIOS:
+                yield Cell(subject.name, criterion, omega, macs_ratio=ratio, seed=seed)
+    if subject.factorial:
+        yield from _factorial(subject)
+    for seed in LOOKING:
+        for criterion in ("fluctuation", "obs"):
+            yield Cell(subject.name, criterion, selection="block_by_block", seed=seed)
+
+
+def _factorial(subject: Subject) -> Iterator[Cell]:
+    for seed in DECIDING:
+        for u, s in SIGNS:
+            yield Cell(subject.name, "sink", "on", unstable=u, stable=s, seed=seed)
+            yield Cell(subject.name, "sink", "permuted", unstable=u, stable=s, draw=seed % 5, seed=seed)
+
+
+def recovery_cells(subject: Subject) -> Iterator[Cell]:
+    """Yield the cells that are trained back, for the subjects on which that is done."""
+    for seed in DECIDING[:3] if subject.recovery else ():
+        for criterion, omega in (("sink", "on"), ("obs", "off"), ("magnitude", "off"), ("random", "off")):
+            yield Cell(subject.name, criterion, omega, seed=seed, recovered=True)
