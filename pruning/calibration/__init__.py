@@ -29,13 +29,14 @@ split_energy        (H, 3)        w times energy of sink, content, their product
 value_ratio         (H,)          |v| of sinks over the median |v|                  its _count    split
 ==================  ============  ================================================  ============  ==============
 
-Row and gradient statistics have omega variants ``<name>@on`` and ``<name>@permuted``; `view` puts them in the plain
-ones' place. A new statistic is one new file here that registers it (see `base`).
+Row and gradient statistics have variants ``<name>@<variant>``, for the names in `VARIANTS` that are asked for; `view`
+puts them in the plain ones' place. A new statistic is one new file here that registers it (see `base`).
 """
 
 from pruning.calibration.base import STATISTICS, VARIANTS
 from pruning.calibration.calibrator import DEFAULT_QUERIES, Calibrator
 from pruning.calibration.first_pass import FirstPass
+from pruning.calibration.guidance import Guidance
 from pruning.calibration.indicator import Omega, stability, token_weights
 from pruning.calibration.instrument import bypassed
 from pruning.calibration.run import (
@@ -45,6 +46,7 @@ from pruning.calibration.run import (
     first_pass_sampling,
     needs_first_pass,
 )
+from pruning.calibration.sampler_weights import sampler_weights
 from pruning.calibration.store import load_stats, save_stats, view
 from pruning.registry import import_submodules
 
@@ -56,6 +58,7 @@ __all__ = [
     "VARIANTS",
     "Calibrator",
     "FirstPass",
+    "Guidance",
     "Omega",
     "bypassed",
     "calibrate",
@@ -64,6 +67,7 @@ __all__ = [
     "first_pass_sampling",
     "load_stats",
     "needs_first_pass",
+    "sampler_weights",
     "save_stats",
     "stability",
     "token_weights",

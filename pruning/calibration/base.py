@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 CONSUMING_KINDS = ("attention_heads", "ffn_channels", "resnet_channels")
 
-VARIANTS = ("on", "permuted", "influence", "influence_permuted")
-"""Token weights besides the plain ones; a statistic of variant v is stored as ``<name>@<v>``. ``on``: omega of the
-sinks; ``influence``: how far later attention broadcasts an error; each with the same weights at random tokens."""
+VARIANTS = ("on", "permuted", "influence", "influence_permuted", "guided")
+"""Rows besides the plain ones; a statistic of variant v is stored as ``<name>@<v>``. ``on``: weighted with omega of the
+sinks; ``influence``: with how far later attention broadcasts an error; each with the same weights at random tokens.
+``guided``: both branches of classifier-free guidance mixed (row statistics only)."""
 
 ALWAYS = ("samples",)
 """``samples`` (T,): how many samples each timestep bucket saw; gathered for every group, never asked for."""

@@ -15,6 +15,7 @@ from pruning.calibration.consumer import Consumer, check_finite
 from pruning.calibration.draws import check_count
 from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.gradient_tap import GradientTap, data_losses
+from pruning.calibration.guidance import Guidance
 from pruning.calibration.indicator import Omega
 from pruning.calibration.instrument import Instrument
 from pruning.calibration.reading import Reader
@@ -52,6 +53,7 @@ class Calibrator:
         omega: How sinks are told and weighted.
         first_pass: Sink stability (not needed if both lambdas are equal) and influence for the variants, and means
             for ``probe``.
+        guidance: How rows are mixed for the variant ``guided``.
         timestep_weights: w_tau: ``uniform``, ``obs_diff`` or T positive numbers.
         seed: Of all draws but omega's permutations.
 
@@ -72,6 +74,7 @@ class Calibrator:
         variants: Collection[str] = (),
         omega: Omega | None = None,
         first_pass: FirstPass | None = None,
+        guidance: Guidance | None = None,
         timestep_weights: str | Sequence[float] = "uniform",
         seed: int = 0,
     ) -> None:
@@ -80,8 +83,11 @@ class Calibrator:
         self._model = model
         self._statistics = expand_needs(needs)
         self._variants, self._omega, self._first_pass = tuple(variants), omega, first_pass
+        self._guidance = guidance
         self._rows, self._seed, self._buckets = rows, seed, timestep_buckets
-        self._wiring = wire(model, groups, self._statistics, weighted=bool(self._variants))
+        self._wiring = wire(
+            model, groups, self._statistics, weighted=any(v != "guided" for v in self._variants)
+        )
         self._check(queries)
         self._attention = Reader(omega, queries, seed)
         self._reader = StepReader(model, num_train_timesteps, weights)
@@ -94,6 +100,7 @@ class Calibrator:
             "rows": rows,
             "variants": list(self._variants),
             "omega": asdict(omega),
+            "guidance": None if guidance is None else asdict(guidance),
             "seed": seed,
         }
         self._restart()
@@ -105,6 +112,12 @@ class Calibrator:
         for variant in self._variants:
             if variant not in VARIANTS:
                 raise PruningError(f"unknown omega variant {variant!r}; valid: {', '.join(VARIANTS)}")
+        if "guided" in self._variants and self._guidance is None:
+            raise PruningError(
+                "the variant 'guided' mixes both branches of guidance; give guidance=Guidance(scale)"
+            )
+        if self._guidance is not None:
+            self._guidance.check()
         if need_first_pass(self._variants, self._omega):
             if self._first_pass is None:
                 raise PruningError(
@@ -241,6 +254,9 @@ class Calibrator:
             omegas = self._token_weights.of(site, x.shape[0], consumer.num_tokens(x), where)
         if name in self._row_taps:
             self._row_taps[name].see(x, step, owner, omegas)
+            if self._guidance is not None and "guided" in self._variants:
+                mixed = self._guidance.mix(x, step, owner, repr(consumer.group.consumer))
+                self._row_taps[name].see(*mixed, {}, "@guided")
         if name in self._wiring.gradients:
             self._gradients.see(consumer, x, owner, omegas)
 

@@ -44,7 +44,9 @@ class RowTap:
         self._seed = seed
 
     @torch.no_grad()
-    def see(self, x: Tensor, step: Step, owner: Tensor, omegas: Mapping[str, Tensor]) -> None:
+    def see(
+        self, x: Tensor, step: Step, owner: Tensor, omegas: Mapping[str, Tensor], suffix: str = ""
+    ) -> None:
         """Add one input of the consumer.
 
         Args:
@@ -52,6 +54,7 @@ class RowTap:
             step: The denoiser's call.
             owner: Which of the step's rows each of the S is, int64 (S,).
             omegas: omega by variant, (S, N) each; empty where omega = 1.
+            suffix: Of the names of the sums with omega = 1.
         """
         for part, rows in self.consumer.rows(summable(x)):
             buckets, weights = step.buckets[owner[part]], step.weights[owner[part]]
@@ -66,6 +69,7 @@ class RowTap:
                     chosen.flatten(0, 1),
                     weight.flatten(),
                     {v: o[here].flatten() for v, o in omega.items()},
+                    suffix,
                 )
 
     def _subset(
@@ -87,18 +91,18 @@ class RowTap:
         kept = rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
         return kept, weights * (total / self._rows), {v: o.gather(1, index) for v, o in omega.items()}
 
-    def _add(self, bucket: int, x: Tensor, u: Tensor, omegas: Mapping[str, Tensor]) -> None:
+    def _add(self, bucket: int, x: Tensor, u: Tensor, omegas: Mapping[str, Tensor], suffix: str) -> None:
         """Add rows x (R, P) of one bucket with weights u (R,) and omegas (R,)."""
         variants = {v: u * o.to(u).square() for v, o in omegas.items()}
         marked = torch.zeros(len(u), dtype=torch.bool, device=x.device)
         for omega in omegas.values():
             marked |= omega != 1
         if not bool(marked.any()):
-            self._measure(x, u, ["", *(f"@{v}" for v in variants)], bucket)
+            self._measure(x, u, [suffix, *(f"@{v}" for v in variants)], bucket)
             return
-        self._measure(x[~marked], u[~marked], ["", *(f"@{v}" for v in variants)], bucket)
+        self._measure(x[~marked], u[~marked], [suffix, *(f"@{v}" for v in variants)], bucket)
         x = x[marked]
-        self._measure(x, u[marked], [""], bucket)
+        self._measure(x, u[marked], [suffix], bucket)
         for variant, weight in variants.items():
             self._measure(x, weight[marked], [f"@{variant}"], bucket)
 

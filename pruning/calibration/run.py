@@ -10,6 +10,7 @@ from torch import nn
 from pruning.calibration.base import BlockStatistic, GradientStatistic, WeightStatistic, expand_needs
 from pruning.calibration.calibrator import Calibrator
 from pruning.calibration.first_pass import FirstPass
+from pruning.calibration.guidance import Guidance
 from pruning.calibration.indicator import Omega
 from pruning.calibration.instrument import bypassed, frozen
 from pruning.calibration.recorder import FirstPassRecorder
@@ -113,6 +114,7 @@ def calibrate(
     variants: Collection[str] = (),
     omega: Omega | None = None,
     first_pass: FirstPass | None = None,
+    guidance: Guidance | None = None,
     timestep_weights: str | Sequence[float] = "uniform",
     seed: int = 0,
     progress: Progress | None = None,
@@ -135,7 +137,8 @@ def calibrate(
         variants: Omega variants to gather besides the plain sums, some of `VARIANTS`.
         omega: How sinks are told and weighted.
         first_pass: Result of the function `first_pass` over the same batches; run here if it is needed and None.
-        timestep_weights: w_tau: ``uniform``, ``obs_diff`` or T positive numbers.
+        guidance: How rows are mixed for the variant ``guided``.
+        timestep_weights: w_tau: ``uniform``, ``obs_diff`` or T positive numbers, such as those of `sampler_weights`.
         seed: Of all draws but omega's permutations.
         progress: Called after each batch with its number of rows.
 
@@ -171,6 +174,7 @@ def calibrate(
         variants=variants,
         omega=omega,
         first_pass=first_pass,
+        guidance=guidance,
         timestep_weights=timestep_weights,
         seed=seed,
     )
@@ -211,6 +215,7 @@ def calibrate_sampling(
     variants: Collection[str] = (),
     omega: Omega | None = None,
     first_pass: FirstPass | None = None,
+    guidance: Guidance | None = None,
     timestep_weights: str | Sequence[float] = "uniform",
     seed: int = 0,
 ) -> CalibrationStats:
@@ -258,6 +263,7 @@ def calibrate_sampling(
         variants=variants,
         omega=omega,
         first_pass=first_pass,
+        guidance=guidance,
         timestep_weights=timestep_weights,
         seed=seed,
     )

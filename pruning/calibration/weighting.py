@@ -60,7 +60,7 @@ class TokenWeights:
             if control in self._variants:
                 order = permutations(self._omega.seed, samples, found[name].shape[1]).to(found[name].device)
                 found[control] = found[name].gather(1, order)
-        self._current[reading.call.path] = {v: found[v] for v in self._variants}
+        self._current[reading.call.path] = {v: found[v] for v in self._variants if v in found}
 
     def _of_sinks(self, reading: Reading, keys: list[int]) -> Tensor:
         """Return omega of the sinks, (B, N)."""
