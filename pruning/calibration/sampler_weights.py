@@ -45,9 +45,9 @@ def sampler_weights(scheduler: Any, buckets: int, num_steps: int) -> list[float]
 def error_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
     """Return how much an error of the model at each step changes the sample, squared, float64 (S,).
 
-    With ``x_t = alpha x0 + sigma eps``, a deterministic first-order step (DDIM, Euler) from t to t' puts ``alpha' x0_hat
-    + sigma' eps_hat``. An error e of the prediction moves it by b e, where b is, by what the model predicts (Song et
-    al. 2021, eq. 12; Salimans and Ho 2022, appendix D)::
+    With ``x_t = alpha x0 + sigma eps``, a deterministic first-order step (DDIM, Euler) from t to t' gives ``alpha'
+    x0_hat + sigma' eps_hat``. An error e of the prediction moves it by b e, where b is, by what the model predicts
+    (Song et al. 2021, eq. 12; Salimans and Ho 2022, appendix D)::
 
         epsilon: sigma' - sigma alpha' / alpha         v: sigma' alpha - sigma alpha'
         sample:  alpha' - alpha sigma' / sigma         flow: sigma' - sigma
