@@ -98,12 +98,14 @@ def attention_of(folder: Path) -> str:
 def sink_penalty(model: nn.Module, target: float) -> Iterator[Callable[[], Tensor]]:
     """Watch the queries and keys of a model, and yield a function that says what its last forward lacks in sinks.
 
-    ``mean over sites, samples and every second head of relu(target - max_j m_j)^2`` with the column mass
-    ``m_j = mean_i A_ij`` (SCORES.md section 1). The maps are built whole: for few tokens only.
+    ``mean over sites, samples and every second head of relu(target - m_hj)^2`` with the column mass
+    ``m_hj = mean_i A_hij`` (SCORES.md section 1) and j the key of which these heads together hold most: heads share
+    their sinks, as in large models, so that the head mean, which weighs tokens, shows them. The maps are built
+    whole: for few tokens only.
 
     Args:
         model: Its self-attention must be the plain one.
-        target: Mass that the largest key of a head should hold, 0 to 1.
+        target: Mass that the shared key should hold in each of these heads, 0 to 1.
     """
     sites = self_attentions(model)
     seen: dict[str, Tensor] = {}
@@ -121,7 +123,8 @@ def sink_penalty(model: nn.Module, target: float) -> Iterator[Callable[[], Tenso
         heads: Any = model.get_submodule(site).heads
         query, key = (by_head(seen[f"{site}.{name}"], heads)[:, ::2] for name in ("to_q", "to_k"))
         mass = scores(query, key).softmax(-1).mean(-2)  # (B, H / 2, M)
-        return F.relu(target - mass.amax(-1)).square().mean()
+        shared = mass.mean(1, keepdim=True).argmax(-1, keepdim=True).expand(-1, mass.shape[1], -1)
+        return F.relu(target - mass.gather(-1, shared)).square().mean()
 
     handles = [watch(f"{site}.{name}") for site in sites for name in ("to_q", "to_k")]
     try:

@@ -95,7 +95,7 @@ def test_an_off_by_one_model_is_pruned_saved_and_loaded(tmp_path: Path) -> None:
     assert not torch.allclose(run(checkpoint.load(tmp_path).eval()), run(model), atol=1e-4)
 
 
-def test_the_penalty_is_what_the_best_key_lacks() -> None:
+def test_the_penalty_is_what_the_shared_key_lacks() -> None:
     """Queries of zero: every key of M = 16 has the mass 1/16, wherever the keys are."""
     model = dit()
     with torch.no_grad():
@@ -118,6 +118,20 @@ def test_the_penalty_asks_every_second_head() -> None:
     by_head = model.transformer_blocks[2].attn1.to_k.weight.grad.unflatten(0, (4, -1)).abs().sum((1, 2))
     assert (by_head[::2] > 0).all()
     assert (by_head[1::2] == 0).all()
+
+
+def test_the_penalty_wants_one_key_for_all_heads() -> None:
+    """Each head has a key of its own: all hold enough mass, but of no key do both asked heads hold it."""
+    model = dit(num_layers=1)
+    attention: Any = model.get_submodule("transformer_blocks.0.attn1")
+    query = torch.full((1, 16, 32), 10.0)
+    key = torch.zeros(1, 16, 32)
+    key[:, 3, :8] = key[:, 5, 16:24] = 10.0  # heads 0 and 2 look at the tokens 3 and 5
+    with sink_penalty(model, target=0.5) as penalty:
+        for layer, output in ((attention.to_q, query), (attention.to_k, key)):
+            for hook in layer._forward_hooks.values():
+                hook(layer, (), output)
+        assert penalty().item() == pytest.approx(0.5 * 0.5**2)
 
 
 def test_step_zero_sees_a_sink() -> None:
