@@ -86,6 +86,8 @@ def _prune(recipe: Recipe) -> Iterator[Problem]:
         yield from _one_of("prune.kinds", kind, _kinds())
     yield from _one_of("prune.scope", section.scope, ("global", "local"))
     yield from _one_of("prune.compensation", section.compensation, ("none", "fold", "least_squares"))
+    yield from _one_of("prune.selection", section.selection, ("one_shot", "block_by_block"))
+    yield from _at_least("prune.rounds", section.rounds, 1)
     yield from _at_least("prune.round_to", section.round_to, 1)
     yield from _at_least("prune.min_units", section.min_units, 1)
     yield from _at_least("prune.ridge", section.ridge, 0)

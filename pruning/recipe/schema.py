@@ -158,6 +158,10 @@ class Prune:
         per_cost: Divide each score by the cost that removing the unit frees.
         compensation: ``none``, ``fold`` (the mean goes into the bias) or ``least_squares``.
         ridge: Damping of the least squares as a fraction of the mean squared input.
+        selection: ``one_shot`` judges every layer on what the dense model feeds it; ``block_by_block`` goes through
+            the model in order and measures each block on what the pruned ones before it feed it, at the cost of a
+            calibration a block. It keeps the sizes of the plan and chooses anew which units stay.
+        rounds: Portions in which ``block_by_block`` cuts a block, measuring before each.
     """
 
     kinds: list[str] = field(default_factory=lambda: ["attention_heads", "ffn_channels", "resnet_channels"])
@@ -169,6 +173,8 @@ class Prune:
     per_cost: bool = True
     compensation: str = "least_squares"
     ridge: float = 0.01
+    selection: str = "one_shot"
+    rounds: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from diffusers import ModelMixin
 
 from pruning import calibration
 from pruning.calibration import FirstPass, Omega, needs_first_pass
@@ -15,7 +17,7 @@ from pruning.stages.run import FIRST_PASS, STATS, Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import stage
 from pruning.surgery import compensation_needs
-from pruning.types import CalibrationStats
+from pruning.types import CalibrationStats, PrunableGroup
 
 DRAWN = frozenset(
     {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}
@@ -113,7 +115,7 @@ def sinks(run: Run, folder: Path) -> dict[str, Any]:
         "seed": run.recipe.seed,
     }
     if section.provider == "sampling":
-        found = calibration.first_pass_sampling(run.dense, run.groups, _generate(run), **common)
+        found = calibration.first_pass_sampling(run.dense, run.groups, _generate(run, run.dense), **common)
     else:
         batches, progress = _batches(run), _progress(run, "first pass")
         found = calibration.first_pass(
@@ -143,7 +145,32 @@ def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""
-    asked, section = wanted(run), run.recipe.calibrate
+    asked = wanted(run)
+    stats = gather(run, run.dense, run.groups, asked, _seen_first(run))
+    calibration.save_stats(stats, folder / STATS)
+    return {
+        "groups": len(run.groups),
+        "statistics": len(asked.needs),
+        "omega variants": ", ".join(asked.variants) or "none",
+        "samples": run.recipe.calibrate.num_samples if asked.needs else 0,
+    }
+
+
+def gather(
+    run: Run, model: ModelMixin, groups: Sequence[PrunableGroup], asked: Wanted, seen: FirstPass | None = None
+) -> CalibrationStats:
+    """Measure `model`, the dense one or one on its way to be slim, on the recipe's inputs.
+
+    Args:
+        run: Knows data and settings.
+        model: What is measured.
+        groups: For which groups.
+        asked: What to gather.
+        seen: Result of a first pass of this very model; taken here if it is needed and None.
+    """
+    section = run.recipe.calibrate
+    if not asked.needs:
+        return CalibrationStats(meta={"needs": [], "variants": []})
     common: dict[str, Any] = {
         "needs": asked.needs,
         "num_train_timesteps": num_train_timesteps(run.scheduler),
@@ -152,24 +179,14 @@ def calibrate(run: Run, folder: Path) -> dict[str, Any]:
         "rows": section.rows,
         "variants": asked.variants,
         "omega": omega_settings(run),
-        "first_pass": _seen_first(run),
+        "first_pass": seen,
         "timestep_weights": section.timestep_weights,
         "seed": run.recipe.seed,
     }
-    if not asked.needs:
-        stats = CalibrationStats(meta={"needs": [], "variants": []})
-    elif section.provider == "sampling":
-        stats = calibration.calibrate_sampling(run.dense, run.groups, _generate(run), **common)
-    else:
-        progress = _progress(run, "statistics")
-        stats = calibration.calibrate(run.dense, run.groups, _batches(run), **common, progress=progress)
-    calibration.save_stats(stats, folder / STATS)
-    return {
-        "groups": len(run.groups),
-        "statistics": len(asked.needs),
-        "omega variants": ", ".join(asked.variants) or "none",
-        "samples": section.num_samples if asked.needs else 0,
-    }
+    if section.provider == "sampling":
+        return calibration.calibrate_sampling(model, groups, _generate(run, model), **common)
+    progress = _progress(run, "statistics")
+    return calibration.calibrate(model, groups, _batches(run), **common, progress=progress)
 
 
 def _seen_first(run: Run) -> FirstPass | None:
@@ -181,12 +198,12 @@ def _batches(run: Run) -> Callable[[], Any]:
     return run.noised(run.recipe.data.split, section.num_samples, batch_size=section.batch_size)
 
 
-def _generate(run: Run) -> Callable[[], object]:
-    """Return a function that lets the dense model generate, the same every time."""
+def _generate(run: Run, model: ModelMixin) -> Callable[[], object]:
+    """Return a function that lets `model` generate, the same every time."""
     section = run.recipe.calibrate
     generate = sampler(
         run,
-        run.dense,
+        model,
         split=run.recipe.data.split,
         num_steps=section.num_steps,
         guidance_scale=section.guidance_scale,

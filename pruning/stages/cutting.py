@@ -1,32 +1,84 @@
-"""Stage ``prune``: compensate, cut, save."""
+"""Stage ``prune``: choose anew if asked, compensate, cut, save."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModelMixin
+
 from pruning import checkpoint
+from pruning.importance import CRITERIA, needs_of, score
+from pruning.models import denoise, example_call
+from pruning.selection import block_by_block
+from pruning.stages.calibration import SHOWN, Wanted, gather
 from pruning.stages.folder import write_json
-from pruning.stages.run import MODEL, Run
-from pruning.stages.stage import stage
-from pruning.surgery import apply_plan, compensate
+from pruning.stages.run import MODEL, PLAN, Run
+from pruning.stages.stage import pick, stage
+from pruning.surgery import apply_plan, compensate, compensation_needs
+from pruning.types import PruningPlan
+
+MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.omega", "score", "prune.rounds")
+"""Keys that ``block_by_block`` depends on besides."""
 
 
-@stage("prune", after=("calibrate", "plan"), reads=("prune.compensation", "prune.ridge", "model.dtype"))
+def _selection(run: Run) -> dict[str, Any]:
+    if run.recipe.prune.selection == "one_shot":
+        return {"selection": "one_shot"}
+    return {"selection": run.recipe.prune.selection, **pick(run.recipe, MEASURED_AGAIN)}
+
+
+@stage(
+    "prune",
+    after=("calibrate", "plan"),
+    reads=("prune.compensation", "prune.ridge", "model.dtype"),
+    extra=_selection,
+)
 def prune(run: Run, folder: Path) -> dict[str, Any]:
     """Let what stays make up for what goes, cut, and write the slim model."""
     section, model = run.recipe.prune, run.load_dense()
     dense = sum(p.numel() for p in model.parameters())
-    report = compensate(
-        model, run.all_groups, run.plan, run.stats, method=section.compensation, ridge=section.ridge
-    )
+    if section.selection == "block_by_block":
+        plan, report = _choose_anew(run, model)
+    else:
+        plan, options = run.plan, {"method": section.compensation, "ridge": section.ridge}
+        report = compensate(model, run.all_groups, plan, run.stats, **options)
     write_json(folder / "compensation.json", report)
-    apply_plan(model, run.plan)
+    plan.save(folder / PLAN)
+    apply_plan(model, plan)
     checkpoint.save(model, folder / MODEL)
     slim = sum(p.numel() for p in model.parameters())
     return {
+        "selection": section.selection,
         "compensation": section.compensation,
         "params": slim,
         "params_ratio": slim / dense,
-        "removed_blocks": list(run.plan.removed_blocks),
+        "removed_blocks": list(plan.removed_blocks),
     }
+
+
+def _choose_anew(run: Run, model: ModelMixin) -> tuple[PruningPlan, dict[str, dict[str, Any]]]:
+    """Choose the units of `model` block by block, in the sizes of the run's plan; compensates in place."""
+    section, criterion = run.recipe.prune, run.recipe.score.criterion
+    omega = run.recipe.score.omega or CRITERIA[criterion].omega
+    needs = needs_of(criterion, run.groups) | compensation_needs(section.compensation)
+    asked = Wanted(tuple(sorted(needs)), () if omega == "off" else (omega,))
+    return block_by_block(
+        model,
+        run.all_groups,
+        run.plan,
+        run=lambda: denoise(model, example_call(model, 1, device=run.device, dtype=run.dtype)),
+        measure=lambda groups: gather(run, model, groups, asked),
+        judge=lambda groups, stats: score(
+            dict(model.named_parameters()),
+            groups,
+            stats,
+            criterion=criterion,
+            omega=omega,
+            seed=run.recipe.seed,
+        ),
+        compensation=section.compensation,
+        ridge=section.ridge,
+        rounds=section.rounds,
+        progress=lambda block, done, total: run.bars("blocks", done, total),
+    )

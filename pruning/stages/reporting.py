@@ -49,7 +49,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
 
 def _data(run: Run) -> dict[str, Any]:
     """Return everything but the sink maps."""
-    recipe, plan = run.recipe, run.plan
+    recipe, plan = run.recipe, run.cut_plan
     metrics = measured(run.folder)
     manifests = {name: run.folder.manifest(name) for name in run.folder.done()}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
@@ -88,7 +88,7 @@ def _data(run: Run) -> dict[str, Any]:
 def _heads(run: Run) -> dict[str, Any]:
     """Return the diagnostics of every attention head, and whether it stays."""
     weights = dict(run.dense.named_parameters())
-    plan, groups = run.plan, {group.name: group for group in run.groups}
+    plan, groups = run.cut_plan, {group.name: group for group in run.groups}
 
     def kept(row: dict[str, Any]) -> bool:
         group = groups[row["group"]]

@@ -272,6 +272,11 @@ class Run:
         """What the stage ``plan`` decided."""
         return self._once("plan/plan", lambda: PruningPlan.load(self.file("plan", PLAN)))
 
+    @property
+    def cut_plan(self) -> PruningPlan:
+        """The plan that the stage ``prune`` cut by: that of ``plan``, or one of its sizes chosen anew."""
+        return self._once("prune/plan", lambda: PruningPlan.load(self.file("prune", PLAN)))
+
     def _once(self, key: str, make: Callable[[], T]) -> T:
         if key not in self._cache:
             self._cache[key] = make()

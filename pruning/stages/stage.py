@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pruning.recipe import to_dict
+from pruning.recipe import Recipe, to_dict
 from pruning.recovery.files import write_errors
 from pruning.stages.folder import (
     DONE,
@@ -105,9 +105,7 @@ class Stage:
 
     def config(self, run: Run) -> dict[str, Any]:
         """Return the values that the result depends on."""
-        whole = to_dict(run.recipe)
-        config = {key: _pick(whole, key) for key in self.reads}
-        return {**config, **(self.extra(run) if self.extra else {})}
+        return {**pick(run.recipe, self.reads), **(self.extra(run) if self.extra else {})}
 
     def inputs(self, run: Run) -> dict[str, str]:
         """Return the hashes of what it reads."""
@@ -260,9 +258,12 @@ def _earlier_seconds(partial: Path) -> float:
         return 0.0
 
 
-def _pick(whole: dict[str, Any], key: str) -> Any:
-    """Return the value at a dotted key."""
-    value: Any = whole
-    for part in key.split("."):
-        value = value[part]
-    return value
+def pick(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the values at dotted keys of a recipe, as JSON types."""
+    whole, found = to_dict(recipe), {}
+    for key in keys:
+        value: Any = whole
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value
+    return found

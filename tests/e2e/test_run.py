@@ -505,3 +505,28 @@ def test_two_processes_give_the_result_of_one(workplace, features):
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert (workplace / "runs/two/recover/DONE").is_file()
+
+
+def test_units_are_chosen_block_by_block_where_asked(workplace, features):
+    unet2d(in_channels=1, out_channels=1, sample_size=16).save_pretrained(workplace / "model" / "unet")
+    DDPMScheduler().save_pretrained(workplace / "model" / "scheduler")
+    recipe = str(write_recipe(workplace, features[1]))
+    asked = ["--quiet", "--until", "prune", "recover.enabled=false"]
+    assert main(["run", recipe, *asked]) == 0
+    run = Path("runs/tiny")
+    plan = (run / "plan/plan.json").read_bytes()
+    assert json.loads((run / "prune/plan.json").read_text())["kept"] == json.loads(plan)["kept"]
+    assert main(["run", recipe, *asked, "prune.selection=block_by_block", "prune.rounds=2"]) == 0
+    assert (run / "plan/plan.json").read_bytes() == plan
+    sizes, chosen = (
+        {
+            group: len(units)
+            for group, units in json.loads((run / stage / "plan.json").read_text())["kept"].items()
+        }
+        for stage in ("plan", "prune")
+    )
+    assert chosen == sizes
+    model = UNet2DModel.from_pretrained(run / "prune/model")
+    assert torch.isfinite(model(torch.randn(1, 1, 16, 16), 5).sample).all()
+    manifest = json.loads((run / "prune/manifest.json").read_text())
+    assert manifest["result"]["selection"] == "block_by_block"
