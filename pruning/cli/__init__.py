@@ -133,6 +133,9 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             _add_recipe(stage)
         stage.add_argument("--redo", action="store_true", help="do the stage even if nothing has changed")
+        stage.add_argument(
+            "--fresh", action="store_true", help="redo all stages up to it; see `sinkprune run`"
+        )
 
     show = commands.add_parser(
         "show", parents=[common], help="what a run or a checkpoint is", **_text("show")

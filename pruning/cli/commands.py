@@ -41,7 +41,8 @@ def stage(arguments: argparse.Namespace, console: Console) -> Result:
     from pruning.stages import Run, run_stages
 
     work = Run(recipe, progress=console.progress)
-    run_stages(work, start=arguments.command if arguments.redo else None, until=arguments.command)
+    start = arguments.command if arguments.redo else None
+    run_stages(work, start=start, until=arguments.command, fresh=arguments.fresh)
     return _ended(work.folder, arguments.command) if work.ranks.is_first else Result({})
 
 

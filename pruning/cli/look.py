@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
 from pruning.cli.console import Console, Result, facts, table, text_of
@@ -70,15 +71,18 @@ def _show_checkpoint(folder: Path) -> Result:
         "pruned": entry is not None,
     }
     if isinstance(entry, dict):
-        plan = entry.get("plan") or {}
-        meta = plan.get("meta") or {}
+        plan = _mapping(entry.get("plan"))
+        meta = _mapping(plan.get("meta"))
+        costs = {key: _mapping(meta.get(key)) for key in ("macs", "params")}
         about |= {
             "format_version": entry.get("format_version"),
-            "modules_cut": len(entry.get("modules") or {}),
+            "modules_cut": len(_mapping(entry.get("modules"))),
             "removed_blocks": entry.get("removed_blocks") or plan.get("removed_blocks") or [],
             "asked": meta.get("asked"),
             **{
-                f"{key}_ratio": v["plan"] / v["dense"] for key, v in meta.items() if key in ("macs", "params")
+                f"{key}_ratio": v["plan"] / v["dense"]
+                for key, v in costs.items()
+                if {"plan", "dense"} <= set(v)
             },
         }
     return Result(about, [facts(about)], str(folder))
@@ -89,13 +93,19 @@ def _weights(folder: Path) -> tuple[int, list[str], int]:
     params, dtypes, written = 0, set[str](), 0
     for path in sorted(folder.glob("*.safetensors")):
         written += path.stat().st_size
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                params += math.prod(tensor["shape"])
-                dtypes.add(tensor["dtype"])
+        try:
+            with safe_open(path, framework="np") as file:
+                tensors = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+                params += sum(math.prod(tensor.get_shape()) for tensor in tensors)
+                dtypes |= {tensor.get_dtype() for tensor in tensors}
+        except SafetensorError as error:
+            raise refusal(f"{path}: cannot be read as safetensors ({error}); get the file again") from error
     return params, sorted(dtypes), written
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """Return a value of somebody's config if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def diff(arguments: argparse.Namespace, console: Console) -> Result:

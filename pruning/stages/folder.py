@@ -36,6 +36,7 @@ OWNER = "run.json"
 _BESIDE = (MANIFEST, DONE, FINGERPRINT)
 _COPIED = ("recipe.yaml", "summary.json", OWNER)
 DELETE = "delete it, or start anew with --fresh (what is there moves to .old)"
+ANEW = "start anew with --fresh (what is there moves to .old), or choose another run_dir=…"
 _RECORD = {
     "fingerprint": str,
     "config": dict,
@@ -86,7 +87,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def owner(self, advice: str = DELETE) -> dict[str, Any] | None:
+    def owner(self, advice: str = ANEW) -> dict[str, Any] | None:
         """Return what ``run.json`` says: recipe name, model and data; None if there is none.
 
         Raises:

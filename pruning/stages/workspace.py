@@ -11,13 +11,11 @@ from typing import Any
 
 from pruning.data import UnreadableRow
 from pruning.recipe import Recipe, refusal, to_yaml
-from pruning.stages.folder import OWNER, RunFolder, write_json
+from pruning.stages.folder import ANEW, OWNER, RunFolder, write_json
 from pruning.stages.identity import data_identity, difference, model_identity
 from pruning.stages.lock import locked
 
 logger = logging.getLogger(__name__)
-
-_ANEW = "start anew with --fresh (what is there moves to .old), or choose another run_dir=…"
 
 
 class Workspace:
@@ -83,11 +81,11 @@ class Workspace:
         path, done = self.folder.path, self.folder.done()
         if fresh and done:
             return
-        owner = self.folder.owner(_ANEW if done else "delete it, or choose another run_dir=…")
+        owner = self.folder.owner(ANEW if done else "delete it, or choose another run_dir=…")
         if owner is None and done:
             raise refusal(
                 f"run_dir {str(path)!r} holds finished stages ({', '.join(done)}) but no {OWNER}, which says of which "
-                f"recipe, model and data they are; {_ANEW}"
+                f"recipe, model and data they are; {ANEW}"
             )
         if owner is None and (inside := _visible(path)):
             raise refusal(

@@ -235,6 +235,12 @@ def test_show_names_a_broken_run(workplace, capsys, text):
     assert capsys.readouterr().err.startswith("error: runs/x/run.json: ")
 
 
+def test_every_stage_takes_the_advice_of_its_errors():
+    """Errors of a run directory end in "start anew with --fresh", whichever command met them."""
+    parser = build_parser()
+    assert all(parser.parse_args([command, "r", "--fresh"]).fresh for command in ("run", *STAGE_HELP))
+
+
 def test_an_interrupt_is_one_line(workplace, capsys, monkeypatch):
     def stop(arguments, console):
         raise KeyboardInterrupt
@@ -307,6 +313,21 @@ def test_show_explains_a_pruned_checkpoint(workplace, capsys):
     assert about["dtype"] == "F32"
     assert main(["show", "slim"]) == 0
     assert "pruned" in capsys.readouterr().out
+
+
+def test_show_survives_a_checkpoint_that_is_none(workplace, capsys):
+    Path("slim").mkdir()
+    Path("slim/config.json").write_text('{"_structured_pruning": {"plan": [1], "modules": 3}}')
+    assert main(["show", "slim"]) == 0
+    Path("slim/x.safetensors").write_bytes(b"\x10" + bytes(20))
+    assert main(["show", "slim"]) == USER_ERROR
+    assert re.match(r"error: slim/x\.safetensors: cannot be read as safetensors", capsys.readouterr().err)
+    Path("slim/config.json").write_text("[1]")
+    assert main(["show", "slim"]) == USER_ERROR
+    assert (
+        "slim/config.json: expected a mapping, found [1]; it is no config of a model"
+        in capsys.readouterr().err
+    )
 
 
 def test_show_prints_every_value_of_a_recipe(workplace, capsys):
