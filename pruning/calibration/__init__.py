@@ -1,7 +1,7 @@
 """What the model does on data: attention capture and one file a family of statistics.
 
 ``stats.values[group][name]`` are float64 sums. T timestep buckets (0 is the least noise), G units, H heads, M keys;
-P columns of the consumer's weight (unfolded for convolutions), u = P / G of them a unit.
+P columns and C rows of the consumer's weight (unfolded for convolutions), u = P / G columns a unit.
 
 ==================  ============  ================================================  ============  ==============
 name                shape         sum of                                            divide by     file
@@ -15,6 +15,7 @@ input_moment        (P, P)        w x x^T                                       
 taylor              (G,)          w |z|, z the effect on the data loss              samples       gradients
 probe               (G, G)        w z z^T, z the effect on the output               samples       gradients
 probe_diag          (G,)          w z^2                                             samples       gradients
+output_sensitivity  (C, C)        w q q^T, q = d<v, eps>/dy at a consumer's output    samples       sensitivity
 diff_pruning        (G,)          (sum over weights of |w sum_{n,t} dL_t/dw|)       samples       diff_pruning
 block_change        (1,)          w |eps - eps without the block|^2                 samples       block_effects
 block_cosine        (1,)          1 - cos(x_in, x_out)                              samples       block_effects

@@ -2,7 +2,7 @@
 
 A statistic is a sum over calibration data, kept in float64 under ``stats.values[group][name]``. Where it is
 gathered decides its form: rows that enter a group's consumer, an attention call, gradients by activations or by
-weights, a block. A new statistic is one new file in this folder that registers one of the five forms; nothing else
+weights, a block. A new statistic is one new file in this folder that registers one of the six forms; nothing else
 has to be edited.
 """
 
@@ -92,6 +92,21 @@ class GradientStatistic:
 
 
 @dataclass(frozen=True)
+class SensitivityStatistic:
+    """A sum over rows of the gradient q = dL/dy by a consumer's output y, L = <v, model output>, v random signs.
+
+    Attributes:
+        measure: ``(q, w) -> sum``, with rows q (R, C) float32 and timestep weights w (R,) float32.
+        beside: Statistics that are gathered with it.
+        kinds: Kinds of group it is gathered for.
+    """
+
+    measure: Callable[[Tensor, Tensor], Tensor]
+    beside: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = CONSUMING_KINDS
+
+
+@dataclass(frozen=True)
 class WeightStatistic:
     """What the gradient of the data loss by a group's weights says, signed and summed over samples and timesteps.
 
@@ -128,7 +143,14 @@ class BlockStatistic:
     kinds: tuple[str, ...] = ("blocks",)
 
 
-Statistic = RowStatistic | AttentionStatistic | GradientStatistic | WeightStatistic | BlockStatistic
+Statistic = (
+    RowStatistic
+    | AttentionStatistic
+    | GradientStatistic
+    | SensitivityStatistic
+    | WeightStatistic
+    | BlockStatistic
+)
 
 STATISTICS: Registry[Statistic] = Registry("statistic")
 

@@ -149,14 +149,17 @@ class Calibrator:
             name: RowTap(wiring.consumers[name], found, self._sums, self._rows, self._seed)
             for name, found in wiring.rows.items()
         }
-        self._gradients = GradientTap(wiring.gradients, means, self._sums, self._seed)
+        self._gradients = GradientTap(wiring.gradients, wiring.sensitivities, means, self._sums, self._seed)
         self._weight_taps = {
             name: WeightTap(self._model, name, statistic, groups)
             for name, groups in wiring.weights.items()
             if isinstance(statistic := self._statistics[name], WeightStatistic) and groups
         }
         consumers, blocks = list(wiring.consumers.values()), wiring.blocks_that(ablate=False)
-        self._instrument = Instrument(self._model, wiring.attention, consumers, blocks, self._reader, self)
+        outputs = [wiring.consumers[name] for name in wiring.sensitivities]
+        self._instrument = Instrument(
+            self._model, wiring.attention, consumers, outputs, blocks, self._reader, self
+        )
 
     def __enter__(self) -> CalibrationStats:
         self._restart()
@@ -188,7 +191,7 @@ class Calibrator:
     @property
     def wants_gradients(self) -> bool:
         """Whether `backward` is wanted after every forward."""
-        return bool(self._wiring.gradients or self._weight_taps)
+        return self._gradients.wanted or bool(self._weight_taps)
 
     @property
     def samples_seen(self) -> int:
@@ -206,9 +209,9 @@ class Calibrator:
             losses = data_losses(output, target)
             check_finite(losses, "the data loss of calibration", step.describe)
             for tap in taps:
-                more = tap is not taps[-1] or bool(self._wiring.gradients)
+                more = tap is not taps[-1] or self._gradients.wanted
                 tap.backward(losses, step, retain_graph=more)
-        if self._wiring.gradients:
+        if self._gradients.wanted:
             self._gradients.backward(output, target, step)
 
     def block_outputs(self, path: str, full: Tensor, without: Tensor) -> None:
@@ -259,6 +262,10 @@ class Calibrator:
                 self._row_taps[name].see(*mixed, {}, "@guided")
         if name in self._wiring.gradients:
             self._gradients.see(consumer, x, owner, omegas)
+
+    def on_output(self, consumer: Consumer, y: Tensor, step: Step, owner: Tensor) -> None:
+        """Rows leave a consumer."""
+        self._gradients.see_output(consumer, y, owner)
 
     def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
         """A block ran."""

@@ -29,6 +29,9 @@ class Listener(Protocol):
     def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
         """Rows enter a consumer."""
 
+    def on_output(self, consumer: Consumer, y: Tensor, step: Step, owner: Tensor) -> None:
+        """Rows leave a consumer whose output is watched."""
+
     def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
         """A block ran."""
 
@@ -39,7 +42,8 @@ class Instrument:
     Args:
         model: The denoiser.
         sites: Paths of the attention modules to watch.
-        consumers: Consumers to watch.
+        consumers: Consumers whose input is watched.
+        outputs: Consumers whose output is watched.
         blocks: Paths of the blocks to watch.
         reader: Reads the step of each call.
         listener: Is told.
@@ -50,6 +54,7 @@ class Instrument:
         model: nn.Module,
         sites: Sequence[str],
         consumers: Sequence[Consumer],
+        outputs: Sequence[Consumer],
         blocks: Sequence[str],
         reader: StepReader,
         listener: Listener,
@@ -58,9 +63,7 @@ class Instrument:
         self._reader = reader
         self._listener = listener
         self._capture = AttentionCapture(model, sites, self._attention)
-        self._consumers: dict[str, list[Consumer]] = {}
-        for consumer in consumers:
-            self._consumers.setdefault(consumer.group.consumer, []).append(consumer)
+        self._consumers, self._outputs = _by_path(consumers), _by_path(outputs)
         self._blocks = list(blocks)
         self._step: Step | None = None
         self._paused = False
@@ -75,6 +78,10 @@ class Instrument:
                 module = model.get_submodule(path)
                 stack.callback(
                     module.register_forward_pre_hook(self._input(consumers), with_kwargs=True).remove
+                )
+            for path, consumers in self._outputs.items():
+                stack.callback(
+                    model.get_submodule(path).register_forward_hook(self._output(consumers)).remove
                 )
             for path in self._blocks:
                 hook = model.get_submodule(path).register_forward_hook(self._block(path), with_kwargs=True)
@@ -142,6 +149,15 @@ class Instrument:
 
         return hook
 
+    def _output(self, consumers: list[Consumer]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if not self._paused:
+                owner = self.step.owner(output.shape[0], consumers[0].group.consumer)
+                for consumer in consumers:
+                    self._listener.on_output(consumer, output, self.step, owner)
+
+        return hook
+
     def _block(self, path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if not self._paused:
@@ -150,6 +166,13 @@ class Instrument:
                 self._listener.on_block(path, summable(before), summable(after), self.step)
 
         return hook
+
+
+def _by_path(consumers: Sequence[Consumer]) -> dict[str, list[Consumer]]:
+    found: dict[str, list[Consumer]] = {}
+    for consumer in consumers:
+        found.setdefault(consumer.group.consumer, []).append(consumer)
+    return found
 
 
 def block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

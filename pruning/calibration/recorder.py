@@ -63,7 +63,7 @@ class FirstPassRecorder:
         sites = sorted({site for site in found if site is not None})
         gains = {site: head_gain(model.get_submodule(site)) for site in sites}
         self._influence = InfluenceSums({site: gain for site, gain in gains.items() if gain is not None})
-        self._instrument = Instrument(model, sites, consumers, [], self._reader, self)
+        self._instrument = Instrument(model, sites, consumers, [], [], self._reader, self)
         self._meta = {
             "indicator": omega.indicator_settings(),
             "num_train_timesteps": num_train_timesteps,
@@ -105,6 +105,9 @@ class FirstPassRecorder:
     def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
         """Rows enter a consumer."""
         self._means.add(consumer, x, step, owner)
+
+    def on_output(self, consumer: Consumer, y: Tensor, step: Step, owner: Tensor) -> None:
+        """No outputs are watched."""
 
     def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
         """No blocks are watched."""

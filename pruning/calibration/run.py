@@ -7,7 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 from torch import nn
 
-from pruning.calibration.base import BlockStatistic, GradientStatistic, WeightStatistic, expand_needs
+from pruning.calibration.base import (
+    BlockStatistic,
+    GradientStatistic,
+    SensitivityStatistic,
+    WeightStatistic,
+    expand_needs,
+)
 from pruning.calibration.calibrator import Calibrator
 from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.guidance import Guidance
@@ -233,7 +239,7 @@ def calibrate_sampling(
     """
     groups, needs = list(groups), list(needs)
     for name, statistic in expand_needs(needs).items():
-        if isinstance(statistic, (GradientStatistic, WeightStatistic)) or (
+        if isinstance(statistic, (GradientStatistic, SensitivityStatistic, WeightStatistic)) or (
             isinstance(statistic, BlockStatistic) and statistic.ablates
         ):
             raise PruningError(

@@ -13,6 +13,7 @@ from pruning.calibration.base import (
     BlockStatistic,
     GradientStatistic,
     RowStatistic,
+    SensitivityStatistic,
     Statistic,
     WeightStatistic,
 )
@@ -46,6 +47,7 @@ class Wiring:
         consumers: Consumers whose inputs are wanted, by group name.
         rows: Row statistics by group name.
         gradients: Gradient statistics by group name.
+        sensitivities: Sensitivity statistics by group name.
         weights: Groups by weight statistic.
         sites: Attention modules with statistics, by path.
         weighting: Attention module whose sinks weight a group's rows, by group name.
@@ -55,6 +57,7 @@ class Wiring:
     consumers: Mapping[str, Consumer]
     rows: Mapping[str, Mapping[str, RowStatistic]]
     gradients: Mapping[str, Mapping[str, GradientStatistic]]
+    sensitivities: Mapping[str, Mapping[str, SensitivityStatistic]]
     weights: Mapping[str, list[PrunableGroup]]
     sites: Mapping[str, Site]
     weighting: Mapping[str, str]
@@ -90,21 +93,24 @@ def wire(
     with_consumer = [group for group in groups if group.consumed_by]
     rows = {g.name: found for g in with_consumer if (found := _wanted(statistics, RowStatistic, g))}
     gradients = {g.name: found for g in with_consumer if (found := _wanted(statistics, GradientStatistic, g))}
+    sensitivities = {
+        g.name: found for g in with_consumer if (found := _wanted(statistics, SensitivityStatistic, g))
+    }
     weights = {
         name: [g for g in groups if g.kind in statistic.kinds]
         for name, statistic in statistics.items()
         if isinstance(statistic, WeightStatistic)
     }
-    consumers = {
-        g.name: Consumer.of(model, g) for g in with_consumer if g.name in rows or g.name in gradients
-    }
+    read = {*rows, *gradients, *sensitivities}
+    consumers = {g.name: Consumer.of(model, g) for g in with_consumer if g.name in read}
     weighting = {}
     for name, consumer in consumers.items():
         site = weighting_site(model, consumer.group) if weighted else None
         if site is not None:
             weighting[name] = site
     blocks = {g.module: (g, found) for g in groups if (found := _wanted(statistics, BlockStatistic, g))}
-    return Wiring(consumers, rows, gradients, weights, _sites(model, groups, statistics), weighting, blocks)
+    sites = _sites(model, groups, statistics)
+    return Wiring(consumers, rows, gradients, sensitivities, weights, sites, weighting, blocks)
 
 
 def _wanted(statistics: Mapping[str, Statistic], form: type[Form], group: PrunableGroup) -> dict[str, Form]:

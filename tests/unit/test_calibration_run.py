@@ -77,6 +77,7 @@ def test_shapes_are_as_documented() -> None:
         "probe": (4, 4),
         "probe_diag": (4,),
         "diff_pruning": (4,),
+        "output_sensitivity": (16, 16),
         "samples": (BUCKETS,),
     }
     found = {name: tuple(v.shape) for name, v in stats.values[head].items() if "@" not in name}

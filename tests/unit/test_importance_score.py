@@ -23,7 +23,7 @@ WEIGHTS = {"m.out.weight": random_weight(3, 4), "m.up.weight": random_weight(4, 
 def test_the_criteria_are_found():
     assert {
         "random", "magnitude", "wanda", "taylor", "energy", "fluctuation", "obs", "probe", "sink_mass", "sink",
-        "block_change", "block_cosine",
+        "block_change", "block_cosine", "flap", "diff_pruning", "probe_obs", "sink_influence",
     } <= set(CRITERIA)  # fmt: skip
     assert all(entry.doc for _, entry in CRITERIA.items())
 
@@ -125,7 +125,7 @@ def test_a_criterion_of_ones_own_is_found_by_name(monkeypatch: pytest.MonkeyPatc
 
 @settings(max_examples=20, deadline=None)
 @given(
-    name=st.sampled_from(["magnitude", "wanda", "energy", "fluctuation", "obs", "sink"]),
+    name=st.sampled_from(["magnitude", "wanda", "energy", "fluctuation", "flap", "obs", "sink"]),
     order=st.permutations(range(4)),
     u=st.integers(1, 2),
     seed=st.integers(0, 1000),

@@ -1,0 +1,21 @@
+"""Sensitivity statistics: how far the model's output moves with the output of a consumer (SCORES.md sections 3 and 4).
+
+With q = d<v, output>/dy at row y of a consumer's output, v random signs, ``E q q^T = J^T J`` where J is the Jacobian
+of the model's output by that row. Divide by ``samples`` for means a sample.
+
+- ``output_sensitivity`` (C, C): sum over rows of w_tau q q^T, all rows, whatever ``rows`` says.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pruning.calibration.base import SensitivityStatistic, register
+
+
+def output_sensitivity(q: Tensor, weight: Tensor) -> Tensor:
+    """(C, C)."""
+    return (q * weight[:, None]).T @ q
+
+
+register("output_sensitivity", SensitivityStatistic(output_sensitivity))

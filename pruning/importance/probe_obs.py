@@ -1,0 +1,62 @@
+"""S1 of SCORES.md section 4: what a removal changes in the model's output after the kept columns made up for it.
+
+Let q_i = d<v, eps>/dy_i be the gradient at row i of the consumer's output, v random signs. With least squares the
+columns R leave ``W_R r_i``, ``r_i = x_R - mu_R - B (x_K - mu_K)``, ``B = Sigma_RK (Sigma_KK + gamma I)^-1``, and the
+projected output moves by ``z_R = sum_i q_i^T W_R r_i``. Over random signs ``E q_i q_j^T = J_i^T J_j``, J_i the Jacobian
+of the output by row i. Two assumptions make ``E z_R^2`` a matter of second moments (the two of K-FAC, Martens and
+Grosse 2015): rows do not act together (J_i^T J_j = 0 for i != j), and sensitivity does not depend on the input. Then
+
+    E z_R^2 = tr(S W_R E[r r^T] W_R^T) = tr(V_R [((Sigma + gamma I)^-1)_RR]^-1 V_R^T),   S = E sum_i q_i q_i^T,
+
+with ``V = S^1/2 W`` and the ridge counted in: set OBS in the metric in which the model's output feels the error, with
+the same greedy order, updates and compensation. What both assumptions miss is put back on average: for single units
+without compensation ``E z_g^2`` is measured exactly, as ``probe``, and a group's scores are multiplied by
+
+    rho = sum_g E z_g^2 / sum_g tr(V_g Sigma_gg V_g^T).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning.importance.base import (
+    Weights,
+    consumer_columns,
+    criterion,
+    parameter,
+    per_sample,
+    score_group,
+    unit_covariance,
+    unit_energy,
+)
+from pruning.types import CalibrationStats, PrunableGroup
+
+
+@criterion(
+    "probe_obs",
+    needs=("output_sensitivity", "probe_diag", "input_unit_moment", "input_sum", "row_weight", "samples"),
+    base="obs",
+)
+def probe_obs(
+    group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
+) -> Tensor:
+    """Score units by the squared change of the model's output that each adds in the greedy order of set OBS (ours).
+
+    ``rho tr(V_R [((Sigma + gamma I)^-1)_RR]^-1 V_R^T)`` with ``V = S^1/2 W``; values compare across layers.
+    """
+    path = group.consumer_weight
+    weight = parameter(weights, path, group).to("cpu", torch.float64)
+    root = _root(per_sample(group, stats, "output_sensitivity"))  # (C, C)
+    felt = {path: (root @ weight.flatten(1)).view_as(weight)}
+    columns = consumer_columns(group, felt)  # (C, P)
+    expected = unit_energy(columns, unit_covariance(group, stats, columns.shape[1])).clamp(min=0).sum()
+    measured = per_sample(group, stats, "probe_diag").sum()
+    scale = measured / expected if float(expected) > 0 else torch.ones_like(expected)
+    return scale * score_group("obs", group, felt, stats, generator)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Return the symmetric root of a positive semi-definite matrix, rounding aside."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
