@@ -29,8 +29,10 @@ BLIND = (
 )
 RIVALS = ("random", "magnitude", "wanda", "taylor", "diff_pruning", "flap", "fluctuation", "obs")
 """What the default has to beat."""
-DEFAULT = ("sink", "on")
-COMPENSATIONS = ("fold", "least_squares")
+DEFAULT = ("probe_obs", "off")
+TRIED = (("sink", "on"), ("probe_obs", "off"), ("probe_obs", "on"))
+"""What is tried against them."""
+COMPENSATIONS = ("least_squares", "fold")
 
 
 @dataclass(frozen=True)
@@ -148,40 +150,39 @@ class Cell:
 SIGNS = ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (-1.0, -1.0))
 
 
-def cells(subject: Subject, extra: tuple[tuple[str, str], ...] = ()) -> Iterator[Cell]:
-    """Yield the cells of a subject, the most telling ones first.
-
-    Args:
-        subject: What is studied.
-        extra: Further criteria with the row weights they are to be tried with.
-    """
-    everywhere = [(name, "off") for name in BLIND] + [("sink", "on"), *extra]
-    for sets in (DECIDING, LOOKING):
-        for seed in sets:
+def cells(subject: Subject) -> Iterator[Cell]:
+    """Yield the cells of a subject, the most telling ones first."""
+    everywhere = [*((name, "off") for name in BLIND), *TRIED]
+    for compensation in COMPENSATIONS:
+        for seed in (*LOOKING, *DECIDING):
             for criterion, omega in everywhere:
-                for compensation in COMPENSATIONS:
-                    yield Cell(subject.name, criterion, omega, compensation=compensation, seed=seed)
-    for seed in LOOKING:
-        for criterion, omega in everywhere:
-            yield Cell(subject.name, criterion, omega, scope="global", seed=seed)
-            for ratio in OTHER_RATIOS:
-                yield Cell(subject.name, criterion, omega, macs_ratio=ratio, seed=seed)
-    if subject.factorial:
-        yield from _factorial(subject)
-    for seed in LOOKING:
-        for criterion in ("fluctuation", "obs"):
-            yield Cell(subject.name, criterion, selection="block_by_block", seed=seed)
+                yield Cell(subject.name, criterion, omega, compensation=compensation, seed=seed)
+        if subject.factorial and compensation == COMPENSATIONS[0]:
+            yield from _factorial(subject)
+        for seed in LOOKING if compensation == COMPENSATIONS[0] else ():
+            yield from _looked_at(subject, seed)
+
+
+def _looked_at(subject: Subject, seed: int) -> Iterator[Cell]:
+    """Yield other settings, measured on the sets for looking around alone."""
+    for criterion, omega in (*((name, "off") for name in BLIND), *TRIED):
+        yield Cell(subject.name, criterion, omega, scope="global", seed=seed)
+    for ratio in OTHER_RATIOS:
+        for criterion in ("probe_obs", "obs", "diff_pruning", "fluctuation"):
+            yield Cell(subject.name, criterion, macs_ratio=ratio, seed=seed)
+    for criterion in ("probe_obs", "obs"):
+        yield Cell(subject.name, criterion, selection="block_by_block", seed=seed)
 
 
 def _factorial(subject: Subject) -> Iterator[Cell]:
     for seed in DECIDING:
         for u, s in SIGNS:
-            yield Cell(subject.name, "sink", "on", unstable=u, stable=s, seed=seed)
-            yield Cell(subject.name, "sink", "permuted", unstable=u, stable=s, draw=seed % 5, seed=seed)
+            yield Cell(subject.name, "probe_obs", "on", unstable=u, stable=s, seed=seed)
+            yield Cell(subject.name, "probe_obs", "permuted", unstable=u, stable=s, draw=seed % 5, seed=seed)
 
 
 def recovery_cells(subject: Subject) -> Iterator[Cell]:
     """Yield the cells that are trained back, for the subjects on which that is done."""
     for seed in DECIDING[:3] if subject.recovery else ():
-        for criterion, omega in (("sink", "on"), ("obs", "off"), ("magnitude", "off"), ("random", "off")):
+        for criterion, omega in (DEFAULT, ("obs", "off"), ("diff_pruning", "off"), ("magnitude", "off")):
             yield Cell(subject.name, criterion, omega, seed=seed, recovered=True)
