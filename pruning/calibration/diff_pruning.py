@@ -1,4 +1,4 @@
-"""Weight statistic of Diff-Pruning (Fang et al. 2023, arXiv 2305.10924, eq. 6 and algorithm 1).
+"""Weight statistic of Diff-Pruning (Fang et al. 2023, arXiv 2305.10924, Taylor expansion over pruned timesteps).
 
 - ``diff_pruning`` (G,): ``sum over w in g of |w sum_{n,t} dL_t/dw|``, w over the matrices and kernels that the unit
   owns; L_t is a sample's mean squared error at timestep t, times w_tau. The signed gradient is summed over t from the

@@ -15,7 +15,8 @@ def diff_pruning(
 ) -> Tensor:
     """Score a unit by ``sum over its weights of |w sum_t dL_t/dw|``, t from 0 while L_t counts (Diff-Pruning).
 
-    Fang et al. 2023, arXiv 2305.10924, eq. 6. It agrees with torch-pruning's ``TaylorImportance(multivariable=False)``
-    up to a factor a group: that one takes the mean over the coupled layers and divides by the mean over the units.
+    The Taylor expansion over pruned timesteps of Fang et al. 2023, arXiv 2305.10924. It agrees with torch-pruning's
+    ``TaylorImportance(multivariable=False)``, which the paper's code calls, up to a factor a group: that one takes the
+    mean over the coupled layers and divides by the mean over the units.
     """
     return per_sample(group, stats, "diff_pruning")

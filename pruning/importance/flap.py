@@ -15,8 +15,8 @@ def flap(
 ) -> Tensor:
     """Score a unit by the mean over its columns c of ``||W_c||^2 Var(x_c)``, z-scored over the layer (FLAP).
 
-    An et al. 2023, arXiv 2312.11983: the weighted fluctuation of eq. 5, standardised by layer for the search of the
-    global structure, a head being the mean of its standardised columns (their AL-AM). A layer whose columns all
+    The weighted fluctuation metric of An et al. 2023, arXiv 2312.11983 (WIFV), standardised by layer for their search
+    of the global structure (AL-AM); a head is the mean of its standardised columns. A layer whose columns all
     fluctuate alike scores 0.
 
     Half of the scores are negative and none is an error, so that dividing them by a cost says nothing: compare
