@@ -119,6 +119,25 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="show what would be cut; write nothing")
     run.add_argument("--fresh", action="store_true", help="redo all stages; what is there moves to .old")
 
+    _add_stages(commands, common)
+    show = commands.add_parser(
+        "show", parents=[common], help="what a run or a checkpoint is", **_text("show")
+    )
+    show.add_argument("target", metavar="TARGET", help="a run directory, a checkpoint folder, or a recipe")
+    diff = commands.add_parser("diff", parents=[common], help="two recipes or two runs", **_text("diff"))
+    diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
+    diff.add_argument("right", metavar="RIGHT", help="another")
+    listing = commands.add_parser("ls", parents=[common], help="recipes, criteria, runs", **_text("ls"))
+    what = ("recipes", "criteria", "kinds", "metrics", "runs")
+    listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
+    copy = commands.add_parser("cp", parents=[common], help="copy a bundled recipe", **_text("cp"))
+    copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
+    copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
+    return parser
+
+
+def _add_stages(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add a command for every stage."""
     for name, text in STAGE_HELP.items():
         stage = commands.add_parser(name, parents=[common], help=text, **_text(name))
         if name == "report":
@@ -136,21 +155,6 @@ def build_parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "--fresh", action="store_true", help="redo all stages up to it; see `sinkprune run`"
         )
-
-    show = commands.add_parser(
-        "show", parents=[common], help="what a run or a checkpoint is", **_text("show")
-    )
-    show.add_argument("target", metavar="TARGET", help="a run directory, a checkpoint folder, or a recipe")
-    diff = commands.add_parser("diff", parents=[common], help="two recipes or two runs", **_text("diff"))
-    diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
-    diff.add_argument("right", metavar="RIGHT", help="another")
-    listing = commands.add_parser("ls", parents=[common], help="recipes, criteria, runs", **_text("ls"))
-    what = ("recipes", "criteria", "kinds", "metrics", "runs")
-    listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
-    copy = commands.add_parser("cp", parents=[common], help="copy a bundled recipe", **_text("cp"))
-    copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
-    copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
-    return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
