@@ -5,4 +5,4 @@ from pruning.surgery.cut import apply_plan
 from pruning.surgery.mask import mask_plan, silence
 from pruning.surgery.reshape import reshape
 
-__all__ = ["METHODS", "apply_plan", "compensate", "compensation_needs", "mask_plan", "silence", "reshape"]
+__all__ = ["METHODS", "apply_plan", "compensate", "compensation_needs", "mask_plan", "reshape", "silence"]
