@@ -8,7 +8,7 @@ from torch import Tensor
 from pruning.importance.base import Weights, criterion, score_group
 from pruning.types import CalibrationStats, PrunableGroup
 
-BASE = "obs"  # the criterion to beat at equal cost; switch it when the study (SCORES.md section 7) says so
+BASE = "probe_obs"  # the best criterion at equal cost where least squares follows; see docs/studies/sink-awareness.md
 
 
 @criterion("sink", base=BASE, omega="on")

@@ -248,6 +248,9 @@ def test_calibration_on_sampling_trajectories(workplace, features, captioned):
     stable_diffusion(workplace).save_pretrained(workplace / "model")
     recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
     sampling = ["calibrate.provider=sampling", "calibrate.num_steps=3", "calibrate.guidance_scale=2.0"]
+    with pytest.raises(PruningError, match=r"'sampling' has no targets.*'probe_obs'"):
+        run_recipe(recipe, sampling, until="prune")
+    sampling.append("score.criterion=sink_influence")
     run_recipe(recipe, sampling, until="prune")
     run = Run.open(recipe, sampling)
     assert all(torch.isfinite(score).all() for score in run.scores.values.values())

@@ -39,9 +39,19 @@ def test_needs_are_those_of_the_kinds_at_hand():
     assert needs_of("sink", [HEADS, BLOCK]) == needs_of(BASE, [HEADS, BLOCK])
 
 
+def felt(stats: CalibrationStats, group: PrunableGroup) -> CalibrationStats:
+    """Add what an error in the consumer's output does, on one sample, the same for every unit."""
+    stats.values[group.name] |= {
+        "samples": torch.ones(1).double(),
+        "output_sensitivity": torch.diag(torch.tensor([1.0, 2, 3])).double(),
+        "probe_diag": torch.ones(group.num_units).double(),
+    }
+    return stats
+
+
 def test_sink_is_its_base_on_the_view_it_is_given():
     rows = random_rows(40, 4)
-    stats = stats_of(HEADS, rows)
+    stats = felt(stats_of(HEADS, rows), HEADS)
     stats.meta["variants"] = ["on", "permuted"]
     variants = {"on": torch.linspace(0, 1, 40), "permuted": torch.linspace(1, 0, 40)}
     for omega, weights in variants.items():
@@ -54,7 +64,7 @@ def test_sink_is_its_base_on_the_view_it_is_given():
     assert plain.meta == {"criterion": BASE, "omega": "off", "seed": 0, "omega_groups": 0}
     assert torch.equal(by_omega["off"].values[HEADS.name], plain.values[HEADS.name])
     for omega, weights in variants.items():
-        by_hand = score(WEIGHTS, [HEADS], stats_of(HEADS, rows, weights), criterion=BASE)
+        by_hand = score(WEIGHTS, [HEADS], felt(stats_of(HEADS, rows, weights), HEADS), criterion=BASE)
         assert torch.allclose(by_omega[omega].values[HEADS.name], by_hand.values[HEADS.name])
         assert not torch.allclose(by_omega[omega].values[HEADS.name], plain.values[HEADS.name])
         assert by_omega[omega].meta["omega_groups"] == 1
@@ -125,7 +135,7 @@ def test_a_criterion_of_ones_own_is_found_by_name(monkeypatch: pytest.MonkeyPatc
 
 @settings(max_examples=20, deadline=None)
 @given(
-    name=st.sampled_from(["magnitude", "wanda", "energy", "fluctuation", "flap", "obs", "sink"]),
+    name=st.sampled_from(["magnitude", "wanda", "energy", "fluctuation", "flap", "obs", "probe_obs", "sink"]),
     order=st.permutations(range(4)),
     u=st.integers(1, 2),
     seed=st.integers(0, 1000),
@@ -142,7 +152,7 @@ def test_scores_move_with_the_units(name: str, order: list[int], u: int, seed: i
         "m.out.weight": weights["m.out.weight"][:, columns],
         "m.up.weight": weights["m.up.weight"][columns],
     }
-    stats, stats_moved = stats_of(group, rows), stats_of(group, rows[:, columns])
+    stats, stats_moved = felt(stats_of(group, rows), group), felt(stats_of(group, rows[:, columns]), group)
     before = score(weights, [group], stats, criterion=name, omega="off").values[group.name]
     after = score(moved, [group], stats_moved, criterion=name, omega="off").values[group.name]
     torch.testing.assert_close(after, before[order], rtol=1e-6, atol=1e-9)
