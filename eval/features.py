@@ -48,6 +48,10 @@ class FeatureExtractor:
     function: Callable[[Tensor], Tensor]
     sha256: str | None = None
 
+    def check_channels(self, channels: int) -> None:
+        """Raise ValueError unless images of that many channels can be taken, by trying one small black image."""
+        self.extract(torch.zeros(1, channels, 16, 16, dtype=torch.uint8), place="a black image")
+
     @torch.no_grad()
     def extract(self, images: Tensor, *, batch_size: int = 64, place: str = "images") -> Tensor:
         """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``.
@@ -114,6 +118,18 @@ def load_features(
     return _classifier_features(folder, device)
 
 
+def inception_is_here() -> bool:
+    """Tell whether the published weights are in torch.hub's cache, so that ``inception`` needs no network."""
+    return _inception_place()[1].is_file()
+
+
+def _inception_place() -> tuple[str, Path]:
+    """Return where the published weights come from, and their place in torch.hub's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return URL_INCEPTION_V3, Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+
+
 def _module_features(module: nn.Module, device: torch.device) -> FeatureExtractor:
     """Wrap a module given in Python."""
     given = getattr(module, "name", None)
@@ -141,13 +157,11 @@ def _named(
 
 def _download_inception() -> Path:
     """Return the path of the published weights in torch.hub's cache, downloading them at first use."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    url, path = _inception_place()
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
         except (OSError, URLError, RuntimeError) as error:
             raise ValueError(
                 f"the Inception weights could not be downloaded to {path} ({error}); without a network give a local "

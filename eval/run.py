@@ -39,6 +39,13 @@ def check_metrics(metrics: Sequence[str]) -> None:
             raise ValueError(f"unknown metric {name!r}{hint}; valid: {', '.join(valid)}")
 
 
+def needs_of(metrics: Sequence[str]) -> set[str]:
+    """Return what the metrics read of the context and the subjects, e.g. ``features``."""
+    check_metrics(metrics)
+    modules = [importlib.import_module(f"eval.{name}") for name in metrics]
+    return {need for module in modules for need in getattr(module, "NEEDS", ())}
+
+
 def measure_all(
     context: Context, metrics: Sequence[str], *, on_start: Callable[[str], None] | None = None
 ) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Recipes: what one experiment is, in one YAML file.
 
-The schema is in `schema`; `reading` parses, `loading` merges, `checks` has the rules for values.
+The schema is in `schema`; `reading` parses, `loading` merges, `checks` has the rules for values, and `defaults` what
+null stands for.
 """
 
 from pruning.recipe.loading import (

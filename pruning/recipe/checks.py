@@ -119,8 +119,8 @@ def _recover(recipe: Recipe) -> Iterator[Problem]:
     for key in ("steps", "batch_size", "gradient_accumulation", "keep_checkpoints"):
         yield from _at_least(f"recover.{key}", getattr(section, key), 1)
     for key in ("warmup_steps", "checkpoint_every", "weight_decay"):
-        yield from _at_least(f"recover.{key}", getattr(section, key), 0)
-    if section.warmup_steps > section.steps >= 1:
+        yield from _at_least(f"recover.{key}", getattr(section, key) or 0, 0)
+    if (section.warmup_steps or 0) > section.steps >= 1:
         yield "recover.warmup_steps", f"{section.warmup_steps} is more than recover.steps, {section.steps}"
     for key in ("learning_rate", "grad_clip", "max_seconds"):
         value = getattr(section, key)

@@ -110,7 +110,7 @@ class Score:
             sinks of other tokens (``permuted``); null takes the criterion's own choice.
     """
 
-    criterion: str = "sink"
+    criterion: str = "probe_obs"
     omega: str | None = None
 
 
@@ -186,7 +186,7 @@ class Recover:
         steps: Optimizer steps.
         batch_size: Images an optimizer step, over all processes.
         learning_rate: Peak learning rate (AdamW).
-        warmup_steps: Steps of linear warm-up.
+        warmup_steps: Steps of linear warm-up; null is a tenth of `steps`, at most 50.
         schedule: ``cosine`` (down to 0) or ``constant`` after the warm-up.
         weight_decay: AdamW's.
         distill_weight: Weight of the distance to the dense model's output; the data loss has one minus it.
@@ -205,7 +205,7 @@ class Recover:
     steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 2e-4
-    warmup_steps: int = 50
+    warmup_steps: int | None = None
     schedule: str = "cosine"
     weight_decay: float = 0.0
     distill_weight: float = 0.5
@@ -248,7 +248,8 @@ class Evaluate:
         batch_size: Images generated at a time.
         guidance_scale: Classifier-free guidance; 1 is none.
         features: Feature network of the distances: ``bundled:models/<classifier>`` or a folder of such a
-            classifier, ``inception`` (downloaded), or ``inception:<file>`` with its weights.
+            classifier, ``inception`` (downloaded), or ``inception:<file>`` with its weights; null takes the digits
+            classifier for the digits and ``inception`` for all other data.
         num_real: Held-out images that the distances compare with; null takes all.
         denoising_samples: Held-out images, at most, on which the denoising error is measured.
         metrics: Names of files under ``eval/``.
@@ -260,7 +261,7 @@ class Evaluate:
     sampler: str | None = None
     batch_size: int = 100
     guidance_scale: float = 1.0
-    features: str = "bundled:models/digits-classifier"
+    features: str | None = None
     num_real: int | None = None
     denoising_samples: int = 256
     metrics: list[str] = field(

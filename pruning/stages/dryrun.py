@@ -1,15 +1,20 @@
-"""What a recipe would do, on the meta device: no weights, no data, nothing written."""
+"""What a recipe would do, on the meta device: no weights, nothing fetched, nothing written."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
+from pruning.stages.caveats import caveats
 from pruning.stages.planning import cuts_of, make_plan, plan_figures
+from pruning.stages.preflight import look_ahead
 from pruning.stages.run import Run
 from pruning.stages.runner import BY_NAME
 from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
 
 
 def dry_run(run: Run) -> dict[str, Any]:
@@ -31,6 +36,8 @@ def dry_run(run: Run) -> dict[str, Any]:
     if plan is None:
         plan = make_plan(run, None)
     cuts = cuts_of(plan, run.groups)
+    for text in (*look_ahead(run), *caveats(run)):
+        logger.warning("%s", text)
     size = getattr(torch, run.recipe.export.dtype).itemsize
     figures = plan_figures(plan, run.groups)
     return {

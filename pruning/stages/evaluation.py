@@ -16,6 +16,8 @@ from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
 from pruning import checkpoint
 from pruning.models import denoise, example_call, resolve_source
+from pruning.recipe import Recipe
+from pruning.recipe.defaults import features
 from pruning.sampling import to_uint8
 from pruning.stages.folder import write_json
 from pruning.stages.run import Run
@@ -38,7 +40,6 @@ READS = (
     "evaluate.num_steps",
     "evaluate.sampler",
     "evaluate.guidance_scale",
-    "evaluate.features",
     "evaluate.num_real",
     "evaluate.denoising_samples",
     "evaluate.metrics",
@@ -46,7 +47,12 @@ READS = (
 )
 
 
-@stage("evaluate", after=("prune", "recover"), reads=READS)
+def features_read(run: Run) -> dict[str, Any]:
+    """Return the feature network that is meant, so that writing out what null stands for changes nothing."""
+    return {"evaluate.features": features(run.recipe)}
+
+
+@stage("evaluate", after=("prune", "recover"), reads=READS, extra=features_read)
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     """Measure every metric of the recipe on the dense, the pruned and the recovered model."""
     found = {"dense": run.dense, "pruned": run.load_pruned("prune")}
@@ -64,8 +70,9 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     return _figures(metrics)
 
 
-def features_of(spec: str) -> str:
-    """Return the recipe's feature network with ``bundled:`` resolved."""
+def features_of(recipe: Recipe) -> str:
+    """Return the recipe's feature network with null and ``bundled:`` resolved."""
+    spec = features(recipe)
     return resolve_source(spec) if spec.startswith("bundled:") else spec
 
 
@@ -97,7 +104,7 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         real=_real(run, split, section.num_real),
         noised=noised,
         call=lambda batch: example_call(run.dense, batch),
-        features=features_of(section.features),
+        features=features_of(run.recipe),
         num_samples=section.num_samples,
         batch_size=section.batch_size,
         latency=LatencyOptions(

@@ -11,19 +11,25 @@ from pathlib import Path
 import psutil
 import torch
 
-from eval.run import check_metrics
+from eval.features import inception_is_here, load_features
+from eval.run import check_metrics, needs_of
 from pruning.calibration.base import BlockStatistic, GradientStatistic, expand_needs
 from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
 from pruning.models import num_classes, sample_shape
+from pruning.recipe.defaults import DIGITS, features
+from pruning.recipe.schema import Prune
 from pruning.recovery.files import check_writable
 from pruning.sampling import fresh_scheduler
 from pruning.stages.calibration import wanted
+from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import make_plan
 from pruning.stages.run import Run
 from pruning.stages.sampling import scheduler_named
 from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_COPIES = 4
 """A recovery checkpoint holds weights, averages and two moments."""
@@ -42,37 +48,104 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_provider(run)
     check_batches(run, stages)
     check_data(run, stages)
+    if "evaluate" in stages:
+        check_features(run)
+    elif stages and not run.folder.is_done("evaluate"):
+        _warn(look_ahead(run))
     check_room(run, stages)
     check_weights(run, stages)
+    if stages:
+        _warn(caveats(run))
+
+
+def look_ahead(run: Run) -> list[str]:
+    """Return what would stop an evaluation, as far as that can be seen without a network and without weights."""
+    found = []
+    for check in (check_metric_names, check_local_features, check_local_splits):
+        try:
+            check(run)
+        except PruningError as error:
+            found.append(f"evaluate would stop at this: {error}")
+    return found
 
 
 def check_names(run: Run, stages: Sequence[str]) -> None:
     """Check the names that only `eval` knows: metrics and the feature network."""
-    if "evaluate" not in stages:
-        return
-    section = run.recipe.evaluate
+    if "evaluate" in stages:
+        check_metric_names(run)
+        check_features_place(run)
+
+
+def check_metric_names(run: Run) -> None:
+    """Check the names of the metrics."""
     try:
-        check_metrics(section.metrics)
+        check_metrics(run.recipe.evaluate.metrics)
     except ValueError as error:
         raise PruningError(f"evaluate.metrics: {error}") from error
-    kind, _, place = features_of(section.features).partition(":")
-    path = Path(place if kind == "inception" else features_of(section.features)).expanduser()
+
+
+def check_features_place(run: Run) -> None:
+    """Check that there is something to read where the feature network should be."""
+    spec = features_of(run.recipe)
+    kind, _, place = spec.partition(":")
+    path = Path(place if kind == "inception" else spec).expanduser()
     if kind == "inception" and (not place or path.is_file()):
         return
     if kind == "inception" or not (path / "config.json").is_file():
         raise PruningError(
-            f"evaluate.features: there is nothing to read at {str(path)!r} (from {section.features!r}); give the "
+            f"evaluate.features: there is nothing to read at {str(path)!r} (from {features(run.recipe)!r}); give the "
             "folder of a classifier, 'inception', or 'inception:<weights file>'"
         )
 
 
+def check_local_features(run: Run) -> None:
+    """Check the feature network as far as it needs no download."""
+    check_features_place(run)
+    if features_of(run.recipe) != "inception":
+        check_features(run)
+    elif "features" in needs_of(run.recipe.evaluate.metrics) and not inception_is_here():
+        logger.info("evaluate.features: the weights of Inception will be downloaded when the run starts")
+
+
+def check_features(run: Run) -> None:
+    """Load the feature network, downloading it if need be, and show it one image of as many channels as the model's."""
+    recipe = run.recipe
+    if "features" not in needs_of(recipe.evaluate.metrics):
+        return
+    if recipe.evaluate.features is None and recipe.data.source != DIGITS:
+        logger.info(
+            "evaluate.features: inception, for the data are %r and not the digits", recipe.data.source
+        )
+    channels = image_shape(run)[0]
+    try:
+        load_features(features_of(recipe)).check_channels(channels)
+    except ValueError as error:
+        raise PruningError(
+            f"evaluate.features: {features(recipe)!r} cannot be used for images of {channels} channel"
+            f"{'' if channels == 1 else 's'}: {error}"
+        ) from error
+
+
+def check_local_splits(run: Run) -> None:
+    """Check that the splits exist, if the data are here."""
+    data = run.recipe.data
+    if data.source == DIGITS or Path(data.source).expanduser().exists():
+        for split in (data.split, data.eval_split):
+            run.open_images(split, image_shape(run))
+
+
+def image_shape(run: Run) -> tuple[int, int]:
+    """Return channels and height of the model's images; of a latent model, colour and the height of its latents."""
+    channels, height, _ = sample_shape(run.meta)
+    return channels if channels in (1, 3) else 3, height
+
+
 def check_model(run: Run) -> None:
     """Check that the model has groups of the asked kinds and that the target can be met."""
-    missing = [kind for kind in run.recipe.prune.kinds if all(g.kind != kind for g in run.groups)]
-    if missing:
-        logging.getLogger(__name__).info(
-            "prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing)
-        )
+    kinds = run.recipe.prune.kinds
+    missing = [kind for kind in kinds if all(g.kind != kind for g in run.groups)]
+    if missing and kinds != Prune().kinds:  # of the default ones few models have all
+        logger.info("prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing))
     with _quiet("pruning.allocation.solver"):  # how near the uniform plan comes says nothing of the real one
         make_plan(run, None)
 
@@ -137,7 +210,7 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     recipe = run.recipe
     channels, height, width = sample_shape(run.meta)
     pixels = channels in (1, 3)
-    shape = (channels if pixels else 3, height)
+    shape = image_shape(run)
     if pixels and height != width:
         raise PruningError(
             f"model.source: the model takes {height} x {width} images; only square ones are supported"
@@ -224,6 +297,11 @@ def moment_bytes(run: Run) -> int:
             variants = len(asked.variants) if group.kind != "resnet_channels" else 0
             total += torch.float64.itemsize * width**2 * (1 + variants)
     return total
+
+
+def _warn(texts: Sequence[str]) -> None:
+    for text in texts:
+        logger.warning("%s", text)
 
 
 @contextmanager

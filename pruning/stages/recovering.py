@@ -11,12 +11,12 @@ import torch
 
 from pruning import checkpoint, recovery
 from pruning.data import conditioner
+from pruning.recipe.defaults import warmup_steps
 from pruning.stages.folder import write_json
 from pruning.stages.run import MODEL, Run
 from pruning.stages.stage import stage
 
 READS = (
-    "recover",
     "seed",
     "model.dtype",
     "data.split",
@@ -27,7 +27,12 @@ READS = (
 )
 
 
-@stage("recover", after=("prune",), reads=READS, resumable=True, on_all_ranks=True)
+def settings_read(run: Run) -> dict[str, Any]:
+    """Return the settings of the training, so that writing out what null stands for changes nothing."""
+    return {"recover": {**vars(run.recipe.recover), "warmup_steps": warmup_steps(run.recipe)}}
+
+
+@stage("recover", after=("prune",), reads=READS, extra=settings_read, resumable=True, on_all_ranks=True)
 def recover(run: Run, folder: Path) -> dict[str, Any]:
     """Train with the data and the dense model as teacher; goes on from the last checkpoint in `folder`."""
     section = run.recipe.recover
@@ -43,7 +48,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         steps=section.steps,
         batch_size=section.batch_size,
         learning_rate=section.learning_rate,
-        warmup_steps=section.warmup_steps,
+        warmup_steps=warmup_steps(run.recipe),
         schedule=section.schedule,
         weight_decay=section.weight_decay,
         distill_weight=section.distill_weight,

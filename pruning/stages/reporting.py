@@ -15,6 +15,7 @@ from eval.report import build
 from pruning.importance import head_diagnostics
 from pruning.models import sample_shape
 from pruning.recipe import to_yaml
+from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import read_json, write_json
 from pruning.stages.planning import cuts_of
@@ -81,6 +82,7 @@ def _data(run: Run) -> dict[str, Any]:
         "recovery": read_json(run.folder.stage("recover") / "losses.json"),
         "diagnostics": _heads(run),
         "samples": SAMPLES,
+        "warnings": caveats(run),
         **({"captions": prompts} if prompts else {}),
     }
 

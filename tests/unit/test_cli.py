@@ -31,7 +31,7 @@ DIT = {
 
 
 DRY = ["run", "quickstart", "--dry-run", "model.source=dit.json"]
-RUN = ["run", "quickstart", "model.source=model", "evaluate.features=inception"]
+RUN = ["run", "quickstart", "model.source=model"]
 
 
 @pytest.fixture

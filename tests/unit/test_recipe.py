@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pruning.recipe import Limit, Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
+from pruning.recipe import (
+    Limit,
+    Recipe,
+    bundled_recipes,
+    defaults,
+    find_recipe,
+    load_recipe,
+    to_dict,
+    to_yaml,
+)
 from pruning.recipe.checks import value_problems
+from pruning.recipe.schema import Data, Evaluate
 from pruning.types import PruningError
 
 TARGET = "prune:\n  target:\n    macs: 0.5\n"
@@ -202,6 +212,33 @@ def test_every_rule_names_its_key(key, value, place, message):
     problems = dict(value_problems(recipe))
     assert list(problems) == [place]
     assert message in problems[place]
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "warmup"), [(5, None, 0), (100, None, 10), (9000, None, 50), (5, 3, 3)]
+)
+def test_warmup_follows_the_steps(write, steps, given, warmup):
+    written = "null" if given is None else given
+    recipe = load_recipe(write(f"{TARGET}\nrecover: {{steps: {steps}, warmup_steps: {written}}}"))
+    assert defaults.warmup_steps(recipe) == warmup
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "features"),
+    [
+        ("digits", None, "bundled:models/digits-classifier"),
+        ("photos", None, "inception"),
+        ("photos", "bundled:models/digits-classifier", "bundled:models/digits-classifier"),
+    ],
+)
+def test_features_follow_the_data(source, given, features):
+    recipe = Recipe(data=Data(source=source), evaluate=Evaluate(features=given))
+    assert defaults.features(recipe) == features
+
+
+@pytest.mark.parametrize("name", ["quickstart", "digits-unet"])
+def test_recipes_for_the_digits_can_be_copied_for_other_data(name):
+    assert defaults.features(load_recipe(name, ["data.source=photos"])) == "inception"
 
 
 @pytest.mark.parametrize(

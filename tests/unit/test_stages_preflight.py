@@ -15,13 +15,18 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from eval.classifier import SmallClassifier, save_classifier
+from pruning import checkpoint
 from pruning.recipe import Recipe
 from pruning.stages import preflight
 from pruning.stages.calibration import wanted
+from pruning.stages.caveats import caveats
 from pruning.stages.dryrun import dry_run
 from pruning.stages.run import Run
+from pruning.surgery import apply_plan
 from pruning.types import PruningError
 from tests.models import dit, unet2d
+from tests.plans import random_plan
 from tests.unit.tiny_pipelines import dit_latent
 
 NOTHING: list[str] = []
@@ -43,10 +48,7 @@ def recipe(tmp_path) -> Recipe:
     DDIMScheduler().save_pretrained(tmp_path / "model" / "scheduler")
     plain = Recipe(name="r", device="cpu", run_dir=str(tmp_path / "run"))
     target = dataclasses.replace(plain.prune.target, macs=0.7)
-    features = "inception"
-    changed = change(
-        plain, model__source=str(tmp_path / "model"), prune__target=target, evaluate__features=features
-    )
+    changed = change(plain, model__source=str(tmp_path / "model"), prune__target=target)
     return change(changed, calibrate__num_samples=8)
 
 
@@ -63,6 +65,19 @@ def table(folder: Path, **columns: Any) -> str:
     return str(folder)
 
 
+@pytest.fixture
+def inception(monkeypatch) -> list[str]:
+    """Stand in for loading features; what is asked for comes into the list."""
+    asked = []
+
+    class Extractor:
+        def check_channels(self, channels: int) -> None:
+            asked.append(f"{channels} channels")
+
+    monkeypatch.setattr(preflight, "load_features", lambda spec: asked.append(spec) or Extractor())
+    return asked
+
+
 def check(recipe: Recipe, stages: list[str] | None = None) -> None:
     preflight.preflight(Run(recipe), ["evaluate", "recover"] if stages is None else stages)
 
@@ -70,6 +85,88 @@ def check(recipe: Recipe, stages: list[str] | None = None) -> None:
 def test_a_recipe_that_works_passes_and_writes_nothing(recipe, tmp_path):
     check(recipe)
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_other_data_than_the_digits_are_measured_on_inception(recipe, tmp_path, inception, caplog):
+    caplog.set_level("INFO")
+    data = table(tmp_path / "images", label=[0, 1, 2, 3, 4, 5])
+    other = change(recipe, data__source=data, calibrate__num_samples=4)
+    check(other)
+    assert inception == ["inception", "1 channels"]
+    assert "evaluate.features: inception, for the data are" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    check(change(other, evaluate__metrics=["cost"]))
+    assert len(inception) == 2, "no metric needs features"
+
+
+def test_a_bundled_classifier_on_other_data_is_warned_of(recipe, tmp_path, caplog):
+    data = table(tmp_path / "images", label=[0, 1, 2, 3, 4, 5])
+    named = change(recipe, evaluate__features="bundled:models/digits-classifier")
+    check(named)
+    assert caveats(Run(named)) == []
+    assert not caplog.records
+    check(change(named, data__source=data, calibrate__num_samples=4))
+    assert (
+        "features=bundled:models/digits-classifier was trained on the digits, but the images" in caplog.text
+    )
+
+
+def test_weights_of_inception_that_cannot_be_had_are_refused_before_anything_runs(
+    recipe, tmp_path, monkeypatch
+):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(PruningError, match=r"^evaluate\.features: 'inception' .* could not be downloaded"):
+        check(change(recipe, evaluate__features="inception"))
+
+
+def test_features_of_other_channels_are_refused_before_anything_runs(recipe, tmp_path, caplog):
+    save_classifier(SmallClassifier(in_channels=3, widths=(4, 4, 4, 4), name="rgb"), tmp_path / "rgb")
+    wrong = change(recipe, evaluate__features=str(tmp_path / "rgb"))
+    message = r"for images of 1 channel: classifier 'rgb' takes images \(B, 3, H, W\)"
+    with pytest.raises(PruningError, match=message):
+        check(wrong)
+    assert dry_run(Run(wrong))["plan"]
+    assert "evaluate would stop at this: evaluate.features: " in caplog.text
+    caplog.clear()
+    check(wrong, ["recover"])
+    assert "classifier 'rgb' takes images" in caplog.text
+
+
+def test_a_dry_run_looks_for_the_splits_of_data_that_are_here(recipe, caplog):
+    dry_run(Run(change(recipe, data__eval_split="validation")))
+    assert "evaluate would stop at this: " in caplog.text
+    assert "validation" in caplog.text
+    caplog.clear()
+    dry_run(Run(change(recipe, data__source="nobody/nothing", data__eval_split="validation")))
+    assert not caplog.records, "the hub is not asked"
+
+
+def test_a_dry_run_says_that_inception_will_be_downloaded(recipe, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    dry_run(Run(change(recipe, evaluate__features="inception")))
+    assert "the weights of Inception will be downloaded" in caplog.text
+
+
+def test_a_model_that_is_pruned_already_is_warned_of(recipe, tmp_path, caplog):
+    folder = tmp_path / "model" / "transformer"
+    model = dit(sample_size=16)
+    checkpoint.save(apply_plan(model, random_plan(model, ["ffn_channels"], seed=0)), folder)
+    check(recipe)
+    assert "Pruned before: the model" in caplog.text
+    assert "every ratio (MACs, parameters, speed, quality) is to it" in caveats(Run(recipe))[0]
+
+
+def test_kinds_that_the_model_lacks_are_named_only_where_somebody_chose_them(recipe, caplog):
+    caplog.set_level("INFO")
+    check(recipe)
+    assert "no groups of kind" not in caplog.text
+    check(change(recipe, prune__kinds=["ffn_channels", "resnet_channels"]))
+    assert "DiTTransformer2DModel has no groups of kind resnet_channels" in caplog.text
 
 
 def test_images_without_labels_are_refused_for_a_model_with_classes(recipe, tmp_path):

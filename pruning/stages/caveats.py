@@ -1,0 +1,39 @@
+"""What a reader must know before trusting the figures of a recipe, said before the work and in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pruning.models.sources import bundled_root
+from pruning.recipe.defaults import DIGITS, features
+from pruning.stages.evaluation import features_of
+from pruning.stages.run import Run
+from pruning.types import PRUNING_KEY
+
+
+def caveats(run: Run) -> list[str]:
+    """Return the caveats of a run as sentences."""
+    return [text for text in (_pruned_before(run), _foreign_features(run)) if text]
+
+
+def _pruned_before(run: Run) -> str | None:
+    """Tell of a dense model that is a pruned one already."""
+    if run.meta.config.get(PRUNING_KEY) is None:
+        return None
+    return (
+        f"Pruned before: the model {run.recipe.model.source!r} is a pruned one already. What is called dense here is "
+        "that model, and every ratio (MACs, parameters, speed, quality) is to it, not to the model it was cut from."
+    )
+
+
+def _foreign_features(run: Run) -> str | None:
+    """Tell of a bundled classifier, which knows the digits alone, on other data."""
+    recipe = run.recipe
+    path = Path(features_of(recipe)).expanduser().resolve()
+    if recipe.data.source == DIGITS or not path.is_relative_to(bundled_root().resolve()):
+        return None
+    return (
+        f"Features of other data: evaluate.features={features(recipe)} was trained on the digits, but the images are "
+        f"{recipe.data.source!r}. Distances on its features say little about them; leave evaluate.features out, "
+        "which takes Inception."
+    )
