@@ -9,6 +9,8 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from pruning import example_call
+
 
 def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter non-trivial values: zero-initialised gates would hide mistakes."""
@@ -96,6 +98,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def call(model: nn.Module, batch_size: int = 2, seed: int = 1) -> dict[str, Any]:
     """Return call arguments for one of `MODELS`."""
     generator = torch.Generator().manual_seed(seed)
+    if not isinstance(model, (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel)):
+        return example_call(model, batch_size, generator=generator)
     config = model.config
     size = (batch_size, config.in_channels, config.sample_size, config.sample_size)
     arguments: dict[str, Any] = {"timestep": torch.tensor([10, 700] * batch_size)[:batch_size]}

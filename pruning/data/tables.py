@@ -53,9 +53,21 @@ def load_table(source: str, split: str) -> datasets.Dataset:
     splits = found if isinstance(found, dict) else {"train": found}
     if split not in splits:
         raise PruningError(
-            f"data {source!r} has no split {split!r}; its splits: {', '.join(map(str, splits))}"
+            f"data {source!r} has no split {split!r}; its splits: {', '.join(map(str, splits))}. "
+            f"Name one of them in data.split or data.eval_split{_how_to_split(path)}"
         )
     return splits[split]
+
+
+def _how_to_split(path: Path) -> str:
+    """Return the other way out where a split is missing: files laid out so that there are two."""
+    if path.is_file() or any(next(path.rglob(f"*{suffix}"), None) for suffix in FILE_FORMATS):
+        return ", or give a folder that holds a train.parquet and a test.parquet"
+    if path.is_dir():
+        return (
+            f", or put the images under {path}/train/<class>/ and those held out under {path}/test/<class>/"
+        )
+    return ""
 
 
 def _split_of(path: Path) -> str:

@@ -103,10 +103,11 @@ def _loading(request: ExportRequest, part: str, pruned: bool, whole_pipeline: bo
     subfolder = "" if whole_pipeline else f', subfolder="{part}"'
     target = "pipeline" if whole_pipeline else "model"
     lines = [
-        "import pruning  # pip install sinkprune: lets diffusers build the slim shapes" if pruned else "",
+        "import pruning  # the package sinkprune: lets diffusers build the slim shapes" if pruned else "",
         f"from diffusers import {cls}",
         "",
-        f'{target} = {cls}.from_pretrained("{request.name}"{subfolder})',
+        'folder = "."  # the folder of this card: its path, or its name on the hub',
+        f"{target} = {cls}.from_pretrained(folder{subfolder})",
     ]
     code = "\n".join(lines).strip()
     return f"## Load it\n\n```python\n{code}\n```"

@@ -227,10 +227,22 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
         raise PruningError(f"group {group.name!r}: the row weights sum to {rows}; calibration must see rows")
     if tuple(value.shape) != shape:
         raise PruningError(
-            f"group {group.name!r}: statistic {statistic!r} has shape {tuple(value.shape)}, expected {shape}; "
-            "calibrate this model anew"
+            f"group {group.name!r}: the criterion asks for {statistic!r} in shape {shape}, but calibration gathered "
+            f"it in shape {tuple(value.shape)}{_unfolded(group, shape, tuple(value.shape))}; if the criterion asks "
+            "for the right shape, calibrate this model anew"
         )
     return value.to("cpu", torch.float64) / rows
+
+
+def _unfolded(group: PrunableGroup, asked: tuple[int, ...], found: tuple[int, ...]) -> str:
+    """Say so if `asked` takes channels for the columns of a convolution, of which `found` has several a channel."""
+    channels = group.num_units * group.unit_size
+    if len(found) != len(asked) or asked[-1] != channels or found[-1] % channels:
+        return ""
+    return (
+        f" (the group has {channels} channels of {found[-1] // channels} unfolded convolution columns each; "
+        "consumer_columns(group, weights) has that width)"
+    )
 
 
 def per_sample(group: PrunableGroup, stats: CalibrationStats, statistic: str) -> Tensor:

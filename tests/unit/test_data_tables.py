@@ -72,7 +72,10 @@ def test_a_file_holds_the_split_of_its_name(tmp_path: Path, name: str, split: st
     source = table(tmp_path / name, {"image": cells(1)})
     assert len(opened(source, split=split)) == 1
     asked = "test" if split != "test" else "train"
-    with pytest.raises(PruningError, match=f"has no split '{asked}'; its splits: {split}"):
+    with pytest.raises(
+        PruningError,
+        match=f"has no split '{asked}'; its splits: {split}. Name .* or give a folder that holds a train.parquet",
+    ):
         opened(source, split=asked)
 
 
@@ -105,6 +108,30 @@ def test_a_folder_of_images_with_classes(tmp_path: Path):
     assert labels is not None
     assert labels.tolist() == [0, 1]
     assert data.images([0, 1])[:, 0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+def test_a_folder_of_images_held_out_in_a_folder_of_their_own(tmp_path: Path):
+    for split, name, value in (("train", "cat", 0), ("train", "dog", 51), ("test", "dog", 255)):
+        (tmp_path / "pets" / split / name).mkdir(parents=True)
+        (tmp_path / "pets" / split / name / "one.png").write_bytes(encoded(value))
+    train, test = opened(str(tmp_path / "pets")), opened(str(tmp_path / "pets"), split="test")
+    assert (len(train), len(test)) == (2, 1)
+    assert train.num_classes == test.num_classes == 2
+    labels = test.labels([0])
+    assert labels is not None
+    assert labels.tolist() == [1]
+    assert test.images([0]).max() == 1.0
+
+
+def test_a_folder_of_images_without_held_out_ones_says_where_to_put_them(tmp_path: Path):
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "cat" / "one.png").write_bytes(encoded(0))
+    with pytest.raises(
+        PruningError,
+        match="has no split 'test'; its splits: train. Name one of them in data.split or data.eval_split, or put the "
+        "images under .*pets/train/<class>/ and those held out under .*pets/test/<class>/",
+    ):
+        opened(str(tmp_path / "pets"), split="test")
 
 
 def test_images_without_the_metadata_of_datasets(tmp_path: Path):

@@ -73,13 +73,6 @@ def test_what_was_pruned_is_counted_against_the_stock_architecture():
     )
 
 
-def test_the_loading_example_runs_as_it_stands():
-    code = _card({}, _pruned()).split("```python\n")[1].split("```")[0]
-    assert code.splitlines()[0].startswith("import pruning")
-    assert 'model = DiTTransformer2DModel.from_pretrained("slim", subfolder="transformer")' in code
-    compile(code, "card", "exec")
-
-
 def test_facts_are_shown():
     card = _card(FACTS)
     for line in (

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.importance import CRITERIA, criterion, needs_of, score
+from pruning.importance.base import per_row
 from pruning.importance.sink import BASE
 from pruning.types import CalibrationStats, PrunableGroup, PruningError
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of, sums
@@ -98,6 +99,21 @@ def test_unknown_names_are_refused():
         needs_of("x", [HEADS])
     with pytest.raises(PruningError, match="unknown omega 'yes'; valid: off, on, permuted"):
         score(WEIGHTS, [HEADS], CalibrationStats(), criterion="random", omega="yes")
+
+
+def test_a_width_that_does_not_fit_says_what_was_asked_and_what_there_is():
+    channels = linear_group(2, 2, kind="resnet_channels")
+    stats = stats_of(channels, torch.ones(3, 36))  # 9 columns of a 3 x 3 kernel a channel
+    with pytest.raises(
+        PruningError,
+        match=r"asks for 'input_sq' in shape \(4,\), but calibration gathered it in shape \(36,\) \(the group has "
+        r"4 channels of 9 unfolded convolution columns each; consumer_columns\(group, weights\) has that width\)",
+    ):
+        per_row(channels, stats, "input_sq", (4,))
+    with pytest.raises(
+        PruningError, match=r"in shape \(5,\), but .* in shape \(36,\); if .* calibrate .* anew"
+    ):
+        per_row(channels, stats, "input_sq", (5,))
 
 
 def test_missing_statistics_and_parameters_are_named():
