@@ -34,7 +34,7 @@ log = logging.getLogger("study")
 WORK, PUBLISHED = ROOT / "runs/study", ROOT / "docs/studies"
 
 
-def run(names: list[str], minutes: float, steps: list[str]) -> None:
+def run(names: list[str], minutes: float, steps: list[str], only: list[str] | None = None) -> None:
     """Measure what is missing for the models named, until the time is up."""
     end = time.monotonic() + 60 * minutes
     store = Store(WORK)
@@ -47,7 +47,7 @@ def run(names: list[str], minutes: float, steps: list[str]) -> None:
         if "facts" in steps:
             measure_facts(bench, store)
         if "cells" in steps:
-            measure_cells(bench, store, end)
+            measure_cells(bench, store, end, only)
         if "recovery" in steps:
             for cell in recovery_cells(subject):
                 if cell not in store and time.monotonic() < end:
@@ -72,9 +72,10 @@ def measure_facts(bench: Bench, store: Store) -> None:
             log.info("%s %s: %s", name, fact, shown)
 
 
-def measure_cells(bench: Bench, store: Store, end: float) -> None:
-    """Measure the cells of a subject; those that share a calibration are measured on one."""
-    missing = [cell for cell in cells(bench.subject) if cell not in store]
+def measure_cells(bench: Bench, store: Store, end: float, only: list[str] | None) -> None:
+    """Measure the cells of a subject (of some criteria alone); those that share a calibration are measured on one."""
+    wanted = [c for c in cells(bench.subject) if only is None or c.criterion in only]
+    missing = [cell for cell in wanted if cell not in store]
     total, done = len(missing), 0
     for _, members in itertools.groupby(missing, key=_calibration):
         group = list(members)
@@ -124,12 +125,13 @@ def main() -> None:
     parser.add_argument(
         "--steps", nargs="+", choices=["facts", "cells", "recovery"], default=["facts", "cells"]
     )
+    parser.add_argument("--criteria", nargs="+", default=None, help="measure the cells of these alone")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     if arguments.what == "run":
-        run(arguments.models, arguments.minutes, arguments.steps)
+        run(arguments.models, arguments.minutes, arguments.steps, arguments.criteria)
     elif arguments.what == "publish":
         publish.publish(Store(WORK), PUBLISHED)
     elif arguments.summary:
