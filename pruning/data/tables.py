@@ -20,6 +20,18 @@ FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "class", "fine_label")
 CAPTION_NAMES = ("caption", "text", "prompt")
+SPLIT_FOLDERS = {
+    "train",
+    "training",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+}
 
 
 def load_table(source: str, split: str) -> datasets.Dataset:
@@ -136,8 +148,8 @@ def open_table(
         raise PruningError(f"data {name} is empty: it holds no rows")
     images = _image_column(table, image_column, name)
     labels = _column(table, label_column, LABEL_NAMES, _is_label, "label", name)
-    if labels and label_column is None and all(value is None for value in table[labels]):
-        labels = None  # what `datasets` makes of a folder of images without folders of classes
+    if labels and label_column is None and _are_no_classes(table, labels):
+        labels = None
     captions = _column(table, caption_column, CAPTION_NAMES, _is_caption, "caption", name)
     encoded = table.select_columns([images])
     if isinstance(table.features[images], datasets.Image):
@@ -204,6 +216,12 @@ def _column(
     return next(
         (column for column in names if column in table.features and fits(table.features[column])), None
     )
+
+
+def _are_no_classes(table: datasets.Dataset, labels: str) -> bool:
+    """Tell what `datasets` makes of images without folders of classes: no values, or the folders of splits."""
+    names = getattr(table.features[labels], "names", None)
+    return all(value is None for value in table[labels]) or bool(names and SPLIT_FOLDERS.issuperset(names))
 
 
 def _check_column(table: datasets.Dataset, column: str, what: str, name: str) -> None:

@@ -128,8 +128,8 @@ def test_a_folder_of_images_without_held_out_ones_says_where_to_put_them(tmp_pat
     (tmp_path / "pets" / "cat" / "one.png").write_bytes(encoded(0))
     with pytest.raises(
         PruningError,
-        match="has no split 'test'; its splits: train. Name one of them in data.split or data.eval_split, or put the "
-        "images under .*pets/train/<class>/ and those held out under .*pets/test/<class>/",
+        match=r"has no split 'test'; its splits: train\. Name one of them in data.split or data.eval_split, or put the "
+        r"images under .*pets/train/<class>/ and those held out under .*pets/test/<class>/",
     ):
         opened(str(tmp_path / "pets"), split="test")
 
@@ -234,12 +234,14 @@ def test_a_missing_label_is_named_by_its_row(tmp_path: Path, value: int | None):
         opened(source).labels([0, 1])
 
 
-def test_folders_of_splits_are_no_classes(tmp_path: Path):
-    for split in ("train", "test"):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        (tmp_path / "images" / split / "0.png").write_bytes(encoded())
-    data = opened(str(tmp_path / "images"))
-    assert (data.labels([0]), data.num_classes) == (None, None)
+@pytest.mark.parametrize(("folder", "split"), [("test", "test"), ("val", "validation")])
+def test_folders_of_splits_are_no_classes(tmp_path: Path, folder: str, split: str):
+    for name in ("train", folder):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.png").write_bytes(encoded())
+    for name in ("train", split):
+        data = opened(str(tmp_path / "images"), split=name)
+        assert (data.labels([0]), data.num_classes) == (None, None)
 
 
 def test_a_log_holds_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
