@@ -103,7 +103,7 @@ def load(
     """
     cls = model_class(folder)
     with _hook():
-        model = cls.from_pretrained(str(folder), torch_dtype=dtype or torch.float32)
+        model = cls.from_pretrained(str(folder), dtype=dtype or torch.float32)
     return model.to(device) if device is not None else model  # type: ignore[return-value]
 
 

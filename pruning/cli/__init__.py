@@ -57,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a user's mistake or an impossible request, 130 after Ctrl-C.
     """
-    arguments = _parse(build_parser(), list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        build_parser().print_help(sys.stderr)
+        return USER_ERROR
+    arguments = _parse(build_parser(), words)
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # what matters to the user, we say ourselves
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from pruning.cli.console import Console

@@ -11,7 +11,7 @@ from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Result, facts
 from pruning.cli.look import diff, list_all, show
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal
-from pruning.stages.folder import RunFolder, read_json
+from pruning.stages.folder import STAGES, RunFolder, listed, read_json
 from pruning.stages.summary import measured
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def stage(arguments: argparse.Namespace, console: Console) -> Result:
 
     work = Run(recipe, progress=console.progress)
     start = arguments.command if arguments.redo else None
-    run_stages(work, start=start, until=arguments.command, fresh=arguments.fresh)
+    run_stages(work, start=start, until=arguments.command, fresh=arguments.fresh, say_earlier=True)
     return _ended(work.folder, arguments.command) if work.ranks.is_first else Result({})
 
 
@@ -98,12 +98,20 @@ def _with_report(paths: list[Path]) -> list[Path]:
     found = [path for path in paths if (path / "report" / "data.json").is_file()]
     for path in paths:
         if path not in found and (path / "run.json").is_file():
-            logger.warning("%s has no report yet and is left out; run `sinkprune report %s`", path, path)
+            logger.warning("%s has no report and is left out: %s", path, _unfinished(path))
     if not found:
         raise refusal(
             f"{paths[0]}: is no run directory with a report; run `sinkprune report {paths[0]}` first"
         )
     return found
+
+
+def _unfinished(path: Path) -> str:
+    """Say how far a run came, and what it would take to end it."""
+    done = RunFolder(path).done()
+    left = [name for name in STAGES if name not in done]
+    began = f"stopped after {done[-1]}" if done else "no stage is finished"
+    return f"{began}; `sinkprune run {path}` would still do {listed(left)}"
 
 
 def _ended(folder: RunFolder, last: str) -> Result:

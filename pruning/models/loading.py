@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pruning.models.sources import local_folder, resolve_source
@@ -50,7 +50,7 @@ def load_denoiser(
         model, info = cls.from_pretrained(
             resolved,
             subfolder=folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             revision=revision,
             variant=variant,
             output_loading_info=True,
@@ -151,7 +151,7 @@ def load_pipeline(
     given = {name: denoiser} if denoiser is not None and name is not None else {}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            resolved, torch_dtype=dtype, revision=revision, variant=variant, **given
+            resolved, dtype=dtype, revision=revision, variant=variant, **given
         )
     except Exception as error:  # any component may fail in its own way
         raise PruningError(f"pipeline {resolved!r} cannot be loaded: {error}") from error
@@ -205,6 +205,7 @@ def _fetch(source: str, folder: str | None, name: str, revision: str | None) -> 
         path = root / folder / name if folder else root / name
         return _read_json(path) if path.is_file() else None
     try:
+        _ask_once(source, folder, name, revision)
         return _read_json(Path(hf_hub_download(source, name, subfolder=folder, revision=revision)))
     except LocalEntryNotFoundError as error:
         raise PruningError(
@@ -218,6 +219,13 @@ def _fetch(source: str, folder: str | None, name: str, revision: str | None) -> 
             f"model source {source!r} is no folder here, and as a hub id it cannot be fetched: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _ask_once(source: str, folder: str | None, name: str, revision: str | None) -> None:
+    """Ask the hub for a file that is not in its cache, once: the download itself would try for half a minute."""
+    place = f"{folder}/{name}" if folder else name
+    if try_to_load_from_cache(source, place, revision=revision) is None:
+        get_hf_file_metadata(hf_hub_url(source, place, revision=revision))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

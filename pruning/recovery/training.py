@@ -168,6 +168,8 @@ def recover(
     with _training(student, used_teacher, accelerator):
         run = _start(student, used_teacher, scheduler, settings, accelerator, place, identity)
         resumed_from = resume(place, run.state, identity) if place is not None else 0
+        if resumed_from and accelerator.is_main_process:
+            logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, steps)
         train(run, source, progress, resumed_from)
         run.state.ema.copy_to(student.parameters())
     student.eval()

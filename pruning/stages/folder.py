@@ -274,6 +274,11 @@ def _ending(folder: Path) -> tuple[str, str] | None:
         return None
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence: ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Return ``(key path, before, after)`` for every leaf that differs; a missing one is None."""
     if isinstance(before, Mapping) or isinstance(after, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pruning.stages.calibration import calibrate, sinks
 from pruning.stages.cutting import prune
 from pruning.stages.evaluation import evaluate
 from pruning.stages.exporting import export
-from pruning.stages.folder import STAGES
+from pruning.stages.folder import STAGES, listed
 from pruning.stages.planning import plan
 from pruning.stages.preflight import preflight
 from pruning.stages.progress import without_library_bars
@@ -22,6 +23,8 @@ from pruning.stages.scoring import score
 from pruning.stages.stage import Stage, keep_later
 from pruning.stages.summary import write_summary
 from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
 
 _ALL = (sinks, calibrate, score, plan, prune, recover, evaluate, export, report)
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in _ALL}
@@ -58,9 +61,22 @@ def run_recipe(
 
 
 def run_stages(
-    run: Run, *, start: str | None = None, until: str | None = None, fresh: bool = False
+    run: Run,
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+    say_earlier: bool = False,
 ) -> dict[str, Any]:
-    """Run the stages of a run; see `run_recipe`."""
+    """Run the stages of a run; see `run_recipe`.
+
+    Args:
+        run: The recipe in its run directory.
+        start: As for `run_recipe`.
+        until: As for `run_recipe`.
+        fresh: As for `run_recipe`.
+        say_earlier: Only `until` was asked for: say which stages before it will be run, too.
+    """
     names = STAGES[: _position(until) + 1] if until else STAGES
     if start and start not in names:
         _position(start)
@@ -71,7 +87,10 @@ def run_stages(
         return {}
     with run.workspace.held(), without_library_bars(quiet=not run.bars.enabled):
         run.workspace.check_owner(fresh=fresh)
-        preflight(run, _due(run, names, start, fresh))
+        due = _due(run, names, start, fresh)
+        if say_earlier and not fresh and (earlier := [name for name in due if name != until]):
+            logger.info("%s", _needs(run, names[-1], earlier))
+        preflight(run, due)
         old = run.folder.retire(STAGES[_position(start) :]) if start and not fresh else None
         if fresh:
             run.workspace.clear()
@@ -93,6 +112,18 @@ def _due(run: Run, names: Sequence[str], start: str | None, fresh: bool) -> Sequ
     while reused < len(names) and names[reused] != start and BY_NAME[names[reused]].is_current(run):
         reused += 1
     return names[reused:]
+
+
+def _needs(run: Run, last: str, earlier: Sequence[str]) -> str:
+    """Say which stages before `last` are to run, and why."""
+    done = any(run.folder.is_done(name) for name in earlier)
+    why = "have not been run or are out of date" if done else "have not been run"
+    if len(earlier) == 1:
+        why = "is out of date" if done else "has not been run"
+    return (
+        f"{last} needs {listed(earlier)}, which {why}: running {'it' if len(earlier) == 1 else 'them'} first; "
+        "stop with Ctrl-C"
+    )
 
 
 def _position(name: str) -> int:

@@ -138,7 +138,9 @@ class Stage:
             _disk_errors(self.name, run.folder),
         ):
             result = self.work(run, folder)
-        logger.info("%-9s done in %.1f s", self.name, clock())
+        earlier = clock.earlier
+        sessions = f" in all, {clock() - earlier:.1f} s of them in this session" if earlier else ""
+        logger.info("%-9s done in %.1f s%s", self.name, clock(), sessions)
         return {
             "stage": self.name,
             "result": result,
@@ -233,14 +235,22 @@ def _disk_errors(name: str, folder: RunFolder) -> Iterator[None]:
             raise
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Seconds since `start`, and those of `earlier` attempts."""
+
+    earlier: float
+    start: float
+
+    def __call__(self) -> float:
+        """Return the seconds in all."""
+        return self.earlier + time.perf_counter() - self.start
+
+
 @contextmanager
-def _timed(partial: Path) -> Iterator[Callable[[], float]]:
+def _timed(partial: Path) -> Iterator[Clock]:
     """Measure seconds, adding those that interrupted attempts noted in `partial`."""
-    earlier, start = _earlier_seconds(partial), time.perf_counter()
-
-    def clock() -> float:
-        return earlier + time.perf_counter() - start
-
+    clock = Clock(_earlier_seconds(partial), time.perf_counter())
     try:
         yield clock
     except BaseException:

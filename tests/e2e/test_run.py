@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -265,7 +266,9 @@ def test_gradients_are_refused_on_sampling_trajectories_before_anything_runs(wor
     assert not (workplace / "runs").exists() or not list((workplace / "runs").iterdir())
 
 
-def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(workplace, features, monkeypatch):
+def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(
+    workplace, features, monkeypatch, caplog
+):
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, ["name=whole"], until="recover")
@@ -283,7 +286,10 @@ def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(workplace
     assert not (workplace / "runs/stopped/.lock").exists()
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    run_recipe(recipe, ["name=stopped"], until="recover")
+    with caplog.at_level("INFO"):
+        run_recipe(recipe, ["name=stopped"], until="recover")
+    assert "recover   resumed at step 2 of 3" in caplog.text
+    assert re.search(r"recover   done in [\d.]+ s in all, [\d.]+ s of them in this session", caplog.text)
     losses = [
         json.loads((workplace / f"runs/{name}/recover/losses.json").read_text())
         for name in ("whole", "stopped")
@@ -462,8 +468,14 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     last = json.loads(captured.out)
     assert last["path"] == "runs/tiny/report/report.html"
     assert last["frechet_pruned"] > 0
+    assert "running them first" not in captured.err
     assert main(["plan", "tiny.yaml", "name=other", "prune.target.macs=0.85"]) == 0
-    assert capsys.readouterr().out.endswith("runs/other/plan\n")
+    captured = capsys.readouterr()
+    assert captured.out.endswith("runs/other/plan\n")
+    said = (
+        "plan needs sinks, calibrate and score, which have not been run: running them first; stop with Ctrl-C"
+    )
+    assert captured.err.startswith(said)
     assert main(["run", "tiny.yaml", "name=other", "prune.target.macs=0.85", *few]) == 0
     out = capsys.readouterr()
     assert "Fréchet distance on random features" in out.out
@@ -474,7 +486,8 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     assert Path("runs/report.html").is_file()
     assert main(["plan", "tiny.yaml", "name=third"]) == 0
     assert main(["report", *map(str, sorted(Path("runs").iterdir()))]) == 0  # runs/*, the comparison included
-    assert "runs/third has no report yet and is left out" in capsys.readouterr().err
+    said = "runs/third has no report and is left out: stopped after plan; `sinkprune run runs/third` would still do "
+    assert f"{said}prune, recover, evaluate, export and report" in capsys.readouterr().err
     assert main(["show", "runs/tiny"]) == 0
     assert "attention_heads" in capsys.readouterr().out
     assert main(["diff", "runs/tiny", "runs/other", "--json"]) == 0

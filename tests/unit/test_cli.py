@@ -194,6 +194,32 @@ def test_debug_shows_the_traceback(workplace):
         main(["run", "nothing", "--debug"])
 
 
+def test_without_arguments_the_help_comes(capsys):
+    assert main([]) == USER_ERROR
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == build_parser().format_help()
+
+
+def test_a_single_stage_says_which_stages_before_it_it_will_run(workplace, monkeypatch, caplog):
+    from pruning.recipe import load_recipe
+    from pruning.stages import Run, runner
+
+    run, done = (
+        Run(load_recipe("quickstart"), progress=False),
+        {"sinks", "calibrate", "score", "plan", "prune"},
+    )
+    monkeypatch.setattr(run.folder, "is_done", done.__contains__)
+    assert runner._needs(run, "report", ["recover", "evaluate", "export"]) == (
+        "report needs recover, evaluate and export, which have not been run: running them first; stop with Ctrl-C"
+    )
+    assert "recover, which has not been run: running it first" in runner._needs(run, "evaluate", ["recover"])
+    assert "plan, which is out of date: running it" in runner._needs(run, "prune", ["plan"])
+    assert "which have not been run or are out of date" in runner._needs(
+        run, "evaluate", ["prune", "recover"]
+    )
+
+
 def test_unknown_arguments_are_refused(capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", "quickstart", "--dryrun"])

@@ -192,6 +192,7 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
             raise EntryNotFoundError(f"404: {path}")
         return str(path)
 
+    monkeypatch.setattr(loading, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(loading, "hf_hub_download", download)
     model = load_meta_denoiser("owner/model", revision="v1")
     assert num_classes(model) == 10
@@ -214,6 +215,27 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loading, "hf_hub_download", gated)
     with pytest.raises(PruningError, match=r"cannot be fetched: PermissionError: gated"):
         load_scheduler("owner/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_unless_the_file_is_here(folder, monkeypatch):
+    def unreachable(url: str) -> None:
+        assert url.endswith("owner/model/resolve/main/unet/config.json")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(loading, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(loading, "hf_hub_download", lambda *a, **k: pytest.fail("would try six times"))
+    with pytest.raises(PruningError, match="cannot be fetched: ConnectionError: no network"):
+        load_meta_denoiser("owner/model")
+    config = folder / "transformer" / "config.json"
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *a, **k: str(config))
+    monkeypatch.setattr(loading, "hf_hub_download", lambda *a, **k: str(config))
+    assert num_classes(load_meta_denoiser("owner/model", subfolder="transformer")) == 10
+
+
+def test_loading_uses_no_keyword_that_diffusers_calls_old(folder, recwarn):
+    model = load_denoiser(folder, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert not [w for w in recwarn if "torch_dtype" in str(w.message)]
 
 
 def test_bundled_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
