@@ -16,6 +16,7 @@ LABEL_SHAPES = {"nop": "triangle", "constant": "square", "gate": "diamond", "ord
 KIND_WORDS = {"ffn_channels": "FFN channels", "resnet_channels": "ResNet channels"}
 CONSTANT_RATIO = 0.1  # R_h up to which a head of high sink mass is called constant (SCORES.md section 4)
 HIGH_MASS = 0.3  # sink mass from which a head is called constant or gate
+WINDOWS = 40  # means in the smoothed curve of the loss
 LOG_FROM = 8.0  # an axis turns logarithmic when its values span more than this factor
 
 
@@ -98,7 +99,7 @@ def cut_words(cut: Cut) -> str:
 
 
 def recovery(curve: Curve) -> Figure:
-    """Draw the loss of recovery: every step faint, the mean of about forty windows strong."""
+    """Draw the loss of recovery: every step faint, and the mean of about forty windows strong if `is_smoothed`."""
     pairs = [(s, v) for s, v in zip(curve.steps, curve.loss, strict=True) if v is not None]
     values = [v for _, v in pairs]
     log = min(values) > 0 and max(values) / min(values) > LOG_FROM
@@ -108,7 +109,7 @@ def recovery(curve: Curve) -> Figure:
     xs = Scale(curve.steps[0], max(curve.steps[-1], curve.steps[0] + 1), 54, 730)
     ys = Scale(low, high, 232, 34, log)
     thin = max(1, len(pairs) // 600)
-    window = max(1, len(pairs) // 40)
+    window = max(1, len(pairs) // WINDOWS)
     smooth = []
     for start in range(0, len(pairs), window):
         chunk = pairs[start : start + window]
@@ -119,10 +120,15 @@ def recovery(curve: Curve) -> Figure:
         for s, v in zip(curve.steps[::thin], curve.loss[::thin], strict=True)
     ]
     body = svg.axes(xs, ys, "optimiser step", "loss (log)" if log else "loss") + svg.path(raw, "raw")
-    if window > 1:
+    if is_smoothed(curve):
         body += svg.path(smooth, "line s2")
     alt = f"Recovery loss from {fmt.number(values[0])} to {fmt.number(values[-1])} over {len(curve.steps)} records."
     return svg.drawing("recovery", body, 760, 280, alt)
+
+
+def is_smoothed(curve: Curve) -> bool:
+    """Tell whether there are enough losses for a mean over windows of at least two."""
+    return sum(value is not None for value in curve.loss) >= 2 * WINDOWS
 
 
 def denoising(run: Run) -> list[Figure]:

@@ -52,13 +52,18 @@ def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
             left_out.append(run.name)
         else:
             groups.setdefault(_measured_on(run), []).append(run)
-    found = [_panel(members, index) for index, members in enumerate(groups.values())]
+    several = [members for members in groups.values() if len(members) > 1]
+    alone = [members[0].name for members in groups.values() if len(members) == 1]
+    found = [_panel(members, index) for index, members in enumerate(several)]
     remarks = []
-    if len(found) > 1:
+    if len(groups) > 1:
         remarks.append(
-            f"The runs were measured in {len(found)} ways (features, number of samples or reference images differ). "
-            "Fréchet distances are not comparable across these, so each has its own plot."
+            f"The runs were measured in {len(groups)} ways (features, number of samples or reference images differ). "
+            "Fréchet distances are not comparable across these"
+            + (", so each has its own plot." if len(found) > 1 else ".")
         )
+    if alone:
+        remarks.append(f"Not plotted, since no other run was measured alike: {', '.join(alone)}.")
     if left_out:
         remarks.append(
             f"Not plotted, since they have no Fréchet distance of a pruned model: {', '.join(left_out)}."

@@ -61,6 +61,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{THIN}%"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 thread``, ``2 threads``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def times(value: float | None) -> str:
     """Format a ratio: ``1.83×``."""
     if value is None:

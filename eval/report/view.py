@@ -46,6 +46,7 @@ class View:
     cut_totals: list[dict[str, Any]]
     depth: Figure | None
     recovery: Figure | None
+    smoothed: bool
     denoising: list[Figure]
     sinks: Sinks | None
     heads: Figure | None
@@ -75,6 +76,7 @@ def view(run: Run, index: int) -> View:
         cut_totals=_cut_totals(run.cuts),
         depth=charts.depth(run.cuts) if many else None,
         recovery=charts.recovery(run.recovery) if run.recovery else None,
+        smoothed=run.recovery is not None and charts.is_smoothed(run.recovery),
         denoising=charts.denoising(run),
         sinks=_sinks(run) if run.sites else None,
         heads=charts.diagnostics(run.heads) if _sink_heads(run) else None,
@@ -221,7 +223,9 @@ def _by(run: Run) -> str:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     """Return what was run on what, as label and text."""
-    found = [("Model", run.model), ("Data", run.data), ("Device", run.device)]
+    threads = (run.metric(run.final or run.reference, "call") or {}).get("num_threads")
+    timed = f"; latency on {fmt.plural(threads, 'thread')}" if run.device and threads else ""
+    found = [("Model", run.model), ("Data", run.data), ("Device", f"{run.device or ''}{timed}")]
     found += [(name, str(value)) for name, value in run.facts.items()]
     for name, values in (("Versions", run.versions), ("Seeds", run.seeds)):
         found.append((name, ", ".join(f"{key} {value}" for key, value in values.items())))

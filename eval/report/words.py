@@ -7,6 +7,7 @@ from typing import Any
 from eval.report import fmt
 from eval.report.load import Run
 
+LEVEL = 0.95
 SMALL_N = 10_000  # below this the bias of the Fréchet distance at finite N matters
 TARGET_TOLERANCE = 0.01
 SPEEDUP_SHARE = 0.9  # measured speed-up that is expected, as a share of the MACs ratio
@@ -214,16 +215,31 @@ def notes(run: Run) -> list[str]:
     call = run.metric(final, "call")
     if call:
         facts = [
-            f"{call[k]} {w}"
-            for k, w in (("runs", "rounds"), ("num_threads", "threads"), ("dtype", ""), ("device", ""))
-            if call.get(k)
+            fmt.plural(call[k], w) for k, w in (("runs", "round"), ("num_threads", "thread")) if call.get(k)
         ]
+        facts += [call[k] for k in ("dtype", "device") if call.get(k)]
         found.append(
             "Latency: median of rounds in which all models take turns, in one process"
-            + (f" ({', '.join(fact.strip() for fact in facts)})" if facts else "")
+            + (f" ({', '.join(facts)})" if facts else "")
             + ". Trust the ratio; the seconds belong to this machine."
         )
-    return found + run.notes
+    return found + _coverage_notes(run) + run.notes
+
+
+def _coverage_notes(run: Run) -> list[str]:
+    """Return why an interval of a speed-up covers less than 95 %."""
+    short = [
+        name
+        for which, name in (("call", "one call"), ("sampling", "sampling"))
+        if (run.metric(run.final, f"speedup_{which}_coverage") or LEVEL) < LEVEL
+    ]
+    if not short:
+        return []
+    return [
+        f"The interval of the speed-up ({' and '.join(short)}) is the range of the rounds. Fewer than six rounds "
+        f"cannot cover 95{fmt.THIN}%, so the percentage before it is what it does cover: for n rounds 1 − 2¹⁻ⁿ. More "
+        "rounds (evaluate.latency.runs, sampling_runs) make it 95."
+    ]
 
 
 def _frechet_notes(run: Run) -> list[str]:

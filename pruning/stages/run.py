@@ -79,8 +79,10 @@ class Run:
         """The device in words."""
         if self.device.type == "cuda":
             return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        cores, threads = os.cpu_count() or 1, torch.get_num_threads()
         return (
-            f"{self.device} ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+            f"{self.device} ({platform.machine()}, {cores} core{'s' * (cores > 1)}, "
+            f"{threads} thread{'s' * (threads > 1)})"
         )
 
     @property

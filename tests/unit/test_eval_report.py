@@ -21,6 +21,7 @@ from eval.report import build, charts, fmt, images, maps, svg, tables, words
 from eval.report.load import Curve, Cut, load_run
 from eval.report.page import escape_markdown, fence
 from eval.report.tensors import Site
+from eval.report.view import view
 from tests.fixtures import report_runs
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -188,11 +189,13 @@ def test_several_runs_share_an_axis_only_if_measured_alike(tmp_path: Path) -> No
     for values in data["metrics"].values():
         values["frechet_num_generated"] = 500
     (other / "report" / "data.json").write_text(json.dumps(data))
-    out = build([*runs, other, report_runs.bare_run(tmp_path / "bare")], tmp_path / "all.html")
+    twin_of_other = report_runs.write(tmp_path / "d3", {**data, "name": "d3", "samples": None, "sinks": None})
+    out = build([*runs, other, report_runs.bare_run(tmp_path / "bare"), twin_of_other], tmp_path / "all.html")
     page, twin = read(out)
     for text in (page.text, twin):
-        assert "4 runs compared" in text
+        assert "5 runs compared" in text
         assert "measured in 2 ways" in text
+        assert "each has its own plot" in text
         assert "Not plotted, since they have no Fréchet distance of a pruned model: plan-only." in text
     first, second = (next(tmp_path.glob(f"all_files/speed-quality-{k}.svg")).read_text() for k in (0, 1))
     assert ">d0<" in first
@@ -200,7 +203,41 @@ def test_several_runs_share_an_axis_only_if_measured_alike(tmp_path: Path) -> No
     assert ">d2<" not in first
     assert ">d2<" in second
     assert all("speed-up of one call (measured)" in text for text in (first, second))
-    assert {f"#run{k}" for k in (1, 2, 3, 4)} <= set(page.links) <= {f"#{name}" for name in page.ids}
+    assert {f"#run{k}" for k in (1, 2, 3, 4, 5)} <= set(page.links) <= {f"#{name}" for name in page.ids}
+
+
+def test_a_run_that_compares_with_no_other_gets_no_plot(tmp_path: Path) -> None:
+    runs = [report_runs.digits_run(tmp_path / "d0", name="d0"), report_runs.bare_run(tmp_path / "bare")]
+    page, twin = read(build(runs, tmp_path / "all.html"))
+    for text in (page.text, twin):
+        assert "2 runs compared" in text
+        assert "Speed and quality" not in text
+        assert "Not plotted, since no other run was measured alike: d0." in text
+    assert not list(tmp_path.glob("all_files/speed-quality-*.svg"))
+
+
+def test_threads_of_run_and_of_latency_are_told_apart(tmp_path: Path) -> None:
+    run = load_run(report_runs.digits_run(tmp_path, device="cpu (x86_64, 2 cores, 2 threads)"))
+    for values in run.metrics.values():
+        values["call"] = {"median_s": 0.1, "iqr_s": None, "num_threads": 1, "runs": 3}
+    assert dict(view(run, 0).facts)["Device"] == "cpu (x86_64, 2 cores, 2 threads); latency on 1 thread"
+    assert "one process (3 rounds, 1 thread)." in " ".join(words.notes(run))
+
+
+def test_intervals_that_cover_less_than_95_percent_are_explained(tmp_path: Path) -> None:
+    run = load_run(report_runs.digits_run(tmp_path))
+    said = "The interval of the speed-up (sampling) is the range of the rounds."
+    assert said not in " ".join(words.notes(run))
+    run.metrics[run.final or ""]["speedup_sampling_coverage"] = 0.75
+    assert said in " ".join(words.notes(run))
+
+
+@pytest.mark.parametrize(("steps", "strong"), [(79, False), (80, True)])
+def test_a_strong_line_is_promised_only_where_there_is_one(tmp_path: Path, steps: int, strong: bool) -> None:
+    curve = {"steps": list(range(steps)), "loss": [1.0 / (k + 1) for k in range(steps)]}
+    page, _ = read(build([edited(tmp_path, {"recovery": curve})], tmp_path / "one.html"))
+    assert ("Strong: mean over windows." in page.text) == strong
+    assert ("line s2" in charts.recovery(Curve(curve["steps"], curve["loss"])).svg) == strong
 
 
 def test_latencies_of_different_machines_fall_back_to_macs(tmp_path: Path) -> None:
