@@ -58,7 +58,9 @@ def _calibrate(recipe: Recipe) -> Iterator[Problem]:
         if getattr(section, key) is not None:
             yield from _at_least(f"calibrate.{key}", getattr(section, key), 2)
     yield from _one_of("calibrate.provider", section.provider, ("noised", "sampling"))
-    yield from _one_of("calibrate.timestep_weights", section.timestep_weights, ("uniform", "obs_diff"))
+    yield from _one_of(
+        "calibrate.timestep_weights", section.timestep_weights, ("uniform", "obs_diff", "sampler")
+    )
     for name in section.criteria:
         yield from _criterion("calibrate.criteria", name)
     if section.omega.alpha <= 0:
@@ -74,7 +76,7 @@ def _calibrate(recipe: Recipe) -> Iterator[Problem]:
 def _score(recipe: Recipe) -> Iterator[Problem]:
     yield from _criterion("score.criterion", recipe.score.criterion)
     if recipe.score.omega is not None:
-        yield from _one_of("score.omega", recipe.score.omega, ("off", "on", "permuted"))
+        yield from _one_of("score.omega", recipe.score.omega, _omegas())
 
 
 def _prune(recipe: Recipe) -> Iterator[Problem]:
@@ -170,6 +172,12 @@ def _kinds() -> tuple[str, ...]:
     from pruning.types import KINDS
 
     return KINDS
+
+
+def _omegas() -> tuple[str, ...]:
+    from pruning.importance.base import OMEGAS
+
+    return tuple(name for name in OMEGAS if name != "guided")  # needs a scale, which recipes do not have yet
 
 
 def _criterion(key: str, name: str) -> Iterator[Problem]:

@@ -80,7 +80,8 @@ class Calibrate:
         guidance_scale: Classifier-free guidance of the ``sampling`` provider; 1 is none.
         queries: Attention queries drawn to estimate sinks; null takes all of them (exact).
         rows: Rows drawn from each layer's input; null takes all of them.
-        timestep_weights: ``uniform``, or ``obs_diff`` (1.2 at high noise falling to 0.8).
+        timestep_weights: ``uniform``, ``obs_diff`` (1.2 at high noise falling to 0.8), or ``sampler``: how much an
+            error at a timestep moves the image that the model's scheduler makes in `num_steps`.
         criteria: Further criteria to gather statistics for, so that switching to them costs no new pass.
         diagnostics: Also gather what the report draws of sinks and heads.
         omega: Settings of the sink weights.
@@ -107,7 +108,8 @@ class Score:
     Attributes:
         criterion: Name of a criterion; ``sinkprune ls`` lists them.
         omega: Statistics it reads: plain (``off``), weighted by the sinks (``on``) or, as a control, by the
-            sinks of other tokens (``permuted``); null takes the criterion's own choice.
+            sinks of other tokens (``permuted``), or by what later attention broadcasts (``influence``, and
+            ``influence_permuted``); null takes the criterion's own choice.
     """
 
     criterion: str = "probe_obs"

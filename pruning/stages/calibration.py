@@ -111,7 +111,7 @@ def sinks(run: Run, folder: Path) -> dict[str, Any]:
         "timestep_buckets": section.timestep_buckets,
         "queries": section.queries,
         "omega": omega_settings(run),
-        "timestep_weights": section.timestep_weights,
+        "timestep_weights": _timestep_weights(run),
         "seed": run.recipe.seed,
     }
     if section.provider == "sampling":
@@ -180,13 +180,20 @@ def gather(
         "variants": asked.variants,
         "omega": omega_settings(run),
         "first_pass": seen,
-        "timestep_weights": section.timestep_weights,
+        "timestep_weights": _timestep_weights(run),
         "seed": run.recipe.seed,
     }
     if section.provider == "sampling":
         return calibration.calibrate_sampling(model, groups, _generate(run, model), **common)
     progress = _progress(run, "statistics")
     return calibration.calibrate(model, groups, _batches(run), **common, progress=progress)
+
+
+def _timestep_weights(run: Run) -> str | list[float]:
+    section = run.recipe.calibrate
+    if section.timestep_weights != "sampler":
+        return section.timestep_weights
+    return calibration.sampler_weights(run.scheduler, section.timestep_buckets, section.num_steps)
 
 
 def _seen_first(run: Run) -> FirstPass | None:

@@ -546,3 +546,15 @@ def test_units_are_chosen_block_by_block_where_asked(workplace, features):
     assert torch.isfinite(model(torch.randn(1, 1, 16, 16), 5).sample).all()
     manifest = json.loads((run / "prune/manifest.json").read_text())
     assert manifest["result"]["selection"] == "block_by_block"
+
+
+def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, ["calibrate.timestep_weights=sampler", "score.omega=influence"], until="score")
+    run = Run.open(recipe)
+    uniform = Run.open(recipe, ["run_dir=runs/uniform"])
+    run_recipe(recipe, ["run_dir=runs/uniform"], until="score")
+    assert any(
+        not torch.allclose(values, uniform.scores.values[name]) for name, values in run.scores.values.items()
+    )
