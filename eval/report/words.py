@@ -280,7 +280,7 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
             share = name in WORDS and _is_fraction(value)
             text = fmt.percent(value) if share else fmt.quantity(value) if value >= 1e4 else f"{value:g}"
         elif isinstance(value, str):
-            text = value.replace("_", " ")
+            text = value if key == "criterion" else value.replace("_", " ")
         else:
             continue
         found.append((WORDS.get(name, key.replace("_", " ")), text))

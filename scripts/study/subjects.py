@@ -30,7 +30,7 @@ BLIND = (
 RIVALS = ("random", "magnitude", "wanda", "taylor", "diff_pruning", "flap", "fluctuation", "obs")
 """What the default has to beat."""
 DEFAULT = ("probe_obs", "off")
-TRIED = (("sink", "on"), ("probe_obs", "off"), ("probe_obs", "on"))
+TRIED = (("obs", "on"), ("probe_obs", "off"), ("probe_obs", "on"))
 """What is tried against them."""
 COMPENSATIONS = ("least_squares", "fold")
 
