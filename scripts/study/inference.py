@@ -12,6 +12,7 @@ from scipy.stats import rankdata, t
 MARGIN = math.log(1.03)
 """Log-ratios closer to 0 than this are equivalent; a win is a gain of at least this much."""
 LEVEL = 0.95
+MIN_SETS = 3  # with fewer calibration sets an interval says nothing
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Contrast:
 def paired(
     model: str, first: str, second: str, a: Mapping[int, float], b: Mapping[int, float]
 ) -> Contrast | None:
-    """Compare two arms over the calibration sets that both have; None for fewer than two such sets.
+    """Compare two arms over the calibration sets that both have; None for fewer than `MIN_SETS`.
 
     Args:
         model: Where.
@@ -58,7 +59,7 @@ def paired(
         b: Those of the second.
     """
     shared = sorted(set(a) & set(b))
-    if len(shared) < 2:
+    if len(shared) < MIN_SETS:
         return None
     logs = np.log([a[k] / b[k] for k in shared])
     n, mean = len(logs), float(np.mean(logs))
