@@ -227,9 +227,9 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
         raise PruningError(f"group {group.name!r}: the row weights sum to {rows}; calibration must see rows")
     if tuple(value.shape) != shape:
         raise PruningError(
-            f"group {group.name!r}: the criterion asks for {statistic!r} in shape {shape}, but calibration gathered "
-            f"it in shape {tuple(value.shape)}{_unfolded(group, shape, tuple(value.shape))}; if the criterion asks "
-            "for the right shape, calibrate this model anew"
+            f"group {group.name!r}: {statistic!r} is asked for in shape {shape}, but calibration gathered it in shape "
+            f"{tuple(value.shape)}{_unfolded(group, shape, tuple(value.shape))}; if that is not a mistake of who "
+            "asks, calibrate this model anew"
         )
     return value.to("cpu", torch.float64) / rows
 

@@ -106,7 +106,7 @@ def test_a_width_that_does_not_fit_says_what_was_asked_and_what_there_is():
     stats = stats_of(channels, torch.ones(3, 36))  # 9 columns of a 3 x 3 kernel a channel
     with pytest.raises(
         PruningError,
-        match=r"asks for 'input_sq' in shape \(4,\), but calibration gathered it in shape \(36,\) \(the group has "
+        match=r"'input_sq' is asked for in shape \(4,\), but calibration gathered it in shape \(36,\) \(the group has "
         r"4 channels of 9 unfolded convolution columns each; consumer_columns\(group, weights\) has that width\)",
     ):
         per_row(channels, stats, "input_sq", (4,))
