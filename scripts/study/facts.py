@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Omega, first_pass
+from pruning.calibration.step import MAX_BRANCHES
 from pruning.data import num_train_timesteps
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics, needs_of, score
 from pruning.models import denoise
@@ -88,7 +89,7 @@ def pretest(bench: Bench, probes: int = 2) -> dict[str, Any]:
     """
     heads = [g for g in bench.groups if g.kind == "attention_heads"]
     found = _first_pass(bench, heads)
-    index = {key: place for place, key in enumerate(found.keys.tolist())}
+    index = {key // MAX_BRANCHES: place for place, key in enumerate(found.keys.tolist())}
     sites = [s for s in found.indicator if _is_self(bench, s)]
     sums = torch.zeros(len(sites), 2, 2, dtype=torch.float64)  # site; other or sink; sum and count
     for batch in bench.batches("train", bench.rows(LOOKING[0])[:32], seed=1000, batch_size=32):
