@@ -209,9 +209,13 @@ def consumer_columns(group: PrunableGroup, weights: Weights) -> Tensor:
     where = group.consumed_by[0] if group.consumed_by else None
     if where is None or where.dim != 1:
         raise PruningError(f"group {group.name!r} has no consumer that is read by columns (dim 1): {where}")
-    weight = parameter(weights, where.path, group)
-    part = weight.narrow(1, where.offset, group.num_units * where.unit_size)
-    return part.flatten(1).to("cpu", torch.float64)
+    return consumer_slice(group, parameter(weights, where.path, group)).flatten(1).to("cpu", torch.float64)
+
+
+def consumer_slice(group: PrunableGroup, weight: Tensor) -> Tensor:
+    """Return the part of a consumer weight that the group's units feed, a view ``(C, num_units * unit_size, ...)``."""
+    where = group.consumed_by[0]
+    return weight.narrow(1, where.offset, group.num_units * where.unit_size)
 
 
 def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape: tuple[int, ...]) -> Tensor:

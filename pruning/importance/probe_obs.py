@@ -9,10 +9,15 @@ Grosse 2015): rows do not act together (J_i^T J_j = 0 for i != j), and sensitivi
     E z_R^2 = tr(S W_R E[r r^T] W_R^T) = tr(V_R [((Sigma + gamma I)^-1)_RR]^-1 V_R^T),   S = E sum_i q_i q_i^T,
 
 with ``V = S^1/2 W`` and the ridge counted in: set OBS in the metric in which the model's output feels the error, with
-the same greedy order, updates and compensation. What both assumptions miss is put back on average: for single units
-without compensation ``E z_g^2`` is measured exactly, as ``probe``, and a group's scores are multiplied by
+the same greedy order, updates and compensation. What both assumptions miss is measured for single units without
+compensation, where ``E z_g^2`` is known exactly as ``probe``: the columns of unit g are scaled so that its cost is
+multiplied by
 
-    rho = sum_g E z_g^2 / sum_g tr(V_g Sigma_gg V_g^T).
+    sqrt(rho rho_g),   rho_g = E z_g^2 / tr(V_g Sigma_gg V_g^T),   rho = sum_g E z_g^2 / sum_g tr(V_g Sigma_gg V_g^T),
+
+half-way, in logarithms, between its group's factor and its own. For a unit's own factor holds for the whole of its
+input and not for the residual r, which the kept columns cannot explain: where both were measured, log of the residual's
+factor followed log rho_g within a group with a slope of about 0.4 (docs/studies/sink-awareness.md, try 6).
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from torch import Tensor
 from pruning.importance.base import (
     Weights,
     consumer_columns,
+    consumer_slice,
     criterion,
     parameter,
     per_sample,
@@ -43,17 +49,30 @@ def probe_obs(
 ) -> Tensor:
     """Score units by the squared change of the model's output that each adds in the greedy order of set OBS (ours).
 
-    ``rho tr(V_R [((Sigma + gamma I)^-1)_RR]^-1 V_R^T)`` with ``V = S^1/2 W``; values compare across layers.
+    ``tr(V_R D_R [((Sigma + gamma I)^-1)_RR]^-1 D_R V_R^T)`` with ``V = S^1/2 W`` and D^2 = sqrt(rho rho_g) on the
+    columns of unit g; values compare across layers.
     """
     path = group.consumer_weight
     weight = parameter(weights, path, group).to("cpu", torch.float64)
     root = _root(per_sample(group, stats, "output_sensitivity"))  # (C, C)
-    felt = {path: (root @ weight.flatten(1)).view_as(weight)}
-    columns = consumer_columns(group, felt)  # (C, P)
-    expected = unit_energy(columns, unit_covariance(group, stats, columns.shape[1])).clamp(min=0).sum()
-    measured = per_sample(group, stats, "probe_diag").sum()
-    scale = measured / expected if float(expected) > 0 else torch.ones_like(expected)
-    return scale * score_group("obs", group, felt, stats, generator)
+    felt = (root @ weight.flatten(1)).view_as(weight)
+    columns = consumer_columns(group, {path: felt})  # (C, P)
+    expected = unit_energy(columns, unit_covariance(group, stats, columns.shape[1])).clamp(min=0)
+    factor = _factors(per_sample(group, stats, "probe_diag"), expected)  # (G,)
+    part = consumer_slice(group, felt)
+    part *= (
+        factor.sqrt().repeat_interleave(part.shape[1] // group.num_units).view(1, -1, *[1] * (part.ndim - 2))
+    )
+    return score_group("obs", group, {path: felt}, stats, generator)
+
+
+def _factors(measured: Tensor, expected: Tensor) -> Tensor:
+    """Return ``sqrt(rho rho_g)``; the group's factor for units of which no effect is expected, 1 if of none is."""
+    if not float(expected.sum()) > 0:
+        return torch.ones_like(expected)
+    whole = measured.sum() / expected.sum()
+    own = torch.where(expected > 0, measured / expected.where(expected > 0, 1), whole)
+    return (whole * own).sqrt()
 
 
 def _root(matrix: Tensor) -> Tensor:

@@ -38,12 +38,22 @@ def scored(weight: Tensor, group: PrunableGroup, stats: CalibrationStats) -> Ten
 
 def test_probe_obs_by_hand():
     # Rows (+-1, +-2): Sigma = diag(1, 4), gamma = 0.025. W = (3, 1), S = 4: V = (6, 2), V^2 = (36, 4).
-    # Without compensation 36 * 1 + 4 * 4 = 52 is expected and 104 was measured: rho = 2.
+    # Without compensation 36 * 1 = 36 and 4 * 4 = 16 are expected; 72 and 32 were measured, twice as much of each.
     group = linear_group(2, 1, kind="ffn_channels")
     rows = torch.tensor([[1.0, 2], [1, -2], [-1, 2], [-1, -2]])
-    stats = seen(group, rows, torch.tensor([[4.0]]), torch.tensor([80.0, 24]))
+    stats = seen(group, rows, torch.tensor([[4.0]]), torch.tensor([72.0, 32]))
     got = scored(torch.tensor([[3.0, 1.0]]), group, stats).tolist()
     assert got == pytest.approx([2 * 36 * 1.025, 2 * 4 * 4.025], rel=1e-8)
+
+
+def test_a_unit_is_scaled_half_way_to_its_own_measured_effect():
+    # As above, but 324 and 16 were measured: rho_g = 9 and 1, rho = 340 / 52 = 85 / 13.
+    group = linear_group(2, 1, kind="ffn_channels")
+    rows = torch.tensor([[1.0, 2], [1, -2], [-1, 2], [-1, -2]])
+    stats = seen(group, rows, torch.tensor([[4.0]]), torch.tensor([324.0, 16]))
+    got = scored(torch.tensor([[3.0, 1.0]]), group, stats).tolist()
+    rho = 85 / 13
+    assert got == pytest.approx([(rho * 9) ** 0.5 * 36 * 1.025, (rho * 1) ** 0.5 * 4 * 4.025], rel=1e-8)
 
 
 def test_an_error_that_the_model_does_not_feel_costs_nothing():
@@ -65,14 +75,15 @@ def test_scores_follow_the_dense_formula(units: int, u: int):
     effects = torch.linspace(1, 2, units).double()
     values, vectors = torch.linalg.eigh(sensitivity)
     felt = vectors @ values.sqrt().diag() @ vectors.T @ weight
-    order, costs = brute_force(felt, regularised(rows), units, u)
     centred = rows - rows.mean(0)
     parts = [slice(g * u, (g + 1) * u) for g in range(units)]
-    alone = sum(float((centred[:, p] @ felt[:, p].T).square().sum(1).mean()) for p in parts)
-    rho = float(effects.sum()) / alone
+    alone = torch.stack([(centred[:, p] @ felt[:, p].T).square().sum(1).mean() for p in parts])
+    factor = (effects.sum() / alone.sum() * effects / alone).sqrt()
+    scaled = felt * factor.sqrt().repeat_interleave(u)
+    order, costs = brute_force(scaled, regularised(rows), units, u)
     got = scored(weight, group, seen(group, rows, sensitivity, effects))
     assert got.argsort().tolist() == order
-    assert float(got.sum()) == pytest.approx(rho * sum(costs), rel=1e-7)
+    assert float(got.sum()) == pytest.approx(sum(costs), rel=1e-7)
 
 
 def test_costs_are_the_change_of_the_output_where_the_assumptions_hold():
