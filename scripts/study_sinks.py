@@ -16,9 +16,12 @@ import itertools
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,6 +32,7 @@ from study.bench import Bench, needed, omega_of  # noqa: E402
 from study.recovery import measure_recovery  # noqa: E402
 from study.store import Store  # noqa: E402
 from study.subjects import SUBJECTS, Cell, cells, recovery_cells  # noqa: E402
+from study_models.attention import OFF_BY_ONE, attention_of, set_off_by_one  # noqa: E402
 
 log = logging.getLogger("study")
 WORK, PUBLISHED = ROOT / "runs/study", ROOT / "docs/studies"
@@ -43,11 +47,13 @@ def run(names: list[str], minutes: float, steps: list[str], only: list[str] | No
         if not subject.source.startswith("bundled:") and not Path(subject.source).exists():
             log.warning("%s is left out: there is no %s", name, subject.source)
             continue
-        bench = Bench(subject)
+        bench = Bench(subject, attention_as_trained(Path(subject.source)))
         if "facts" in steps:
             measure_facts(bench, store)
         if "cells" in steps:
             measure_cells(bench, store, end, only)
+        if "heads" in steps:
+            measure_fact(bench, store, "heads", lambda b: facts.head_truth(b, batches=8))
         if "recovery" in steps:
             for cell in recovery_cells(subject):
                 if cell not in store and time.monotonic() < end:
@@ -57,24 +63,35 @@ def run(names: list[str], minutes: float, steps: list[str], only: list[str] | No
             return
 
 
+def attention_as_trained(folder: Path) -> Callable[[nn.Module], object]:
+    """Return what puts on a model the attention that its folder's training.json names (diffusers forgets it)."""
+    return set_off_by_one if attention_of(folder) == OFF_BY_ONE else lambda model: None
+
+
 def measure_facts(bench: Bench, store: Store) -> None:
-    """Measure step 0, the pre-test and the worth of each head, once."""
+    """Measure step 0, the pre-test and what a bias by timestep could win, once."""
+    measure_fact(bench, store, "precondition", facts.precondition)
+    measure_fact(bench, store, "pretest", facts.pretest)
+    measure_fact(bench, store, "timestep-share", facts.timestep_share)
+
+
+def measure_fact(bench: Bench, store: Store, fact: str, measure: Callable[[Bench], Any]) -> None:
+    """Measure one thing about a model unless it is known."""
     name = bench.subject.name
-    for fact, measure in (
-        ("precondition", facts.precondition),
-        ("pretest", facts.pretest),
-        ("heads", lambda b: facts.head_truth(b, batches=8)),
-    ):
-        if store.fact(name, fact) is None:
-            found = measure(bench)
-            store.keep_fact(name, fact, found)
-            shown = facts.correlations(found) if isinstance(found, list) else found
-            log.info("%s %s: %s", name, fact, shown)
+    if store.fact(name, fact) is None:
+        found = measure(bench)
+        store.keep_fact(name, fact, found)
+        shown = facts.correlations(found) if isinstance(found, list) else found
+        log.info("%s %s: %s", name, fact, shown)
 
 
 def measure_cells(bench: Bench, store: Store, end: float, only: list[str] | None) -> None:
     """Measure the cells of a subject (of some criteria alone); those that share a calibration are measured on one."""
-    wanted = [c for c in cells(bench.subject) if only is None or c.criterion in only]
+    found = store.fact(bench.subject.name, "precondition")
+    if found is None:
+        raise SystemExit(f"{bench.subject.name}: step 0 is not measured yet; run with --steps facts first")
+    sinks = found["testable"] or bench.subject.factorial
+    wanted = [c for c in cells(bench.subject, sinks) if only is None or c.criterion in only]
     missing = [cell for cell in wanted if cell not in store]
     total, done = len(missing), 0
     for _, members in itertools.groupby(missing, key=_calibration):
@@ -123,7 +140,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--minutes", type=float, default=180.0, help="stop after this long")
     parser.add_argument(
-        "--steps", nargs="+", choices=["facts", "cells", "recovery"], default=["facts", "cells"]
+        "--steps", nargs="+", choices=["facts", "cells", "heads", "recovery"], default=["facts", "cells"]
     )
     parser.add_argument("--criteria", nargs="+", default=None, help="measure the cells of these alone")
     parser.add_argument("--threads", type=int, default=1)

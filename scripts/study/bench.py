@@ -56,7 +56,7 @@ class Bench:
         prepare: Puts on a loaded model what its folder does not say, such as an attention processor.
     """
 
-    def __init__(self, subject: Subject, prepare: Callable[[nn.Module], None] = lambda model: None) -> None:
+    def __init__(self, subject: Subject, prepare: Callable[[nn.Module], object] = lambda model: None) -> None:
         self.subject = subject
         self.run = Run(subject.recipe, progress=False)
         prepare(self.run.dense)

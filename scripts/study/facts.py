@@ -15,12 +15,14 @@ from pruning.calibration import Omega, first_pass
 from pruning.calibration.step import MAX_BRANCHES
 from pruning.data import num_train_timesteps
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics, needs_of, score
+from pruning.importance.base import consumer_columns, covariance
+from pruning.importance.obs import RIDGE
 from pruning.models import denoise
 from pruning.surgery import apply_plan, compensate
-from pruning.types import PrunableGroup, PruningPlan, config_hash
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
 from study.bench import BUCKETS, Bench
 from study.inference import by_layer_bootstrap, partial_spearman
-from study.subjects import LOOKING
+from study.subjects import DEFAULT, LOOKING, Cell
 
 STRONG = 0.3
 """A head whose largest key holds more than this share of the attention has a sink worth the name."""
@@ -192,4 +194,47 @@ def correlations(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "given_fluctuation": partial_spearman(x, truth, known, layer),
             "given_fluctuation_ci95": [low, high],
         }
+    return found
+
+
+def timestep_share(bench: Bench) -> dict[str, Any]:
+    """Return how much of the error that compensation leaves could be taken away by a bias a timestep (S4).
+
+    For the units that the default cuts in the primary setting, on its calibration data: the part of the squared
+    output error of the consumers, summed over groups in units of their own output, that is the error's mean in each
+    timestep bucket; after folding, and after least squares.
+    """
+    cell = Cell(bench.subject.name, DEFAULT[0], DEFAULT[1], seed=LOOKING[0])
+    needs = needs_of(cell.criterion, bench.groups) | {"input_moment", "input_sum", "row_weight"}
+    stats = bench.calibrate(cell.seed, needs)
+    weights = dict(bench.dense.named_parameters())
+    plan = bench.plan(cell, score(weights, bench.groups, stats, criterion=cell.criterion))
+    shares: dict[str, list[float]] = {"fold": [], "least_squares": []}
+    for group in bench.groups:
+        columns = consumer_columns(group, weights)
+        removed = torch.zeros(group.num_units, dtype=torch.bool)
+        removed[list(plan.removed_units(group))] = True
+        gone = removed.repeat_interleave(columns.shape[1] // group.num_units)
+        if removed.any() and not removed.all():
+            for method, share in _shares(group, stats, columns, gone).items():
+                shares[method].append(share)
+    return {
+        method: {"median": float(np.median(found)), "largest": max(found)} for method, found in shares.items()
+    }
+
+
+def _shares(group: PrunableGroup, stats: CalibrationStats, columns: Tensor, gone: Tensor) -> dict[str, float]:
+    mean, sigma = covariance(group, stats, columns.shape[1])
+    rows = stats.get(group.name, "row_weight").double().flatten()  # (T,)
+    by_bucket = stats.get(group.name, "input_sum").double() / rows[:, None] - mean  # (T, P)
+    ridged = sigma[~gone][:, ~gone]
+    ridged.diagonal().add_(RIDGE * float(ridged.diagonal().mean()))
+    found = {}
+    for method in ("fold", "least_squares"):
+        left = torch.zeros_like(columns)  # what the error reads: W_R (x_R - B x_K)
+        left[:, gone] = columns[:, gone]
+        if method == "least_squares":
+            left[:, ~gone] = -torch.linalg.solve(ridged, sigma[~gone][:, gone] @ columns[:, gone].T).T
+        between = (left @ by_bucket.T).square().sum(0) @ rows / rows.sum()
+        found[method] = float(between / torch.trace(left @ sigma @ left.T))
     return found

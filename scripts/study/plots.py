@@ -13,6 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from study.contrasts import arms, by_set
 from study.facts import correlations
 from study.inference import MARGIN, paired
 from study.subjects import DECIDING, DEFAULT, RATIO
@@ -46,8 +47,6 @@ def _save(figure: Any, path: Path) -> None:
 
 def _contrasts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw how the default stands to every other criterion, model by model."""
-    from study.publish import arms, by_set
-
     models = sorted({row["model"] for row in rows})
     if not models:
         return

@@ -21,8 +21,8 @@ from study.subjects import Cell
 
 log = logging.getLogger("study")
 
-STEPS, BATCH = 200, 64
-SAMPLES, SAMPLING_STEPS = 1000, 20
+STEPS, BATCH = 120, 64
+SAMPLES, SAMPLING_STEPS = 600, 20
 
 
 def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:

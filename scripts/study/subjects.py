@@ -32,6 +32,8 @@ RIVALS = ("random", "magnitude", "wanda", "taylor", "diff_pruning", "flap", "flu
 DEFAULT = ("probe_obs", "off")
 TRIED = (("obs", "on"), ("probe_obs", "off"), ("probe_obs", "on"))
 """What is tried against them."""
+RECOVERED = (DEFAULT, ("obs", "off"), ("diff_pruning", "off"), ("magnitude", "off"))
+"""Arms that are trained back."""
 COMPENSATIONS = ("least_squares", "fold")
 
 
@@ -45,7 +47,7 @@ class Subject:
         data: Images as `pruning.data.open_images` takes them.
         features: Classifier for the Fréchet distance.
         calibration: Images in a calibration set.
-        factorial: Whether sink weights of all four signs are tried on it.
+        factorial: Whether sink weights of all four signs are tried on it; on a twin without sinks as a control.
         recovery: Whether pruned models of it are trained back and sampled.
     """
 
@@ -78,21 +80,38 @@ SUBJECTS = {
     for subject in (
         Subject("digits-dit", "bundled:models/digits-dit", recovery=True),
         Subject("digits-unet", "bundled:models/digits-unet", recovery=True),
-        Subject("digits-dit-plain", "runs/base/digits-dit-twins/plain"),
-        Subject("digits-dit-sinks", "runs/base/digits-dit-twins/sinks", factorial=True, recovery=True),
-        Subject("digits-dit-off-by-one", "runs/base/digits-dit-twins/off_by_one"),
         Subject("fashion-dit", "runs/base/fashion-dit", FASHION, FASHION_FEATURES, recovery=True),
-        Subject("fashion-unet", "runs/base/fashion-unet", FASHION, FASHION_FEATURES),
         Subject(
-            "fashion-dit-sinks",
-            "runs/base/fashion-dit-twins/sinks",
+            "fashion-text-unet",
+            "runs/base/fashion-text-unet",
+            "runs/base/data/fashion-captions",
+            FASHION_FEATURES,
+            factorial=True,
+        ),
+        Subject(
+            "fashion-dit-16-sinks",
+            "runs/base/fashion-dit-16-twins/sinks",
             FASHION,
             FASHION_FEATURES,
             factorial=True,
         ),
         Subject(
-            "fashion-text-unet", "runs/base/fashion-text-unet", FASHION, FASHION_FEATURES, factorial=True
+            "fashion-dit-16-plain",
+            "runs/base/fashion-dit-16-twins/plain",
+            FASHION,
+            FASHION_FEATURES,
+            factorial=True,
         ),
+        Subject(
+            "fashion-dit-16-off-by-one",
+            "runs/base/fashion-dit-16-twins/off_by_one",
+            FASHION,
+            FASHION_FEATURES,
+            factorial=True,
+        ),
+        Subject("cifar-dit", "runs/base/cifar-dit", "../shared/data/cifar10_jpeg"),
+        Subject("fashion-unet", "runs/base/fashion-unet", FASHION, FASHION_FEATURES),
+        Subject("digits-dit-sinks", "runs/base/digits-dit-twins/sinks"),
     )
 }
 
@@ -150,14 +169,19 @@ class Cell:
 SIGNS = ((1.0, 0.0), (1.0, 1.0), (0.0, 1.0), (-1.0, -1.0))
 
 
-def cells(subject: Subject) -> Iterator[Cell]:
-    """Yield the cells of a subject, the most telling ones first."""
-    everywhere = [*((name, "off") for name in BLIND), *TRIED]
+def cells(subject: Subject, sinks: bool) -> Iterator[Cell]:
+    """Yield the cells of a subject, the most telling ones first.
+
+    Args:
+        subject: What is studied.
+        sinks: Whether it can tell anything about sinks (step 0), or is a control; else its omega arms are left out.
+    """
+    everywhere = [*((name, "off") for name in BLIND), *(arm for arm in TRIED if sinks or arm[1] == "off")]
     for compensation in COMPENSATIONS:
         for seed in (*LOOKING, *DECIDING):
             for criterion, omega in everywhere:
                 yield Cell(subject.name, criterion, omega, compensation=compensation, seed=seed)
-        if subject.factorial and compensation == COMPENSATIONS[0]:
+        if sinks and compensation == COMPENSATIONS[0]:
             yield from _factorial(subject)
         for seed in LOOKING if compensation == COMPENSATIONS[0] else ():
             yield from _looked_at(subject, seed)
@@ -165,8 +189,8 @@ def cells(subject: Subject) -> Iterator[Cell]:
 
 def _looked_at(subject: Subject, seed: int) -> Iterator[Cell]:
     """Yield other settings, measured on the sets for looking around alone."""
-    for criterion, omega in (*((name, "off") for name in BLIND), *TRIED):
-        yield Cell(subject.name, criterion, omega, scope="global", seed=seed)
+    for criterion in (*BLIND, "probe_obs"):
+        yield Cell(subject.name, criterion, scope="global", seed=seed)
     for ratio in OTHER_RATIOS:
         for criterion in ("probe_obs", "obs", "diff_pruning", "fluctuation"):
             yield Cell(subject.name, criterion, macs_ratio=ratio, seed=seed)
@@ -180,10 +204,12 @@ def _factorial(subject: Subject) -> Iterator[Cell]:
             if (u, s) != (1.0, 0.0):  # that one is tried on every subject
                 yield Cell(subject.name, "probe_obs", "on", unstable=u, stable=s, seed=seed)
             yield Cell(subject.name, "probe_obs", "permuted", unstable=u, stable=s, draw=seed % 5, seed=seed)
+        for omega in ("influence", "influence_permuted"):  # S2
+            yield Cell(subject.name, "obs", omega, draw=seed % 5, seed=seed)
 
 
 def recovery_cells(subject: Subject) -> Iterator[Cell]:
     """Yield the cells that are trained back, for the subjects on which that is done."""
     for seed in DECIDING[:3] if subject.recovery else ():
-        for criterion, omega in (DEFAULT, ("obs", "off"), ("diff_pruning", "off"), ("magnitude", "off")):
+        for criterion, omega in RECOVERED:
             yield Cell(subject.name, criterion, omega, seed=seed, recovered=True)
