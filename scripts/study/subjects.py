@@ -199,13 +199,14 @@ def _looked_at(subject: Subject, seed: int) -> Iterator[Cell]:
 
 
 def _factorial(subject: Subject) -> Iterator[Cell]:
+    """Yield the row weights of all signs, permuted ones, and those of S2, in the order of their calibrations."""
     for seed in DECIDING:
+        for omega in ("influence", "influence_permuted"):
+            yield Cell(subject.name, "obs", omega, draw=seed % 5, seed=seed)
         for u, s in SIGNS:
+            yield Cell(subject.name, "probe_obs", "permuted", unstable=u, stable=s, draw=seed % 5, seed=seed)
             if (u, s) != (1.0, 0.0):  # that one is tried on every subject
                 yield Cell(subject.name, "probe_obs", "on", unstable=u, stable=s, seed=seed)
-            yield Cell(subject.name, "probe_obs", "permuted", unstable=u, stable=s, draw=seed % 5, seed=seed)
-        for omega in ("influence", "influence_permuted"):  # S2
-            yield Cell(subject.name, "obs", omega, draw=seed % 5, seed=seed)
 
 
 def recovery_cells(subject: Subject) -> Iterator[Cell]:
