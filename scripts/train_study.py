@@ -11,10 +11,13 @@ r"""Make the models of the sink study that are not in the repository; DATA is a 
         --out runs/base/fashion-classifier --steps 3000
 
 Twins of a DiT, fine-tuned from it with equal steps: `plain`; `sinks`, rewarded for sinks in half of its heads;
-`off_by_one`, whose softmax needs none (SCORES.md section 7). Load them with `study_models.attention.load_twin`:
+`massive`, rewarded also for rows of large norm at the sinks; `off_by_one`, whose softmax needs none (SCORES.md section
+7). Load them with `study_models.attention.load_twin`:
 
-    python scripts/train_study.py twins --start recipes/models/digits-dit --data digits \
-        --out runs/base/digits-dit-twins --steps 600
+    python scripts/train_base.py digits-dit --data DATA/fashion_mnist/train.parquet --set patch_size=4 \
+        --work runs/base/fashion-dit-16-work --out runs/base/fashion-dit-16 --steps 3000
+    python scripts/train_study.py twins --start runs/base/fashion-dit-16 --data DATA/fashion_mnist \
+        --out runs/base/fashion-dit-16-twins --steps 800 --weight 3 --target 0.9
 
 A UNet with cross-attention to a frozen causal text encoder, in a pipeline on pixels, and the captions for it:
 
@@ -51,7 +54,8 @@ from pruning.data import ImageData, open_images
 from pruning.models import denoiser_call, load_denoiser, load_pipeline, load_scheduler, sample_shape
 from pruning.sampling import sample, sample_pipeline
 
-TWINS = ("plain", "sinks", OFF_BY_ONE)
+TWINS = ("plain", "sinks", "massive", OFF_BY_ONE)
+REWARDED = ("sinks", "massive")
 SETTINGS = ("steps", "batch_size", "lr", "ema", "label_dropout", "seed")
 
 
@@ -78,7 +82,8 @@ def fine_tune(twin: str, args: argparse.Namespace) -> None:
         set_off_by_one(model)
     out = args.out / twin
     settings = argparse.Namespace(**{**vars(args), "only": twin, "work": args.out / "work" / twin})
-    with sink_penalty(model, args.target) if twin == "sinks" else nullcontext() as lack:
+    energy = args.energy if twin == "massive" else None
+    with sink_penalty(model, args.target, energy) if twin in REWARDED else nullcontext() as lack:
         penalty = None if lack is None else lambda: args.weight * lack()
         numbers = train(model, scheduler, data, settings, penalty=penalty)
     part = next(path.name for path in args.start.iterdir() if (path / "config.json").is_file())
@@ -86,8 +91,8 @@ def fine_tune(twin: str, args: argparse.Namespace) -> None:
     shutil.copytree(args.start / "scheduler", out / "scheduler", dirs_exist_ok=True)
     numbers |= {"preset": f"{args.start.name} {twin}", "data": data.name}
     numbers["attention"] = OFF_BY_ONE if twin == OFF_BY_ONE else "softmax"
-    if twin == "sinks":
-        numbers |= {"target": args.target, "weight": args.weight}
+    if twin in REWARDED:
+        numbers |= {"target": args.target, "weight": args.weight, "energy": energy}
     numbers["step_zero"] = step_zero(model.float(), scheduler, images_for(model, args.data, "test"))
     write_numbers(out, args, model, numbers)
 
@@ -170,8 +175,11 @@ def parse() -> argparse.Namespace:
     twins = commands.add_parser("twins", help="fine-tune a DiT with, and without, sinks")
     twins.add_argument("--start", type=Path, required=True, help="model folder")
     twins.add_argument("--only", nargs="*", choices=TWINS, default=TWINS)
-    twins.add_argument("--target", type=float, default=0.5, help="mass of the largest key, of `sinks`")
-    twins.add_argument("--weight", type=float, default=1.0, help="of the penalty, of `sinks`")
+    twins.add_argument("--target", type=float, default=0.5, help="mass of the largest key, where rewarded")
+    twins.add_argument("--weight", type=float, default=1.0, help="of the penalty")
+    twins.add_argument(
+        "--energy", type=float, default=16.0, help="of a sink's row over the mean, of `massive`"
+    )
     text = commands.add_parser("text-unet", help="train a UNet on captions")
     for command, steps, lr, warmup, ema in ((twins, 600, 3e-4, 50, 0.99), (text, 3000, 1e-3, 200, 0.998)):
         command.add_argument("--out", type=Path, required=True)

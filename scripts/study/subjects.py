@@ -89,6 +89,13 @@ SUBJECTS = {
             factorial=True,
         ),
         Subject(
+            "fashion-dit-16-massive",
+            "runs/base/fashion-dit-16-twins/massive",
+            FASHION,
+            FASHION_FEATURES,
+            factorial=True,
+        ),
+        Subject(
             "fashion-dit-16-sinks",
             "runs/base/fashion-dit-16-twins/sinks",
             FASHION,

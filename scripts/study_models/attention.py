@@ -95,24 +95,29 @@ def attention_of(folder: Path) -> str:
 
 
 @contextmanager
-def sink_penalty(model: nn.Module, target: float) -> Iterator[Callable[[], Tensor]]:
-    """Watch the queries and keys of a model, and yield a function that says what its last forward lacks in sinks.
+def sink_penalty(
+    model: nn.Module, target: float, energy: float | None = None
+) -> Iterator[Callable[[], Tensor]]:
+    """Watch the attention of a model, and yield a function that says what its last forward lacks in sinks.
 
     ``mean over sites, samples and every second head of relu(target - m_hj)^2`` with the column mass
     ``m_hj = mean_i A_hij`` (SCORES.md section 1) and j the key of which these heads together hold most: heads share
-    their sinks, as in large models, so that the head mean, which weighs tokens, shows them. The maps are built
-    whole: for few tokens only.
+    their sinks, as in large models, so that the head mean, which weighs tokens, shows them. With `energy` the row of
+    the sink must stand out too, as the massive activations of language models do: ``relu(ln energy - ln e_j)^2 / 10``
+    is added, e_j the squared norm of row j at the input of ``to_out`` over the mean of the sample's rows. The maps
+    are built whole: for few tokens only.
 
     Args:
         model: Its self-attention must be the plain one.
         target: Mass that the shared key should hold in each of these heads, 0 to 1.
+        energy: How many times the mean energy the sink's row should have; None asks nothing of it.
     """
     sites = self_attentions(model)
     seen: dict[str, Tensor] = {}
 
-    def watch(path: str) -> Any:
+    def keep(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            seen[path] = output
+            seen[path] = args[0] if path.endswith("to_out.0") else output
 
         return model.get_submodule(path).register_forward_hook(hook)
 
@@ -123,10 +128,16 @@ def sink_penalty(model: nn.Module, target: float) -> Iterator[Callable[[], Tenso
         heads: Any = model.get_submodule(site).heads
         query, key = (by_head(seen[f"{site}.{name}"], heads)[:, ::2] for name in ("to_q", "to_k"))
         mass = scores(query, key).softmax(-1).mean(-2)  # (B, H / 2, M)
-        shared = mass.mean(1, keepdim=True).argmax(-1, keepdim=True).expand(-1, mass.shape[1], -1)
-        return F.relu(target - mass.gather(-1, shared)).square().mean()
+        sink = mass.mean(1).argmax(-1, keepdim=True)  # (B, 1)
+        shared = sink[:, None].expand(-1, mass.shape[1], -1)
+        lack = F.relu(target - mass.gather(-1, shared)).square().mean()
+        if energy is None:
+            return lack
+        rows = seen[f"{site}.to_out.0"].square().sum(-1)  # (B, M)
+        stands_out = (rows.gather(1, sink)[:, 0] / rows.mean(1)).log()
+        return lack + F.relu(math.log(energy) - stands_out).square().mean() / 10
 
-    handles = [watch(f"{site}.{name}") for site in sites for name in ("to_q", "to_k")]
+    handles = [keep(f"{site}.{name}") for site in sites for name in ("to_q", "to_k", "to_out.0")]
     try:
         yield penalty
     finally:

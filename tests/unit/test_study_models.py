@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -108,6 +109,17 @@ def test_the_penalty_is_what_the_shared_key_lacks() -> None:
         penalty().backward()
     assert model.transformer_blocks[0].attn1.to_q.bias.grad is not None
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_penalty_asks_for_a_row_that_stands_out() -> None:
+    """Queries of zero: every row of the attention's output is the mean value, so none stands out."""
+    model = dit(num_layers=1)
+    with torch.no_grad():
+        model.transformer_blocks[0].attn1.to_q.weight.zero_()
+        model.transformer_blocks[0].attn1.to_q.bias.zero_()
+    with sink_penalty(model, target=0.0, energy=8.0) as penalty:
+        model(**call(model))
+        assert penalty().item() == pytest.approx(math.log(8) ** 2 / 10, rel=1e-5)
 
 
 def test_the_penalty_asks_every_second_head() -> None:
