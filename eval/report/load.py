@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.report.node import Node, read_json
-from eval.report.tensors import Site, read_samples, read_sites
+from eval.report.tensors import HeadOutput, Site, read_outputs, read_samples, read_sites
 
 LATENCIES = ("call", "sampling")
 NUMBERS = frozenset(
@@ -50,6 +50,38 @@ class Head:
     fluctuation_ratio: float | None
     label: str
     kept: bool
+
+
+@dataclass(frozen=True)
+class CriterionCut:
+    """What one criterion would cut: a share of each group; `own` marks the one that the run went by."""
+
+    name: str
+    own: bool
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class CriteriaCuts:
+    """Criteria held side by side at one target.
+
+    Attributes:
+        groups: Module path and kind of each group, in model order.
+        rows: The criteria, the run's own first.
+        left_out: Why, and which criteria.
+        note: Why there is nothing to compare, or empty.
+    """
+
+    groups: list[tuple[str, str]]
+    rows: list[CriterionCut]
+    left_out: list[tuple[str, list[str]]]
+    note: str
+
+    @property
+    def words(self) -> str:
+        """Which criteria are left out, and why."""
+        found = [f"{', '.join(names)} ({why})" for why, names in self.left_out]
+        return f"Not computed: {'; '.join(found)}." if found else ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,9 @@ class Run:
     labels: list[int] | None = None
     captions: list[str] | None = None
     sites: list[Site] = field(default_factory=list)
+    outputs: list[HeadOutput] = field(default_factory=list)
+    outputs_note: str = ""
+    criteria: CriteriaCuts | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -157,6 +192,9 @@ def load_run(path: Path) -> Run:
         labels=labels,
         captions=[child.text() for child in captions.items()] or None,
         sites=read_sites(data.get("sinks"), data.get("sink_sites")),
+        outputs=read_outputs(data.get("folding").get("file"), data.get("folding").get("heads")),
+        outputs_note=data.get("folding").get("note").text(""),
+        criteria=_criteria(data.get("criteria")),
         warnings=warnings,
         notes=[child.text() for child in data.get("notes").items()],
     )
@@ -250,6 +288,24 @@ def _head(node: Node) -> Head:
         label=node.get("label").text("ordinary"),
         kept=node.get("kept").flag(True),
     )
+
+
+def _criteria(node: Node) -> CriteriaCuts | None:
+    """Check which share of each group every criterion would cut."""
+    if not node.entries():
+        return None
+    groups = [(child.get("module").text(), child.get("kind").text()) for child in node.get("groups").items()]
+    rows = []
+    for child in node.get("rows").items():
+        shares = [share.required_number(low=0, high=1) for share in child.get("shares").items()]
+        if len(shares) != len(groups):
+            raise ValueError(f"{child.place}.shares: must be one a group, {len(groups)}, found {len(shares)}")
+        rows.append(CriterionCut(child.get("name").text(), child.get("own").flag(False), shares))
+    left_out = [
+        (child.get("why").text(), [name.text() for name in child.get("names").items()])
+        for child in node.get("left_out").items()
+    ]
+    return CriteriaCuts(groups, rows, left_out, node.get("note").text(""))
 
 
 def _curve(node: Node) -> Curve | None:

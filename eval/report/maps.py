@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.report import fmt, svg
+from eval.report import drift, fmt, svg
 from eval.report.load import Site
 from eval.report.svg import Figure
 
 MAX_SITES = 8
 SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no sinks
-SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (SCORES.md section 2)
 MAX_SIDE = 32  # larger token grids are pooled by maximum, so that a sink stays visible
 MAX_KEYS = 192
 PANEL = 84
@@ -23,12 +22,13 @@ PANEL = 84
 
 @dataclass(frozen=True)
 class SiteMaps:
-    """One site as shown: its name, what there is to see, and the two maps."""
+    """One site as shown: its name, what there is to see, both maps, and the drift of its sinks if it has any."""
 
     module: str
     summary: str
     heads: Figure
     positions: Figure
+    drift: Figure | None
 
 
 def peak_mass(site: Site) -> float:
@@ -73,9 +73,10 @@ def overview(sites: Sequence[Site]) -> str:
 
 
 def site_maps(site: Site, index: int) -> SiteMaps:
-    """Draw both maps of one site."""
+    """Draw the maps of one site."""
     positions = _grid_map(site, index) if site.grid else _key_map(site, index)
-    return SiteMaps(site.module, describe(site), _head_map(site, index), positions)
+    moving = drift.figure(site, index) if has_sinks(site) else None
+    return SiteMaps(site.module, describe(site), _head_map(site, index), positions, moving)
 
 
 def describe(site: Site) -> str:
@@ -87,7 +88,7 @@ def describe(site: Site) -> str:
     if not has_sinks(site):
         return f"{text}. No sinks: at most {fmt.times(peak_relative(site))} the uniform share on one key."
     text += f". Strongest head {int(np.nanargmax(means))}: mean sink mass {fmt.number(float(np.nanmax(means)), 2)}."
-    sinks = _sink_sets(site)
+    sinks = site.sinks
     if not sinks.any():
         return text + " No key is a sink on average over samples: sinks sit elsewhere from image to image."
     always, some = np.flatnonzero(sinks.all(axis=0)), np.flatnonzero(sinks.any(axis=0) & ~sinks.all(axis=0))
@@ -96,13 +97,6 @@ def describe(site: Site) -> str:
     if len(some):
         text += f" Sink at some timesteps only: {_keys(site, some)}."
     return text
-
-
-def _sink_sets(site: Site) -> NDArray[np.bool_]:
-    """Return which keys are sinks at which timestep, ``(T, M)``."""
-    if site.indicator is not None:
-        return np.nan_to_num(site.indicator) >= SINK_INDICATOR
-    return np.nan_to_num(site.relative_mass) >= site.threshold
 
 
 def _keys(site: Site, keys: NDArray[np.intp], most: int = 4) -> str:
@@ -152,8 +146,8 @@ def _grid_map(site: Site, index: int) -> Figure:
     assert site.grid is not None
     rows, columns = site.grid
     factor = math.ceil(max(rows, columns) / MAX_SIDE)
-    share = _pooled(_share(site.relative_mass, rows * columns).reshape(-1, rows, columns), factor)
-    sinks = _pooled(_sink_sets(site).astype(float).reshape(-1, rows, columns), factor) > 0
+    share = pooled(_share(site.relative_mass, rows * columns).reshape(-1, rows, columns), factor)
+    sinks = pooled(site.sinks.astype(float).reshape(-1, rows, columns), factor) > 0
     buckets, rows, columns = share.shape
     cell = PANEL / max(rows, columns)
     across = min(buckets, 8)
@@ -162,7 +156,7 @@ def _grid_map(site: Site, index: int) -> Figure:
     for bucket in range(buckets):
         x, y = (bucket % across) * step_x + 1, (bucket // across) * step_y + 22
         parts.append(svg.rect(x, y, columns * cell, rows * cell, "h0", f"bucket {bucket}"))
-        parts.append(_cells(share[bucket], x, y, cell))
+        parts.append(cells(share[bucket], x, y, cell))
         parts.append(_outlines(sinks[bucket], x, y, cell))
         parts.append(svg.label(x + columns * cell / 2, y + rows * cell + 14, bucket, "t num", "middle"))
     if factor > 1:
@@ -178,8 +172,8 @@ def _grid_map(site: Site, index: int) -> Figure:
     return svg.drawing(f"sinks-{index}-tokens", "".join(parts), width, foot + 6, alt)
 
 
-def _pooled(values: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
-    """Take the maximum over blocks of ``factor x factor`` cells of ``(T, rows, columns)``."""
+def pooled(values: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """Return the maximum over blocks of ``factor x factor`` cells of ``(T, rows, columns)``."""
     if factor == 1:
         return values
     _, rows, columns = values.shape
@@ -189,7 +183,7 @@ def _pooled(values: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     return values.reshape(shape).max(axis=(2, 4))
 
 
-def _cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
+def cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
     """Return the cells above the lowest colour, runs of one colour in a row joined, a path a colour."""
     drawn: dict[str, list[str]] = {}
     for row, values in enumerate(share):
@@ -218,7 +212,7 @@ def _key_map(site: Site, index: int) -> Figure:
     """Draw relative mass, a row a timestep bucket, a column a key (text tokens); sinks outlined."""
     keys = site.key_mass.shape[1]
     factor = math.ceil(keys / MAX_KEYS)
-    share, sinks = _share(site.relative_mass, keys), _sink_sets(site)
+    share, sinks = _share(site.relative_mass, keys), site.sinks
     if factor > 1:
         pad = ((0, 0), (0, -keys % factor))
         share = np.pad(share, pad).reshape(len(share), -1, factor).max(axis=2)
@@ -234,7 +228,7 @@ def _key_map(site: Site, index: int) -> Figure:
         parts.append(svg.label(left - 6, y + 12, bucket, "t num", "end"))
         parts.append(svg.rect(left, y, width, height - 1, "h0", f"bucket {bucket}"))
     parts.append(f'<g transform="translate({left} {top}) scale(1 {height / cell:g})">')
-    parts.append(_cells(share, 0, 0, cell) + "</g>")
+    parts.append(cells(share, 0, 0, cell) + "</g>")
     for bucket, column in zip(*np.nonzero(sinks), strict=True):
         parts.append(svg.rect(left + column * cell, top + bucket * height, max(cell, 3), height - 1, "sink"))
     bottom = top + buckets * height

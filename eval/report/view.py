@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.report import charts, fmt, images, maps, tables, words
+from eval.report import charts, criteria, fmt, images, maps, tables, words
+from eval.report.folding import Folding, folding
 from eval.report.load import Cut, Run
 from eval.report.svg import Figure
 
@@ -45,12 +46,15 @@ class View:
     cut_rows: list[dict[str, Any]]
     cut_totals: list[dict[str, Any]]
     depth: Figure | None
+    criteria: Figure | None
+    criteria_words: str
     recovery: Figure | None
     smoothed: bool
     denoising: list[Figure]
     sinks: Sinks | None
     heads: Figure | None
     head_counts: list[tuple[str, int, int]]
+    folding: Folding | None
     stages: list[dict[str, Any]]
     facts: list[tuple[str, str]]
     sections: list[tuple[str, str]] = field(default_factory=list)
@@ -75,12 +79,15 @@ def view(run: Run, index: int) -> View:
         cut_rows=_cut_rows(run.cuts),
         cut_totals=_cut_totals(run.cuts),
         depth=charts.depth(run.cuts) if many else None,
+        criteria=criteria.figure(run.criteria) if run.criteria else None,
+        criteria_words=_criteria_words(run),
         recovery=charts.recovery(run.recovery) if run.recovery else None,
         smoothed=run.recovery is not None and charts.is_smoothed(run.recovery),
         denoising=charts.denoising(run),
         sinks=_sinks(run) if run.sites else None,
         heads=charts.diagnostics(run.heads) if _sink_heads(run) else None,
         head_counts=charts.head_counts(run.heads),
+        folding=folding(run.outputs, run.outputs_note),
         stages=_stages(run),
         facts=_facts(run),
     )
@@ -169,6 +176,10 @@ def _cut_totals(cuts: Sequence[Cut]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _criteria_words(run: Run) -> str:
+    return "" if run.criteria is None else run.criteria.note or run.criteria.words
 
 
 def _sinks(run: Run) -> Sinks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from torch import Tensor
 
 from eval.report import build
 from pruning.importance import head_diagnostics
-from pruning.models import sample_shape
 from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats
+from pruning.stages.criteria import criteria_cuts
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import read_json, write_json
+from pruning.stages.grids import key_grid
+from pruning.stages.heads import write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
@@ -25,7 +26,7 @@ from pruning.stages.stage import stage, versions
 from pruning.stages.summary import SUMMARY, measured, summarize
 from pruning.types import CalibrationStats, PruningError
 
-DATA, SINKS, PAGE = "data.json", "sinks.safetensors", "report.html"
+DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 
 
 @stage(
@@ -36,7 +37,14 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
     sites = _write_sinks(run, folder / SINKS)
     samples = run.file("evaluate", SAMPLES)
     (folder / SAMPLES).write_bytes(samples.read_bytes())
-    write_json(folder / DATA, {**_data(run), **({"sinks": SINKS, "sink_sites": sites} if sites else {})})
+    heads = _heads(run)
+    pictures = {
+        **({"sinks": SINKS, "sink_sites": sites} if sites else {}),
+        "diagnostics": {"heads": heads},
+        "folding": write_folding(run, heads, folder / HEADS),
+        "criteria": criteria_cuts(run),
+    }
+    write_json(folder / DATA, {**_data(run), **pictures})
     # `build` reads a run directory; while this stage is being written, `.partial` looks like one.
     write_json(folder.parent / SUMMARY, summarize(run.folder))
     try:
@@ -49,7 +57,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _data(run: Run) -> dict[str, Any]:
-    """Return everything but the sink maps."""
+    """Return everything but what only the pictures show."""
     recipe, plan = run.recipe, run.cut_plan
     metrics = measured(run.folder)
     manifests = {name: run.folder.manifest(name) for name in run.folder.done()}
@@ -80,14 +88,13 @@ def _data(run: Run) -> dict[str, Any]:
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
         "recovery": read_json(run.folder.stage("recover") / "losses.json"),
-        "diagnostics": _heads(run),
         "samples": SAMPLES,
         "warnings": caveats(run),
         **({"captions": prompts} if prompts else {}),
     }
 
 
-def _heads(run: Run) -> dict[str, Any]:
+def _heads(run: Run) -> list[dict[str, Any]]:
     """Return the diagnostics of every attention head, and whether it stays."""
     weights = dict(run.dense.named_parameters())
     plan, groups = run.cut_plan, {group.name: group for group in run.groups}
@@ -97,7 +104,7 @@ def _heads(run: Run) -> dict[str, Any]:
         return not plan.removes(group.module) and row["head"] in plan.kept_units(group)
 
     rows = head_diagnostics(weights, run.groups, run.stats)
-    return {"heads": [{**row, "kept": kept(row)} for row in rows]} if rows else {}
+    return [{**row, "kept": kept(row)} for row in rows]
 
 
 def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
@@ -111,7 +118,7 @@ def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
         tensors |= {f"{group.module}/{name}": value.contiguous() for name, value in found.items()}
         heads, keys = found["sink_mass"].shape[1], found["key_mass"].shape[1]
         sites.append(
-            {"module": group.module, "heads": heads, "keys": keys, "grid": grid_of(run, group.module, keys)}
+            {"module": group.module, "heads": heads, "keys": keys, "grid": key_grid(run, group.module, keys)}
         )
     if tensors:
         save_file(tensors, str(path))
@@ -130,16 +137,3 @@ def _site(stats: CalibrationStats, group: str) -> dict[str, Tensor]:
     if stats.has(group, "sink_indicator"):
         found["sink_indicator"] = stats.get(group, "sink_indicator") / samples
     return {name: value.to(torch.float32) for name, value in found.items()}
-
-
-def grid_of(run: Run, module: str, keys: int) -> list[int] | None:
-    """Return rows and columns of the image tokens that a site's keys are, or None where they are no image.
-
-    The grid has the shape of the model's input; cross-attention looks at text.
-    """
-    if getattr(run.meta.get_submodule(module), "is_cross_attention", False):
-        return None
-    _, height, width = sample_shape(run.meta)
-    scale = math.sqrt(height * width / keys)
-    rows, columns = round(height / scale), round(width / scale)
-    return [rows, columns] if rows * columns == keys else None

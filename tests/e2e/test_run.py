@@ -112,6 +112,10 @@ def check_complete(run: Path, macs: float) -> dict:
     assert data["subjects"] == ["dense", "pruned", "recovered"]
     assert data["cuts"]
     assert len(data["recovery"]["loss"]) == 3
+    if "rows" in data["criteria"]:
+        own, *others = data["criteria"]["rows"]
+        assert own["shares"] == pytest.approx([1 - cut["kept"] / cut["total"] for cut in data["cuts"]])
+        assert {"random", "magnitude"} <= {row["name"] for row in others}
     page = (run / "report" / "report.html").read_text()
     assert "<svg" in page
     assert (run / "report" / "report.md").is_file()

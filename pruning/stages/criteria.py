@@ -1,0 +1,124 @@
+"""Where each criterion would cut: every one that the gathered statistics allow, at the run's own target and scope."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pruning.calibration import STATISTICS
+from pruning.calibration.base import ALWAYS, BlockStatistic
+from pruning.importance import CRITERIA, needs_of, score
+from pruning.importance.base import Weights
+from pruning.stages.planning import make_plan
+from pruning.stages.run import Run
+from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan
+
+GREEDY = "input_moment"
+"""Who reads this P x P statistic removes units one by one and solves for what stays, which takes P^3 steps."""
+
+MAX_WIDTH = 1024
+"""Widest consumer input P for which a greedy criterion other than the run's own is computed: a second or so a group."""
+
+NOT_GATHERED = "the run did not gather its statistics"
+NO_WEIGHTS = "the run did not gather its token weights"
+TOO_SLOW = f"greedy, so left out above {MAX_WIDTH:,} inputs of a layer"
+BLOCKS_ONLY = "for whole blocks only"
+
+
+def criteria_cuts(run: Run) -> dict[str, Any]:
+    """Return, for the report, what share of each group every criterion would cut.
+
+    Returns:
+        JSON types: ``groups`` (module and kind, in model order), ``rows`` (name, ``own``, and a share a group; the
+        run's own criterion first) and ``left_out`` (why, and which). Only a ``note`` where criteria cannot differ.
+    """
+    if run.recipe.prune.scope == "local" and not any(group.kind == "blocks" for group in run.groups):
+        return {
+            "note": "With prune.scope=local every criterion takes the same share of each group; they differ in which "
+            "units go."
+        }
+    own, stats = run.recipe.score.criterion, with_squares(run.stats)
+    rows = [{"name": own, "own": True, "shares": shares_cut(run.plan, run.groups)}]
+    weights = dict(run.dense.named_parameters())
+    left_out: dict[str, list[str]] = {}
+    for name in sorted(set(CRITERIA) - {own}):
+        why = reason_against(name, run.groups, weights, stats)
+        if why is None:
+            try:
+                plan = _plan(run, name, weights, stats)
+            except PruningError as error:  # a comparison must not cost the run its report
+                why = str(error)
+            else:
+                rows.append({"name": name, "own": False, "shares": shares_cut(plan, run.groups)})
+                continue
+        left_out.setdefault(why, []).append(name)
+    return {
+        "groups": [{"module": group.module, "kind": group.kind} for group in run.groups],
+        "rows": rows,
+        "left_out": [{"why": why, "names": names} for why, names in left_out.items()],
+    }
+
+
+def shares_cut(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[float]:
+    """Return what share of each group's units `plan` removes; all of those in a removed block."""
+    return [
+        1.0 if plan.removes(group.module) else len(plan.removed_units(group)) / group.num_units
+        for group in groups
+    ]
+
+
+def with_squares(stats: CalibrationStats) -> CalibrationStats:
+    """Return `stats` with ``input_sq``, the diagonal of ``input_unit_moment``, where only that was gathered."""
+    squares = {
+        group: {"input_sq": found["input_unit_moment"].diagonal(dim1=1, dim2=2).flatten()}
+        for group, found in stats.values.items()
+        if "input_unit_moment" in found and "input_sq" not in found
+    }
+    if not squares:
+        return stats
+    values = {group: {**found, **squares.get(group, {})} for group, found in stats.values.items()}
+    return CalibrationStats(values, {**stats.meta, "needs": [*stats.meta.get("needs", []), "input_sq"]})
+
+
+def reason_against(
+    name: str, groups: Sequence[PrunableGroup], weights: Weights, stats: CalibrationStats
+) -> str | None:
+    """Return why a criterion cannot, or shall not, be computed from `stats`; None if nothing speaks against it."""
+    entry, needs = CRITERIA[name], needs_of(name, groups) - set(ALWAYS)
+    of_blocks = any(isinstance(STATISTICS[need], BlockStatistic) for need in entry.needs - set(ALWAYS))
+    if of_blocks and any(group.kind != "blocks" for group in groups):
+        return BLOCKS_ONLY
+    if needs - set(stats.meta.get("needs", [])):
+        return NOT_GATHERED
+    if entry.omega not in ("off", *stats.meta.get("variants", [])):
+        return NO_WEIGHTS
+    greedy = [group for group in groups if GREEDY in needs_of(name, [group])]
+    return TOO_SLOW if any(_width(group, weights) > MAX_WIDTH for group in greedy) else None
+
+
+def _width(group: PrunableGroup, weights: Weights) -> int:
+    """Return P, the columns of the group's consumer weight, convolutions unfolded."""
+    part = group.consumed_by[0]
+    return group.num_units * part.unit_size * weights[part.path].shape[2:].numel()
+
+
+def _plan(run: Run, name: str, weights: Weights, stats: CalibrationStats) -> PruningPlan:
+    """Return the plan that the run's target, scope and limits give with the scores of another criterion."""
+    with _hushed("pruning.importance", "pruning.allocation"):
+        found = score(weights, run.groups, stats, criterion=name, seed=run.recipe.seed)
+        return make_plan(run, found)
+
+
+@contextmanager
+def _hushed(*names: str) -> Iterator[None]:
+    """Keep warnings of these loggers to themselves: they are about plans that nobody asked for."""
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

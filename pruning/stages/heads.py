@@ -1,0 +1,109 @@
+"""Heads before and after folding: what the report draws of a few of them, on one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pruning.calibration.contributions import Unit, contributions
+from pruning.data import num_train_timesteps
+from pruning.importance.base import consumer_columns
+from pruning.stages.grids import image_grid
+from pruning.stages.run import Run
+from pruning.types import PrunableGroup, PruningError
+
+MOST_CONSTANT = 2  # heads shown for their constancy; the least constant one stands beside them
+MIN_ENERGY = 0.1  # of the mean head of its site: what puts out less carries nothing
+MOSTLY_CONSTANT = 0.5  # R_h up to which more than half of a head goes into the bias
+FIGURES = ("group", "module", "head", "kept", "label", "fluctuation_ratio")
+
+
+def choose_heads(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose the heads to draw: the most constant ones that carry output, pruned ones first, and the least constant.
+
+    Args:
+        rows: Diagnostics of heads, as `pruning.importance.head_diagnostics` returns them, each with ``kept``.
+
+    Returns:
+        At most `MOST_CONSTANT` + 1 rows, most constant first.
+    """
+    heads = {name: sum(row["group"] == name for row in rows) for name in {row["group"] for row in rows}}
+    able = [row for row in rows if row["energy_share"] * heads[row["group"]] >= MIN_ENERGY]
+
+    def order(row: Mapping[str, Any]) -> tuple[bool, float]:
+        ratio = row["fluctuation_ratio"]
+        return (row["kept"] or ratio > MOSTLY_CONSTANT, ratio)
+
+    constant = sorted(able, key=order)[:MOST_CONSTANT]
+    others = [row for row in able if row not in constant]
+    contrast = sorted(others, key=lambda row: row["fluctuation_ratio"])[-1:]
+    return sorted(constant, key=lambda row: row["fluctuation_ratio"]) + contrast
+
+
+def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    """Look at a few heads while the dense model sees one image at every timestep; write and describe what they say.
+
+    Args:
+        run: Knows model, data and calibration.
+        rows: Diagnostics of all heads, each with ``kept``.
+        path: Where the tensors go: ``<module>/<head>/before`` and ``after`` (T, N), ``folded`` (1,).
+
+    Returns:
+        JSON types for the report: ``file``, ``image`` (row of the data), ``heads``, and ``note`` where something is
+        not drawn; empty for a model without head groups that were diagnosed.
+    """
+    groups = {group.name: group for group in run.groups}
+    single = [row for row in rows if len(groups[row["group"]].consumed_by) == 1]
+    chosen = choose_heads(single)
+    if not chosen:
+        joint = "Joint attention has two outputs to fold into, so no head is drawn." if rows else ""
+        return {"note": joint or "No head carries output."} if rows else {}
+    try:
+        return _look(run, [(row, groups[row["group"]]) for row in chosen], path)
+    except PruningError as error:  # a picture must not cost the run its report
+        return {"note": f"No head is drawn: {error}."}
+
+
+def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], path: Path) -> dict[str, Any]:
+    split = run.recipe.data.split
+    units = [_unit(run, group, row["head"]) for row, group in chosen]
+    found = contributions(
+        run.dense,
+        units,
+        run.noised(split, 1, batch_size=1)(),
+        num_train_timesteps=num_train_timesteps(run.scheduler),
+        timestep_buckets=run.recipe.calibrate.timestep_buckets,
+    )
+    tensors: dict[str, Tensor] = {}
+    heads, gridless = [], []
+    for (row, _), seen in zip(chosen, found, strict=True):
+        grid = image_grid(run, seen.before.shape[1])
+        if grid is None:
+            gridless.append(f"{row['module']} head {row['head']}")
+            continue
+        name = f"{row['module']}/{row['head']}"
+        tensors |= {f"{name}/before": seen.before, f"{name}/after": seen.after}
+        tensors[f"{name}/folded"] = torch.tensor([seen.folded])
+        heads.append({**{key: row[key] for key in FIGURES}, "tokens": seen.before.shape[1], "grid": grid})
+    if not heads:
+        return {"note": f"The tokens of {', '.join(gridless)} are no grid of the image, so no head is drawn."}
+    save_file({key: value.float().contiguous() for key, value in tensors.items()}, str(path))
+    return {"file": path.name, "image": run.choose(split, 1)[0], "split": split, "heads": heads}
+
+
+def _unit(run: Run, group: PrunableGroup, index: int) -> Unit:
+    """Return a head with its columns of the output projection and the mean that folding takes."""
+    columns = consumer_columns(group, dict(run.dense.named_parameters()))  # (C, P)
+    rows = run.stats.get(group.name, "row_weight").sum()
+    mean = run.stats.get(group.name, "input_sum").sum(0) / rows  # (P,)
+    return Unit(
+        group,
+        index,
+        columns.unflatten(1, (group.num_units, -1))[:, index],
+        mean.unflatten(0, (group.num_units, -1))[index].to(torch.float64),
+    )

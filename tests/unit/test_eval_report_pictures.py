@@ -1,0 +1,197 @@
+"""The pictures that explain: drift of the sinks, a head before and after folding, where each criterion cuts."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.report import build, criteria
+from eval.report.drift import drift, figure
+from eval.report.folding import folding
+from eval.report.load import CriteriaCuts, CriterionCut, load_run
+from eval.report.tensors import HeadOutput, Site
+from tests.fixtures import report_runs
+
+
+def site(sinks: list[list[int]], keys: int = 16, grid: tuple[int, int] | None = (4, 4)) -> Site:
+    """A site whose sinks, by bucket, share the mass 0.8 evenly."""
+    indicator = np.zeros((len(sinks), keys))
+    mass = np.full((len(sinks), keys), 0.2 / keys)
+    for bucket, where in enumerate(sinks):
+        indicator[bucket, where] = 1.0
+        mass[bucket, where] += 0.8 / max(1, len(where))
+    return Site("attn", grid, 4.0, np.full((len(sinks), 2), 0.8), mass, indicator)
+
+
+def test_the_centroid_moves_and_the_overlap_is_taken_with_the_noisiest_sinks() -> None:
+    found = drift(site([[0], [0, 3], [15, 0]]))
+    assert found is not None
+    assert found.first == 2
+    assert np.array(found.centroids) == pytest.approx(np.array([(0.5, 0.5), (0.5, 2.0), (2.0, 2.0)]))
+    assert found.overlap == pytest.approx([1 / 2, 1 / 3, 1.0])
+
+
+def test_the_centroid_is_weighted_by_mass() -> None:
+    one = site([[0, 12]])
+    one.key_mass[0, [0, 12]] = 0.6, 0.2
+    found = drift(one)
+    assert found is not None
+    assert found.centroids[0] == pytest.approx((0.5 + 3 * 0.25, 0.5))
+
+
+def test_buckets_without_sinks_are_left_out() -> None:
+    found = drift(site([[5], [], []]))
+    assert found is not None
+    assert (found.first, found.overlap, found.centroids[1:]) == (0, [1.0, None, None], [None, None])
+    assert drift(site([[], []])) is None
+    assert figure(site([[], []]), 0) is None
+
+
+def test_text_keys_have_no_path() -> None:
+    drawn = figure(site([[0], [0, 70]], keys=77, grid=None), 0)
+    assert drawn is not None
+    assert "centroid" not in drawn.svg
+    assert "at least 0.50" in drawn.alt
+
+
+def test_marks_that_would_cover_each_other_are_joined() -> None:
+    drawn = figure(site([[0], [0], [15], [0]]), 3)
+    assert drawn is not None
+    assert drawn.name == "sinks-3-drift"
+    assert ">0–1, 3</text>" in drawn.svg
+    assert ">2</text>" in drawn.svg
+
+
+def head(before: list[list[float]], folded: float, after: list[list[float]], **facts: Any) -> HeadOutput:
+    known: dict[str, Any] = {"module": "attn", "head": 3, "kept": False, "fluctuation_ratio": 0.04, **facts}
+    return HeadOutput(grid=(2, 2), before=np.array(before), folded=folded, after=np.array(after), **known)
+
+
+def test_a_constant_head_is_dark_before_and_pale_after() -> None:
+    found = folding([head([[2.0] * 4] * 2, 2.0, [[0.0] * 4] * 2)], "")
+    assert found is not None
+    [(name, words, drawn)] = found.heads
+    assert name == "attn head 3"
+    assert words.startswith("Pruned. Of its output energy 4")
+    assert "on this image 0" in words
+    assert drawn.svg.count('<path class="h8"') == 4  # before and bias at two buckets; nothing is left
+
+
+def test_many_timesteps_are_thinned_out() -> None:
+    found = folding([head([[1.0] * 4] * 20, 0.5, [[1.0] * 4] * 20)], "")
+    assert found is not None
+    buckets = re.findall(r"<title>bucket (\d+)", found.heads[0][2].svg)
+    assert len(buckets) == 3 * 8
+    assert {"0", "19"} <= set(buckets)
+
+
+def test_nothing_to_draw_and_nothing_to_say() -> None:
+    assert folding([], "") is None
+    said = folding([], "No head carries output.")
+    assert said is not None
+    assert said.note
+
+
+def cuts(**changes: Any) -> CriteriaCuts:
+    groups = [
+        ("block.0.attn", "attention_heads"),
+        ("block.0.ff", "ffn_channels"),
+        ("block.1.attn", "attention_heads"),
+    ]
+    rows = [CriterionCut("obs", True, [0.0, 0.5, 1.0]), CriterionCut("random", False, [0.5, 0.5, 0.5])]
+    return CriteriaCuts(**{"groups": groups, "rows": rows, "left_out": [], "note": ""} | changes)
+
+
+def test_criteria_stand_side_by_side_kinds_together() -> None:
+    drawn = criteria.figure(cuts())
+    assert drawn is not None
+    tips = re.findall(r"<title>(.*?)</title>", drawn.svg)
+    shown = [tip for tip in tips if tip.startswith("obs")]
+    names = [tip.split(":")[0] for tip in shown]
+    assert names == ["obs, block.0.attn", "obs, block.1.attn", "obs, block.0.ff"]
+    assert 'class="t ink own"' in drawn.svg
+    assert criteria.figure(cuts(rows=cuts().rows[:1])) is None
+
+
+def test_what_is_left_out_is_named_with_the_reason() -> None:
+    assert cuts(left_out=[("too slow", ["obs", "sink"])]).words == "Not computed: obs, sink (too slow)."
+    assert cuts().words == ""
+
+
+def pictured(path: Path, **changes: Any) -> Path:
+    """A run with everything that the pictures need."""
+    run = report_runs.digits_run(path)
+    data = json.loads((run / "report/data.json").read_text())
+    row = {"module": "transformer_blocks.0.attn1", "head": 1, "kept": False, "fluctuation_ratio": 0.05}
+    data["folding"] = {"file": "heads.safetensors", "heads": [row | {"tokens": 4, "grid": [2, 2]}]}
+    data["criteria"] = {
+        "groups": [{"module": "a", "kind": "ffn_channels"}],
+        "rows": [
+            {"name": "obs", "own": True, "shares": [0.5]},
+            {"name": "wanda", "own": False, "shares": [0.25]},
+        ],
+        "left_out": [{"why": "too slow", "names": ["sink"]}],
+    }
+    data |= changes
+    name = "transformer_blocks.0.attn1/1"
+    norms = np.ones((3, 4), np.float32)
+    tensors = {
+        f"{name}/before": norms,
+        f"{name}/after": 0.1 * norms,
+        f"{name}/folded": np.ones(1, np.float32),
+    }
+    return report_runs.write(run, data, {"heads.safetensors": tensors})
+
+
+def test_page_and_twin_show_all_three(tmp_path: Path) -> None:
+    page = build([pictured(tmp_path / "run")], tmp_path / "out.html")
+    html, text = page.read_text(), page.with_suffix(".md").read_text()
+    for said in (
+        "Where each criterion would cut",
+        "A head before and after folding",
+        "sinks shared with bucket",
+    ):
+        assert said in html
+    for drawing in ("criteria", "folding-0", "sinks-0-drift"):
+        assert f"{drawing}.svg" in text
+        assert list((tmp_path / "out_files").glob(f"*{drawing}.svg"))
+    assert "Not computed: sink (too slow)." in html
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("criteria", "rows", 0, "shares"), [0.5, 0.5], r"shares: must be one a group, 1, found 2"),
+        (("criteria", "rows", 0, "shares", 0), 1.5, r"shares\[0\].*1\.5"),
+        (("folding", "heads", 0, "grid"), [3, 2], r"grid: must be \[rows, columns\] of 4 tokens"),
+        (("folding", "heads", 0, "head"), 7, r"has no tensor 'transformer_blocks.0.attn1/7/before'"),
+        (("folding", "heads", 0, "grid"), [], r"found nothing"),
+    ],
+)
+def test_wrong_values_name_place_and_rule(tmp_path: Path, where: tuple, value: Any, message: str) -> None:
+    run = pictured(tmp_path / "run")
+    file = run / "report/data.json"
+    data = json.loads(file.read_text())
+    node = data
+    for key in where[:-1]:
+        node = node[key]
+    node[where[-1]] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        load_run(run)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_norms_are_norms(tmp_path: Path, value: float) -> None:
+    run = pictured(tmp_path / "run")
+    name, norms = "transformer_blocks.0.attn1/1", np.full((3, 4), value, np.float32)
+    tensors = {f"{name}/before": norms, f"{name}/after": norms, f"{name}/folded": np.ones(1, np.float32)}
+    report_runs.write(run, json.loads((run / "report/data.json").read_text()), {"heads.safetensors": tensors})
+    with pytest.raises(ValueError, match="holds norms, which are finite and not negative"):
+        load_run(run)
