@@ -41,11 +41,14 @@ class RowStatistic:
             being of one timestep bucket.
         by_bucket: Keep timestep buckets apart in a leading dimension T.
         kinds: Kinds of group it is gathered for.
+        of_image: The same sum where a 3 x 3 convolution keeps the size of its input, ``(x, u, group) -> sum`` with
+            the input x (S, C, H, W) itself and weights u (S,); None if there is no faster way than by rows.
     """
 
     measure: Callable[[Tensor, Tensor, PrunableGroup], Tensor]
     by_bucket: bool = False
     kinds: tuple[str, ...] = CONSUMING_KINDS
+    of_image: Callable[[Tensor, Tensor, PrunableGroup], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,15 @@ class Consumer:
         )
         return self.channels * area
 
+    def image(self, x: Tensor) -> Tensor | None:
+        """Return the channels (S, C, H, W) that a 3 x 3 convolution reads if it keeps their size, else None."""
+        conv = self.module
+        if not isinstance(conv, nn.Conv2d) or conv.padding not in ((1, 1), "same"):
+            return None
+        if (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+            return None
+        return x[:, self.start : self.start + self.channels].float()
+
     def num_tokens(self, x: Tensor) -> int:
         """Return N, the positions of an input, which `tokens` yields."""
         return x.shape[2:].numel() if isinstance(self.module, nn.Conv2d) else x.shape[1:-1].numel()

@@ -2,7 +2,8 @@
 
 T timestep buckets, G units, P columns (channel-major unfolded for convolutions, matching ``weight.flatten(1)``),
 u = P / G columns a unit; row weight w = w_tau, or w_tau omega^2 in a variant. Products are float32 over a chunk of
-rows, sums float64. Divide by ``row_weight`` for means.
+rows, sums float64. Divide by ``row_weight`` for means. `pruning.calibration.patches` has the same sums for 3 x 3
+convolutions that keep the size, at a sixth of the price.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.calibration.base import RowStatistic, register
+from pruning.calibration.patches import patch_moment, patch_sq, patch_sum, patch_unit_moment, patch_weight
 from pruning.types import PrunableGroup
 
 
@@ -41,8 +43,8 @@ def input_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
     return (x * u[:, None]).T @ x
 
 
-register("row_weight", RowStatistic(row_weight, by_bucket=True))
-register("input_sum", RowStatistic(input_sum, by_bucket=True))
-register("input_sq", RowStatistic(input_sq))
-register("input_unit_moment", RowStatistic(input_unit_moment))
-register("input_moment", RowStatistic(input_moment))
+register("row_weight", RowStatistic(row_weight, by_bucket=True, of_image=patch_weight))
+register("input_sum", RowStatistic(input_sum, by_bucket=True, of_image=patch_sum))
+register("input_sq", RowStatistic(input_sq, of_image=patch_sq))
+register("input_unit_moment", RowStatistic(input_unit_moment, of_image=patch_unit_moment))
+register("input_moment", RowStatistic(input_moment, of_image=patch_moment))

@@ -56,6 +56,10 @@ class RowTap:
             omegas: omega by variant, (S, N) each; empty where omega = 1.
             suffix: Of the names of the sums with omega = 1.
         """
+        image = None if omegas or self._rows is not None else self.consumer.image(summable(x))
+        if image is not None and all(s.of_image is not None for s in self._statistics.values()):
+            self._see_image(image, step, owner, suffix)
+            return
         for part, rows in self.consumer.rows(summable(x)):
             buckets, weights = step.buckets[owner[part]], step.weights[owner[part]]
             rows, weights, omega = self._subset(rows, weights, omegas, part, step, owner)
@@ -71,6 +75,19 @@ class RowTap:
                     {v: o[here].flatten() for v, o in omega.items()},
                     suffix,
                 )
+
+    def _see_image(self, image: Tensor, step: Step, owner: Tensor, suffix: str) -> None:
+        """Add one input (S, C, H, W) of a convolution without unfolding it."""
+        buckets = step.buckets[owner]
+        weights = step.weights[owner].to(image.device, torch.float32)
+        for bucket in buckets.unique().tolist():
+            here = (buckets == bucket).nonzero().flatten().to(image.device)
+            x, u = (image, weights) if len(here) == len(buckets) else (image[here], weights[here])
+            for name, statistic in self._statistics.items():
+                assert statistic.of_image is not None
+                value = statistic.of_image(x, u, self.consumer.group)
+                where = bucket if statistic.by_bucket else None
+                self._sums.add(self.consumer.group.name, name + suffix, value, where)
 
     def _subset(
         self,

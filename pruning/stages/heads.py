@@ -60,9 +60,11 @@ def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> di
     groups = {group.name: group for group in run.groups}
     single = [row for row in rows if len(groups[row["group"]].consumed_by) == 1]
     chosen = choose_heads(single)
+    if not rows:
+        return {}
     if not chosen:
-        joint = "Joint attention has two outputs to fold into, so no head is drawn." if rows else ""
-        return {"note": joint or "No head carries output."} if rows else {}
+        joint = "Joint attention has two outputs to fold into, so no head is drawn."
+        return {"note": "No head carries output, so none is drawn." if single else joint}
     try:
         return _look(run, [(row, groups[row["group"]]) for row in chosen], path)
     except PruningError as error:  # a picture must not cost the run its report

@@ -53,6 +53,20 @@ def test_buckets_without_sinks_are_left_out() -> None:
     assert figure(site([[], []]), 0) is None
 
 
+def test_tokens_that_are_sinks_in_some_images_count_by_how_many() -> None:
+    one = site([[], []])
+    assert one.indicator is not None
+    one.indicator[0, [0, 3]], one.indicator[1, 0] = 0.4, 0.6
+    one.key_mass[:] = 1 / 16
+    found = drift(one)
+    assert found is not None
+    assert np.array(found.centroids) == pytest.approx(np.array([(0.5, 2.0), (0.5, 0.5)]))
+    assert found.overlap == pytest.approx([0.4 / (0.6 + 0.4), 1.0])
+    drawn = figure(one, 0)
+    assert drawn is not None
+    assert "1.5 tokens apart at most" in drawn.svg
+
+
 def test_text_keys_have_no_path() -> None:
     drawn = figure(site([[0], [0, 70]], keys=77, grid=None), 0)
     assert drawn is not None
@@ -86,9 +100,23 @@ def test_a_constant_head_is_dark_before_and_pale_after() -> None:
 def test_many_timesteps_are_thinned_out() -> None:
     found = folding([head([[1.0] * 4] * 20, 0.5, [[1.0] * 4] * 20)], "")
     assert found is not None
-    buckets = re.findall(r"<title>bucket (\d+)", found.heads[0][2].svg)
+    buckets = re.findall(r"bucket (\d+): mean norm", found.heads[0][2].svg)
     assert len(buckets) == 3 * 8
     assert {"0", "19"} <= set(buckets)
+
+
+def test_large_grids_are_drawn_as_means_over_blocks_of_tokens() -> None:
+    before = np.zeros((1, 64 * 64))
+    before[0, 0] = (
+        4.0  # the mean of the first 2 x 2 tokens is 1, as is that of the rest of the first row below
+    )
+    before[0, 2:64] = 2.0
+    output = HeadOutput("attn", 0, True, 1.0, (64, 64), before, 0.5, np.zeros((1, 64 * 64)))
+    found = folding([output], "")
+    assert found is not None
+    svg = found.heads[0][2].svg
+    assert len(re.findall('<path class="h8"', svg)) == 1
+    assert "the darkest colour is 1.00" in found.heads[0][2].alt
 
 
 def test_nothing_to_draw_and_nothing_to_say() -> None:
@@ -116,7 +144,21 @@ def test_criteria_stand_side_by_side_kinds_together() -> None:
     names = [tip.split(":")[0] for tip in shown]
     assert names == ["obs, block.0.attn", "obs, block.1.attn", "obs, block.0.ff"]
     assert 'class="t ink own"' in drawn.svg
+    assert re.findall(r'class="t num" [^>]*middle">(\d+)</text>', drawn.svg) == ["0", "1", "0"]
     assert criteria.figure(cuts(rows=cuts().rows[:1])) is None
+
+
+def test_stages_of_a_unet_are_named_where_they_begin() -> None:
+    groups = [
+        (f"{where}.resnets.{k}", "resnet_channels")
+        for where in ("down_blocks.0", "mid_block", "up_blocks.1")
+        for k in range(20)
+    ]
+    rows = [CriterionCut(name, name == "obs", [0.5] * 60) for name in ("obs", "random")]
+    drawn = criteria.figure(cuts(groups=groups, rows=rows))
+    assert drawn is not None
+    assert re.findall(r">(down 0|mid|up 1)</text>", drawn.svg) == ["down 0", "mid", "up 1"]
+    assert ">50</text>" not in drawn.svg  # too narrow for figures
 
 
 def test_what_is_left_out_is_named_with_the_reason() -> None:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pruning.allocation import CostModel, Target, allocate
+from pruning.calibration import calibrate
 from pruning.calibration.contributions import Unit, contributions
 from pruning.groups import find_groups
+from pruning.importance import score
 from pruning.importance.base import consumer_columns
+from pruning.models import example_call
 from pruning.models.families import denoise
+from pruning.recipe import schema
+from pruning.recipe.schema import Prune, Recipe, Score
 from pruning.stages.criteria import (
     BLOCKS_ONLY,
     NO_WEIGHTS,
     NOT_GATHERED,
     TOO_SLOW,
+    criteria_cuts,
     reason_against,
     shares_cut,
     with_squares,
 )
 from pruning.stages.grids import image_grid
-from pruning.stages.heads import choose_heads
+from pruning.stages.heads import choose_heads, write_folding
 from pruning.types import CalibrationStats, PruningError, PruningPlan
 from tests.models import dit, unet2d
 from tests.unit.calibration_setup import BUCKETS, noised
@@ -119,3 +129,59 @@ def test_tokens_lie_in_a_grid_of_the_images_shape() -> None:
 
     assert image_grid(Shown(), 16) == [4, 4]  # type: ignore[arg-type]
     assert image_grid(Shown(), 15) is None  # type: ignore[arg-type]
+
+
+def small_run(scope: str = "global") -> Any:
+    """What `criteria_cuts` asks of a run: a tiny DiT, calibrated for ``fluctuation``, planned by ``magnitude``."""
+    model = dit()
+    groups = find_groups(model, ["attention_heads", "ffn_channels"])
+    needs = ["input_unit_moment", "input_sum", "row_weight"]
+    stats = calibrate(model, groups, noised(model), needs=needs, **WHEN)
+    cost = CostModel.trace(model, example_call(model, 1), groups)
+    prune = Prune(scope=scope, target=schema.Target(macs=0.7))
+    recipe = Recipe(name="small", score=Score(criterion="magnitude"), prune=prune, seed=3)
+    run = SimpleNamespace(recipe=recipe, dense=model, meta=model, groups=groups, stats=stats, cost=cost)
+    scores = score(dict(model.named_parameters()), groups, criterion="magnitude", seed=3)
+    run.plan = allocate(groups, scores, cost, target=Target(macs=0.7), scope=scope)
+    return run
+
+
+def test_criteria_are_compared_at_the_runs_own_target(caplog: pytest.LogCaptureFixture) -> None:
+    run = small_run()
+    found = criteria_cuts(run)
+    rows = {row["name"]: row["shares"] for row in found["rows"]}
+    assert set(rows) == {"magnitude", "energy", "flap", "fluctuation", "random", "wanda"}
+    assert found["rows"][0]["own"]
+    assert [row["own"] for row in found["rows"]].count(True) == 1
+    stats = with_squares(run.stats)
+    for name, shares in rows.items():
+        scores = score(dict(run.dense.named_parameters()), run.groups, stats, criterion=name, seed=3)
+        plan = allocate(run.groups, scores, run.cost, target=Target(macs=0.7), scope="global")
+        by_hand = [1 - len(plan.kept_units(group)) / group.num_units for group in run.groups]
+        assert shares == pytest.approx(by_hand), name
+    left_out = {name: entry["why"] for entry in found["left_out"] for name in entry["names"]}
+    assert left_out["taylor"] == left_out["obs"] == NOT_GATHERED
+    assert left_out["block_change"] == BLOCKS_ONLY
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_local_scope_leaves_nothing_to_compare() -> None:
+    assert set(criteria_cuts(small_run("local"))) == {"note"}
+
+
+def test_a_criterion_that_refuses_is_named_with_its_words() -> None:
+    run = small_run()
+    del run.stats.values[run.groups[0].name]["input_unit_moment"]
+    [refused] = [entry for entry in criteria_cuts(run)["left_out"] if "fluctuation" in entry["names"]]
+    assert "'input_unit_moment' was not gathered for group" in refused["why"]
+
+
+def test_without_a_head_to_draw_the_reason_is_said(tmp_path: Path) -> None:
+    groups = find_groups(dit(), ["attention_heads"])
+    run: Any = SimpleNamespace(groups=groups)
+    row = head("0", 0.5, energy=0.0) | {"group": groups[0].name}
+    assert write_folding(run, [], tmp_path / "heads.safetensors") == {}
+    assert write_folding(run, [row], tmp_path / "heads.safetensors") == {
+        "note": "No head carries output, so none is drawn."
+    }
+    assert not list(tmp_path.iterdir())
