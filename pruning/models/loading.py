@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pruning.models.sources import local_folder, resolve_source
 from pruning.types import PruningError
+
+logger = logging.getLogger(__name__)
 
 DENOISER_FOLDERS = ("unet", "transformer")
 
@@ -65,6 +68,15 @@ def load_denoiser(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PruningError(
             f"{where}: the weight files lack {missing[0]!r}{more}; the model would be partly random"
+        )
+    if unexpected := sorted(info["unexpected_keys"]):
+        logger.warning(
+            "%s: the weight files hold %d tensor(s) that %s of this config.json has no place for, such as %s; they are "
+            "left out (does the config belong to these weights?)",
+            where,
+            len(unexpected),
+            cls.__name__,
+            ", ".join(map(repr, unexpected[:3])),
         )
     check_finite(model, where)
     return model.to(device).eval()

@@ -105,6 +105,16 @@ def test_broken_weights_are_named(folder: Path, value: float):
         load_denoiser(folder)
 
 
+def test_weights_without_a_place_are_named(folder: Path, caplog: pytest.LogCaptureFixture):
+    path = folder / "transformer" / WEIGHTS
+    state = load_file(path)
+    state["transformer_blocks.9.extra.weight"] = torch.ones(2)
+    save_file(state, path, metadata={"format": "pt"})
+    load_denoiser(folder)
+    assert "hold 1 tensor(s) that" in caplog.text
+    assert "'transformer_blocks.9.extra.weight'" in caplog.text
+
+
 def test_missing_weights_are_named(folder: Path):
     path = folder / "transformer" / WEIGHTS
     state = load_file(path)
