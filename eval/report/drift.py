@@ -1,4 +1,8 @@
-"""Drift: where the sinks of a site go as the noise falls, and how many of them are still the same."""
+"""Drift: where the sinks of a site go as the noise falls, and how many of them are still the same.
+
+A token counts by its soft indicator s, a mean over images: one that is a sink in every second image counts half. So
+sinks that sit elsewhere from image to image have a picture too, that of where they sit on average.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.report import fmt, svg
 from eval.report.svg import Figure, Scale
@@ -15,6 +20,7 @@ from eval.report.tensors import Site
 
 PANEL = 132
 NEAR = 11.0  # points of the path nearer than this share one mark
+FEWEST = 0.5  # sinks an image, on average, below which a timestep is said to have none
 Point = tuple[float, float]
 
 
@@ -24,10 +30,10 @@ class Drift:
 
     Attributes:
         first: The noisiest bucket that has sinks; what the others are compared with.
-        centroids: Row and column of the mass-weighted centroid of the sinks by bucket, in tokens from the upper left
-            corner of the grid; None without sinks. Empty where keys are no grid.
-        overlap: Jaccard index of a bucket's sinks with those of `first`, 0 (none shared) to 1 (the same); None where
-            the bucket has none.
+        centroids: Row and column of the centroid of the sinks by bucket, weighted by s times attention mass, in
+            tokens from the upper left corner of the grid; None without sinks. Empty where keys are no grid.
+        overlap: Weighted Jaccard index of a bucket's sinks with those of `first`, ``sum_j min / sum_j max`` over s,
+            0 (none shared) to 1 (the same); None where the bucket has none.
     """
 
     first: int
@@ -36,26 +42,36 @@ class Drift:
 
 
 def drift(site: Site) -> Drift | None:
-    """Return how the sinks of a site move; None if no key is a sink on average."""
-    sinks = site.sinks
-    buckets = np.flatnonzero(sinks.any(axis=1))
-    if not len(buckets):
+    """Return how the sinks of a site move; None if no timestep has any."""
+    weight = _weight(site)
+    there = weight.sum(axis=1) >= FEWEST
+    if not there.any():
         return None
-    first = int(buckets[-1])
+    first = int(np.flatnonzero(there)[-1])
     overlap = [
-        float((row & sinks[first]).sum() / (row | sinks[first]).sum()) if row.any() else None for row in sinks
+        float(np.minimum(row, weight[first]).sum() / np.maximum(row, weight[first]).sum()) if any_ else None
+        for row, any_ in zip(weight, there, strict=True)
     ]
-    return Drift(first, [_centroid(site, t) for t in range(len(sinks))] if site.grid else [], overlap)
+    mass = weight * np.nan_to_num(site.key_mass)
+    places = (
+        [_centroid(row, site.grid[1]) if any_ else None for row, any_ in zip(mass, there, strict=True)]
+        if site.grid
+        else []
+    )
+    return Drift(first, places, overlap)
 
 
-def _centroid(site: Site, bucket: int) -> Point | None:
-    """Return the mean row and column of the cells that are sinks, weighted by their mass."""
-    assert site.grid is not None
-    mass = np.where(site.sinks[bucket], np.nan_to_num(site.key_mass[bucket]), 0.0)
+def _weight(site: Site) -> NDArray[np.float64]:
+    """Return how much of a sink each key is, ``(T, M)`` in [0, 1]."""
+    return site.sinks.astype(float) if site.indicator is None else np.nan_to_num(site.indicator)
+
+
+def _centroid(mass: NDArray[np.float64], columns: int) -> Point | None:
+    """Return the mean row and column of the cells of a grid, weighted by `mass` (M,)."""
     if not mass.any():
         return None
-    rows, columns = np.divmod(np.arange(len(mass)), site.grid[1])
-    row, column = (float((mass * (where + 0.5)).sum() / mass.sum()) for where in (rows, columns))
+    rows, across = np.divmod(np.arange(len(mass)), columns)
+    row, column = (float((mass * (where + 0.5)).sum() / mass.sum()) for where in (rows, across))
     return row, column
 
 
@@ -67,10 +83,7 @@ def figure(site: Site, index: int) -> Figure | None:
     body, left, alt = "", 0.0, ""
     if site.grid:
         body, width = _path(site.grid, found)
-        left, alt = (
-            max(width, svg.text_width("centroid of the sinks")) + 44,
-            "Path of the sinks' centroid and ",
-        )
+        left, alt = max(width, 144.0) + 44, "Path of the sinks' centroid and "
     bars, width = _bars(found, left)
     least = min(value for value in found.overlap if value is not None)
     alt += f"overlap of the sinks with those of bucket {found.first} at {site.module}, at least {least:.2f}."
@@ -97,7 +110,15 @@ def _path(grid: tuple[int, int], found: Drift) -> tuple[str, float]:
         parts.append(svg.marker(x, y, "circle", cls, f"bucket {numbers}", 5))
         side = "end" if x > middle else "start"
         parts.append(svg.label(x + (-9 if x > middle else 9), y + 4, numbers, "t num ink halo0", side))
+    parts.append(svg.label(left, top + PANEL + 15, _farthest(found.centroids), "t"))
     return "".join(parts), columns * cell + 2
+
+
+def _farthest(centroids: Sequence[Point | None]) -> str:
+    """Say how far apart any two centroids are at most."""
+    known = [place for place in centroids if place is not None]
+    apart = max((math.dist(one, other) for one in known for other in known), default=0.0)
+    return f"{apart:.1f} tokens apart at most"
 
 
 def _together(points: Sequence[Point | None]) -> list[list[int]]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.report import fmt, maps, svg
 from eval.report.svg import Figure
 from eval.report.tensors import HeadOutput
 
 PANEL = 60
-LEFT = 150
+LEFT = 176
 MAX_BUCKETS = 8
+ROWS = ("what the head says", "folded into the bias", "left after folding")
 
 
 @dataclass(frozen=True)
@@ -46,33 +49,51 @@ def describe(head: HeadOutput) -> str:
 
 def _figure(head: HeadOutput, index: int) -> Figure:
     """Draw three rows of token grids, a column a timestep bucket, on one colour scale."""
-    buckets = np.unique(np.linspace(0, len(head.before) - 1, min(len(head.before), MAX_BUCKETS)).round())
-    rows, columns = head.grid
-    cell = PANEL / max(rows, columns)
-    top_value = max(float(head.before.max()), float(head.after.max()), head.folded) or 1.0
+    buckets = np.linspace(0, len(head.before) - 1, min(len(head.before), MAX_BUCKETS)).round().astype(int)
     flat = np.full_like(head.before, head.folded)
+    drawn = [_image(values[buckets], head.grid) for values in (head.before, flat, head.after)]
+    largest = max(float(values.max()) for values in drawn) or 1.0
+    rows, columns = drawn[0].shape[1:]
+    cell = PANEL / max(rows, columns)
+    step_x, step_y = columns * cell + 8, rows * cell + 8
     parts: list[str] = []
-    step_x, step_y = columns * cell + 8, rows * cell + 10
-    for line, (title, values) in enumerate(
-        (("what it says", head.before), ("what a bias says", flat), ("what is left", head.after))
-    ):
-        y = 4 + line * step_y
+    for line, (title, values) in enumerate(zip(ROWS, drawn, strict=True)):
+        y = 1 + line * step_y
         parts.append(svg.label(LEFT - 12, y + rows * cell / 2 + 4, title, "t ink", "end"))
-        for place, bucket in enumerate(buckets.astype(int)):
+        for place, bucket in enumerate(buckets.tolist()):
             x = LEFT + place * step_x
-            share = (values[bucket] / top_value).reshape(1, rows, columns)
-            tip = f"bucket {bucket}: mean norm {fmt.number(float(values[bucket].mean()))}"
+            tip = f"{title}, bucket {bucket}: mean norm {fmt.number(float(values[place].mean()))}"
             parts.append(svg.rect(x, y, columns * cell, rows * cell, "h0", tip))
-            parts.append(maps.cells(share[0], x, y, cell))
-    foot = 4 + 3 * step_y
-    for place, bucket in enumerate(buckets.astype(int)):
+            parts.append(maps.cells(values[place] / largest, x, y, cell))
+    foot, right = 1 + 3 * step_y, LEFT + len(buckets) * step_x - 8
+    for place, bucket in enumerate(buckets.tolist()):
         middle = LEFT + place * step_x + columns * cell / 2
-        parts.append(svg.label(middle, foot + 10, bucket, "t num", "middle"))
-    right = LEFT + len(buckets) * step_x - 8
-    parts.append(svg.label(LEFT, foot + 28, "less noise", "t"))
-    parts.append(svg.label(right, foot + 28, "more noise", "t", "end"))
+        parts.append(svg.label(middle, foot + 9, bucket, "t num", "middle"))
+    parts.append(svg.label(LEFT, foot + 26, "less noise", "t"))
+    parts.append(svg.label(max(right, LEFT + 150), foot + 26, "more noise", "t", "end"))
+    start = max(right, LEFT + 150) + 34
+    parts += _key(start, largest)
     alt = (
         f"Output norms of {head.module} head {head.head} by token and timestep bucket: before folding, the constant "
-        f"that folding takes, and what is left; the darkest colour is {fmt.number(top_value)}."
+        f"that folding takes, and what is left; the darkest colour is {fmt.number(largest)}."
     )
-    return svg.drawing(f"folding-{index}", "".join(parts), max(right, LEFT + 150) + 4, foot + 34, alt)
+    return svg.drawing(f"folding-{index}", "".join(parts), start + 90, foot + 32, alt)
+
+
+def _image(values: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.float64]:
+    """Return norms (T, N) as pictures (T, rows, columns); large grids as means over blocks of tokens."""
+    rows, columns = grid
+    factor = math.ceil(max(grid) / maps.MAX_SIDE)
+    pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
+    padded = np.pad(values.reshape(-1, rows, columns), pad, constant_values=np.nan)
+    shape = (len(values), padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
+    return np.nanmean(padded.reshape(shape), axis=(2, 4))
+
+
+def _key(x: float, largest: float) -> list[str]:
+    """Return the colour scale of the norms, upright, zero at its foot."""
+    parts = [svg.label(x, 12, "norm", "t ink")]
+    parts += [svg.rect(x, 20 + (8 - k) * 12, 14, 12, svg.heat_class(k / 8)) for k in range(9)]
+    parts.append(svg.label(x + 20, 30, fmt.number(largest), "t num"))
+    parts.append(svg.label(x + 20, 127, "0", "t num"))
+    return parts
