@@ -3,6 +3,10 @@
 Both scopes walk the same ladder: every group has an ordered list of sizes it may keep, and each rung down
 removes its least important remaining units. ``global`` takes the cheapest rung anywhere (by score, or by score
 per cost freed); ``local`` takes every group down in step. The walk stops at the rung nearest to the target.
+
+A score per cost means something only where 0 means "costs nothing". Scores that go below zero (standardised ones,
+negated ones) have no such zero: divided by a cost, the worst would look the better the dearer they are. They are
+compared as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from pruning.allocation.cost import CostModel
 from pruning.types import PrunableGroup, PruningError, PruningPlan, Scores
 
 logger = logging.getLogger(__name__)
+
+ROUNDING = 1e-9
+"""Scores below zero by no more than this share of the largest magnitude count as 0."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,15 @@ def allocate(
         cost: Predicts MACs and parameters of plans.
         target: What to hit.
         scope: ``"global"`` compares scores across groups; ``"local"`` takes the same fraction from each.
-        per_cost: In global scope, divide scores by the cost that their removal frees.
+        per_cost: In global scope, divide scores by the cost that their removal frees. Scores of which some are
+            negative are compared undivided, and a warning says so.
         round_to: Kept channels are multiples of it.
         min_units: Fewest units a group keeps.
         limits: Further bounds by kind or name.
         base_hash: Stored in the plan.
 
     Returns:
-        The plan; ``meta`` holds what was asked and what was got.
+        The plan; ``meta`` holds what was asked and what was got, in global scope also whether scores were divided.
 
     Raises:
         PruningError: If the target lies below what the limits allow (the message names the least feasible).
@@ -84,6 +92,7 @@ def allocate(
     ladders = [_ladder(g, scores, costs[g.name], sizes(g, round_to, min_units, limits)) for g in groups]
     measure = cost.macs if target.measure == "macs" else cost.params
     dense, goal = measure(), _goal(target, groups, cost, measure)
+    per_cost = per_cost and scope == "global" and _have_a_zero(ladders, scores)
     walk = _global(ladders, per_cost) if scope == "global" else _local(ladders)
     rungs = _nearest(ladders, walk, measure, goal)
     plan = _plan(ladders, rungs, base_hash)
@@ -95,6 +104,7 @@ def allocate(
         asked=str(target),
         target={"macs": target.macs, "params": target.params, "ratio": target.ratio},
         scope=scope,
+        **({"per_cost": per_cost} if scope == "global" else {}),
         hit=hit,
         goal=goal,
         got=got,
@@ -135,6 +145,23 @@ def _ladder(group: PrunableGroup, scores: Scores | None, unit_cost: float, allow
         return _Ladder(group, allowed, order, [0.0] * group.num_units, unit_cost)
     values, order = torch.sort(scores.values[group.name].double(), stable=True)
     return _Ladder(group, allowed, order.tolist(), values.tolist(), unit_cost)
+
+
+def _have_a_zero(ladders: Sequence[_Ladder], scores: Scores | None) -> bool:
+    """Tell whether scores may be divided by costs; if not, say so."""
+    if not ladders:
+        return True
+    lowest = min(ladders, key=lambda ladder: ladder.scores[0])  # each ladder's scores rise
+    if lowest.scores[0] >= -ROUNDING * max(abs(ladder.scores[-1]) for ladder in ladders):
+        return True
+    logger.warning(
+        "prune.per_cost: scores of the criterion %r go below zero (%g in group %r), so that a score per cost means "
+        "nothing; units are compared by their scores alone, as with prune.per_cost=false",
+        "unknown" if scores is None else scores.meta.get("criterion", "unknown"),
+        lowest.scores[0],
+        lowest.group.name,
+    )
+    return False
 
 
 def _goal(

@@ -19,8 +19,8 @@ def flap(
     of the global structure (AL-AM); a head is the mean of its standardised columns. A layer whose columns all
     fluctuate alike scores 0.
 
-    Half of the scores are negative and none is an error, so that dividing them by a cost says nothing: compare
-    layers with ``prune.scope=global prune.per_cost=false``, as the paper does. Within a layer nothing changes.
+    Half of the scores are negative and none is an error, so that dividing them by a cost says nothing: in global scope
+    they are ranked as they are, as in the paper.
     """
     columns = consumer_columns(group, weights)  # (C, P)
     shape = (columns.shape[1],)

@@ -157,7 +157,8 @@ class Prune:
         round_to: Kept channels of every group are a multiple of this.
         min_units: Fewest units that stay in a group.
         limits: Bounds for some groups.
-        per_cost: Divide each score by the cost that removing the unit frees.
+        per_cost: Divide each score by the cost that removing the unit frees; scores of which some are negative
+            (``flap``, ``sink_mass``) are compared undivided.
         compensation: ``none``, ``fold`` (the mean goes into the bias) or ``least_squares``.
         ridge: Damping of the least squares as a fraction of the mean squared input.
         selection: ``one_shot`` judges every layer on what the dense model feeds it; ``block_by_block`` goes through

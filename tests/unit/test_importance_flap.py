@@ -53,20 +53,64 @@ def test_flap_does_not_see_the_scale_of_a_layer():
     torch.testing.assert_close(small, large)
 
 
-def test_scores_below_zero_rank_across_layers_without_costs():
-    model = dit()
-    groups = find_groups(model, ["ffn_channels"])
-    cost = CostModel.trace(model, call(model, batch_size=1), groups)
+def standardised(groups) -> Scores:
+    """Scores with a mean of 0 and a deviation of 1 in each group, as FLAP's are."""
     values = {}
     for seed, group in enumerate(groups):
         metric = torch.rand(group.num_units, generator=torch.Generator().manual_seed(seed)).double() ** 3
         values[group.name] = (metric - metric.mean()) / metric.std()
-    plan = allocate(groups, Scores(values), cost, target=Target(ratio=0.3), per_cost=False)
+    return Scores(values, {"criterion": "flap"})
+
+
+def test_scores_below_zero_rank_across_layers():
+    model = dit()
+    groups = find_groups(model, ["ffn_channels"])
+    cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
+    values = scores.values
+    plan = allocate(groups, scores, cost, target=Target(ratio=0.3))
     gone = torch.cat([values[g.name][list(plan.removed_units(g))] for g in groups])
     kept = torch.cat([values[g.name][list(plan.kept_units(g))] for g in groups])
     assert float(gone.max()) <= float(kept.min())
     assert len({len(plan.removed_units(g)) for g in groups}) > 1
-    local = allocate(groups, Scores(values), cost, target=Target(ratio=0.3), scope="local")
+    local = allocate(groups, scores, cost, target=Target(ratio=0.3), scope="local")
     for group in groups:
         lowest = values[group.name].argsort()[: len(local.removed_units(group))].tolist()
         assert sorted(lowest) == list(local.removed_units(group))
+
+
+def test_scores_below_zero_are_not_divided_by_costs_and_the_log_says_so(caplog: pytest.LogCaptureFixture):
+    model = dit()
+    groups = find_groups(
+        model, ["attention_heads", "ffn_channels"]
+    )  # a head costs 9 times as much as a channel
+    cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
+    bare = allocate(groups, scores, cost, target=Target(macs=0.7), per_cost=False)
+    assert not caplog.text
+    plan = allocate(groups, scores, cost, target=Target(macs=0.7))
+    assert (plan.kept, plan.meta["per_cost"]) == (bare.kept, False)
+    assert "prune.per_cost: scores of the criterion 'flap' go below zero (-" in caplog.text
+    gone = torch.cat([scores.values[g.name][list(plan.removed_units(g))] for g in groups])
+    kept = torch.cat([scores.values[g.name][list(plan.kept_units(g))] for g in groups])
+    assert float(gone.median()) < float(kept.min())  # divided by costs, the lowest heads would stay
+
+
+def test_a_shift_of_scores_below_zero_changes_nothing():
+    model = dit()
+    groups = find_groups(model, ["attention_heads", "ffn_channels"])
+    cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
+    lower = Scores({name: value - 3 for name, value in scores.values.items()})
+    plans = [allocate(groups, found, cost, target=Target(macs=0.7)) for found in (scores, lower)]
+    assert plans[0].kept == plans[1].kept
+
+
+def test_rounding_below_zero_is_divided_by_costs_like_zero(caplog: pytest.LogCaptureFixture):
+    model = dit()
+    groups = find_groups(model, ["attention_heads", "ffn_channels"])
+    cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
+    above = Scores({name: (value - value.min()).square() for name, value in scores.values.items()})
+    around = Scores({name: value - 1e-13 * value.max() for name, value in above.values.items()})
+    plans = [allocate(groups, found, cost, target=Target(macs=0.7)) for found in (above, around)]
+    assert plans[0].kept == plans[1].kept
+    assert all(plan.meta["per_cost"] for plan in plans)
+    assert not caplog.text
+    assert plans[0].kept != allocate(groups, above, cost, target=Target(macs=0.7), per_cost=False).kept
