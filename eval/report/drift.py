@@ -19,7 +19,7 @@ from eval.report.svg import Figure, Scale
 from eval.report.tensors import Site
 
 PANEL = 132
-NEAR = 11.0  # points of the path nearer than this share one mark
+NEAR = 13.0  # points of the path nearer than this share one mark, and numbers of 12 px one line
 FEWEST = 0.5  # sinks an image, on average, below which a timestep is said to have none
 Point = tuple[float, float]
 

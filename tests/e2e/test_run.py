@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -116,6 +117,9 @@ def check_complete(run: Path, macs: float) -> dict:
         own, *others = data["criteria"]["rows"]
         assert own["shares"] == pytest.approx([1 - cut["kept"] / cut["total"] for cut in data["cuts"]])
         assert {"random", "magnitude"} <= {row["name"] for row in others}
+    if data["diagnostics"]["heads"]:
+        assert all(head["tokens"] == math.prod(head["grid"]) for head in data["folding"]["heads"])
+        assert (run / "report" / data["folding"]["file"]).is_file()
     page = (run / "report" / "report.html").read_text()
     assert "<svg" in page
     assert (run / "report" / "report.md").is_file()
