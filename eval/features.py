@@ -165,7 +165,8 @@ def _download_inception() -> Path:
         except (OSError, URLError, RuntimeError) as error:
             raise ValueError(
                 f"the Inception weights could not be downloaded to {path} ({error}); without a network give a local "
-                "file as 'inception:/path/to/weights.pth', or a classifier folder"
+                "file as 'inception:/path/to/weights.pth', or a classifier folder, or leave fid and kid out of "
+                "evaluate.metrics"
             ) from error
     return path
 
