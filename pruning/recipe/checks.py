@@ -77,6 +77,23 @@ def _score(recipe: Recipe) -> Iterator[Problem]:
     yield from _criterion("score.criterion", recipe.score.criterion)
     if recipe.score.omega is not None:
         yield from _one_of("score.omega", recipe.score.omega, _omegas())
+    if recipe.score.omega == "guided":
+        yield from _guided(recipe)
+
+
+def _guided(recipe: Recipe) -> Iterator[Problem]:
+    section = recipe.calibrate
+    if section.provider != "sampling":
+        yield (
+            "score.omega",
+            "'guided' mixes the two branches of guided sampling, but calibrate.provider is "
+            f"{section.provider!r}; set calibrate.provider=sampling",
+        )
+    if section.guidance_scale <= 1:
+        yield (
+            "calibrate.guidance_scale",
+            f"{section.guidance_scale} must be above 1 for score.omega=guided; at 1 only one branch runs",
+        )
 
 
 def _prune(recipe: Recipe) -> Iterator[Problem]:
@@ -177,7 +194,7 @@ def _kinds() -> tuple[str, ...]:
 def _omegas() -> tuple[str, ...]:
     from pruning.importance.base import OMEGAS
 
-    return tuple(name for name in OMEGAS if name != "guided")  # needs a scale, which recipes do not have yet
+    return OMEGAS
 
 
 def _criterion(key: str, name: str) -> Iterator[Problem]:

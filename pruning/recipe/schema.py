@@ -77,7 +77,8 @@ class Calibrate:
         timestep_buckets: Equal ranges of timesteps; every sample is shown in each of them.
         provider: ``noised`` shows noised images of the data; ``sampling`` lets the model generate.
         num_steps: Sampling steps of the ``sampling`` provider.
-        guidance_scale: Classifier-free guidance of the ``sampling`` provider; 1 is none.
+        guidance_scale: Classifier-free guidance of the ``sampling`` provider; 1 is none. With ``score.omega=guided``
+            also how the rows of both branches are mixed.
         queries: Attention queries drawn to estimate sinks; null takes all of them (exact).
         rows: Rows drawn from each layer's input; null takes all of them.
         timestep_weights: ``uniform``, ``obs_diff`` (1.2 at high noise falling to 0.8), or ``sampler``: how much an
@@ -109,7 +110,8 @@ class Score:
         criterion: Name of a criterion; ``sinkprune ls`` lists them.
         omega: Statistics it reads: plain (``off``), weighted by the sinks (``on``) or, as a control, by the
             sinks of other tokens (``permuted``), or by what later attention broadcasts (``influence``, and
-            ``influence_permuted``); null takes the criterion's own choice.
+            ``influence_permuted``); or those of both branches of guidance, mixed as the sampler mixes the outputs
+            (``guided``, with ``calibrate.provider=sampling``); null takes the criterion's own choice.
     """
 
     criterion: str = "probe_obs"

@@ -10,14 +10,16 @@ from typing import Any
 from diffusers import ModelMixin
 
 from pruning import calibration
-from pruning.calibration import FirstPass, Omega, needs_first_pass
-from pruning.data import num_train_timesteps
+from pruning.calibration import FirstPass, Guidance, Omega, needs_first_pass
+from pruning.calibration.base import RowStatistic, expand_needs
+from pruning.data import TEXT_ENCODERS, num_train_timesteps
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
+from pruning.models import null_class
 from pruning.stages.run import FIRST_PASS, STATS, Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import stage
 from pruning.surgery import compensation_needs
-from pruning.types import CalibrationStats, PrunableGroup
+from pruning.types import CalibrationStats, PrunableGroup, PruningError
 
 DRAWN = frozenset(
     {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}
@@ -180,6 +182,7 @@ def gather(
         "variants": asked.variants,
         "omega": omega_settings(run),
         "first_pass": seen,
+        "guidance": _guidance(run) if "guided" in asked.variants else None,
         "timestep_weights": _timestep_weights(run),
         "seed": run.recipe.seed,
     }
@@ -187,6 +190,44 @@ def gather(
         return calibration.calibrate_sampling(model, groups, _generate(run, model), **common)
     progress = _progress(run, "statistics")
     return calibration.calibrate(model, groups, _batches(run), **common, progress=progress)
+
+
+def check_guidance(run: Run) -> None:
+    """Check that the model has two branches to mix and that the criterion reads rows, if ``guided`` is asked for.
+
+    Raises:
+        PruningError: If not.
+    """
+    if run.recipe.score.omega != "guided":
+        return
+    name, config = type(run.meta).__name__, run.meta.config
+    if null_class(run.meta) is None and name not in TEXT_ENCODERS:
+        raise PruningError(
+            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.omega out"
+        )
+    if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
+        raise PruningError(
+            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"{run.recipe.model.source!r} is told its guidance as a number (a distilled model) and has one branch; "
+            "leave score.omega out"
+        )
+    criterion = run.recipe.score.criterion
+    for kind in {group.kind for group in run.groups} - {"blocks"}:
+        read = expand_needs(
+            needs_of(criterion, [group for group in run.groups if group.kind == kind])
+        ).values()
+        if not read or not all(isinstance(statistic, RowStatistic) for statistic in read):
+            raise PruningError(
+                f"score.omega: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
+                "alone; take one that does, such as obs, or leave score.omega out"
+            )
+
+
+def _guidance(run: Run) -> Guidance:
+    """Return how the sampler of the recipe guides: its scale, and which half of a call is conditional."""
+    first = run.autoencoder is None or type(run.pipeline).__name__ == "DiTPipeline"
+    return Guidance(run.recipe.calibrate.guidance_scale, conditional=0 if first else 1)
 
 
 def _timestep_weights(run: Run) -> str | list[float]:

@@ -20,7 +20,7 @@ from pruning.recipe.defaults import DIGITS, features
 from pruning.recipe.schema import Prune
 from pruning.recovery.files import check_writable
 from pruning.sampling import fresh_scheduler
-from pruning.stages.calibration import wanted
+from pruning.stages.calibration import check_guidance, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
 from pruning.stages.folder import STAGES
@@ -45,6 +45,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_names(run, stages)
     check_model(run)
     check_steps(run)
+    check_guidance(run)
     check_provider(run)
     check_batches(run, stages)
     check_data(run, stages)

@@ -214,6 +214,16 @@ def test_every_rule_names_its_key(key, value, place, message):
     assert message in problems[place]
 
 
+def test_guided_rows_need_a_guided_sampler():
+    recipe = _replace(_replace(Recipe(), "prune.target.macs", 0.5), "score.omega", "guided")
+    problems = dict(value_problems(recipe))
+    assert list(problems) == ["score.omega", "calibrate.guidance_scale"]
+    assert "calibrate.provider is 'noised'; set calibrate.provider=sampling" in problems["score.omega"]
+    assert "1.0 must be above 1 for score.omega=guided" in problems["calibrate.guidance_scale"]
+    recipe = _replace(_replace(recipe, "calibrate.provider", "sampling"), "calibrate.guidance_scale", 4.0)
+    assert not value_problems(recipe)
+
+
 @pytest.mark.parametrize(
     ("steps", "given", "warmup"), [(5, None, 0), (100, None, 10), (9000, None, 50), (5, 3, 3)]
 )
