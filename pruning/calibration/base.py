@@ -43,12 +43,15 @@ class RowStatistic:
         kinds: Kinds of group it is gathered for.
         of_image: The same sum where a 3 x 3 convolution keeps the size of its input, ``(x, u, group) -> sum`` with
             the input x (S, C, H, W) itself and weights u (S,); None if there is no faster way than by rows.
+        part_of: A statistic that holds this one, and ``(its sum, group) -> this sum``: where both are gathered, this
+            one costs nothing.
     """
 
     measure: Callable[[Tensor, Tensor, PrunableGroup], Tensor]
     by_bucket: bool = False
     kinds: tuple[str, ...] = CONSUMING_KINDS
     of_image: Callable[[Tensor, Tensor, PrunableGroup], Tensor] | None = None
+    part_of: tuple[str, Callable[[Tensor, PrunableGroup], Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,9 @@ class GradientTap:
         x = consumer.tokens(summable(seen.x)).float()  # (S, N, C)
         if loss == "output":
             x = x - self._means[group.name].to(x)
-        product = (
-            (x * consumer.tokens(summable(q)).float()).unflatten(-1, (group.num_units, -1)).sum(-1)
-        )  # (S, N, G)
+        product = x * consumer.tokens(summable(q)).float()  # (S, N, C)
+        if group.num_units < product.shape[-1]:
+            product = product.unflatten(-1, (group.num_units, -1)).sum(-1)  # (S, N, G)
         owner = seen.owner.to(x.device)
         found = {}
         for suffix, omega in {"": None, **{f"@{v}": o for v, o in seen.omegas.items()}}.items():

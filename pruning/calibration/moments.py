@@ -11,8 +11,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.calibration.base import RowStatistic, register
-from pruning.calibration.patches import patch_moment, patch_sq, patch_sum, patch_unit_moment, patch_weight
+from pruning.calibration.patches import (
+    patch_moment,
+    patch_sq,
+    patch_sum,
+    patch_unit_moment,
+    patch_weight,
+    unit_blocks,
+)
 from pruning.types import PrunableGroup
+
+MIN_STRIP, MAX_STRIPS = 128, 8
+"""Columns of a strip of a symmetric product: narrower ones are slow, and a GPU wants few."""
 
 
 def row_weight(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
@@ -39,12 +49,22 @@ def input_unit_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
 
 
 def input_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
-    """Sum of w x x^T, (P, P)."""
-    return (x * u[:, None]).T @ x
+    """Sum of w x x^T, (P, P): strips from the diagonal to the right, mirrored, which is little more than half of it."""
+    weighted, columns = x * u[:, None], x.shape[1]
+    found = x.new_empty(columns, columns)
+    width = max(MIN_STRIP, -(-columns // MAX_STRIPS))
+    for start in range(0, columns, width):
+        end = min(start + width, columns)
+        found[start:end, start:] = weighted[:, start:end].T @ x[:, start:]
+        found[end:, start:end] = found[start:end, end:].T
+    return found
 
 
 register("row_weight", RowStatistic(row_weight, by_bucket=True, of_image=patch_weight))
 register("input_sum", RowStatistic(input_sum, by_bucket=True, of_image=patch_sum))
 register("input_sq", RowStatistic(input_sq, of_image=patch_sq))
-register("input_unit_moment", RowStatistic(input_unit_moment, of_image=patch_unit_moment))
+register(
+    "input_unit_moment",
+    RowStatistic(input_unit_moment, of_image=patch_unit_moment, part_of=("input_moment", unit_blocks)),
+)
 register("input_moment", RowStatistic(input_moment, of_image=patch_moment))

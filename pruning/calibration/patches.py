@@ -44,10 +44,7 @@ def patch_sum(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
 def patch_unit_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
     """Sum of u times the outer product of each unit's part of the patches, (G, 9C / G, 9C / G)."""
     if x.shape[1] != group.num_units:  # units of several channels: blocks of the whole
-        whole = patch_moment(x, u, group)
-        size = len(whole) // group.num_units
-        blocks = whole.unflatten(0, (-1, size)).unflatten(2, (-1, size))
-        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return unit_blocks(patch_moment(x, u, group), group)
     found = torch.empty(x.shape[1], 3, 3, 3, 3, dtype=x.dtype, device=x.device)
     for a, b, value in _moments(x, u, lambda left, right: (left * right).sum((0, 2, 3))):
         found[:, a[0], a[1], b[0], b[1]] = value
@@ -66,6 +63,12 @@ def patch_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
     for a, b, value in _moments(x, u, _outer):
         found[:, a[0], a[1], :, b[0], b[1]] = value
     return found.view(9 * channels, 9 * channels)
+
+
+def unit_blocks(moment: Tensor, group: PrunableGroup) -> Tensor:
+    """Return each unit's block of a moment (P, P), (G, P / G, P / G)."""
+    size = len(moment) // group.num_units
+    return moment.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class RowTap:
         seed: int,
     ) -> None:
         self.consumer = consumer
-        self._statistics = statistics
+        self._statistics = dict(sorted(statistics.items(), key=lambda entry: entry[1].part_of is not None))
         self._sums = sums
         self._rows = rows
         self._seed = seed
@@ -83,11 +83,12 @@ class RowTap:
         for bucket in buckets.unique().tolist():
             here = (buckets == bucket).nonzero().flatten().to(image.device)
             x, u = (image, weights) if len(here) == len(buckets) else (image[here], weights[here])
-            for name, statistic in self._statistics.items():
+
+            def measure(statistic: RowStatistic, x: Tensor = x, u: Tensor = u) -> Tensor:
                 assert statistic.of_image is not None
-                value = statistic.of_image(x, u, self.consumer.group)
-                where = bucket if statistic.by_bucket else None
-                self._sums.add(self.consumer.group.name, name + suffix, value, where)
+                return statistic.of_image(x, u, self.consumer.group)
+
+            self._gather(measure, [suffix], bucket)
 
     def _subset(
         self,
@@ -125,8 +126,13 @@ class RowTap:
 
     def _measure(self, x: Tensor, u: Tensor, suffixes: list[str], bucket: int) -> None:
         """Measure every statistic on rows x (R, P) once and add it to the sums named by `suffixes`."""
-        group = self.consumer.group
+        self._gather(lambda statistic: statistic.measure(x, u, self.consumer.group), suffixes, bucket)
+
+    def _gather(self, measure: Callable[[RowStatistic], Tensor], suffixes: list[str], bucket: int) -> None:
+        """Add what `measure` says of every statistic, or a part of what it said of the one that holds it."""
+        group, found = self.consumer.group, dict[str, Tensor]()
         for name, statistic in self._statistics.items():
-            value = statistic.measure(x, u, group)
+            whole, part = statistic.part_of or (None, None)
+            found[name] = value = part(found[whole], group) if part and whole in found else measure(statistic)
             for suffix in suffixes:
                 self._sums.add(group.name, name + suffix, value, bucket if statistic.by_bucket else None)

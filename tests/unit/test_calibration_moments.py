@@ -14,6 +14,7 @@ from pruning.calibration import Omega, calibrate, first_pass
 from pruning.calibration.consumer import Consumer
 from pruning.calibration.draws import permutations
 from pruning.calibration.indicator import soft_indicator, stability, token_weights
+from pruning.calibration.moments import input_moment
 from pruning.calibration.softmax import AttentionCall, StreamedSoftmax
 from pruning.calibration.step import timestep_weights
 from pruning.calibration.streaming import attended, sink_sums
@@ -90,6 +91,33 @@ def test_plain_moments(make: Callable[[], nn.Module], name: str) -> None:
         torch.testing.assert_close(stats.get(name, statistic), expected, rtol=1e-5, atol=1e-5)
     assert stats.get(name, "samples").tolist() == [4.0] * BUCKETS
     assert all(value.dtype == torch.float64 for value in stats.values[name].values())
+
+
+@pytest.mark.parametrize("columns", [1, 127, 128, 129, 300, 1100])  # below, at and above the width of a strip
+def test_a_moment_in_strips_is_the_whole_product(columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, columns, generator=generator, dtype=torch.float64)
+    u = torch.rand(20, generator=generator, dtype=torch.float64)
+    group = PrunableGroup("g", "m", "ffn_channels", columns, 1, (), (ParamSlice("out.weight", 1, 1),))
+    found = input_moment(x, u, group)
+    torch.testing.assert_close(found, (x * u[:, None]).T @ x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, found.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [dit, unet2d, unet2d_condition])
+def test_a_statistic_that_is_part_of_another_is_the_same_without_it(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    groups = find_groups(model, ["attention_heads", "ffn_channels", "resnet_channels"])
+    settings = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS, "variants": ("on",)}
+    alone, both = (
+        calibrate(model, groups, noised(model), needs=needs, **settings)
+        for needs in (("input_unit_moment",), ("input_unit_moment", "input_moment"))
+    )
+    for group in groups:
+        for name in [n for n in alone.values[group.name] if n.startswith("input_unit_moment")]:
+            torch.testing.assert_close(
+                both.get(group.name, name), alone.get(group.name, name), rtol=1e-5, atol=1e-5
+            )
 
 
 def test_unfolded_rows_are_what_the_convolutions_weight_reads() -> None:
