@@ -195,7 +195,7 @@ def main() -> None:
             bar = 3 if one["passes_with_gradients"] else 2
             print(
                 f"  {arm:<20}{one['ratio']:.2f} times its {one['passes']:.0f} plain passes, "
-                f"{one['passes_with_gradients']:.0f} of them made with gradients (rounds {one['ratio_rounds']}; bar {bar})"
+                f"{one['passes_with_gradients']:.0f} of them with gradients (rounds {one['ratio_rounds']}; bar {bar})"
             )
         print(
             f"  memory: {memory['peak_bytes']:,} bytes at the peak, {memory['peak_bytes_plain']:,} plain; sums "
