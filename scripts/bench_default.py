@@ -204,7 +204,7 @@ def main() -> None:
     result |= {
         "samples": args.samples,
         "timesteps": BUCKETS,
-        "batch": BATCH,
+        "batch": min(BATCH, args.samples),
         "rounds": args.rounds,
         "device": "cpu",
         "dtype": "float32",
