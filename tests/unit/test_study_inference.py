@@ -94,8 +94,9 @@ def test_partial_spearman_within_layers():
 def test_the_grid_has_no_cell_twice_and_compares_disjoint_sets():
     assert not set(LOOKING) & set(DECIDING)
     for subject in SUBJECTS.values():
-        keys = [cell.key for cell in cells(subject)]
+        keys = [cell.key for cell in cells(subject, sinks=True)]
         assert len(keys) == len(set(keys))
+        assert {cell.omega for cell in cells(subject, sinks=False)} == {"off"}
 
 
 def test_the_store_goes_on_after_half_a_line(tmp_path):

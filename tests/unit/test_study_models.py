@@ -188,7 +188,9 @@ def arguments(out: Path, **more: Any) -> Namespace:
 @pytest.mark.parametrize("twin", train_study.TWINS)
 def test_a_twin_is_trained_written_and_loaded(twin: str, start: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(train_study, "step_zero", lambda *args, **kwargs: {})
-    args = arguments(tmp_path / "twins", start=start, data="digits", only=[twin], target=0.5, weight=1.0)
+    args = arguments(
+        tmp_path / "twins", start=start, data="digits", only=[twin], target=0.5, weight=1.0, energy=4.0
+    )
     train_study.fine_tune(twin, args)
     folder = tmp_path / "twins" / twin
     written = json.loads((folder / "training.json").read_text())
