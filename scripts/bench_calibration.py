@@ -233,17 +233,13 @@ def main() -> None:
         "queries": args.queries,
         "batch": args.batch,
         "repeats": args.repeats,
-        "device": "cpu",
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
     }
     result["overhead_full_map"] = (
         LAYERS * result["full_map_seconds_each"] * args.batch / result["plain_seconds"]
     )
     print(
-        f"plain forward, median: {result['plain_seconds']:.2f} s (batch {args.batch}, {result['threads']} threads)"
+        f"plain forward, median: {result['plain_seconds']:.2f} s "
+        f"(batch {args.batch}, {torch.get_num_threads()} threads)"
     )
     if result["plain_spread"] > 0.1:
         print(
@@ -261,10 +257,22 @@ def main() -> None:
         f"full map: overhead {result['overhead_full_map']:+.2%} for the {LAYERS} attentions of {TOKENS} tokens alone, "
         f"extra memory {result['extra_bytes_full_map']:,} bytes"
     )
+    conclude(result, args.out)
+
+
+def conclude(result: dict[str, Any], out: Path | None) -> None:
+    """Add what the machine is, print everything as one line of JSON, and write it to `out` if that is given."""
+    result |= {
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+    }
     line = json.dumps(result)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(line + "\n", encoding="utf-8")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(line + "\n", encoding="utf-8")
     print(line)
 
 

@@ -17,8 +17,6 @@ beside that of its plain passes. The last line of output is JSON.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_calibration import peak_bytes
+from bench_calibration import conclude, peak_bytes
 
 from pruning.calibration import calibrate
 from pruning.calibration.capture import AttentionCapture
@@ -206,17 +204,8 @@ def main() -> None:
         "timesteps": BUCKETS,
         "batch": min(BATCH, args.samples),
         "rounds": args.rounds,
-        "device": "cpu",
-        "dtype": "float32",
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "platform": platform.platform(),
     }
-    line = json.dumps(result)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    conclude(result, args.out)
 
 
 if __name__ == "__main__":

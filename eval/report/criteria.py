@@ -82,6 +82,6 @@ def _key(x: float, y: float) -> tuple[str, float]:
     title, end = "share of the group cut", "all"
     start = x + svg.text_width(title) + 24
     parts = [svg.label(x, y + 10, title, "t"), svg.label(start - 6, y + 10, "0", "t num", "end")]
-    parts += [svg.rect(start + k * 18, y, 18, 12, svg.heat_class(k / 8)) for k in range(9)]
+    parts.append(svg.heat_scale(start, y, 18, 12))
     parts.append(svg.label(start + 168, y + 10, end, "t num"))
     return "".join(parts), start + 168 + svg.text_width(end)

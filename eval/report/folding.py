@@ -69,9 +69,9 @@ def _figure(head: HeadOutput, index: int) -> Figure:
     for place, bucket in enumerate(buckets.tolist()):
         middle = LEFT + place * step_x + columns * cell / 2
         parts.append(svg.label(middle, foot + 9, bucket, "t num", "middle"))
-    parts.append(svg.label(LEFT, foot + 26, "less noise", "t"))
-    parts.append(svg.label(max(right, LEFT + 150), foot + 26, "more noise", "t", "end"))
-    start = max(right, LEFT + 150) + 34
+    stop = max(right, LEFT + 150)
+    parts += maps.bucket_ends(LEFT, stop, foot + 26)
+    start = stop + 34
     parts += _key(start, largest)
     alt = (
         f"Output norms of {head.module} head {head.head} by token and timestep bucket: before folding, the constant "
@@ -82,12 +82,8 @@ def _figure(head: HeadOutput, index: int) -> Figure:
 
 def _image(values: NDArray[np.float64], grid: tuple[int, int]) -> NDArray[np.float64]:
     """Return norms (T, N) as pictures (T, rows, columns); large grids as means over blocks of tokens."""
-    rows, columns = grid
     factor = math.ceil(max(grid) / maps.MAX_SIDE)
-    pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
-    padded = np.pad(values.reshape(-1, rows, columns), pad, constant_values=np.nan)
-    shape = (len(values), padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
-    return np.nanmean(padded.reshape(shape), axis=(2, 4))
+    return maps.pooled(values.reshape(-1, *grid), factor, np.nanmean, np.nan)
 
 
 def _key(x: float, largest: float) -> list[str]:

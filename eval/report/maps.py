@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,12 +127,13 @@ def _head_map(site: Site, index: int) -> Figure:
                 svg.rect(left + bucket * cell_w, y, cell_w - 1, cell_h - (1 if cell_h > 5 else 0), cls, tip)
             )
     bottom = top + heads * cell_h
-    parts += _bucket_ends(left, left + buckets * cell_w, bottom + 14)
+    parts += bucket_ends(left, left + buckets * cell_w, bottom + 14)
     alt = f"Sink mass of {heads} heads over {buckets} timestep buckets at {site.module}; peak {peak_mass(site):.2f}."
     return svg.drawing(f"sinks-{index}-heads", "".join(parts), left + buckets * cell_w + 4, bottom + 22, alt)
 
 
-def _bucket_ends(start: float, stop: float, y: float) -> list[str]:
+def bucket_ends(start: float, stop: float, y: float) -> list[str]:
+    """Return the words at both ends of an axis of timestep buckets."""
     return [svg.label(start, y, "less noise", "t"), svg.label(stop, y, "more noise", "t", "end")]
 
 
@@ -165,22 +166,33 @@ def _grid_map(site: Site, index: int) -> Figure:
         )
     lines, last = math.ceil(buckets / across), (buckets - 1) % across
     foot = (lines - 1) * step_y + rows * cell + 52
-    parts.append(svg.label(1, foot, "less noise", "t"))
-    parts.append(svg.label(last * step_x + 1 + columns * cell, foot, "more noise", "t", "end"))
+    parts += bucket_ends(1, last * step_x + 1 + columns * cell, foot)
     alt = f"Relative attention mass by token at {site.module} for {buckets} timestep buckets, sinks outlined."
     width = max(across * step_x - 8, 320)
     return svg.drawing(f"sinks-{index}-tokens", "".join(parts), width, foot + 6, alt)
 
 
-def pooled(values: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
-    """Return the maximum over blocks of ``factor x factor`` cells of ``(T, rows, columns)``."""
+def pooled(
+    values: NDArray[np.float64],
+    factor: int,
+    reduce: Callable[..., NDArray[np.float64]] = np.max,
+    fill: float = 0.0,
+) -> NDArray[np.float64]:
+    """Reduce blocks of ``factor x factor`` cells of ``(T, rows, columns)``, by default to their maximum.
+
+    Args:
+        values: What is pooled.
+        factor: Side of a block.
+        reduce: A NumPy reduction.
+        fill: What stands beyond the edges of the last blocks.
+    """
     if factor == 1:
         return values
     _, rows, columns = values.shape
     pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
-    values = np.pad(values, pad, constant_values=0.0)
+    values = np.pad(values, pad, constant_values=fill)
     shape = (len(values), values.shape[1] // factor, factor, values.shape[2] // factor, factor)
-    return values.reshape(shape).max(axis=(2, 4))
+    return reduce(values.reshape(shape), axis=(2, 4))
 
 
 def cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
@@ -247,7 +259,7 @@ def key() -> list[Figure]:
     for number, (name, ends) in enumerate(scales):
         start = svg.text_width(name) + 12
         parts = [svg.label(0, 22, name, "t ink")]
-        parts += [svg.rect(start + k * 22, 10, 22, 14, svg.heat_class(k / 8)) for k in range(9)]
+        parts.append(svg.heat_scale(start, 10, 22, 14))
         for share, text in zip((0, 0.5, 1), ends, strict=True):
             anchor = ("start", "middle", "end")[int(share * 2)]
             parts.append(svg.label(start + share * 198, 40, text, "t num", anchor))

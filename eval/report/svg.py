@@ -200,6 +200,11 @@ def drawing(name: str, body: str, width: float, height: float, alt: str) -> Figu
     return Figure(name, f"{head}{body}</svg>", alt)
 
 
+def heat_scale(x: float, y: float, w: float, h: float) -> str:
+    """Return the nine heat colours in a row, each `w` wide and `h` high."""
+    return "".join(rect(x + k * w, y, w, h, heat_class(k / 8)) for k in range(9))
+
+
 @cache
 def heat_class(share: float, levels: int = 9) -> str:
     """Return the colour class of a share in [0, 1], in nine steps."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from eval.report.node import Node
+
+T = TypeVar("T")
 
 SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (SCORES.md section 2)
 
@@ -126,11 +128,15 @@ def read_sites(file: Node, listing: Node) -> list[Site]:
     Raises:
         ValueError: If the file is missing or broken, or a tensor is missing or has the wrong type, shape or range.
     """
+    return _listed(file, listing, _site)
+
+
+def _listed(file: Node, listing: Node, read: Callable[[Node, Mapping[str, NDArray[Any]], str], T]) -> list[T]:
+    """Read every entry of `listing` from the tensors of `file`; none if no file is named."""
     if file.value is None:
         return []
     tensors = _tensors(file)
-    place = f"{file.file.parent / file.text()}"
-    return [_site(child, tensors, place) for child in listing.items()]
+    return [read(child, tensors, f"{file.file.parent / file.text()}") for child in listing.items()]
 
 
 def _site(node: Node, tensors: Mapping[str, NDArray[Any]], place: str) -> Site:
@@ -166,11 +172,7 @@ def read_outputs(file: Node, listing: Node) -> list[HeadOutput]:
     Raises:
         ValueError: If the file is missing or broken, or a tensor is missing or has the wrong type, shape or range.
     """
-    if file.value is None:
-        return []
-    tensors = _tensors(file)
-    place = f"{file.file.parent / file.text()}"
-    return [_output(child, tensors, place) for child in listing.items()]
+    return _listed(file, listing, _output)
 
 
 def _output(node: Node, tensors: Mapping[str, NDArray[Any]], place: str) -> HeadOutput:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.consumer import Consumer
-from pruning.calibration.instrument import Instrument, frozen
-from pruning.calibration.softmax import AttentionCall
+from pruning.calibration.instrument import Instrument, Listener, frozen
 from pruning.calibration.step import Step, StepReader, checked_weights
 from pruning.data.batches import NoisedBatch
 from pruning.models.families import denoise
@@ -90,7 +89,7 @@ def contributions(
     return [_contribution(unit, seen.of(unit.group, timestep_buckets)) for unit in units]
 
 
-class _Rows:
+class _Rows(Listener):
     """Listens to an `Instrument` and keeps the rows that enter the consumers of `groups`, by timestep bucket."""
 
     def __init__(self, groups: Iterable[str]) -> None:
@@ -109,22 +108,10 @@ class _Rows:
             )
         return torch.stack([found[bucket] for bucket in range(buckets)])
 
-    def on_step(self, step: Step) -> None:
-        """The denoiser is about to run."""
-
-    def on_attention(self, call: AttentionCall, step: Step, owner: Tensor) -> None:
-        """No attention is watched."""
-
     def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
         """Rows enter a consumer; the first leading row is the sample."""
         rows = torch.cat([part for _, part in consumer.rows(x[:1])])[0]  # (N, P)
         self._found[consumer.group.name][int(step.buckets[0])] = rows.detach().to("cpu", torch.float64)
-
-    def on_output(self, consumer: Consumer, y: Tensor, step: Step, owner: Tensor) -> None:
-        """No outputs are watched."""
-
-    def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
-        """No blocks are watched."""
 
 
 def _contribution(unit: Unit, rows: Tensor) -> Contribution:

@@ -11,7 +11,7 @@ from pruning.calibration import STATISTICS
 from pruning.calibration.base import ALWAYS, BlockStatistic
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.base import Weights
-from pruning.stages.planning import make_plan
+from pruning.stages.planning import cuts_of, make_plan
 from pruning.stages.run import Run
 from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan
 
@@ -63,10 +63,7 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
 
 def shares_cut(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[float]:
     """Return what share of each group's units `plan` removes; all of those in a removed block."""
-    return [
-        1.0 if plan.removes(group.module) else len(plan.removed_units(group)) / group.num_units
-        for group in groups
-    ]
+    return [(cut["total"] - cut["kept"]) / cut["total"] for cut in cuts_of(plan, groups)]
 
 
 def with_squares(stats: CalibrationStats) -> CalibrationStats:

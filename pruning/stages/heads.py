@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pruning.calibration.contributions import Unit, contributions
 from pruning.data import num_train_timesteps
-from pruning.importance.base import consumer_columns
+from pruning.importance.base import consumer_columns, per_row
 from pruning.stages.grids import image_grid
 from pruning.stages.run import Run
 from pruning.types import PrunableGroup, PruningError
@@ -101,11 +101,10 @@ def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], p
 def _unit(run: Run, group: PrunableGroup, index: int) -> Unit:
     """Return a head with its columns of the output projection and the mean that folding takes."""
     columns = consumer_columns(group, dict(run.dense.named_parameters()))  # (C, P)
-    rows = run.stats.get(group.name, "row_weight").sum()
-    mean = run.stats.get(group.name, "input_sum").sum(0) / rows  # (P,)
+    mean = per_row(group, run.stats, "input_sum", (columns.shape[1],))
     return Unit(
         group,
         index,
         columns.unflatten(1, (group.num_units, -1))[:, index],
-        mean.unflatten(0, (group.num_units, -1))[index].to(torch.float64),
+        mean.unflatten(0, (group.num_units, -1))[index],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
     }
 
 
-def cuts_of(plan: PruningPlan, groups: list[PrunableGroup]) -> list[dict[str, Any]]:
+def cuts_of(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[dict[str, Any]]:
     """Return for each group what stays: units kept, and whether it is gone with a removed block."""
     cuts = []
     for group in groups:

@@ -23,7 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.importance.base import consumer_columns, covariance, per_row, ridge_cholesky, rounding_floor
+from pruning.importance.base import (
+    consumer_columns,
+    consumer_slice,
+    covariance,
+    per_row,
+    ridge_cholesky,
+    rounding_floor,
+)
 from pruning.surgery.check import check_plan
 from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan
 
@@ -129,11 +136,9 @@ def _compensate_group(
 ) -> dict[str, Any]:
     columns = _columns(model, group)
     width = columns.shape[1]
-    removed = plan.removed_units(group)
-    gone = torch.zeros(group.num_units, dtype=torch.bool)
-    gone[list(removed)] = True
-    gone = gone.repeat_interleave(width // group.num_units)  # (P,)
-    report: dict[str, Any] = {"method": method, "removed_units": len(removed), "ridge": None}
+    gone = removed_columns(group, plan, width)
+    removed = len(plan.removed_units(group))
+    report: dict[str, Any] = {"method": method, "removed_units": removed, "ridge": None}
     if stats.has(group.name, "input_moment"):
         mean, sigma = covariance(group, stats, width)
     else:
@@ -142,14 +147,21 @@ def _compensate_group(
     update = None
     if method == "least_squares":
         assert sigma is not None
-        update, report["ridge"] = _explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
+        update, report["ridge"] = explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
         shift = shift - update @ mean[~gone]
         _add_to_columns(model.get_parameter(group.consumer_weight), group, columns, gone, update)
     _add_to_bias(model.get_submodule(group.consumer), shift)
     return report | _errors(columns, mean, sigma, gone, update)
 
 
-def _explain(
+def removed_columns(group: PrunableGroup, plan: PruningPlan, width: int) -> Tensor:
+    """Return which of the `width` = P columns of the group's consumer weight go, bool (P,)."""
+    gone = torch.zeros(group.num_units, dtype=torch.bool)
+    gone[list(plan.removed_units(group))] = True
+    return gone.repeat_interleave(width // group.num_units)
+
+
+def explain(
     columns: Tensor, sigma: Tensor, gone: Tensor, ridge: float, mean: Tensor, where: str
 ) -> tuple[Tensor, float]:
     """Return dW ``(C, K)``, what the kept columns must add to stand in for the removed ones, and the ridge used."""
@@ -162,8 +174,7 @@ def _add_to_columns(
     weight: nn.Parameter, group: PrunableGroup, columns: Tensor, gone: Tensor, update: Tensor
 ) -> None:
     """Add `update` to the kept columns of the group's slice of `weight`; the removed ones keep their bits."""
-    where = group.consumed_by[0]
-    part = weight.narrow(1, where.offset, group.num_units * where.unit_size)
+    part = consumer_slice(group, weight)
     summed = columns.clone()
     summed[:, ~gone] += update
     part.copy_(summed.unflatten(1, part.shape[1:]))
@@ -180,19 +191,27 @@ def _add_to_bias(module: nn.Module, shift: Tensor) -> None:
     bias.copy_(bias.to("cpu", torch.float64) + shift)
 
 
+def residual(columns: Tensor, gone: Tensor, update: Tensor | None) -> Tensor:
+    """Return the columns (C, P) by which the compensated output falls short: it lacks ``residual @ (x - mu)``."""
+    left = torch.zeros_like(columns)
+    left[:, gone] = columns[:, gone]
+    if update is not None:
+        left[:, ~gone] = -update
+    return left
+
+
 def _errors(
     columns: Tensor, mean: Tensor, sigma: Tensor | None, gone: Tensor, update: Tensor | None
 ) -> dict[str, float | None]:
     """Return E||W_R x_R||^2 and what is left of it, from centred moments; None where there are none."""
     if sigma is None:
         return {"error_before": None, "error_after": None, "error_removed": None}
-    residual = torch.zeros_like(columns)  # the compensated output lacks residual @ (x - mu)
-    residual[:, gone] = columns[:, gone]
-    folded = float(((residual @ sigma) * residual).sum().clamp(min=0))
+
+    def error(left: Tensor) -> float:
+        return float(((left @ sigma) * left).sum().clamp(min=0))
+
+    folded = error(residual(columns, gone, None))
     before = folded + float((columns[:, gone] @ mean[gone]).square().sum())
-    after = folded
-    if update is not None:
-        residual[:, ~gone] = -update
-        after = float(((residual @ sigma) * residual).sum().clamp(min=0))
+    after = folded if update is None else error(residual(columns, gone, update))
     removed = 1.0 - after / before if before > 0 else 0.0
     return {"error_before": before, "error_after": after, "error_removed": removed}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pruning.allocation import Target, allocate
 from pruning.calibration import Omega, calibrate
 from pruning.data import NoisedBatch, conditioner, noised_batches, num_train_timesteps
-from pruning.importance import CRITERIA, needs_of, score
+from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
 from pruning.stages.run import Run
@@ -191,8 +191,3 @@ def omega_of(cell: Cell) -> Omega:
 def needed(cell: Cell, groups: Sequence[PrunableGroup]) -> set[str]:
     """Return the names of the statistics that a cell reads."""
     return needs_of(cell.criterion, groups) | compensation_needs(cell.compensation)
-
-
-def known(criterion: str) -> bool:
-    """Tell whether there is such a criterion."""
-    return criterion in CRITERIA

@@ -6,9 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
-from study.inference import Contrast, paired
+from study.inference import Contrast, geometric_mean, paired
 from study.subjects import DECIDING, DEFAULT, LOOKING, RATIO, RECOVERED, RIVALS, SIGNS, SUBJECTS
 
 Row = Mapping[str, Any]
@@ -50,7 +48,7 @@ def by_set(
     for row in rows:
         if row["seed"] in sets and all(row[key] == value for key, value in wanted.items()):
             found[row["seed"]].append(row[value])
-    return {seed: float(np.exp(np.mean(np.log(errors)))) for seed, errors in found.items()}
+    return {seed: geometric_mean(errors) for seed, errors in found.items()}
 
 
 def best_rival(rows: Iterable[Row], model: str) -> str | None:
@@ -60,7 +58,7 @@ def best_rival(rows: Iterable[Row], model: str) -> str | None:
     for name in RIVALS:
         errors = by_set(rows, model, name, LOOKING)
         if len(errors) == len(LOOKING):
-            means[name] = np.mean(np.log(list(errors.values())))
+            means[name] = geometric_mean(errors.values())
     return min(means, key=lambda name: means[name]) if len(means) == len(RIVALS) else None
 
 

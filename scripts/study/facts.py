@@ -19,6 +19,7 @@ from pruning.importance.base import consumer_columns, covariance
 from pruning.importance.obs import RIDGE
 from pruning.models import denoise
 from pruning.surgery import apply_plan, compensate
+from pruning.surgery.compensation import explain, removed_columns, residual
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
 from study.bench import BUCKETS, Bench
 from study.inference import by_layer_bootstrap, partial_spearman
@@ -201,8 +202,8 @@ def timestep_share(bench: Bench) -> dict[str, Any]:
     """Return how much of the error that compensation leaves could be taken away by a bias a timestep (S4).
 
     For the units that the default cuts in the primary setting, on its calibration data: the part of the squared
-    output error of the consumers, summed over groups in units of their own output, that is the error's mean in each
-    timestep bucket; after folding, and after least squares.
+    output error of each group's consumer that is the error's mean in each timestep bucket; median and largest of the
+    groups, after folding, and after least squares.
     """
     cell = Cell(bench.subject.name, DEFAULT[0], DEFAULT[1], seed=LOOKING[0])
     needs = needs_of(cell.criterion, bench.groups) | {"input_moment", "input_sum", "row_weight"}
@@ -212,10 +213,8 @@ def timestep_share(bench: Bench) -> dict[str, Any]:
     shares: dict[str, list[float]] = {"fold": [], "least_squares": []}
     for group in bench.groups:
         columns = consumer_columns(group, weights)
-        removed = torch.zeros(group.num_units, dtype=torch.bool)
-        removed[list(plan.removed_units(group))] = True
-        gone = removed.repeat_interleave(columns.shape[1] // group.num_units)
-        if removed.any() and not removed.all():
+        gone = removed_columns(group, plan, columns.shape[1])
+        if gone.any() and not gone.all():
             for method, share in _shares(group, stats, columns, gone).items():
                 shares[method].append(share)
     return {
@@ -227,14 +226,10 @@ def _shares(group: PrunableGroup, stats: CalibrationStats, columns: Tensor, gone
     mean, sigma = covariance(group, stats, columns.shape[1])
     rows = stats.get(group.name, "row_weight").double().flatten()  # (T,)
     by_bucket = stats.get(group.name, "input_sum").double() / rows[:, None] - mean  # (T, P)
-    ridged = sigma[~gone][:, ~gone]
-    ridged.diagonal().add_(RIDGE * float(ridged.diagonal().mean()))
+    update, _ = explain(columns, sigma, gone, RIDGE, mean, f"group {group.name!r}")
     found = {}
-    for method in ("fold", "least_squares"):
-        left = torch.zeros_like(columns)  # what the error reads: W_R (x_R - B x_K)
-        left[:, gone] = columns[:, gone]
-        if method == "least_squares":
-            left[:, ~gone] = -torch.linalg.solve(ridged, sigma[~gone][:, gone] @ columns[:, gone].T).T
+    for method, added in (("fold", None), ("least_squares", update)):
+        left = residual(columns, gone, added)
         between = (left @ by_bucket.T).square().sum(0) @ rows / rows.sum()
         found[method] = float(between / torch.trace(left @ sigma @ left.T))
     return found

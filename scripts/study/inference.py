@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,11 @@ class Contrast:
         """The ratio and its interval as changes in per cent."""
         low, mid, high = (100 * math.expm1(x) for x in (self.low, self.log_ratio, self.high))
         return mid, low, high
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of positive values."""
+    return float(np.exp(np.mean(np.log(list(values)))))
 
 
 def paired(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from study.contrasts import Row, arms, by_set, primary, recovered, told
-from study.inference import Contrast, crossed_bootstrap, paired, verdicts
+from study.inference import Contrast, crossed_bootstrap, geometric_mean, paired, verdicts
 from study.store import Store
 from study.subjects import DECIDING, DEFAULT, RATIO, SUBJECTS, Cell
 
@@ -34,9 +33,10 @@ def publish(store: Store, folder: Path) -> None:
         for name in SUBJECTS
     }
     _write(folder / f"{PAGE}-facts.json", {name: found for name, found in facts.items() if found})
-    bootstraps = {contrast.model: _bootstrap(store, contrast) for contrast in primary(rows)}
-    contrasts = [{**asdict(c), "crossed_bootstrap": bootstraps[c.model]} for c in primary(rows)]
-    _write(folder / f"{PAGE}-contrasts.json", contrasts)
+    contrasts = primary(rows)
+    bootstraps = {contrast.model: _bootstrap(store, contrast) for contrast in contrasts}
+    kept = [{**asdict(c), "crossed_bootstrap": bootstraps[c.model]} for c in contrasts]
+    _write(folder / f"{PAGE}-contrasts.json", kept)
     draw(rows, facts, folder)
     page = folder / f"{PAGE}.md"
     page.write_text(fill(page.read_text(encoding="utf-8"), rows, facts, bootstraps), encoding="utf-8")
@@ -98,7 +98,7 @@ def _print_arms(rows: Iterable[Row], model: str) -> None:
         errors = by_set(rows, model, criterion, DECIDING, omega=omega)
         if errors:
             name = criterion if omega == "off" else f"{criterion} ({omega})"
-            mean = math.exp(np.mean(np.log(list(errors.values()))))
+            mean = geometric_mean(errors.values())
             contrast = paired(model, DEFAULT[0], name, ours, errors)
             print(f"  {name:<22}{mean:>10.5f}   {told(contrast) if name != _default_name() else ''}")
 

@@ -88,33 +88,15 @@ SUBJECTS = {
             FASHION_FEATURES,
             factorial=True,
         ),
-        Subject(
-            "fashion-dit-16-massive",
-            "runs/base/fashion-dit-16-twins/massive",
-            FASHION,
-            FASHION_FEATURES,
-            factorial=True,
-        ),
-        Subject(
-            "fashion-dit-16-sinks",
-            "runs/base/fashion-dit-16-twins/sinks",
-            FASHION,
-            FASHION_FEATURES,
-            factorial=True,
-        ),
-        Subject(
-            "fashion-dit-16-plain",
-            "runs/base/fashion-dit-16-twins/plain",
-            FASHION,
-            FASHION_FEATURES,
-            factorial=True,
-        ),
-        Subject(
-            "fashion-dit-16-off-by-one",
-            "runs/base/fashion-dit-16-twins/off_by_one",
-            FASHION,
-            FASHION_FEATURES,
-            factorial=True,
+        *(
+            Subject(
+                f"fashion-dit-16-{twin.replace('_', '-')}",
+                f"runs/base/fashion-dit-16-twins/{twin}",
+                FASHION,
+                FASHION_FEATURES,
+                factorial=True,
+            )
+            for twin in ("massive", "sinks", "plain", "off_by_one")
         ),
         Subject("cifar-dit", "runs/base/cifar-dit", "../shared/data/cifar10_jpeg"),
         Subject("fashion-unet", "runs/base/fashion-unet", FASHION, FASHION_FEATURES),

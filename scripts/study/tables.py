@@ -9,7 +9,7 @@ import numpy as np
 
 from study.contrasts import Row, arms, by_set, omega_contrasts, primary, recovered, told
 from study.facts import correlations
-from study.inference import paired, verdicts
+from study.inference import MIN_SETS, geometric_mean, paired, verdicts
 from study.subjects import DECIDING, DEFAULT, LOOKING, SUBJECTS
 
 BEGIN, END = "<!-- begin: written by study_sinks.py publish -->", "<!-- end -->"
@@ -65,7 +65,7 @@ def _errors(rows: Sequence[Row], title: str, sets: Iterable[int], **where: Any) 
     """Return criteria by models: the geometric mean of the errors and how the default stands to it."""
     sets = list(sets)
     ours = {model: by_set(rows, model, DEFAULT[0], sets, omega=DEFAULT[1], **where) for model in SUBJECTS}
-    models = [model for model in SUBJECTS if len(ours[model]) >= 3]
+    models = [model for model in SUBJECTS if len(ours[model]) >= MIN_SETS]
     names = {arm for model in models for arm in arms(rows, model)}
     values: dict[tuple[str, str], list[str]] = {}
     first: dict[tuple[str, str], float] = {}
@@ -73,16 +73,16 @@ def _errors(rows: Sequence[Row], title: str, sets: Iterable[int], **where: Any) 
         cells = []
         for model in models:
             errors = by_set(rows, model, arm[0], sets, omega=arm[1], **where)
-            if len(errors) < 3:
+            if len(errors) < MIN_SETS:
                 cells.append("")
                 continue
-            mean = 1000 * float(np.exp(np.mean(np.log(list(errors.values())))))
+            mean = 1000 * geometric_mean(errors.values())
             first.setdefault(arm, mean)
             contrast = None if arm == DEFAULT else paired(model, "", "", ours[model], errors)
             cells.append(f"{mean:.3g}" + (f"; {told(contrast)}" if contrast else ""))
         if any(cells):
             values[arm] = cells
-    order = sorted(values, key=lambda arm: (arm != DEFAULT, first[arm]))
+    order = sorted(values, key=lambda arm: (arm != DEFAULT, first[arm], arm))
     lines = [[f"`{c}`" if o == "off" else f"`{c}`, ω {o}", *values[c, o]] for c, o in order]
     return _table(f"{title}; default against it, % (95 %)", ["criterion", *(f"`{m}`" for m in models)], lines)
 
