@@ -7,7 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from study.inference import Contrast, geometric_mean, paired
-from study.subjects import DECIDING, DEFAULT, LOOKING, RATIO, RECOVERED, RIVALS, SIGNS, SUBJECTS
+from study.subjects import (
+    DECIDING,
+    DEFAULT,
+    LOOKING,
+    RATIO,
+    RECOVERED,
+    RIVALS,
+    SIGNS,
+    SUBJECTS,
+    recovered_scope,
+)
 
 Row = Mapping[str, Any]
 
@@ -77,16 +87,33 @@ def primary(rows: Iterable[Row]) -> list[Contrast]:
     return found
 
 
-def recovered(rows: Iterable[Row], value: str = "frechet") -> list[Contrast]:
-    """Return the default against every other arm that was trained back as long, on the Fréchet distance after it."""
+def recovered(rows: Iterable[Row], ratio: float = RATIO, value: str = "frechet") -> list[Contrast]:
+    """Return the default against every other arm that was trained back as long, on the Fréchet distance after it.
+
+    Args:
+        rows: Published rows.
+        ratio: MACs that stay.
+        value: Another field to compare, such as ``frechet_before`` or ``excess_error``.
+    """
     rows = [row for row in rows if row["recovered"]]
     found = []
     for model in SUBJECTS:
-        ours = by_set(rows, model, DEFAULT[0], DECIDING, omega=DEFAULT[1], recovered=True, value=value)
-        for criterion, omega in RECOVERED:
-            if (criterion, omega) != DEFAULT:
-                theirs = by_set(rows, model, criterion, DECIDING, omega=omega, recovered=True, value=value)
-                found.append(paired(model, DEFAULT[0], criterion, ours, theirs))
+        errors = {
+            criterion: by_set(
+                rows,
+                model,
+                criterion,
+                DECIDING,
+                value=value,
+                omega=omega,
+                recovered=True,
+                macs_ratio=ratio,
+                scope=recovered_scope(criterion, ratio),
+            )
+            for criterion, omega in RECOVERED
+        }
+        ours = errors.pop(DEFAULT[0])
+        found += [paired(model, DEFAULT[0], name, ours, theirs) for name, theirs in errors.items()]
     return [contrast for contrast in found if contrast is not None]
 
 

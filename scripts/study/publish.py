@@ -13,7 +13,7 @@ import numpy as np
 from study.contrasts import Row, arms, by_set, primary, recovered, told
 from study.inference import Contrast, crossed_bootstrap, geometric_mean, paired, verdicts
 from study.store import Store
-from study.subjects import DECIDING, DEFAULT, RATIO, SUBJECTS, Cell
+from study.subjects import DECIDING, DEFAULT, LEFT_AFTER, RATIO, SUBJECTS, Cell
 
 PAGE = "sink-awareness"
 FACTS = ("precondition", "pretest", "timestep-share", "heads", "frechet-dense")
@@ -79,10 +79,9 @@ def summary(folder: Path) -> None:
     print(
         "\nAfter equal training back: Fréchet distance with the default against that with another criterion"
     )
-    for contrast in recovered(rows):
-        print(
-            f"  {contrast.model:<22} against {contrast.second:<14} {told(contrast)}  ({contrast.sets} sets)"
-        )
+    for ratio in LEFT_AFTER:
+        for c in recovered(rows, ratio):
+            print(f"  {c.model:<22} {ratio:.0%} left, against {c.second:<14} {told(c)}  ({c.sets} sets)")
     groups: dict[str, list[str]] = {"win": [], "loss": [], "equivalent": [], "inconclusive": []}
     for contrast, word in zip(contrasts, verdict, strict=True):
         groups[word].append(contrast.model)

@@ -10,7 +10,7 @@ import numpy as np
 from study.contrasts import Row, arms, by_set, omega_contrasts, primary, recovered, told
 from study.facts import correlations
 from study.inference import MIN_SETS, geometric_mean, paired, verdicts
-from study.subjects import DECIDING, DEFAULT, LOOKING, SUBJECTS
+from study.subjects import DECIDING, DEFAULT, LEFT_AFTER, LOOKING, SUBJECTS
 
 BEGIN, END = "<!-- begin: written by study_sinks.py publish -->", "<!-- end -->"
 
@@ -88,14 +88,24 @@ def _errors(rows: Sequence[Row], title: str, sets: Iterable[int], **where: Any) 
 
 
 def _recovered(rows: Sequence[Row]) -> str:
-    distance = recovered(rows)
-    error = {(c.model, c.second): c for c in recovered(rows, "excess_error")}
-    lines = [
-        [f"`{c.model}`", f"`{c.second}`", told(c), told(error[c.model, c.second]), str(c.sets)]
-        for c in distance
+    lines = []
+    for ratio in LEFT_AFTER:
+        fields = ("frechet", "frechet_before", "excess_error")
+        found = zip(*(recovered(rows, ratio, field) for field in fields), strict=True)
+        lines += [
+            [f"`{c[0].model}`", f"{ratio:.0%}", f"`{c[0].second}`", *(told(one) for one in c), str(c[0].sets)]
+            for c in found
+        ]
+    head = [
+        "model",
+        "MACs left",
+        "against",
+        "Fréchet distance, %",
+        "before training, %",
+        "excess error, %",
+        "sets",
     ]
-    head = ["model", "against", "Fréchet distance, % (95 %)", "excess error, % (95 %)", "sets"]
-    return _table("After equal training back: the default against the others", head, lines)
+    return _table("After equal training back: the default against the others (95 %)", head, lines)
 
 
 def _step_zero(facts: Mapping[str, Any]) -> str:
