@@ -18,7 +18,7 @@ from pruning.types import PruningError
 
 
 class Listener(Protocol):
-    """What an instrument tells."""
+    """What an instrument tells; whoever does not listen to something leaves its method out."""
 
     def on_step(self, step: Step) -> None:
         """The denoiser is about to run."""

@@ -12,7 +12,7 @@ from pruning.calibration.draws import check_count
 from pruning.calibration.first_pass import ChannelMeans, FirstPass, StabilitySums
 from pruning.calibration.indicator import Omega
 from pruning.calibration.influence import InfluenceSums, head_gain
-from pruning.calibration.instrument import Instrument
+from pruning.calibration.instrument import Instrument, Listener
 from pruning.calibration.reading import Reader
 from pruning.calibration.sites import weighting_site
 from pruning.calibration.softmax import AttentionCall
@@ -20,7 +20,7 @@ from pruning.calibration.step import Step, StepReader, checked_weights
 from pruning.types import PrunableGroup
 
 
-class FirstPassRecorder:
+class FirstPassRecorder(Listener):
     """Context manager: ``with FirstPassRecorder(...) as recorder: ...`` then ``recorder.result()``.
 
     Each sample must come at every timestep with the same image and noise, or along its sampling trajectory.
@@ -92,9 +92,6 @@ class FirstPassRecorder:
         meta = {**self._meta, "sites": list(indicator)}  # in the order in which they run
         return FirstPass(keys, indicator, indicator_sq, self._means.finish(), self._influence.finish(), meta)
 
-    def on_step(self, step: Step) -> None:
-        """The denoiser is about to run."""
-
     def on_attention(self, call: AttentionCall, step: Step, owner: Tensor) -> None:
         """An attention module attends."""
         reading = self._attention.read(call, step, owner)
@@ -105,9 +102,3 @@ class FirstPassRecorder:
     def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
         """Rows enter a consumer."""
         self._means.add(consumer, x, step, owner)
-
-    def on_output(self, consumer: Consumer, y: Tensor, step: Step, owner: Tensor) -> None:
-        """No outputs are watched."""
-
-    def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
-        """No blocks are watched."""

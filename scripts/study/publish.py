@@ -16,7 +16,7 @@ from study.store import Store
 from study.subjects import DECIDING, DEFAULT, LEFT_AFTER, RATIO, SUBJECTS, Cell
 
 PAGE = "sink-awareness"
-FACTS = ("precondition", "pretest", "timestep-share", "heads", "frechet-dense")
+FACTS = ("precondition", "pretest", "timestep-share", "heads", "frechet-dense", "frechet-real")
 FIELDS = tuple(Cell.__dataclass_fields__)
 
 

@@ -23,6 +23,7 @@ log = logging.getLogger("study")
 
 STEPS, BATCH = 120, 64
 SAMPLES, SAMPLING_STEPS = 600, 20
+HELD_OUT = 2000  # real images, or as many as there are
 
 
 def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
@@ -60,21 +61,27 @@ def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
 
 
 def frechet_of_dense(bench: Bench, store: Store) -> float:
-    """Return the dense model's own distance, measured once."""
+    """Return the dense model's own distance, measured once, beside that of as many training images."""
     found = store.fact(bench.subject.name, "frechet-dense")
     if found is None:
         found = frechet(bench, bench.dense)
         store.keep_fact(bench.subject.name, "frechet-dense", found)
+    if store.fact(bench.subject.name, "frechet-real") is None:
+        store.keep_fact(bench.subject.name, "frechet-real", frechet_of_real(bench))
     return found
+
+
+def frechet_of_real(bench: Bench) -> float:
+    """Return the distance of training images to the held-out ones: what the metric's own sampling error comes to."""
+    extractor = load_features(_features(bench), torch.device("cpu"))
+    real, shown = _images(bench, "test", HELD_OUT), _images(bench, "train", SAMPLES)
+    return frechet_distance(_extract(extractor, real), _extract(extractor, shown))
 
 
 @torch.no_grad()
 def frechet(bench: Bench, model: nn.Module) -> float:
     """Return the Fréchet distance of generated images to the held-out ones, on the subject's classifier features."""
     extractor = load_features(_features(bench), torch.device("cpu"))
-    data = bench.run.images("test")
-    rows = list(range(min(len(data), 2000)))
-    real = torch.cat([to_uint8(data.images(rows[k : k + 256])) for k in range(0, len(rows), 256)])
     ids = torch.arange(SAMPLES)
     images = sample(
         model,  # type: ignore[arg-type]
@@ -87,7 +94,14 @@ def frechet(bench: Bench, model: nn.Module) -> float:
         guidance_scale=1.0,
         device=torch.device("cpu"),
     )
+    real = _images(bench, "test", HELD_OUT)
     return frechet_distance(_extract(extractor, real), _extract(extractor, images))
+
+
+def _images(bench: Bench, split: str, most: int) -> Tensor:
+    data = bench.run.images(split)
+    rows = list(range(min(len(data), most)))
+    return torch.cat([to_uint8(data.images(rows[k : k + 256])) for k in range(0, len(rows), 256)])
 
 
 def _extract(extractor: Any, images: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ SUBJECTS = {
                 FASHION,
                 FASHION_FEATURES,
                 factorial=True,
-                recovery=8 if twin == "massive" else 0,
+                recovery=5 if twin == "massive" else 0,
             )
             for twin in ("massive", "sinks", "plain", "off_by_one")
         ),
