@@ -17,6 +17,7 @@ from eval.fid import Precomputed
 from eval.types import Context
 
 NEEDS = ("sample", "real", "features")
+MIN_IMAGES = 4  # so that a subset of half of them has a variance
 SUBSETS = 100
 SUBSET_SIZE = 1000
 
@@ -47,7 +48,7 @@ def kernel_distance(
     if size < 2 or size > fewest:
         raise ValueError(
             f"kernel distance: subset size {size} does not fit {len(real)} real and {len(generated)} generated images; "
-            "it must be from 2 to the smaller number (at least 4 images where the size is left to us)"
+            "it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
         )
     if real.shape[1] != generated.shape[1]:
         raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")

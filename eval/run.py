@@ -1,7 +1,8 @@
 """Runs metrics by name: a metric is a file of this folder with a top-level function ``measure(context)``.
 
-A metric may also list in ``NEEDS`` what it reads of the context and the subjects, so that something missing is
-reported before anything is measured. A new metric is one new file; nothing here has to know it.
+A metric may also list in ``NEEDS`` what it reads of the context and the subjects, and say in ``MIN_IMAGES`` how many
+images it takes at least, so that something missing is reported before anything is measured. A new metric is one new
+file; nothing here has to know it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ def needs_of(metrics: Sequence[str]) -> set[str]:
     check_metrics(metrics)
     modules = [importlib.import_module(f"eval.{name}") for name in metrics]
     return {need for module in modules for need in getattr(module, "NEEDS", ())}
+
+
+def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
+    """Return how many real and generated images the most demanding metric takes at least, and which that is."""
+    check_metrics(metrics)
+    found = [(getattr(importlib.import_module(f"eval.{name}"), "MIN_IMAGES", 1), name) for name in metrics]
+    return max(found, default=(1, ""))
 
 
 def measure_all(

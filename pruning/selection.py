@@ -19,6 +19,7 @@ from torch import nn
 
 from pruning.calibration import bypassed
 from pruning.surgery import compensate, silence
+from pruning.surgery.check import check_plan
 from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan, Scores
 
 Measure = Callable[[Sequence[PrunableGroup]], CalibrationStats]
@@ -51,17 +52,19 @@ def block_by_block(
         judge: Scores groups from what `measure` returned.
         compensation: As in `compensate`.
         ridge: As in `compensate`.
-        rounds: Portions in which the units of a block go, each measured anew.
+        rounds: Portions in which the units of a block go, each measured anew; one in which none would go is left
+            out.
         progress: Called after each round with the block, the rounds done and all rounds.
 
     Returns:
         The new plan, and what `compensate` reported last for each group.
 
     Raises:
-        PruningError: For rounds below 1, and as `compensate`.
+        PruningError: For rounds below 1, a plan that does not fit, scores that do not, and as `compensate`.
     """
     if rounds < 1:
         raise PruningError(f"rounds of selection is {rounds}; it must be at least 1")
+    check_plan(model, groups, plan)
     shrinking = [
         g
         for g in groups
@@ -76,11 +79,16 @@ def block_by_block(
         for done, (block, members, portion) in enumerate(
             [(block, members, k) for block, members in blocks for k in range(1, rounds + 1)], start=1
         ):
+            goals = {g.name: g.num_units - len(plan.removed_units(g)) * portion // rounds for g in members}
+            if all(len(kept[name]) == goal for name, goal in goals.items()):  # more rounds than units
+                continue
             stats = measure(members)
             scores = judge(members, stats)
-            for group in members:
-                goal = group.num_units - len(plan.removed_units(group)) * portion // rounds
-                kept[group.name] = _best(scores.values[group.name], kept[group.name], goal)
+            scores.check(members)
+            if lacking := [group.name for group in members if group.name not in scores.values]:
+                raise PruningError(f"the judge gave no scores for the group {lacking[0]!r}")
+            for name, goal in goals.items():
+                kept[name] = _best(scores.values[name], kept[name], goal)
             step = replace(plan, kept={group.name: kept[group.name] for group in members}, removed_blocks=())
             report |= compensate(model, members, step, stats, method=compensation, ridge=ridge)
             silence(model, members, step)

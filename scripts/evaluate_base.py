@@ -33,7 +33,7 @@ tags: [diffusion, {family}]
 # {name}
 
 A small `{cls}` ({parameters:,} parameters, bfloat16 weights, EMA of the training) that draws {channels}-channel
-{size}x{size} images of the ten digits, class-conditional. It is the embedded base model of sinkprune's quickstart:
+{size}x{size} images of the ten digits, class-conditional. It is one of sinkprune's embedded base models:
 small enough to be pruned and retrained in minutes on a CPU, not meant for anything else.
 
 - **Data**: {data}: {data_note}.

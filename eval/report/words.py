@@ -8,6 +8,7 @@ from eval.report import fmt
 from eval.report.load import Run
 
 LEVEL = 0.95
+LEAST_LEVEL = 0.9  # an interval that covers less is not shown
 SMALL_N = 10_000  # below this the bias of the Fréchet distance at finite N matters
 TARGET_TOLERANCE = 0.01
 SPEEDUP_SHARE = 0.9  # measured speed-up that is expected, as a share of the MACs ratio
@@ -42,12 +43,12 @@ def speedup(run: Run, subject: str | None, which: str = "call") -> float | None:
 
 
 def speedup_interval(run: Run, subject: str | None, which: str = "call") -> str:
-    """Return the interval of a speed-up with its true coverage (few rounds cover less than 95 %), or nothing."""
+    """Return the interval of a speed-up with its true coverage; nothing if the rounds are too few for one."""
     interval = run.metric(subject, f"speedup_{which}_ci95")
-    if not interval:
-        return ""
     coverage = run.metric(subject, f"speedup_{which}_coverage")
-    level = min(0.95, coverage) if coverage is not None else 0.95
+    if not interval or (coverage is not None and coverage < LEAST_LEVEL):
+        return ""
+    level = min(LEVEL, coverage) if coverage is not None else LEVEL
     return f"{fmt.percent(level, 0)} {fmt.times(interval[0])} to {fmt.times(interval[1])}"
 
 
@@ -94,12 +95,17 @@ def _speed(run: Run) -> str:
         return ""
     base = run.metric(run.reference, "call")
     batch = f" at batch {call['batch_size']}" if call.get("batch_size") else ""
-    times = f" ({fmt.seconds(base['median_s'])} → {fmt.seconds(call['median_s'])}{batch})" if base else batch
-    interval = speedup_interval(run, run.final)
-    sentence = f"One denoiser call is {fmt.times(fast)} as fast{times}" + (
-        f", {interval}" if interval else ""
-    )
-    return sentence + (f"; a whole sampling run {fmt.times(whole)}." if whole is not None else ".")
+    parts = [f"One denoiser call{batch} is {fmt.times(fast)} as fast"]
+    if interval := speedup_interval(run, run.final):
+        parts[0] += f" ({interval})"
+    if whole is not None:
+        interval = speedup_interval(run, run.final, "sampling")
+        parts.append(f"a whole sampling run {fmt.times(whole)}{f' ({interval})' if interval else ''}")
+    if base:
+        parts.append(
+            f"median times of a call {fmt.seconds(base['median_s'])} → {fmt.seconds(call['median_s'])}"
+        )
+    return "; ".join(parts) + "."
 
 
 def _quality(run: Run) -> list[str]:
@@ -158,6 +164,7 @@ def warnings(run: Run) -> list[str]:
             "Fixed costs (memory traffic, small kernels, layers that are not pruned) eat the rest."
         )
     found += _noisy(run)
+    found += _not_recovered(run)
     if run.final and len(run.subjects) == 2 and run.metrics:
         found.append(
             f"No recovery: the {run.final} figures are straight after the cut, without any training."
@@ -174,6 +181,24 @@ def _missed(run: Run) -> list[str]:
             what = f"{fmt.percent(asked)} of the {WORDS[key]} were asked, {fmt.percent(value)} are left"
             return [f"Target missed: {what} ({reason})."]
     return [f"Target missed; this is {reason}."] if run.got.get("hit") is False else []
+
+
+def _not_recovered(run: Run) -> list[str]:
+    """Warn of training that made things worse."""
+    if len(run.subjects) < 3 or run.final is None:
+        return []
+    before = run.subjects[-2]
+    worse = []
+    for key, name in (("frechet", frechet_name(run)), ("excess_error", "excess error")):
+        was, now = run.metric(before, key), run.metric(run.final, key)
+        if was is not None and now is not None and now > was:
+            worse.append(f"the {name} rose from {fmt.number(was)} to {fmt.number(now)}")
+    if not worse:
+        return []
+    return [
+        f"Training back made it worse: {' and '.join(worse)} from {before} to {run.final}. More steps "
+        "(recover.steps) or a lower learning rate may help; else use the pruned model as it is."
+    ]
 
 
 def _noisy(run: Run) -> list[str]:
@@ -219,26 +244,28 @@ def notes(run: Run) -> list[str]:
         ]
         facts += [call[k] for k in ("dtype", "device") if call.get(k)]
         found.append(
-            "Latency: median of rounds in which all models take turns, in one process"
+            "Latency: medians of rounds in which all models take turns, in one process"
             + (f" ({', '.join(facts)})" if facts else "")
-            + ". Trust the ratio; the seconds belong to this machine."
+            + ". A speed-up is the median of the rounds' ratios, which on a busy machine is not quite the ratio of the "
+            "medians. Trust the ratio; the seconds belong to this machine."
         )
     return found + _coverage_notes(run) + run.notes
 
 
 def _coverage_notes(run: Run) -> list[str]:
-    """Return why an interval of a speed-up covers less than 95 %."""
+    """Return why an interval of a speed-up is missing or covers less than 95 %."""
     short = [
         name
         for which, name in (("call", "one call"), ("sampling", "sampling"))
-        if (run.metric(run.final, f"speedup_{which}_coverage") or LEVEL) < LEVEL
+        if (coverage := run.metric(run.final, f"speedup_{which}_coverage")) is not None and coverage < LEVEL
     ]
     if not short:
         return []
     return [
-        f"The interval of the speed-up ({' and '.join(short)}) is the range of the rounds. Fewer than six rounds "
-        f"cannot cover 95{fmt.THIN}%, so the percentage before it is what it does cover: for n rounds 1 − 2¹⁻ⁿ. More "
-        "rounds (evaluate.latency.runs, sampling_runs) make it 95."
+        f"Few rounds were timed for the speed-up of {' and '.join(short)}. The range of n rounds covers the median "
+        f"with 1 − 2¹⁻ⁿ; below {fmt.percent(LEAST_LEVEL, 0)} (four rounds or fewer) no interval is shown, and with "
+        "five the percentage before it is what it covers. Six rounds or more (evaluate.latency.runs, sampling_runs) give "
+        f"{fmt.percent(LEVEL, 0)}."
     ]
 
 

@@ -172,6 +172,13 @@ def register(name: str, statistic: Statistic) -> None:
     STATISTICS.register(name)(statistic)
 
 
+def needs_targets(statistic: Statistic) -> bool:
+    """Tell whether a statistic needs targets or further forwards, which a sampling run does not have."""
+    if isinstance(statistic, BlockStatistic):
+        return statistic.ablates
+    return isinstance(statistic, (GradientStatistic, SensitivityStatistic, WeightStatistic))
+
+
 def expand_needs(needs: Iterable[str]) -> dict[str, Statistic]:
     """Return the statistics named in `needs` and what is gathered beside them, sorted by name.
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from pruning.calibration.step import MAX_BRANCHES, Step
 from pruning.types import PruningError
 
+MAX_SCALE = 1e6
+"""Far above any in use; squares of mixed rows stay finite."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -31,6 +34,10 @@ class Guidance:
 
     def check(self) -> None:
         """Raise PruningError for a value out of range."""
+        if not abs(self.scale) <= MAX_SCALE:
+            raise PruningError(
+                f"guidance: scale is {self.scale}; it must be from -{MAX_SCALE:g} to {MAX_SCALE:g}"
+            )
         if self.conditional not in (0, 1):
             raise PruningError(
                 f"guidance: conditional is {self.conditional}; it must be 0 or 1, the half of the batch"

@@ -16,6 +16,8 @@ MIN_KEYS = 8
 """With fewer visible keys than this no key is called a sink."""
 MIN_INDICATOR = 0.01
 """A token whose indicator is at or below this keeps the weight 1 exactly."""
+LAMBDAS = (-100.0, 1.0)
+"""From weighing a sink a hundredfold more to dropping it; above 1 its rows would count again, with the sign changed."""
 MIN_ENERGY = 0.01
 """Stability is meaningless where the mean squared indicator is below this."""
 
@@ -61,10 +63,16 @@ class Omega:
             raise PruningError(f"omega: rho is {self.rho}; it must be positive, or null for sqrt(M)")
         if not (math.isfinite(self.kappa) and self.kappa >= 0):
             raise PruningError(f"omega: kappa is {self.kappa}; it must be at least 0")
-        if not (math.isfinite(self.lambda_unstable) and math.isfinite(self.lambda_stable)):
-            raise PruningError(
-                f"omega: lambdas must be finite, found {self.lambda_unstable}, {self.lambda_stable}"
-            )
+        least, most = LAMBDAS
+        for name in ("lambda_unstable", "lambda_stable"):
+            if not least <= (value := getattr(self, name)) <= most:
+                raise PruningError(
+                    f"omega: {name} is {value}; it must be in [{least:g}, {most:g}]: 1 drops sinks, 0 leaves them, -1 "
+                    "doubles them"
+                )
+        for name in ("deviations", "epsilon"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise PruningError(f"omega: {name} is {value}; it must be finite")
 
     @property
     def needs_stability(self) -> bool:

@@ -7,13 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import torch
 from torch import nn
 
-from pruning.calibration.base import (
-    BlockStatistic,
-    GradientStatistic,
-    SensitivityStatistic,
-    WeightStatistic,
-    expand_needs,
-)
+from pruning.calibration.base import GradientStatistic, expand_needs, needs_targets
 from pruning.calibration.calibrator import Calibrator
 from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.guidance import Guidance
@@ -239,9 +233,7 @@ def calibrate_sampling(
     """
     groups, needs = list(groups), list(needs)
     for name, statistic in expand_needs(needs).items():
-        if isinstance(statistic, (GradientStatistic, SensitivityStatistic, WeightStatistic)) or (
-            isinstance(statistic, BlockStatistic) and statistic.ablates
-        ):
+        if needs_targets(statistic):
             raise PruningError(
                 f"statistic {name!r} cannot be gathered from a sampling run, which has no targets; "
                 "calibrate on noised images of a data set"

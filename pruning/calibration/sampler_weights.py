@@ -28,8 +28,16 @@ def sampler_weights(scheduler: Any, buckets: int, num_steps: int) -> list[float]
     Raises:
         PruningError: If a bucket holds no step, or the scheduler is of no kind known here.
     """
+    if buckets < 1:
+        raise PruningError(f"sampler weights: {buckets} timestep buckets; there must be at least 1")
     times = fresh_scheduler(scheduler, num_steps).timesteps
     weights = error_weights(scheduler, times)
+    if not bool(weights.isfinite().all()):
+        raise PruningError(
+            f"sampler weights: {type(scheduler).__name__} has no signal (or no noise) at timestep "
+            f"{float(times[~weights.isfinite()][0]):g}, where an error of this prediction_type moves the sample "
+            "without bound; take timestep_weights=uniform or obs_diff"
+        )
     bucket = (
         (times.cpu().double() * buckets / num_train_timesteps(scheduler)).floor().long().clamp(0, buckets - 1)
     )

@@ -14,6 +14,7 @@ from pruning.cli.console import Console, Result, facts, table, text_of
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal, to_dict, to_yaml
 from pruning.stages.folder import OWNER, RunFolder, changes, read_json
 from pruning.stages.summary import measured
+from pruning.types import PruningError
 
 PRUNING_KEY = "_structured_pruning"
 
@@ -162,7 +163,7 @@ def _recipes() -> Listing:
 def _criteria() -> Listing:
     from pruning.importance import CRITERIA
 
-    return ("name", ""), [(name, entry.doc) for name, entry in CRITERIA.items()]
+    return ("name", ""), [(name, entry.doc.replace("``", "")) for name, entry in CRITERIA.items()]
 
 
 def _kinds() -> Listing:
@@ -180,17 +181,17 @@ def _metrics() -> Listing:
 def _runs() -> Listing:
     rows = []
     for owner in sorted(Path("runs").glob("*/run.json")):
-        folder = RunFolder(owner.parent)
-        done = folder.done()
-        found = read_json(owner.parent / "summary.json") or {}
-        frechet = found.get("frechet_recovered") or found.get("frechet_pruned")
-        rows.append(
-            (
-                str(owner.parent),
-                done[-1] if done else "–",
+        done = RunFolder(owner.parent).done()
+        try:
+            found = read_json(owner.parent / "summary.json") or {}
+        except PruningError:  # one broken file hides no other run
+            figures = ("cannot be read", "", "")
+        else:
+            speedup = found.get("latency_speedup")
+            figures = (
                 text_of(found.get("macs_ratio"), "macs_ratio"),
-                "–" if found.get("latency_speedup") is None else f"{found['latency_speedup']:.2f} ×",
-                text_of(frechet),
+                f"{speedup:.2f} ×" if isinstance(speedup, float) else text_of(speedup),
+                text_of(found.get("frechet_recovered") or found.get("frechet_pruned")),
             )
-        )
+        rows.append((str(owner.parent), done[-1] if done else "–", *figures))
     return ("run", "done up to", "MACs left", "speed-up", "Fréchet"), rows

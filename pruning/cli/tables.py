@@ -60,11 +60,11 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
         )
         for row in found["kinds"]
     ]
-    how = "the plan of this run's scores" if found["basis"] == "scores" else "at a uniform ratio"
+    how = "by the scores of this run" if found["basis"] == "scores" else "at a uniform ratio"
     budget = table(
-        ("kind", "groups", "units", "would go", "of the parameters", "of the MACs"),
+        ("kind", "groups", "units", "would go", "has of all parameters", "of all MACs"),
         kinds,
-        title=f"\n{found['class']} {found['model']}: what may be cut, and what would go {how}",
+        title=f"\n{found['class']} {found['model']}: what may be cut, and how many units would go {how}",
     )
     sizes = table(
         ("", "dense", "slim", "left"),

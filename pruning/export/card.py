@@ -14,6 +14,7 @@ from torch import nn
 
 from pruning.export.base import ExportRequest
 from pruning.groups import discover
+from pruning.surgery.check import inside
 from pruning.types import PRUNING_KEY, PruningError
 
 FACTS = {
@@ -121,7 +122,7 @@ def _cuts(model: nn.Module) -> str | None:
     stock_config = {key: value for key, value in dict(model.config).items() if key != PRUNING_KEY}  # type: ignore[arg-type]
     with torch.device("meta"):
         stock: nn.Module = type(model).from_config(stock_config)  # type: ignore[attr-defined]
-    before, after = _units(stock), _units(model)
+    before, after = _units(stock, model, entry.get("removed_blocks") or [])
     rows = [
         f"| {_KIND_NAMES.get(kind, kind)} | {after[kind]} | {total} | {1 - after[kind] / total:.0%} |"
         for kind, total in before.items()
@@ -136,11 +137,17 @@ def _cuts(model: nn.Module) -> str | None:
     return header + "\n" + "\n".join(rows) + f"\n\n{size}"
 
 
-def _units(model: nn.Module) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for group in discover(model):
-        counts[group.kind] += group.num_units
-    return counts
+def _units(stock: nn.Module, model: nn.Module, removed: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """Count units by kind, of the stock architecture and of what is left of them in `model`."""
+    before, after = Counter[str](), Counter[str]()
+    found = {group.name: group.num_units for group in discover(model)}
+    for group in discover(stock):
+        gone = any(inside(group.module, path) for path in removed)
+        before[group.kind] += group.num_units
+        after[group.kind] += found.get(
+            group.name, 0 if gone else 1
+        )  # a last unit is no group: it has to stay
+    return before, after
 
 
 def _limits(pruned: bool, scheduler: str | None) -> list[str]:

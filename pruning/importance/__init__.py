@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.importance.base import CRITERIA, Criterion, criterion, needs_of, score
+from pruning.importance.base import CRITERIA, Criterion, check_kinds, criterion, needs_of, score
 from pruning.importance.diagnostics import DIAGNOSTIC_NEEDS, head_diagnostics
 from pruning.registry import import_submodules
 
@@ -12,6 +12,7 @@ __all__ = [
     "CRITERIA",
     "DIAGNOSTIC_NEEDS",
     "Criterion",
+    "check_kinds",
     "criterion",
     "head_diagnostics",
     "needs_of",

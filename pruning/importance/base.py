@@ -40,6 +40,7 @@ class Criterion:
         instead: Criterion that scores the groups of a kind in this one's place, by kind.
         base: Criterion that `fn` calls on whatever statistics it is given; its needs count as ours.
         omega: Token weights used unless the caller says otherwise, one of `OMEGAS`.
+        only: The kind that `fn` scores; empty for all.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Criterion:
     instead: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
     omega: str = "off"
+    only: str = ""
 
     @property
     def blocks(self) -> str:
@@ -67,6 +69,7 @@ def criterion(
     instead: Mapping[str, str] | None = None,
     base: str | None = None,
     omega: str = "off",
+    only: str = "",
 ) -> Callable[[ScoreFn], ScoreFn]:
     """Register the decorated function as a criterion.
 
@@ -77,6 +80,7 @@ def criterion(
         instead: Criteria for further kinds that the function cannot score, by kind.
         base: A criterion that the function hands its arguments to.
         omega: Token weights used unless the caller says otherwise.
+        only: The one kind that it scores.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -85,7 +89,7 @@ def criterion(
 
     def decorate(fn: ScoreFn) -> ScoreFn:
         doc = (fn.__doc__ or "").strip().split("\n")[0]
-        CRITERIA.register(name)(Criterion(name, fn, frozenset(needs), doc, routes, base, omega))
+        CRITERIA.register(name)(Criterion(name, fn, frozenset(needs), doc, routes, base, omega, only))
         return fn
 
     return decorate
@@ -104,6 +108,17 @@ def needs_of(criterion: str, groups: Iterable[PrunableGroup]) -> set[str]:
             needs |= entry.needs
             entry = None if entry.base is None else _criterion_for(entry.base, kind)
     return needs
+
+
+def check_kinds(criterion: str, groups: Iterable[PrunableGroup]) -> None:
+    """Raise PruningError for a group of a kind that `criterion` does not score."""
+    for group in groups:
+        entry = _criterion_for(criterion, group.kind)
+        if entry.only not in ("", group.kind):
+            raise PruningError(
+                f"criterion {criterion!r} scores groups of kind {entry.only!r} only, not {group.name!r} of kind "
+                f"{group.kind!r}; restrict the kinds to {entry.only} or choose another criterion"
+            )
 
 
 def score(
@@ -141,6 +156,7 @@ def score(
     omega = default if omega is None else omega
     if omega not in OMEGAS:
         raise PruningError(f"unknown omega {omega!r}; valid: {', '.join(OMEGAS)}")
+    check_kinds(criterion, groups)
     reads = needs_of(criterion, groups)
     stats = CalibrationStats() if stats is None else stats
     seen = view(stats, omega) if reads else stats
@@ -149,7 +165,7 @@ def score(
         for group in groups
     }
     marked = sum(any(s.endswith(f"@{omega}") for s in stats.values.get(g.name, {})) for g in groups)
-    if reads and omega != "off" and not marked:
+    if omega != "off" and not (reads and marked):
         logger.warning(
             "criterion %s: omega=%r weighs no row of these groups, so the scores are those of omega='off'",
             criterion,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pruning.importance.base import Weights, criterion, per_sample
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("block_change", needs=("block_change", "samples"), blocks="block_change")
+@criterion("block_change", needs=("block_change", "samples"), blocks="block_change", only="blocks")
 def block_change(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
@@ -17,7 +17,7 @@ def block_change(
     return _of_block(group, stats, "block_change")
 
 
-@criterion("block_cosine", needs=("block_cosine", "samples"), blocks="block_cosine")
+@criterion("block_cosine", needs=("block_cosine", "samples"), blocks="block_cosine", only="blocks")
 def block_cosine(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
@@ -26,9 +26,4 @@ def block_cosine(
 
 
 def _of_block(group: PrunableGroup, stats: CalibrationStats, statistic: str) -> Tensor:
-    if group.kind != "blocks":
-        raise PruningError(
-            f"criterion {statistic!r} scores groups of kind 'blocks' only, not {group.name!r} of kind "
-            f"{group.kind!r}; restrict the kinds to blocks or choose another criterion"
-        )
     return per_sample(group, stats, statistic)

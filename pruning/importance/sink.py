@@ -15,5 +15,5 @@ BASE = "probe_obs"  # the best criterion at equal cost where least squares follo
 def sink(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
-    """Score with `BASE` on omega-weighted rows (SCORES.md section 2); ``omega="off"`` gives `BASE` itself."""
+    """Score with ``probe_obs`` on rows weighted by the sinks (``omega="on"``)."""
     return score_group(BASE, group, weights, stats, generator)

@@ -70,6 +70,14 @@ def _calibrate(recipe: Recipe) -> Iterator[Problem]:
             "calibrate.omega.rho",
             f"{section.omega.rho} must be > 0, or null for the square root of the keys",
         )
+    least, most = _lambdas()
+    for key in ("unstable", "stable"):
+        value = getattr(section.omega, key)
+        if not least <= value <= most:
+            yield (
+                f"calibrate.omega.{key}",
+                f"{value} is not in [{least:g}, {most:g}]; 1 drops sinks, 0 leaves them, -1 doubles them",
+            )
     yield from _one_of("calibrate.omega.mode", section.omega.mode, ("ratio", "paper", "hard"))
 
 
@@ -189,6 +197,12 @@ def _kinds() -> tuple[str, ...]:
     from pruning.types import KINDS
 
     return KINDS
+
+
+def _lambdas() -> tuple[float, float]:
+    from pruning.calibration.indicator import LAMBDAS
+
+    return LAMBDAS
 
 
 def _omegas() -> tuple[str, ...]:

@@ -54,7 +54,11 @@ def find_recipe(argument: str | Path) -> Path:
         return bundled[name]
     near = difflib.get_close_matches(name, bundled, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    found = "a folder without a recipe.yaml, so no run directory," if path.is_dir() else "neither a file"
+    found = (
+        "a folder without a recipe.yaml, so no run directory,"
+        if path.is_dir()
+        else "neither a file nor a run directory"
+    )
     raise refusal(f"no recipe {str(argument)!r}: {found} nor one of {', '.join(bundled)}{hint}")
 
 

@@ -113,7 +113,7 @@ def sinks(run: Run, folder: Path) -> dict[str, Any]:
         "timestep_buckets": section.timestep_buckets,
         "queries": section.queries,
         "omega": omega_settings(run),
-        "timestep_weights": _timestep_weights(run),
+        "timestep_weights": timestep_weights(run),
         "seed": run.recipe.seed,
     }
     if section.provider == "sampling":
@@ -183,7 +183,7 @@ def gather(
         "omega": omega_settings(run),
         "first_pass": seen,
         "guidance": _guidance(run) if "guided" in asked.variants else None,
-        "timestep_weights": _timestep_weights(run),
+        "timestep_weights": timestep_weights(run),
         "seed": run.recipe.seed,
     }
     if section.provider == "sampling":
@@ -230,7 +230,12 @@ def _guidance(run: Run) -> Guidance:
     return Guidance(run.recipe.calibrate.guidance_scale, conditional=0 if first else 1)
 
 
-def _timestep_weights(run: Run) -> str | list[float]:
+def timestep_weights(run: Run) -> str | list[float]:
+    """Return the recipe's weights of the timestep buckets, those of the sampler as numbers.
+
+    Raises:
+        PruningError: If the sampler gives none.
+    """
     section = run.recipe.calibrate
     if section.timestep_weights != "sampler":
         return section.timestep_weights

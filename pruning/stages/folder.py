@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,19 @@ def fingerprint(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON to a temporary name, then rename it: nobody ever sees half of it."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a temporary name, then rename it: nobody ever sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path, advice: str = DELETE) -> dict[str, Any] | None:
@@ -192,6 +202,9 @@ class RunFolder:
         folder, target = self.partial(name), self.stage(name)
         (folder / FINGERPRINT).unlink(missing_ok=True)
         write_json(folder / MANIFEST, {**manifest, "artefacts": describe_files(folder, _BESIDE)})
+        mode = (folder / MANIFEST).stat().st_mode
+        for path in folder.rglob("*.safetensors"):
+            path.chmod(mode)  # safetensors makes files that nobody else may read
         (folder / DONE).write_text(datetime.now().isoformat(timespec="seconds") + "\n", encoding="utf-8")
         folder.rename(target)
         return target
@@ -223,8 +236,28 @@ class RunFolder:
         """
         if any(_ending(old / name) != _ending(self.stage(name)) for name in redone):
             return []
+        return self._move_back(old, STAGES[STAGES.index(redone[-1]) + 1 :])
+
+    def put_back(self, old: Path) -> bool:
+        """Undo a `retire`: what it moved to `old`, and the files copied there, are as before.
+
+        Returns:
+            Whether that could be done: not if a stage has been done anew since.
+        """
+        if any((old / name).exists() and self.stage(name).exists() for name in STAGES):
+            return False
+        self._move_back(old, STAGES)
+        for beside in _COPIED:
+            if (old / beside).is_file():
+                (old / beside).replace(self.path / beside)
+        for folder in (old / ".partial", old, old.parent):
+            with suppress(OSError):  # it holds more
+                folder.rmdir()
+        return True
+
+    def _move_back(self, old: Path, names: Iterable[str]) -> list[str]:
         back = []
-        for name in STAGES[STAGES.index(redone[-1]) + 1 :]:
+        for name in names:
             for source, target in (
                 (old / name, self.stage(name)),
                 (old / ".partial" / name, self.partial(name)),
@@ -245,12 +278,17 @@ class RunFolder:
         if not moves:
             return None
         old = self._new_old()
+        try:  # what may fail on a full disk comes before anything moves
+            for beside in _COPIED:
+                if (self.path / beside).is_file():
+                    shutil.copy2(self.path / beside, old / beside)
+            for _, to in moves:
+                (old / to).parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            shutil.rmtree(old, ignore_errors=True)
+            raise
         for source, to in moves:
-            (old / to).parent.mkdir(parents=True, exist_ok=True)
             source.rename(old / to)
-        for beside in _COPIED:
-            if (self.path / beside).is_file():
-                shutil.copy2(self.path / beside, old / beside)
         return old
 
     def _new_old(self) -> Path:

@@ -36,8 +36,10 @@ def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
         for path in sorted(p for place in places for p in place.iterdir() if p.is_file()):
             name, status = path.relative_to(folder).as_posix(), path.stat()
             entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-            same = {key: before.get(name, {}).get(key) for key in entry} == entry
-            files[name] = {**entry, "sha256": before[name]["sha256"] if same else file_hash(path)}
+            was = before.get(name)
+            was = was if isinstance(was, Mapping) else {}
+            same = "sha256" in was and {key: was.get(key) for key in entry} == entry
+            files[name] = {**entry, "sha256": was["sha256"] if same else file_hash(path)}
         what: Any = {name: entry["sha256"] for name, entry in files.items()}
     else:
         what = [section.source, section.revision, section.variant]

@@ -12,15 +12,17 @@ import psutil
 import torch
 
 from eval.features import inception_is_here, load_features
-from eval.run import check_metrics, needs_of
-from pruning.calibration.base import BlockStatistic, GradientStatistic, expand_needs
+from eval.run import check_metrics, fewest_images
+from eval.run import needs_of as metric_needs
+from pruning.calibration.base import expand_needs, needs_targets
 from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
+from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, sample_shape
 from pruning.recipe.defaults import DIGITS, features
 from pruning.recipe.schema import Prune
 from pruning.recovery.files import check_writable
 from pruning.sampling import fresh_scheduler
-from pruning.stages.calibration import check_guidance, wanted
+from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
 from pruning.stages.folder import STAGES
@@ -78,11 +80,20 @@ def check_names(run: Run, stages: Sequence[str]) -> None:
 
 
 def check_metric_names(run: Run) -> None:
-    """Check the names of the metrics."""
+    """Check the names of the metrics, and that they will have as many images as they take."""
+    section = run.recipe.evaluate
     try:
-        check_metrics(run.recipe.evaluate.metrics)
+        check_metrics(section.metrics)
     except ValueError as error:
         raise PruningError(f"evaluate.metrics: {error}") from error
+    fewest, metric = fewest_images(section.metrics)
+    for key in ("num_samples", "num_real"):
+        value = getattr(section, key)
+        if value is not None and value < fewest:
+            raise PruningError(
+                f"evaluate.{key}: {value} must be at least {fewest}, which the metric {metric!r} needs; ask for more "
+                "images or leave it out of evaluate.metrics"
+            )
 
 
 def check_features_place(run: Run) -> None:
@@ -104,14 +115,14 @@ def check_local_features(run: Run) -> None:
     check_features_place(run)
     if features_of(run.recipe) != "inception":
         check_features(run)
-    elif "features" in needs_of(run.recipe.evaluate.metrics) and not inception_is_here():
+    elif "features" in metric_needs(run.recipe.evaluate.metrics) and not inception_is_here():
         logger.info("evaluate.features: the weights of Inception will be downloaded when the run starts")
 
 
 def check_features(run: Run) -> None:
     """Load the feature network, downloading it if need be, and show it one image of as many channels as the model's."""
     recipe = run.recipe
-    if "features" not in needs_of(recipe.evaluate.metrics):
+    if "features" not in metric_needs(recipe.evaluate.metrics):
         return
     if recipe.evaluate.features is None and recipe.data.source != DIGITS:
         logger.info(
@@ -130,7 +141,8 @@ def check_features(run: Run) -> None:
 def check_local_splits(run: Run) -> None:
     """Check that the splits exist, if the data are here."""
     data = run.recipe.data
-    if data.source == DIGITS or Path(data.source).expanduser().exists():
+    path = Path(data.source).expanduser()
+    if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
         for split in (data.split, data.eval_split):
             run.open_images(split, image_shape(run))
 
@@ -149,6 +161,10 @@ def check_model(run: Run) -> None:
         logger.info("prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing))
     with _quiet("pruning.allocation.solver"):  # how near the uniform plan comes says nothing of the real one
         make_plan(run, None)
+    try:
+        check_kinds(run.recipe.score.criterion, run.groups)
+    except PruningError as error:
+        raise PruningError(f"score.criterion: {error}") from error
 
 
 def check_device(run: Run) -> None:
@@ -179,20 +195,26 @@ def check_steps(run: Run) -> None:
             fresh_scheduler(scheduler, steps)
         except PruningError as error:
             raise PruningError(f"{key}: {error}") from error
+    try:
+        timestep_weights(run)
+    except PruningError as error:
+        raise PruningError(f"calibrate.timestep_weights: {error}") from error
 
 
 def check_provider(run: Run) -> None:
-    """Check that the provider can give what the criterion needs."""
-    if run.recipe.calibrate.provider != "sampling":
+    """Check that the provider can give what the criteria need."""
+    recipe = run.recipe
+    if recipe.calibrate.provider != "sampling":
         return
-    for name, statistic in expand_needs(wanted(run).needs).items():
-        if isinstance(statistic, GradientStatistic) or (
-            isinstance(statistic, BlockStatistic) and statistic.ablates
-        ):
-            raise PruningError(
-                f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of criterion "
-                f"{run.recipe.score.criterion!r} needs; use calibrate.provider=noised or another criterion"
-            )
+    asked = [("score.criterion", recipe.score.criterion)]
+    asked += [("calibrate.criteria", name) for name in recipe.calibrate.criteria]
+    for key, criterion in asked:
+        for name, statistic in expand_needs(needs_of(criterion, run.groups)).items():
+            if needs_targets(statistic):
+                raise PruningError(
+                    f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
+                    f"{criterion!r} ({key}) needs; use calibrate.provider=noised or another criterion"
+                )
 
 
 def check_batches(run: Run, stages: Sequence[str]) -> None:
@@ -229,7 +251,7 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     if "evaluate" in stages:
         held_out = run.open_images(recipe.data.eval_split, shape)
         _check_split(run, held_out, captions=text)
-        held_out.check_enough(recipe.evaluate.num_real or 1)
+        held_out.check_enough(recipe.evaluate.num_real or fewest_images(recipe.evaluate.metrics)[0])
 
 
 def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
@@ -237,7 +259,7 @@ def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
     if classes is not None and data.fetch_label is None:
         raise PruningError(
             f"{data.name} has no labels, but {type(run.meta).__name__} has {classes} classes; name their column in "
-            "data.label_column"
+            "data.label_column, or sort the images of a folder into one folder a class (two at least)"
         )
     if classes is not None and data.num_classes is not None and data.num_classes > classes:
         raise PruningError(f"{data.name} has {data.num_classes} classes, the model only {classes}")

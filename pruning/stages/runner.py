@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,29 @@ def run_stages(
         if say_earlier and not fresh and (earlier := [name for name in due if name != until]):
             logger.info("%s", _needs(run, names[-1], earlier))
         preflight(run, due)
-        old = run.folder.retire(STAGES[_position(start) :]) if start and not fresh else None
-        if fresh:
-            run.workspace.clear()
         try:
-            for name in names:
-                BY_NAME[name](run)
+            old = _clear_way(run, start, fresh)
+            with run.workspace.undone_on_error(old):
+                for name in names:
+                    BY_NAME[name](run)
+        except Exception:
+            with suppress(OSError, PruningError):
+                if run.folder.done():
+                    write_summary(run.folder)  # of what there is
+            raise
         finally:
             run.bars.close()
-        if start:
+        if start and not fresh:
             keep_later(run.folder, old, names[_position(start) :])
+        run.workspace.claim()
         return write_summary(run.folder)
+
+
+def _clear_way(run: Run, start: str | None, fresh: bool) -> Path | None:
+    """Move to ``.old`` what is to be done anew whether it is out of date or not; return where it is now."""
+    if fresh:
+        return run.workspace.clear()
+    return run.folder.retire(STAGES[_position(start) :]) if start else None
 
 
 def _due(run: Run, names: Sequence[str], start: str | None, fresh: bool) -> Sequence[str]:

@@ -40,7 +40,7 @@ Extra = Callable[["Run"], dict[str, Any]]
 Enough = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 
 CLOCK = ".seconds"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,33 @@ class Stage:
         if not run.ranks.is_first:
             return self._follow(run)
         with run.workspace.held():
-            run.workspace.claim()
+            run.workspace.check_owner()
             config, inputs = self.config(run), self.inputs(run)
-            mark = fingerprint(self.name, config, inputs)
-            current, old = self._holds(run, config, inputs), None
-            if current:
+            if self._holds(run, config, inputs):
                 logger.info("%-9s unchanged, reused", self.name)
+                self._tell(run, go=False)
             else:
-                old = self._retire(run, config, inputs)
-                run.folder.begin(self.name, mark, resumable=self.resumable)
-            if self.on_all_ranks:
-                run.ranks.tell(self.name, go=not current)
-            if not current:
-                done = {"fingerprint": mark, "config": config, "inputs": inputs, **self._do(run)}
-                run.folder.commit(self.name, done)
-                run.forget(self.name)
-                keep_later(run.folder, old, [self.name])
+                with _disk_errors(self.name, run.folder):
+                    self._redo(run, config, inputs)
             return run.folder.stage(self.name)
+
+    def _redo(self, run: Run, config: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Do the work and make it the finished stage; what was there is back in its place if that fails."""
+        mark = fingerprint(self.name, config, inputs)
+        old = self._retire(run, config, inputs)
+        with run.workspace.undone_on_error(old):
+            run.workspace.claim()
+            run.folder.begin(self.name, mark, resumable=self.resumable)
+            self._tell(run, go=True)
+            done = {"fingerprint": mark, "config": config, "inputs": inputs, **self._do(run)}
+            run.folder.commit(self.name, done)
+        run.forget(self.name)
+        keep_later(run.folder, old, [self.name])
+
+    def _tell(self, run: Run, *, go: bool) -> None:
+        """Tell the other processes of a distributed launch whether there is work to be done in step."""
+        if self.on_all_ranks:
+            run.ranks.tell(self.name, go=go)
 
     def is_current(self, run: Run) -> bool:
         """Tell whether the stage is done with the settings and inputs of now; it is then reused."""
@@ -131,12 +141,7 @@ class Stage:
         """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
         logger.info("%-9s …", self.name)
         folder = run.folder.partial(self.name)
-        with (
-            _timed(folder) as clock,
-            run.bars.lines(self.name),
-            _named(self.name),
-            _disk_errors(self.name, run.folder),
-        ):
+        with _timed(folder) as clock, run.bars.lines(self.name), _named(self.name):
             result = self.work(run, folder)
         earlier = clock.earlier
         sessions = f" in all, {clock() - earlier:.1f} s of them in this session" if earlier else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pruning.data import UnreadableRow
 from pruning.recipe import Recipe, refusal, to_yaml
-from pruning.stages.folder import ANEW, OWNER, RunFolder, write_json
+from pruning.stages.folder import ANEW, OWNER, RunFolder, write_json, write_text
 from pruning.stages.identity import data_identity, difference, model_identity
 from pruning.stages.lock import locked
 
@@ -109,13 +109,28 @@ class Workspace:
             )
         self._write_owner()
 
-    def clear(self) -> None:
-        """Move everything to ``.old`` and take the directory over."""
+    def clear(self) -> Path | None:
+        """Move everything to ``.old`` and take the directory over; return where it is now, or None."""
         old = self.folder.retire_all()
         if old is not None:
             logger.info("what was there is in %s", old)
         self.identity["data"] = data_identity(self._recipe, {})
         self._write_owner()
+        return old
+
+    @contextmanager
+    def undone_on_error(self, old: Path | None) -> Iterator[None]:
+        """Put back what was moved to `old` if what replaces it fails; after a stage was replaced, say where it is."""
+        try:
+            yield
+        except Exception:
+            if old is not None and old.is_dir():
+                if self.folder.put_back(old):
+                    self._claimed = False
+                    logger.info("what was moved to %s is back in its place", old)
+                else:
+                    logger.warning("earlier results are in %s", old)
+            raise
 
     def _known(self) -> dict[str, Any]:
         """Return what ``run.json`` says, empty if that is nothing of use."""
@@ -142,7 +157,7 @@ class Workspace:
 
     def _write_owner(self) -> None:
         write_json(self.folder.path / OWNER, {"name": self._recipe.name, **self.identity})
-        (self.folder.path / "recipe.yaml").write_text(to_yaml(self._recipe), encoding="utf-8")
+        write_text(self.folder.path / "recipe.yaml", to_yaml(self._recipe))
         self._claimed = True
 
 

@@ -116,9 +116,13 @@ def _check(
             "no bias to fold into; use compensation 'none' or keep this group"
         )
     width = _columns(model, group).shape[1]
-    per_row(group, stats, "input_sum", (width,))
-    if stats.has(group.name, "input_moment"):
-        per_row(group, stats, "input_moment", (width, width))
+    shapes = {"input_sum": (width,), "input_moment": (width, width)}
+    for name in (name for name in shapes if stats.has(group.name, name)):
+        if not bool(per_row(group, stats, name, shapes[name]).isfinite().all()):
+            raise PruningError(
+                f"compensation {method!r} of group {group.name!r}: the statistic {name!r} is not finite; the "
+                "calibration data or the model is broken"
+            )
 
 
 def _columns(model: nn.Module, group: PrunableGroup) -> Tensor:

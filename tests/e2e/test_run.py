@@ -388,6 +388,21 @@ def test_a_stage_redone_on_demand_with_the_same_result_leaves_those_after_it(wor
     assert [stage for stage in before if after[stage] != before[stage]] == ["calibrate"]
 
 
+@pytest.mark.parametrize("how", [{"start": "export"}, {"fresh": True}])
+def test_what_cannot_be_done_anew_is_put_back(workplace, features, monkeypatch, how):
+    save_bare(dit(sample_size=16), workplace)
+    recipe, run = write_recipe(workplace, features[1]), workplace / "runs/tiny"
+    run_recipe(recipe, ["evaluate.metrics=[denoising,cost]"])
+    kept = ("run.json", "recipe.yaml", "summary.json", "export/manifest.json", "report/report.html")
+    before = {name: (run / name).read_bytes() for name in kept}
+    for stage in ("pruning.stages.exporting.write_export", "pruning.calibration.first_pass"):
+        monkeypatch.setattr(stage, lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe, ["evaluate.metrics=[denoising,cost]", "title=New"], **how)
+    assert {name: (run / name).read_bytes() for name in kept} == before
+    assert not (run / ".old").exists()
+
+
 def test_a_first_stage_that_failed_does_not_hold_the_directory(workplace, features, monkeypatch):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])

@@ -88,6 +88,8 @@ def test_mistakes_are_named() -> None:
         Calibrator(model, groups, variants=["guided"], **SETTINGS)
     with pytest.raises(PruningError, match="guidance: conditional is 2; it must be 0 or 1"):
         Calibrator(model, groups, variants=["guided"], guidance=Guidance(2.0, 2), **SETTINGS)
+    with pytest.raises(PruningError, match="guidance: scale is nan"):
+        Calibrator(model, groups, variants=["guided"], guidance=Guidance(float("nan")), **SETTINGS)
     calibrator = Calibrator(model, groups, variants=["guided"], guidance=Guidance(2.0), **SETTINGS)
     with torch.no_grad(), calibrator:
         calibrator.identify([0, 1])

@@ -119,7 +119,7 @@ def test_token_weights_of_an_unstable_and_a_stable_sink_and_no_sink(
         (Omega(mode="soft"), "unknown mode 'soft'; valid: ratio, paper, hard"),
         (Omega(alpha=0.0), r"alpha is 0\.0; it must be positive"),
         (Omega(rho=-1.0), r"rho is -1\.0; it must be positive"),
-        (Omega(lambda_stable=math.nan), "lambdas must be finite"),
+        (Omega(lambda_stable=math.nan), r"lambda_stable is nan; it must be in \[-100, 1\]"),
     ],
 )
 def test_settings_out_of_range_are_named(omega: Omega, message: str) -> None:

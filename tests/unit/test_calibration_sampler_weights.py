@@ -53,6 +53,14 @@ def test_weights_are_the_squared_shift_of_the_sample(scheduler) -> None:
     assert got == pytest.approx((expected / expected.mean()).tolist(), rel=0.08)
 
 
+def test_a_scheduler_without_signal_at_the_end_is_refused() -> None:
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(PruningError, match=r"DDIMScheduler has no signal .* at timestep 999"):
+        sampler_weights(scheduler, 4, 20)
+    with pytest.raises(PruningError, match="0 timestep buckets"):
+        sampler_weights(scheduler, 0, 20)
+
+
 def test_one_step_a_bucket_by_hand() -> None:
     # Flow, sigma = 1, 1/2 and then 0. First step: b = -1/2, after which alpha' = sigma' = 1/2: 1/4 / (1/2) = 1/2.
     # Second step: b = -1/2, after which alpha' = 1, sigma' = 0: 1/4.

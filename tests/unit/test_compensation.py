@@ -312,6 +312,17 @@ def test_statistics_of_another_model_are_refused():
         run(linear_net(4), group, PruningPlan({group.name: (0,)}), random_rows(20, 6), "fold")
 
 
+@pytest.mark.parametrize(("method", "name"), [("fold", "input_sum"), ("least_squares", "input_moment")])
+def test_statistics_that_are_not_finite_are_refused_before_the_model_is_touched(method, name):
+    group, net = linear_group(2, 2), linear_net(4)
+    stats = CalibrationStats({group.name: sums(random_rows(20, 4), 2)})
+    stats.values[group.name][name][..., -1] = float("nan")
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(PruningError, match=rf"the statistic '{name}' is not finite"):
+        compensate(net, [group], PruningPlan({group.name: (0,)}), stats, method)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
 def test_a_consumer_without_a_bias_slot_is_refused():
     class Projection(nn.Module):
         def __init__(self) -> None:

@@ -226,10 +226,22 @@ def test_threads_of_run_and_of_latency_are_told_apart(tmp_path: Path) -> None:
 
 def test_intervals_that_cover_less_than_95_percent_are_explained(tmp_path: Path) -> None:
     run = load_run(report_runs.digits_run(tmp_path))
-    said = "The interval of the speed-up (sampling) is the range of the rounds."
+    said = "Few rounds were timed for the speed-up of sampling."
     assert said not in " ".join(words.notes(run))
-    run.metrics[run.final or ""]["speedup_sampling_coverage"] = 0.75
+    measured = run.metrics[run.final or ""]
+    measured |= {"speedup_sampling_ci95": [1.5, 1.7], "speedup_sampling_coverage": 0.9375}
     assert said in " ".join(words.notes(run))
+    assert words.speedup_interval(run, run.final, "sampling").replace(fmt.THIN, " ") == "94 % 1.50× to 1.70×"
+    measured["speedup_sampling_coverage"] = 0.75
+    assert said in " ".join(words.notes(run))
+    assert words.speedup_interval(run, run.final, "sampling") == ""
+
+
+def test_training_that_made_it_worse_is_warned_of(tmp_path: Path) -> None:
+    run = load_run(report_runs.digits_run(tmp_path))
+    assert "Training back made it worse" not in " ".join(words.warnings(run))
+    run.metrics["recovered"]["excess_error"] = 2 * run.metrics["pruned"]["excess_error"]
+    assert "Training back made it worse: the excess error rose from" in " ".join(words.warnings(run))
 
 
 @pytest.mark.parametrize(("steps", "strong"), [(79, False), (80, True)])
@@ -487,12 +499,12 @@ def test_speedup_from_medians_and_its_true_coverage(tmp_path: Path) -> None:
     pruned = {
         "call": {**call, "median_s": 0.08},
         "speedup_call_ci95": [1.2, 1.3],
-        "speedup_call_coverage": 0.75,
+        "speedup_call_coverage": 0.9375,
     }
     metrics = {"dense": {"call": call, "macs": 100}, "pruned": {**pruned, "macs": 50}}
     run = load_run(edited(tmp_path, {"metrics": metrics}))
     assert words.speedup(run, "pruned") == pytest.approx(1.25)
-    assert words.speedup_interval(run, "pruned").replace(fmt.THIN, " ") == "75 % 1.20× to 1.30×"
+    assert words.speedup_interval(run, "pruned").replace(fmt.THIN, " ") == "94 % 1.20× to 1.30×"
     said = " ".join(words.warnings(run)).replace(fmt.THIN, " ")
     assert "1.25× measured, 2.00× by MACs" in said  # 1.25 < 0.9 * 2
     assert "Noisy timing" in said  # 0.03 / 0.1 > 0.1

@@ -73,6 +73,15 @@ def test_what_was_pruned_is_counted_against_the_stock_architecture():
     )
 
 
+def test_the_last_unit_of_a_layer_is_counted():
+    model = dit()
+    heads = find_groups(model, ("attention_heads",))
+    apply_plan(model, PruningPlan(kept={heads[0].name: (0,)}))
+    total = sum(group.num_units for group in heads)
+    left = total - heads[0].num_units + 1
+    assert f"| attention heads | {left} | {total} |" in _card({}, model)
+
+
 def test_facts_are_shown():
     card = _card(FACTS)
     for line in (

@@ -79,7 +79,9 @@ def test_omega_that_weighs_nothing_is_said_aloud(caplog: pytest.LogCaptureFixtur
     stats.meta["variants"] = ["on"]
     with caplog.at_level(logging.WARNING):
         on = score(WEIGHTS, [HEADS], stats, criterion="fluctuation", omega="on").values[HEADS.name]
+        score(WEIGHTS, [HEADS], criterion="magnitude", omega="on")
     assert "criterion fluctuation: omega='on' weighs no row of these groups" in caplog.text
+    assert "criterion magnitude: omega='on' weighs no row of these groups" in caplog.text
     assert torch.equal(on, score(WEIGHTS, [HEADS], stats, criterion="fluctuation").values[HEADS.name])
 
 

@@ -196,6 +196,8 @@ def _replace(recipe: Recipe, key: str, value: object) -> Recipe:
         ("recover.schedule", "linear", "recover.schedule", "cosine, constant"),
         ("recover.loss_weighting", "snr", "recover.loss_weighting", "uniform, min_snr"),
         ("recover.mixed_precision", "fp32", "recover.mixed_precision", "no, bf16, fp16"),
+        ("calibrate.omega.unstable", 2.0, "calibrate.omega.unstable", "not in [-100, 1]"),
+        ("calibrate.omega.stable", -1e300, "calibrate.omega.stable", "not in [-100, 1]"),
         ("evaluate.num_samples", 1, "evaluate.num_samples", "at least 2"),
         ("evaluate.latency.threads", 0, "evaluate.latency.threads", "at least 1"),
         ("export.dtype", "int8", "export.dtype", "float32, bfloat16, float16"),
@@ -342,7 +344,9 @@ def test_a_folder_that_is_no_run_is_called_so(tmp_path):
 @pytest.mark.parametrize("argument", ["quickstrt", "elsewhere/quickstart.yaml"])
 def test_an_unknown_recipe_lists_the_bundled_ones(tmp_path, monkeypatch, argument):
     monkeypatch.chdir(tmp_path)
-    message = r"no recipe '.*': neither a file nor one of .*quickstart.*did you mean quickstart"
+    message = (
+        r"no recipe '.*': neither a file nor a run directory nor one of .*quickstart.*did you mean quickstart"
+    )
     with pytest.raises(PruningError, match=message):
         find_recipe(argument)
 

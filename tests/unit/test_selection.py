@@ -114,4 +114,47 @@ def test_bad_requests_are_refused_before_anything_changes():
         block_by_block(model, groups, plan, run=lambda: run(model), rounds=0, **common)
     with pytest.raises(PruningError, match="the model ran without it"):
         block_by_block(model, groups, plan, run=lambda: None, **common)
+    for bad, message in (
+        (PruningPlan(kept={"x": (0,)}), "plan keeps units of 'x'"),
+        (PruningPlan(removed_blocks=("nope",)), "removes the block 'nope'"),
+    ):
+        with pytest.raises(PruningError, match=message):
+            block_by_block(model, groups, bad, run=lambda: run(model), **common)
+    units = groups[0].num_units
+    for values, message in (
+        ({groups[0].name: torch.full((units,), float("nan"))}, "NaN or infinity"),
+        ({groups[0].name: torch.ones(units + 1)}, rf"have shape \({units + 1},\)"),
+        ({}, f"no scores for the group '{groups[0].name}'"),
+    ):
+        with pytest.raises(PruningError, match=message):
+            block_by_block(
+                model,
+                groups,
+                plan,
+                run=lambda: run(model),
+                measure=nothing,
+                judge=lambda groups, stats, values=values: Scores(values),
+            )
     assert torch.equal(run(model), run(MODELS["dit"]()))
+
+
+def test_rounds_in_which_no_unit_would_go_are_not_measured():
+    model, measured = MODELS["dit"](), []
+    groups = find_groups(model, KINDS)
+    gone = {groups[0].name: tuple(range(2, groups[0].num_units))}  # two units go
+
+    def measure(members):
+        measured.append([group.name for group in members])
+        return CalibrationStats()
+
+    new, _ = block_by_block(
+        model,
+        groups,
+        PruningPlan(kept=gone),
+        run=lambda: run(model),
+        measure=measure,
+        judge=by_norm(model),
+        rounds=1000,
+    )
+    assert len(measured) == 2
+    assert len(new.kept[groups[0].name]) == groups[0].num_units - 2

@@ -241,6 +241,8 @@ def test_a_batch_that_cannot_be_split_is_refused(recipe):
         ("evaluate__sampler", "NoScheduler"),
         ("calibrate__timestep_buckets", 1001),
         ("data__resolution", 8),
+        ("evaluate__num_samples", 3),
+        ("evaluate__num_real", 2),
     ],
 )
 def test_what_device_scheduler_and_model_cannot_do_is_refused_with_its_key(recipe, key, value):
@@ -249,6 +251,35 @@ def test_what_device_scheduler_and_model_cannot_do_is_refused_with_its_key(recip
     run = Run(change(recipe, **{key: value}), progress=False)
     with pytest.raises(PruningError, match=rf"^{key.replace('__', '.')}: .*{value}"):
         preflight.preflight(run, ["sinks", "evaluate"])
+    assert not run.folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"score__criterion": "diff_pruning", "calibrate__provider": "sampling"},
+            r"calibrate\.provider: .*'diff_pruning' \(score\.criterion\)",
+        ),
+        (
+            {
+                "score__criterion": "obs",
+                "calibrate__provider": "sampling",
+                "calibrate__criteria": ["probe"],
+            },
+            r"calibrate\.provider: .*'probe' \(calibrate\.criteria\)",
+        ),
+        ({"score__criterion": "block_change"}, r"score\.criterion: .*kind 'blocks' only"),
+        (
+            {"calibrate__timestep_weights": "sampler", "calibrate__num_steps": 1},
+            r"calibrate\.timestep_weights: .*no step of 1 falls",
+        ),
+    ],
+)
+def test_what_a_later_stage_would_stop_at_is_refused_before_the_first(recipe, changed, message):
+    run = Run(change(recipe, **changed), progress=False)
+    with pytest.raises(PruningError, match=message):
+        preflight.preflight(run, ["sinks", "calibrate", "score"])
     assert not run.folder.path.exists()
 
 

@@ -88,6 +88,9 @@ def test_a_changed_setting_redoes_its_stage_and_those_after_and_keeps_the_old(tm
     assert "prune.target.macs None -> 0.5" in caplog.text
     assert old(tmp_path) == ["plan", "prune"]
     assert (tmp_path / "runs" / "r" / "plan" / "plan").read_text() == "0 0.5"
+    (moved,) = (tmp_path / "runs" / "r" / ".old").iterdir()
+    assert "macs: null" in (moved / "recipe.yaml").read_text()  # that with which they were made
+    assert "macs: 0.5" in (tmp_path / "runs" / "r" / "recipe.yaml").read_text()
     assert go(dataclasses.replace(with_macs(recipe, 0.5), seed=1)) == ["score", "plan", "prune"]
 
 
@@ -200,7 +203,7 @@ def test_a_stage_whose_input_is_missing_says_which_to_run(tmp_path, chain):
         second(Run(make_recipe(tmp_path)))
 
 
-def test_a_failed_stage_leaves_earlier_results_whole_and_nothing_of_its_own(tmp_path, chain):
+def test_a_failed_stage_leaves_earlier_results_in_their_place_and_nothing_of_its_own(tmp_path, chain):
     go, (first, second, _) = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
@@ -213,16 +216,71 @@ def test_a_failed_stage_leaves_earlier_results_whole_and_nothing_of_its_own(tmp_
     with pytest.raises(PruningError, match="no"):
         broken(Run(recipe))
     run = Run(recipe)
-    assert run.folder.is_done("score")
-    assert not run.folder.is_done("plan")
-    assert old(tmp_path) == ["plan", "prune"]
+    assert run.folder.done() == ["score", "plan", "prune"]
+    assert not (tmp_path / "runs" / "r" / ".old").exists()
     assert first.is_current(run)
-    assert go(recipe) == ["plan", "prune"]
+    assert go(recipe) == []
     assert sorted(p.name for p in (tmp_path / "runs" / "r" / "plan").iterdir()) == [
         "DONE",
         "manifest.json",
         "plan",
     ]
+
+
+def test_after_an_earlier_stage_was_redone_a_failure_says_where_the_results_are(tmp_path, chain, caplog):
+    go, (_, second, third) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    run = Run(recipe)
+    moved = run.folder.retire(["plan", "prune"])  # as --from plan does
+    broken = dataclasses.replace(third, work=lambda run, folder: 1 / 0)
+
+    def redo() -> None:
+        with run.workspace.undone_on_error(moved):
+            second(run)
+            broken(run)
+
+    with pytest.raises(ZeroDivisionError):
+        redo()
+    assert run.folder.done() == ["score", "plan"]
+    assert old(tmp_path) == ["plan", "prune"]
+    assert f"earlier results are in {moved}" in caplog.text
+
+
+def test_a_disk_that_is_full_when_results_move_away_changes_nothing(tmp_path, chain, monkeypatch):
+    go, (_, second, _) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.stages.folder.shutil.copy2", full)
+        with pytest.raises(PruningError, match=r"cannot write stage 'plan' .*the disk is full"):
+            second(Run(with_macs(recipe, 0.5)))
+    assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
+    assert go(recipe) == []
+
+
+def test_a_recipe_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, chain, monkeypatch):
+    go, (_, second, _) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    whole = (tmp_path / "runs" / "r" / "recipe.yaml").read_text()
+
+    def half(self, text, **more):
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise OSError(errno.EFBIG, "File too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(PruningError, match=r"cannot write stage 'plan' .*ulimit"):
+            second(Run(with_macs(recipe, 0.5)))
+    assert (tmp_path / "runs" / "r" / "recipe.yaml").read_text() == whole
+    assert go(recipe) == []
 
 
 def resumable(work) -> Stage:
