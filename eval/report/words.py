@@ -264,8 +264,8 @@ def _coverage_notes(run: Run) -> list[str]:
     return [
         f"Few rounds were timed for the speed-up of {' and '.join(short)}. The range of n rounds covers the median "
         f"with 1 − 2¹⁻ⁿ; below {fmt.percent(LEAST_LEVEL, 0)} (four rounds or fewer) no interval is shown, and with "
-        "five the percentage before it is what it covers. Six rounds or more (evaluate.latency.runs, sampling_runs) give "
-        f"{fmt.percent(LEVEL, 0)}."
+        "five the percentage before it is what it covers. Six rounds or more (evaluate.latency.runs, "
+        f"sampling_runs) give {fmt.percent(LEVEL, 0)}."
     ]
 
 
