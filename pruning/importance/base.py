@@ -229,9 +229,19 @@ def consumer_columns(group: PrunableGroup, weights: Weights) -> Tensor:
 
 
 def consumer_slice(group: PrunableGroup, weight: Tensor) -> Tensor:
-    """Return the part of a consumer weight that the group's units feed, a view ``(C, num_units * unit_size, ...)``."""
+    """Return the part of a consumer weight that the group's units feed, a view ``(C, num_units * unit_size, ...)``.
+
+    Raises:
+        PruningError: If the weight is too narrow for the group.
+    """
     where = group.consumed_by[0]
-    return weight.narrow(1, where.offset, group.num_units * where.unit_size)
+    end = where.offset + group.num_units * where.unit_size
+    if weight.ndim < 2 or weight.shape[1] < end:
+        raise PruningError(
+            f"group {group.name!r} feeds columns {where.offset} to {end} of {where.path!r}, whose shape is "
+            f"{tuple(weight.shape)}; the group is not of this model, or of the model before it was cut"
+        )
+    return weight.narrow(1, where.offset, end - where.offset)
 
 
 def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape: tuple[int, ...]) -> Tensor:

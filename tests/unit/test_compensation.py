@@ -323,6 +323,14 @@ def test_statistics_that_are_not_finite_are_refused_before_the_model_is_touched(
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+def test_groups_of_a_wider_model_are_refused():
+    group = linear_group(3, 2)
+    with pytest.raises(
+        PruningError, match=r"feeds columns 0 to 6 of 'm\.out\.weight', whose shape is \(3, 4\)"
+    ):
+        run(linear_net(4), group, PruningPlan({group.name: (0,)}), random_rows(20, 6), "fold")
+
+
 def test_a_consumer_without_a_bias_slot_is_refused():
     class Projection(nn.Module):
         def __init__(self) -> None:
