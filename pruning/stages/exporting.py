@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ from pruning.models import resolve_source
 from pruning.recipe import to_yaml
 from pruning.stages.run import Run
 from pruning.stages.stage import stage, versions
+from pruning.stages.summary import measured
+
+MEASURED = {
+    "kernel": "kernel distance",
+    "excess_error": "excess error against the dense model",
+    "macs": "multiply-accumulates of one call",
+    "params": "parameters",
+    "file_bytes": "bytes of the weights",
+    "speedup_call": "speed-up of one call",
+    "speedup_sampling": "speed-up of sampling",
+}
+"""What the model card tells beside the Fréchet distance, and under which names."""
 
 
 @stage(
@@ -56,7 +69,7 @@ def base_folder(run: Run) -> Path | None:
 def _card(run: Run) -> dict[str, Any]:
     """Return the facts of the model card."""
     recipe = run.recipe
-    figures = {name: run.folder.manifest(name)["result"] for name in ("plan", "recover", "evaluate")}
+    figures = {name: run.folder.manifest(name)["result"] for name in ("plan", "recover")}
     section = recipe.evaluate
     return {
         "title": recipe.title or recipe.name,
@@ -69,12 +82,30 @@ def _card(run: Run) -> dict[str, Any]:
         },
         "got": {key: figures["plan"][key] for key in ("macs_ratio", "params_ratio")},
         "recovery": figures["recover"] if recipe.recover.enabled else "none",
-        "metrics": figures["evaluate"],
+        "metrics": {name: _words(found) for name, found in measured(run.folder).items()},
         "measured": [
             f"{section.num_samples} samples, {section.num_steps} steps, guidance {section.guidance_scale:g}, "
             f"seed {recipe.seed}",
             run.device_name,
+            "in brackets: 95 % intervals",
         ],
         "recipe": to_yaml(recipe),
         "versions": versions(),
     }
+
+
+def _words(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measurements of a model that a card has room for, under names that a reader knows."""
+    names = {"frechet": found.get("frechet_name", "Fréchet distance"), **MEASURED}
+    shown = {}
+    for key, name in names.items():
+        if key in found:
+            interval = found.get(f"{key}_ci95")
+            whole = found.get(f"{key}_coverage", 1.0) >= 0.95
+            low_high = (
+                f" ({interval[0]:.3g} to {interval[1]:.3g})"
+                if whole and interval and interval[0] < interval[1]
+                else ""
+            )
+            shown[name] = f"{found[key]:.3g}{low_high}" if isinstance(found[key], float) else found[key]
+    return shown
