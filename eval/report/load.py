@@ -22,6 +22,7 @@ LATENCIES = ("call", "sampling")
 NUMBERS = frozenset(
     (
         *("params", "macs", "file_bytes", "peak_memory_bytes", "speedup_call", "speedup_sampling"),
+        *("speedup_call_coverage", "speedup_sampling_coverage"),
         *("frechet", "frechet_ratio", "frechet_num_generated", "kernel", "kernel_std", "ssim", "mse"),
         *("denoising_error_mean", "excess_error"),
     )

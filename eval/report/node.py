@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LARGEST = 1e300
+
 
 @dataclass(frozen=True)
 class Node:
@@ -87,7 +89,7 @@ class Node:
             return None
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise self._wrong("a number")
-        if not math.isfinite(self.value):
+        if not abs(self.value) <= LARGEST:  # NaN, infinity, or so large that a percentage of it is
             return None
         if not low - 1e-6 <= self.value <= high + 1e-6:
             raise self._wrong(

@@ -242,7 +242,7 @@ def notes(run: Run) -> list[str]:
         facts = [
             fmt.plural(call[k], w) for k, w in (("runs", "round"), ("num_threads", "thread")) if call.get(k)
         ]
-        facts += [call[k] for k in ("dtype", "device") if call.get(k)]
+        facts += [str(call[k]) for k in ("dtype", "device") if call.get(k)]
         found.append(
             "Latency: medians of rounds in which all models take turns, in one process"
             + (f" ({', '.join(facts)})" if facts else "")
@@ -275,7 +275,7 @@ def _frechet_notes(run: Run) -> list[str]:
     name = frechet_name(run)
     base = run.metrics.get(run.reference, {})
     if base.get("frechet") is not None:
-        facts = [base[k] for k in ("frechet_mode",) if base.get(k)]
+        facts = [str(base[k]) for k in ("frechet_mode",) if base.get(k)]
         counts = (("frechet_num_generated", "generated"), ("frechet_num_real", "real"))
         facts += [f"{base[k]:,.0f} {word} images" for k, word in counts if base.get(k)]
         facts_text = ", ".join(facts)

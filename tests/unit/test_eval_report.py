@@ -450,6 +450,12 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path: Path) -> 
     assert loaded.warnings == ["1 value(s) in data.json were not finite (NaN or infinity) and are left out."]
 
 
+@pytest.mark.parametrize("value", [1e308, 10**400])
+def test_values_too_large_to_be_written_are_left_out(tmp_path: Path, value: float) -> None:
+    metrics = {"dense": {"excess_error": value, "ssim": 1.0}}
+    assert load_run(edited(tmp_path / "run", {"metrics": metrics})).metric("dense", "excess_error") is None
+
+
 def test_summary_fills_in_frechet_distances(tmp_path: Path) -> None:
     run = edited(tmp_path / "run", {"metrics": {"dense": {"frechet": 1.0}}})
     (run / "summary.json").write_text(json.dumps({"frechet_dense": 9.0, "frechet_pruned": 2.0}))
