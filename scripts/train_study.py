@@ -1,12 +1,12 @@
 r"""Make the models of the sink study that are not in the repository; DATA is a folder of image sets.
 
-    python scripts/train_base.py digits-dit  --data DATA/fashion_mnist/train.parquet \
+    python scripts/train_base.py digits-dit  --data DATA/fashion_mnist/train.parquet --resolution 16 \
         --work runs/base/fashion-dit-work  --out runs/base/fashion-dit  --steps 4000
-    python scripts/train_base.py digits-unet --data DATA/fashion_mnist/train.parquet \
-        --work runs/base/fashion-unet-work --out runs/base/fashion-unet --steps 4000
-    python scripts/train_base.py digits-dit  --data DATA/cifar10_jpeg/train.parquet \
-        --work runs/base/cifar-dit-work    --out runs/base/cifar-dit    --steps 8000 \
-        --set in_channels=3 out_channels=3 num_layers=8
+    python scripts/train_base.py digits-unet --data DATA/fashion_mnist/train.parquet --resolution 16 \
+        --work runs/base/fashion-unet-work --out runs/base/fashion-unet --steps 2000
+    python scripts/train_base.py digits-dit  --data DATA/cifar10_jpeg/train.parquet --resolution 16 \
+        --work runs/base/cifar-dit-work    --out runs/base/cifar-dit    --steps 5000 \
+        --set in_channels=3 out_channels=3
     python scripts/train_digits_classifier.py --data DATA/fashion_mnist --name fashion-classifier \
         --out runs/base/fashion-classifier --steps 3000
 
@@ -15,9 +15,9 @@ Twins of a DiT, fine-tuned from it with equal steps: `plain`; `sinks`, rewarded 
 7). Load them with `study_models.attention.load_twin`:
 
     python scripts/train_base.py digits-dit --data DATA/fashion_mnist/train.parquet --set patch_size=4 \
-        --work runs/base/fashion-dit-16-work --out runs/base/fashion-dit-16 --steps 3000
+        --resolution 16 --work runs/base/fashion-dit-16-work --out runs/base/fashion-dit-16 --steps 3000
     python scripts/train_study.py twins --start runs/base/fashion-dit-16 --data DATA/fashion_mnist \
-        --out runs/base/fashion-dit-16-twins --steps 800 --weight 3 --target 0.9
+        --out runs/base/fashion-dit-16-twins --steps 800 --weight 3 --target 0.9 --energy 16
 
 A UNet with cross-attention to a frozen causal text encoder, in a pipeline on pixels, and the captions for it:
 

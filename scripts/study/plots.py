@@ -19,6 +19,7 @@ from study.inference import MARGIN, paired
 from study.subjects import DECIDING, DEFAULT, RATIO
 
 INK, ACCENT, QUIET = "#1f2933", "#c2410c", "#9aa5b1"
+COLUMNS = 4
 STYLE: Any = {
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
@@ -50,11 +51,20 @@ def _contrasts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     models = sorted({row["model"] for row in rows})
     if not models:
         return
+    columns = min(len(models), COLUMNS)
+    lines = -(-len(models) // columns)
     figure, axes = plt.subplots(
-        1, len(models), figsize=(3.1 * len(models) + 1, 4.2), sharey=True, squeeze=False
+        lines,
+        columns,
+        figsize=(2.6 * columns + 1, 3.9 * lines),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
+    for axis in axes.flat[len(models) :]:
+        axis.set_visible(False)
     names = sorted({arm for model in models for arm in arms(rows, model)} - {DEFAULT}, reverse=True)
-    for axis, model in zip(axes[0], models, strict=True):
+    for axis, model in zip(axes.flat, models, strict=False):
         ours = by_set(rows, model, DEFAULT[0], DECIDING, omega=DEFAULT[1])
         axis.axvspan(100 * np.expm1(-MARGIN), 100 * np.expm1(MARGIN), color="#eef1f4", zorder=0)
         axis.axvline(0, color=QUIET, lw=0.8)
@@ -70,7 +80,7 @@ def _contrasts(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_title(model, fontsize=10, loc="left")
         axis.set_xlabel("excess error of the default\nagainst it, %")
         axis.set_xlim(right=max(10, axis.get_xlim()[1]))
-    axes[0][0].set_yticks(range(len(names)), [c if o == "off" else f"{c} ({o})" for c, o in names])
+    axes.flat[0].set_yticks(range(len(names)), [c if o == "off" else f"{c} ({o})" for c, o in names])
     figure.suptitle(
         f"{DEFAULT[0]} against the others at {RATIO:.0%} of the MACs (left is better; grey band: within 3 %)",
         fontsize=10,
@@ -89,8 +99,9 @@ def _truth(facts: Mapping[str, Any], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7.5, 3.4))
     width = 0.8 / len(known)
     for place, (model, found) in enumerate(known.items()):
+        colour = (INK, ACCENT, QUIET)[place % 3]
         heights = [found[score]["across_layers"] for score in scores]
-        axis.bar(np.arange(len(scores)) + place * width, heights, width * 0.9, label=model)
+        axis.bar(np.arange(len(scores)) + place * width, heights, width * 0.9, label=model, color=colour)
     axis.axhline(0, color=QUIET, lw=0.8)
     axis.set_xticks(np.arange(len(scores)) + 0.4 - width / 2, scores, rotation=30, ha="right")
     axis.set_ylabel("Spearman with mean ablation")
