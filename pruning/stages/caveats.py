@@ -13,7 +13,7 @@ from pruning.types import PRUNING_KEY
 
 def caveats(run: Run) -> list[str]:
     """Return the caveats of a run as sentences."""
-    return [text for text in (_pruned_before(run), _foreign_features(run)) if text]
+    return [text for text in (_pruned_before(run), _foreign_features(run), _wants_least_squares(run)) if text]
 
 
 def _pruned_before(run: Run) -> str | None:
@@ -36,4 +36,15 @@ def _foreign_features(run: Run) -> str | None:
         f"Features of other data: evaluate.features={features(recipe)} was trained on the digits, but the images are "
         f"{recipe.data.source!r}. Distances on its features say little about them; leave evaluate.features out, "
         "which takes Inception."
+    )
+
+
+def _wants_least_squares(run: Run) -> str | None:
+    """Tell of a criterion that supposes a refit which does not come."""
+    criterion, compensation = run.recipe.score.criterion, run.recipe.prune.compensation
+    if criterion not in ("probe_obs", "sink") or compensation == "least_squares":
+        return None
+    return (
+        f"Criterion and compensation: {criterion} judges what is lost after least squares, but prune.compensation is "
+        f"{compensation!r}. In our study score.criterion=probe was better there."
     )

@@ -104,7 +104,7 @@ def test_a_bundled_classifier_on_other_data_is_warned_of(recipe, tmp_path, caplo
     named = change(recipe, evaluate__features="bundled:models/digits-classifier")
     check(named)
     assert caveats(Run(named)) == []
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("pruning")]
     check(change(named, data__source=data, calibrate__num_samples=4))
     assert (
         "features=bundled:models/digits-classifier was trained on the digits, but the images" in caplog.text
@@ -159,6 +159,15 @@ def test_a_model_that_is_pruned_already_is_warned_of(recipe, tmp_path, caplog):
     check(recipe)
     assert "Pruned before: the model" in caplog.text
     assert "every ratio (MACs, parameters, speed, quality) is to it" in caveats(Run(recipe))[0]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "compensation", "said"),
+    [("probe_obs", "fold", True), ("probe_obs", "least_squares", False), ("probe", "fold", False)],
+)
+def test_a_criterion_that_supposes_least_squares_says_so(recipe, criterion, compensation, said):
+    changed = change(recipe, score__criterion=criterion, prune__compensation=compensation)
+    assert any("judges what is lost after least squares" in text for text in caveats(Run(changed))) == said
 
 
 def test_kinds_that_the_model_lacks_are_named_only_where_somebody_chose_them(recipe, caplog):
