@@ -14,8 +14,9 @@ from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, comma
 from pruning.data import UnreadableRow
 from pruning.recipe import bundled_recipes
 from pruning.stages.folder import STAGES, write_json
+from tests.shared import SHARED
 
-CONFIGS = Path("/work/shared/configs")
+CONFIGS = SHARED / "configs"
 
 DIT = {
     "_class_name": "DiTTransformer2DModel",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import datasets
@@ -14,8 +13,7 @@ from PIL import Image
 
 from pruning.data import ImageData, open_images
 from pruning.types import PruningError
-
-SHARED = Path(os.environ.get("SINKPRUNE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+from tests.shared import SHARED
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +19,7 @@ from pruning.models import (
 )
 from pruning.types import PruningError
 from tests.models import MODELS, dit, unet2d, unet2d_condition
-
-SHARED = Path(os.environ.get("SINKPRUNE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+from tests.shared import SHARED
 
 CONDITIONS = {
     "class timestep": lambda: unet2d(class_embed_type="timestep"),
