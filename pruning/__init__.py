@@ -8,17 +8,16 @@ after this package; `disable_hooks` takes that back.
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from pruning import hook
+from pruning.hook import disable_hooks
 
 if TYPE_CHECKING:
     from pruning.allocation import CostModel, Limit, Target, allocate
     from pruning.calibration import Calibrator
     from pruning.checkpoint import load, save
+    from pruning.errors import PruningError
     from pruning.groups import find_groups
     from pruning.importance import score
     from pruning.models import example_call, load_denoiser, load_meta_denoiser
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pruning.recovery import recover
     from pruning.stages import Run, run_recipe
     from pruning.surgery import apply_plan, compensate, mask_plan
-    from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan, Scores
+    from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 _HOME = {
     "CalibrationStats": "types",
@@ -34,7 +33,7 @@ _HOME = {
     "CostModel": "allocation",
     "Limit": "allocation",
     "PrunableGroup": "types",
-    "PruningError": "types",
+    "PruningError": "errors",
     "PruningPlan": "types",
     "Recipe": "recipe",
     "Run": "stages",
@@ -99,73 +98,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# The hook. `pruning.checkpoint` defines it, but may not be imported while diffusers' models are being imported,
-# for it imports some of them. So a stand-in waits on ModelMixin until the first model is built.
-
-_MODELS, _CHECKPOINT = "diffusers.models.modeling_utils", "pruning.checkpoint"
-
-
-def disable_hooks() -> None:
-    """Let diffusers load models as if this package had not been imported."""
-    _WATCH.actions.clear()
-    if _MODELS in sys.modules:
-        _disarm(sys.modules[_MODELS])
-    if _CHECKPOINT in sys.modules:
-        sys.modules[_CHECKPOINT].remove_hook()
-
-
-class _Watch(MetaPathFinder):
-    """Calls a function after a module has been imported, and changes nothing else about the import."""
-
-    def __init__(self) -> None:
-        self.actions: dict[str, Callable[[ModuleType], None]] = {}
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return the ordinary spec of a watched module, its loader followed by our action; else None."""
-        action = self.actions.pop(fullname, None)
-        spec = PathFinder.find_spec(fullname, path, target) if action else None
-        if spec is None or spec.loader is None or action is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            action(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def _arm(models: ModuleType) -> None:
-    """Put the stand-in on ModelMixin: it imports `pruning.checkpoint`, which replaces it."""
-
-    def from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        importlib.import_module(_CHECKPOINT)
-        return cls.from_config(*args, **kwargs)
-
-    if "from_config" not in vars(models.ModelMixin):
-        models.ModelMixin.from_config = classmethod(from_config)
-
-
-def _disarm(models: ModuleType) -> None:
-    """Take the stand-in away if it is there."""
-    own = getattr(vars(models.ModelMixin).get("from_config"), "__func__", None)
-    if getattr(own, "__module__", None) == __name__:
-        del models.ModelMixin.from_config
-
-
-def _install(checkpoint: ModuleType) -> None:
-    """Put the hook itself in the stand-in's place."""
-    _disarm(sys.modules[_MODELS])
-    checkpoint.install_hook()
-
-
-_WATCH = _Watch()
-_WATCH.actions[_CHECKPOINT] = _install
-if _MODELS in sys.modules:
-    _arm(sys.modules[_MODELS])
-else:
-    _WATCH.actions[_MODELS] = _arm
-sys.meta_path.insert(0, _WATCH)
+hook.arm()

@@ -20,8 +20,9 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from pruning.errors import PruningError
 from pruning.surgery import reshape
-from pruning.types import PRUNING_KEY, PruningError
+from pruning.types import PRUNING_KEY
 
 
 def _from_config(cls: type[ModelMixin], *args: Any, **kwargs: Any) -> Any:

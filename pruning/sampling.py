@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data.seeding import ANCESTRAL, INITIAL, indexed_noise, sample_generator
+from pruning.errors import PruningError
 from pruning.models.families import denoise, denoiser_call, null_class, num_classes, sample_shape
-from pruning.types import PruningError
 
 
 def initial_noise(sample_ids: Sequence[int] | Tensor, shape: Sequence[int], seed: int) -> Tensor:

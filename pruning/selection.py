@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from pruning.calibration import bypassed
+from pruning.errors import PruningError
 from pruning.surgery import compensate, silence
 from pruning.surgery.check import check_plan
-from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan, Scores
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 Measure = Callable[[Sequence[PrunableGroup]], CalibrationStats]
 Judge = Callable[[Sequence[PrunableGroup], CalibrationStats], Scores]

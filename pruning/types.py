@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruning.errors import PruningError
+
 KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
 PLAN_VERSION = 1
 PRUNING_KEY = "_structured_pruning"  # the config entry that carries a pruned architecture
-
-
-class PruningError(ValueError):
-    """A user's mistake or an impossible request; the message names value, rule and place."""
 
 
 @dataclass(frozen=True)

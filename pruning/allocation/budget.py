@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from pruning.types import PrunableGroup, PruningError
+from pruning.errors import PruningError
+from pruning.types import PrunableGroup
 
 TOLERANCE = 0.01  # a target counts as hit within this relative distance
 

@@ -21,7 +21,8 @@ import torch
 
 from pruning.allocation.budget import TOLERANCE, Limit, Target, check_limits, sizes
 from pruning.allocation.cost import CostModel
-from pruning.types import PrunableGroup, PruningError, PruningPlan, Scores
+from pruning.errors import PruningError
+from pruning.types import PrunableGroup, PruningPlan, Scores
 
 logger = logging.getLogger(__name__)
 

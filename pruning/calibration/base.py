@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.registry import Registry
-from pruning.types import PrunableGroup, PruningError
+from pruning.types import PrunableGroup
 
 if TYPE_CHECKING:
     from pruning.calibration.reading import Reading

@@ -26,7 +26,8 @@ from pruning.calibration.sums import Sums, summable
 from pruning.calibration.weight_tap import WeightTap
 from pruning.calibration.weighting import TokenWeights, need_first_pass
 from pruning.calibration.wiring import wire
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.errors import PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 
 DEFAULT_QUERIES = 64
 """A good number of queries to sample: below 5 % of a UNet's forward at 4096 tokens (docs/benchmarks.md). A sink

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruning.calibration.softmax import AttentionCall
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 Listener = Callable[[AttentionCall], None]
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.types import PrunableGroup, PruningError
+from pruning.errors import PruningError
+from pruning.types import PrunableGroup
 
 CHUNK_ELEMENTS = 2**24
 """Elements of unfolded rows held at once (64 MiB of float32), or one sample's if that is more."""

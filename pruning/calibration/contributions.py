@@ -17,8 +17,9 @@ from pruning.calibration.consumer import Consumer
 from pruning.calibration.instrument import Instrument, Listener, frozen
 from pruning.calibration.step import Step, StepReader, checked_weights
 from pruning.data.batches import NoisedBatch
+from pruning.errors import PruningError
 from pruning.models.families import denoise
-from pruning.types import PrunableGroup, PruningError
+from pruning.types import PrunableGroup
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.data.seeding import sample_generator
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 QUERIES, PERMUTATION, SIGNS, ROWS = range(100, 104)
 """Streams; those of `pruning.data.seeding` are small numbers."""

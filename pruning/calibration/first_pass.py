@@ -20,7 +20,7 @@ from pruning.calibration.step import MAX_BRANCHES, Step
 from pruning.calibration.store import SEPARATOR, read_tensors, write_tensors
 from pruning.calibration.sums import Sums, summable
 from pruning.calibration.trajectory import TrajectoryMeans, by_row
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 CONTENT = "a first calibration pass"
 

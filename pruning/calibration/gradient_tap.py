@@ -13,7 +13,7 @@ from pruning.calibration.consumer import Consumer, check_finite
 from pruning.calibration.draws import random_signs
 from pruning.calibration.step import Step
 from pruning.calibration.sums import Sums, summable
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 def data_losses(output: Tensor, target: Tensor) -> Tensor:

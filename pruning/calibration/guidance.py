@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pruning.calibration.step import MAX_BRANCHES, Step
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 MAX_SCALE = 1e6
 """Far above any in use; squares of mixed rows stay finite."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruning.calibration.streaming import SinkSums
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 MODES = ("ratio", "paper", "hard")
 MIN_KEYS = 8

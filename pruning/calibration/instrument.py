@@ -14,7 +14,7 @@ from pruning.calibration.consumer import Consumer, check_finite
 from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step, StepReader
 from pruning.calibration.sums import summable
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 class Listener(Protocol):

@@ -14,7 +14,7 @@ from pruning.calibration.indicator import Omega, soft_indicator
 from pruning.calibration.softmax import AttentionCall, StreamedSoftmax
 from pruning.calibration.step import Step
 from pruning.calibration.streaming import SinkSums, attended, sink_sums, split_energy
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 @dataclass

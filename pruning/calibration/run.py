@@ -16,8 +16,9 @@ from pruning.calibration.instrument import bypassed, frozen
 from pruning.calibration.recorder import FirstPassRecorder
 from pruning.calibration.weighting import need_first_pass
 from pruning.data.batches import NoisedBatch
+from pruning.errors import PruningError
 from pruning.models.families import denoise
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 
 Batches = Callable[[], Iterable[NoisedBatch]]
 Progress = Callable[[int], None]

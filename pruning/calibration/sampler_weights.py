@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pruning.data.noise import is_flow, num_train_timesteps
+from pruning.errors import PruningError
 from pruning.sampling import fresh_scheduler
-from pruning.types import PruningError
 
 
 def sampler_weights(scheduler: Any, buckets: int, num_steps: int) -> list[float]:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 BLOCK_ELEMENTS = 2**20
 """Attention weights held at once (4 MiB of float32), or one row of M if that is more."""

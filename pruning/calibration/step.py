@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 MAX_BRANCHES = 8
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pruning.calibration.base import VARIANTS
-from pruning.types import CalibrationStats, PruningError
+from pruning.errors import PruningError
+from pruning.files import written_whole
+from pruning.types import CalibrationStats
 
 FORMAT = "sinkprune-calibration-2"
 HEADER = "sinkprune"
@@ -33,32 +33,18 @@ def write_tensors(
     """
     path = Path(path)
     header = json.dumps({"format": FORMAT, "content": content, "meta": meta}, sort_keys=True)
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            {HEADER: header},
-        )
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
+        with written_whole(path) as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {HEADER: header},
+            )
     except (OSError, SafetensorError) as error:
         raise PruningError(
             f"cannot write {content} to {path}: {error}; free the disk or choose another folder"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_tensors(path: str | Path, content: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

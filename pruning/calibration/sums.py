@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 def summable(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning.calibration.step import Step
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 def by_row(values: Tensor, step: Step, owner: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pruning.calibration.base import WeightStatistic
 from pruning.calibration.consumer import check_finite
 from pruning.calibration.step import Step
-from pruning.types import PrunableGroup, PruningError, slices_of
+from pruning.errors import PruningError
+from pruning.types import PrunableGroup, slices_of
 
 
 class WeightTap:

@@ -12,7 +12,7 @@ from pruning.calibration.first_pass import FirstPass
 from pruning.calibration.indicator import Omega, sink_weight, token_weights
 from pruning.calibration.reading import Reading
 from pruning.calibration.step import Step
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 SINKS, INFLUENCE = {"on", "permuted"}, {"influence", "influence_permuted"}
 

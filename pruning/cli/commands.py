@@ -10,8 +10,10 @@ from pathlib import Path
 from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Result, facts
 from pruning.cli.look import diff, list_all, show
-from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal
-from pruning.stages.folder import STAGES, RunFolder, listed, read_json
+from pruning.errors import PruningError
+from pruning.files import read_json
+from pruning.recipe import bundled_recipes, find_recipe, load_recipe
+from pruning.stages.folder import STAGES, RunFolder, listed
 from pruning.stages.summary import measured
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
         arguments.recipe = named[0]
         return stage(arguments, console)
     if arguments.overrides:
-        raise refusal(f"{arguments.overrides[0]}: a comparison of runs takes no overrides")
+        raise PruningError(f"{arguments.overrides[0]}: a comparison of runs takes no overrides")
     runs = _with_report([Path(word) for word in named])
     from eval.report import build
 
@@ -63,7 +65,7 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
     try:
         page = build(runs, output)
     except ValueError as error:  # eval knows no PruningError
-        raise refusal(str(error)) from error
+        raise PruningError(str(error)) from error
     return Result({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(page))
 
 
@@ -78,7 +80,7 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
         with target.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise refusal(f"{target} exists already; choose another name, or delete it first") from error
+        raise PruningError(f"{target} exists already; choose another name, or delete it first") from error
     except OSError as error:
         raise cannot_write(target, error) from error
     return Result({"recipe": str(source)}, path=str(target))
@@ -87,10 +89,12 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
 def cannot_write(path: Path, error: OSError) -> ValueError:
     """Return the refusal for a file that the user asked for and the system does not grant."""
     if not path.parent.is_dir():
-        return refusal(
+        return PruningError(
             f"cannot write {path}: there is no folder {path.parent}; make it first, or choose another"
         )
-    return refusal(f"cannot write {path}: {(error.strerror or str(error)).lower()}; choose another place")
+    return PruningError(
+        f"cannot write {path}: {(error.strerror or str(error)).lower()}; choose another place"
+    )
 
 
 def _with_report(paths: list[Path]) -> list[Path]:
@@ -100,7 +104,7 @@ def _with_report(paths: list[Path]) -> list[Path]:
         if path not in found and (path / "run.json").is_file():
             logger.warning("%s has no report and is left out: %s", path, _unfinished(path))
     if not found:
-        raise refusal(
+        raise PruningError(
             f"{paths[0]}: is no run directory with a report; run `sinkprune report {paths[0]}` first"
         )
     return found

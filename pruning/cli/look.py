@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
 from pruning.cli.console import Console, Result, facts, table, text_of
-from pruning.recipe import bundled_recipes, find_recipe, load_recipe, refusal, to_dict, to_yaml
-from pruning.stages.folder import OWNER, RunFolder, changes, read_json
+from pruning.errors import PruningError
+from pruning.files import read_json
+from pruning.recipe import bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
+from pruning.stages.folder import OWNER, RunFolder, changes
 from pruning.stages.summary import measured
-from pruning.types import PruningError
 
 PRUNING_KEY = "_structured_pruning"
 
@@ -28,7 +29,7 @@ def show(arguments: argparse.Namespace, console: Console) -> Result:
         if (folder / "config.json").is_file():
             return _show_checkpoint(folder)
     if path.is_dir():
-        raise refusal(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
+        raise PruningError(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
     recipe = load_recipe(find_recipe(arguments.target), check=False)
     return Result(to_dict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
 
@@ -100,7 +101,9 @@ def _weights(folder: Path) -> tuple[int, list[str], int]:
                 params += sum(math.prod(tensor.get_shape()) for tensor in tensors)
                 dtypes |= {tensor.get_dtype() for tensor in tensors}
         except SafetensorError as error:
-            raise refusal(f"{path}: cannot be read as safetensors ({error}); get the file again") from error
+            raise PruningError(
+                f"{path}: cannot be read as safetensors ({error}); get the file again"
+            ) from error
     return params, sorted(dtypes), written
 
 

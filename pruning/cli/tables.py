@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from pruning.cli.console import count, size, table, text_of
-from pruning.stages.folder import RunFolder, read_json
+from pruning.files import read_json
+from pruning.stages.folder import RunFolder
 
 Metrics = dict[str, dict[str, Any]]
 

@@ -13,8 +13,8 @@ from pruning.data.conditioning import Conditioner
 from pruning.data.images import ImageData
 from pruning.data.noise import noise_and_target, num_train_timesteps
 from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
+from pruning.errors import PruningError
 from pruning.models.families import denoiser_call
-from pruning.types import PruningError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning.errors import PruningError
 from pruning.models.families import config_of, family_of, num_classes
 from pruning.registry import Registry
-from pruning.types import PruningError
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 MODES = {1: "L", 3: "RGB"}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.data.images import ImageData
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 20260217

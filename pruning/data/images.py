@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 Indices = Sequence[int] | Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 NOISE, TIMESTEP, LATENT, INITIAL, ANCESTRAL = range(5)
 """Streams: one sample has independent draws for each of these uses."""

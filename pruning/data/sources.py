@@ -7,7 +7,7 @@ from pathlib import Path
 from pruning.data.decode import MODES
 from pruning.data.digits import open_digits
 from pruning.data.images import ImageData
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 DIGITS = "digits"
 

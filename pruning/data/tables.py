@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pruning.data.decode import open_image, to_tensor
 from pruning.data.images import ImageData, UnreadableRow
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 IMAGE_NAMES = ("image", "img")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning.errors import PruningError
+from pruning.files import bring_back, check_writable, write_errors, written_whole
 from pruning.models.loading import check_finite
-from pruning.recovery.files import check_writable, sync_tree, write_errors
 from pruning.registry import Registry
-from pruning.types import PruningError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MANIFEST = "export.json"
@@ -108,24 +106,17 @@ def export(
     if base is not None and not base.is_dir():
         raise PruningError(f"export: base_pipeline_folder {str(base)!r} is no folder")
     _check_weights(model, DTYPES[dtype])
-    old = _set_aside_name(place)
-    if old.exists() and not place.exists():  # a process was killed between the two renames below
-        old.rename(place)
+    bring_back(place)
     _check_replaceable(place)
     check_writable("export", place.parent, _weight_bytes(model, DTYPES[dtype]))
     request = ExportRequest(
         model, place.name, DTYPES[dtype], max_shard_size, dict(card or {}), scheduler, base, verify
     )
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     kept = "An earlier export there is whole" if place.exists() else "Nothing is left there"
-    try:
-        with write_errors("export", place, kept):
-            temporary.mkdir()
-            checks = EXPORTERS[exporter](request, temporary)
-            files = _seal(temporary, exporter, dtype)
-            _swap(temporary, place, old)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with write_errors("export", place, kept), written_whole(place, flush=True) as temporary:
+        temporary.mkdir()
+        checks = EXPORTERS[exporter](request, temporary)
+        files = _seal(temporary, exporter, dtype)
     return ExportResult(place, files, sum(files.values()), checks)
 
 
@@ -160,37 +151,14 @@ def _check_replaceable(place: Path) -> None:
 
 
 def _seal(folder: Path, exporter: str, dtype: str) -> dict[str, int]:
-    """Write the manifest, give all files the same permissions, flush them; return their sizes."""
+    """Write the manifest; return the sizes of the files."""
     files = {
         p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()
     }
     manifest = folder / MANIFEST
     content = {"format": 1, "exporter": exporter, "dtype": dtype, "files": files}
     manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    mode = manifest.stat().st_mode  # safetensors writes files that only their owner can read
-    for name in files:
-        (folder / name).chmod(mode)
-    sync_tree(folder)
     return files
-
-
-def _swap(temporary: Path, place: Path, old: Path) -> None:
-    """Put `temporary` in the place of `place`, which is back where it was if that fails."""
-    if not place.exists():
-        temporary.rename(place)
-        return
-    shutil.rmtree(old, ignore_errors=True)
-    place.rename(old)
-    try:
-        temporary.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _set_aside_name(place: Path) -> Path:
-    return place.with_name(f".{place.name}.old")
 
 
 def _weight_bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -12,10 +12,11 @@ import diffusers
 import torch
 from torch import nn
 
+from pruning.errors import PruningError
 from pruning.export.base import ExportRequest
 from pruning.groups import discover
 from pruning.surgery.check import inside
-from pruning.types import PRUNING_KEY, PruningError
+from pruning.types import PRUNING_KEY
 
 FACTS = {
     "title": "Heading (text); else the folder's name.",

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from pruning.errors import PruningError
 from pruning.models.loading import DENOISER_FOLDERS, load_scheduler
-from pruning.types import PruningError
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"

@@ -10,13 +10,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pruning import checkpoint
+from pruning.errors import PruningError
 from pruning.export.base import ExportRequest, exporter
 from pruning.export.card import model_card
 from pruning.export.components import copy_components, denoiser_folder, read_index, write_scheduler
 from pruning.models.families import example_call
 from pruning.models.loading import load_meta_denoiser
 from pruning.surgery import reshape
-from pruning.types import PRUNING_KEY, PruningError
+from pruning.types import PRUNING_KEY
 
 OUTPUT_ERROR = {torch.float32: 1e-5, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest relative error of the outputs, ||written - model|| / ||model||, by the type of the written weights."""

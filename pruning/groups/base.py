@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from torch import nn
 
+from pruning.errors import PruningError
 from pruning.registry import Registry
-from pruning.types import KINDS, ParamSlice, PrunableGroup, PruningError
+from pruning.types import KINDS, ParamSlice, PrunableGroup
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pruning.calibration import VARIANTS, view
+from pruning.errors import PruningError
 from pruning.registry import Registry
-from pruning.types import CalibrationStats, PrunableGroup, PruningError, Scores
+from pruning.types import CalibrationStats, PrunableGroup, Scores
 
 logger = logging.getLogger(__name__)
 

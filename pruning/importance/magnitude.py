@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.importance.base import Weights, criterion, parameter
-from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, PruningError, slices_of
+from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, slices_of
 
 ACCUMULATOR = 2**18  # elements; fits the cache of one core
 

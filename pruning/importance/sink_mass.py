@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.importance.base import Weights, criterion, per_sample
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 
 
 @criterion(

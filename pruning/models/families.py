@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning.errors import PruningError
 from pruning.registry import Registry
-from pruning.types import PruningError
 
 TEXT_TOKENS = 77
 """Length of a CLIP prompt, the length that example calls use."""

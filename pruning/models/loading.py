@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from pruning.errors import PruningError
 from pruning.models.sources import local_folder, resolve_source
-from pruning.types import PruningError
 
 logger = logging.getLogger(__name__)
 

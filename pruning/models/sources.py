@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 PREFIX = "bundled:"
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -12,7 +12,6 @@ from pruning.recipe.loading import (
     to_dict,
     to_yaml,
 )
-from pruning.recipe.reading import refusal
 from pruning.recipe.schema import Limit, Recipe, Target
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "find_recipe",
     "load_recipe",
     "recipes_folder",
-    "refusal",
     "to_dict",
     "to_yaml",
 ]

@@ -16,8 +16,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pruning.errors import PruningError
 from pruning.recipe.checks import value_problems
-from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml, refusal
+from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml
 from pruning.recipe.schema import Recipe
 
 
@@ -59,7 +60,7 @@ def find_recipe(argument: str | Path) -> Path:
         if path.is_dir()
         else "neither a file nor a run directory"
     )
-    raise refusal(f"no recipe {str(argument)!r}: {found} nor one of {', '.join(bundled)}{hint}")
+    raise PruningError(f"no recipe {str(argument)!r}: {found} nor one of {', '.join(bundled)}{hint}")
 
 
 def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> Recipe:
@@ -107,7 +108,7 @@ def structure_problems(data: Mapping[Any, Any]) -> list[str]:
 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        raise refusal("\n".join(problems))
+        raise PruningError("\n".join(problems))
 
 
 def _is_of(key: str, places: Iterable[str]) -> bool:
@@ -135,7 +136,7 @@ def _merge(path: Path, written: dict[Any, Any], asked: dict[Any, Any]) -> Recipe
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise refusal(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error
+        raise PruningError(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error
     assert isinstance(recipe, Recipe)
     return recipe
 

@@ -13,14 +13,9 @@ from typing import Any
 
 import yaml
 
+from pruning.errors import PruningError
+
 COMMAND_LINE = "command line"
-
-
-def refusal(message: str) -> ValueError:
-    """Return a PruningError; its module imports torch, which ``ls`` and ``cp`` need not wait for."""
-    from pruning.types import PruningError
-
-    return PruningError(message)
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -32,9 +27,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise refusal(f"{path}: cannot be read as YAML: {error}") from error
+        raise PruningError(f"{path}: cannot be read as YAML: {error}") from error
     if data is not None and not isinstance(data, dict):
-        raise refusal(f"{path}: a recipe is a mapping of sections, found a {type(data).__name__}")
+        raise PruningError(f"{path}: a recipe is a mapping of sections, found a {type(data).__name__}")
     return data or {}
 
 
@@ -49,11 +44,13 @@ def read_overrides(entries: Sequence[str]) -> dict[str, Any]:
         key, equals, text = entry.partition("=")
         parts = key.split(".")
         if not equals or not all(parts):
-            raise refusal(f"{COMMAND_LINE}: {entry!r} is not an override; write key.path=value")
+            raise PruningError(f"{COMMAND_LINE}: {entry!r} is not an override; write key.path=value")
         try:
             value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
-            raise refusal(f"{COMMAND_LINE}: {entry!r}: the value cannot be read as YAML: {error}") from error
+            raise PruningError(
+                f"{COMMAND_LINE}: {entry!r}: the value cannot be read as YAML: {error}"
+            ) from error
         place = found
         for part in parts[:-1]:
             inner = place.get(part)

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pruning.recovery.files import sync_tree, write_errors
-from pruning.types import PruningError
+from pruning.errors import PruningError
+from pruning.files import write_errors, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -95,18 +95,12 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
         "fingerprint": dict(fingerprint),
     }
     final = folder / f"{_PREFIX}{state.step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     with write_errors("recovery checkpoint", folder, "Earlier checkpoints there are whole"):
-        try:
+        with written_whole(final, flush=True) as temporary:
             temporary.mkdir(parents=True)
             for part, entries in tensors.items():
                 save_file(entries, temporary / f"{part}.safetensors")
             (temporary / "state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-            sync_tree(temporary)
-            _discard(final)
-            temporary.rename(final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         for path in _checkpoints(folder)[:-keep]:
             _discard(path)
     return final

@@ -13,8 +13,8 @@ import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
+from pruning.errors import PruningError
 from pruning.models.families import null_class, num_classes
-from pruning.types import PruningError
 
 DEFAULT_DROPOUT = 0.1
 """Ho and Salimans, arXiv 2207.12598, section 4.1: 0.1 and 0.2 do about equally well."""

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pruning.data import sample_generator
+from pruning.errors import PruningError
 from pruning.recovery.batches import MODULES, BatchSource, TrainingBatch, training_batches
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
 from pruning.recovery.objective import loss_weights, training_step
 from pruning.recovery.progress import RecoveryProgress
 from pruning.recovery.settings import RecoverySettings, learning_rate_at
-from pruning.types import PruningError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import is_flow
+from pruning.errors import PruningError
 from pruning.recovery.batches import TrainingBatch
-from pruning.types import PruningError
 
 MIN_SNR_GAMMA = 5.0
 

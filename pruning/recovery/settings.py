@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 SCHEDULES = ("cosine", "constant")
 WEIGHTINGS = ("uniform", "min_snr")

@@ -17,6 +17,8 @@ from torch import nn
 
 from pruning.data import ImageData
 from pruning.data.conditioning import Conditioner
+from pruning.errors import PruningError
+from pruning.files import check_writable
 from pruning.recovery.batches import BatchPlan, BatchSource
 from pruning.recovery.checkpoints import (
     TrainingState,
@@ -25,13 +27,11 @@ from pruning.recovery.checkpoints import (
     fingerprint,
     resume,
 )
-from pruning.recovery.files import check_writable
 from pruning.recovery.labels import hold_label_embeddings, resolve_label_dropout
 from pruning.recovery.loop import Run, train
 from pruning.recovery.objective import loss_weights
 from pruning.recovery.progress import RecoveryProgress
 from pruning.recovery.settings import RecoverySettings
-from pruning.types import PruningError
 
 logger = logging.getLogger(__name__)
 

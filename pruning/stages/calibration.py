@@ -13,13 +13,14 @@ from pruning import calibration
 from pruning.calibration import FirstPass, Guidance, Omega, needs_first_pass
 from pruning.calibration.base import RowStatistic, expand_needs
 from pruning.data import TEXT_ENCODERS, num_train_timesteps
+from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
 from pruning.stages.run import FIRST_PASS, STATS, Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import stage
 from pruning.surgery import compensation_needs
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 
 DRAWN = frozenset(
     {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}

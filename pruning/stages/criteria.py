@@ -9,11 +9,12 @@ from typing import Any
 
 from pruning.calibration import STATISTICS
 from pruning.calibration.base import ALWAYS, BlockStatistic
+from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.base import Weights
 from pruning.stages.planning import cuts_of, make_plan
 from pruning.stages.run import Run
-from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 
 GREEDY = "input_moment"
 """Who reads this P x P statistic removes units one by one and solves for what stays, which takes P^3 steps."""

@@ -8,11 +8,11 @@ from typing import Any
 from diffusers import ModelMixin
 
 from pruning import checkpoint
+from pruning.files import write_json
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
 from pruning.stages.calibration import SHOWN, Wanted, gather
-from pruning.stages.folder import write_json
 from pruning.stages.run import MODEL, PLAN, Run
 from pruning.stages.stage import pick, stage
 from pruning.surgery import apply_plan, compensate, compensation_needs

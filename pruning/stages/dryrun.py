@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from pruning.errors import PruningError
 from pruning.stages.caveats import caveats
 from pruning.stages.planning import cuts_of, make_plan, plan_figures
 from pruning.stages.preflight import look_ahead
 from pruning.stages.run import Run
 from pruning.stages.runner import BY_NAME
-from pruning.types import PruningError
 
 logger = logging.getLogger(__name__)
 

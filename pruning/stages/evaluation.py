@@ -15,15 +15,15 @@ from torch import Tensor
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
 from pruning import checkpoint
+from pruning.errors import PruningError
+from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
 from pruning.recipe import Recipe
 from pruning.recipe.defaults import features
 from pruning.sampling import to_uint8
-from pruning.stages.folder import write_json
 from pruning.stages.run import Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.stage import stage
-from pruning.types import PruningError
 
 METRICS, SAMPLES = "metrics.json", "samples.safetensors"
 SHOWN_SAMPLES = 32

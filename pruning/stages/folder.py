@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pruning.recipe import refusal
+from pruning.errors import PruningError
+from pruning.files import read_json, write_json
 from pruning.stages.artefacts import describe_files, hash_now, is_entry, outputs
 
 STAGES = ("sinks", "calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
@@ -36,7 +36,6 @@ MANIFEST, DONE, FINGERPRINT = "manifest.json", "DONE", "fingerprint"
 OWNER = "run.json"
 _BESIDE = (MANIFEST, DONE, FINGERPRINT)
 _COPIED = ("recipe.yaml", "summary.json", OWNER)
-DELETE = "delete it, or start anew with --fresh (what is there moves to .old)"
 ANEW = "start anew with --fresh (what is there moves to .old), or choose another run_dir=…"
 _RECORD = {
     "fingerprint": str,
@@ -52,39 +51,6 @@ def fingerprint(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     """Return a hash that changes exactly if the stage, its config or an input does."""
     text = json.dumps({"stage": stage, "config": config, "inputs": inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON as `write_text` does."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name, then rename it: nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path, advice: str = DELETE) -> dict[str, Any] | None:
-    """Return the mapping in a JSON file, or None if there is no such file.
-
-    Raises:
-        PruningError: If the file holds no JSON, or something else than a mapping.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, OSError, RecursionError) as error:
-        raise refusal(f"{path}: cannot be read as JSON ({error}); {advice}") from error
-    if not isinstance(data, dict):
-        raise refusal(f"{path}: expected a mapping, found {json.dumps(data)[:40]}; {advice}")
-    return data
 
 
 class RunFolder:
@@ -106,7 +72,7 @@ class RunFolder:
         owner = read_json(self.path / OWNER, advice)
         for key, kind in {"name": str, "model": dict, "data": dict}.items():
             if owner is not None and not isinstance(owner.get(key), kind):
-                raise refusal(f"{self.path / OWNER}: {key!r} is {owner.get(key)!r}; {advice}")
+                raise PruningError(f"{self.path / OWNER}: {key!r} is {owner.get(key)!r}; {advice}")
         return owner
 
     def stage(self, name: str) -> Path:
@@ -128,7 +94,7 @@ class RunFolder:
     def require(self, name: str) -> None:
         """Raise PruningError unless the stage has been finished."""
         if not self.is_done(name):
-            raise refusal(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")
+            raise PruningError(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")
 
     def manifest(self, name: str) -> dict[str, Any]:
         """Return the manifest of a finished stage, empty if there is none.
@@ -147,7 +113,7 @@ class RunFolder:
         if not wrong and not all(is_entry(entry) for entry in found["artefacts"].values()):
             wrong.append("artefacts")
         if wrong:
-            raise refusal(
+            raise PruningError(
                 f"{path}: is no record of a stage: {wrong[0]!r} is {found.get(wrong[0])!r}; {advice}"
             )
         return found
@@ -178,7 +144,7 @@ class RunFolder:
         """
         self.require(name)
         if reason := self.damage(name):
-            raise refusal(f"{self.path}: {reason}; run `sinkprune {name}`, which does the stage again")
+            raise PruningError(f"{self.path}: {reason}; run `sinkprune {name}`, which does the stage again")
         return outputs(self.manifest(name)["artefacts"])
 
     def begin(self, name: str, print_: str, *, resumable: bool) -> Path:
@@ -300,7 +266,7 @@ class RunFolder:
             except FileExistsError:
                 continue
             return folder
-        raise refusal(f"{self.path / '.old'} holds a thousand folders of {stamp}; clear it")
+        raise PruningError(f"{self.path / '.old'} holds a thousand folders of {stamp}; clear it")
 
 
 def _ending(folder: Path) -> tuple[str, str] | None:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pruning.calibration.contributions import Unit, contributions
 from pruning.data import num_train_timesteps
+from pruning.errors import PruningError
 from pruning.importance.base import consumer_columns, per_row
 from pruning.stages.grids import image_grid
 from pruning.stages.run import Run
-from pruning.types import PrunableGroup, PruningError
+from pruning.types import PrunableGroup
 
 MOST_CONSTANT = 2  # heads shown for their constancy; the least constant one stands beside them
 MIN_ENERGY = 0.1  # of the mean head of its site: what puts out less carries nothing

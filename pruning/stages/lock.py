@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pruning.recipe import refusal
+from pruning.errors import PruningError
 
 LOCK_FILE = ".lock"
 
@@ -67,13 +67,13 @@ def locked(folder: Path) -> Iterator[None]:
             break
         holder = _read(path)
         if holder is not None and not holder.is_dead():
-            raise refusal(
+            raise PruningError(
                 f"{folder} is in use by process {holder.pid} on {holder.host} since {holder.since}; wait for it, "
                 f"choose another name=…, or delete {path} if that process is gone"
             )
         _remove(path, holder)
     else:
-        raise refusal(f"{folder}: another process took {path} at the same moment; try again")
+        raise PruningError(f"{folder}: another process took {path} at the same moment; try again")
     try:
         yield
     finally:

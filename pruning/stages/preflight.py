@@ -16,11 +16,12 @@ from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration.base import expand_needs, needs_targets
 from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
+from pruning.errors import PruningError
+from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, sample_shape
 from pruning.recipe.defaults import DIGITS, features
 from pruning.recipe.schema import Prune
-from pruning.recovery.files import check_writable
 from pruning.sampling import fresh_scheduler
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
@@ -29,7 +30,6 @@ from pruning.stages.folder import STAGES
 from pruning.stages.planning import make_plan
 from pruning.stages.run import Run
 from pruning.stages.sampling import scheduler_named
-from pruning.types import PruningError
 
 logger = logging.getLogger(__name__)
 

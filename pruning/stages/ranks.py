@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pruning.stages.folder import read_json, write_json
+from pruning.files import read_json, write_json
 
 POLL_SECONDS = 0.5
 

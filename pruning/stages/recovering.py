@@ -11,8 +11,8 @@ import torch
 
 from pruning import checkpoint, recovery
 from pruning.data import conditioner
+from pruning.files import write_json
 from pruning.recipe.defaults import warmup_steps
-from pruning.stages.folder import write_json
 from pruning.stages.run import MODEL, Run
 from pruning.stages.stage import stage
 

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eval.report import build
+from pruning.errors import PruningError
+from pruning.files import read_json, write_json
 from pruning.importance import head_diagnostics
 from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
-from pruning.stages.folder import read_json, write_json
 from pruning.stages.grids import key_grid
 from pruning.stages.heads import write_folding
 from pruning.stages.planning import cuts_of
@@ -24,7 +25,7 @@ from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.stage import stage, versions
 from pruning.stages.summary import SUMMARY, measured, summarize
-from pruning.types import CalibrationStats, PruningError
+from pruning.types import CalibrationStats
 
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 

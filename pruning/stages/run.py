@@ -16,12 +16,13 @@ from pruning.allocation import CostModel
 from pruning.calibration import FirstPass, load_stats
 from pruning.calibration.store import read_tensors
 from pruning.data import ImageData, NoisedBatch, conditioner, noised_batches, open_images, sample_generator
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.recipe import Recipe, load_recipe
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
-from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan, Scores
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 T = TypeVar("T")
 

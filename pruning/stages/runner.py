@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pruning.errors import PruningError
 from pruning.recipe import Recipe, load_recipe
 from pruning.stages.calibration import calibrate, sinks
 from pruning.stages.cutting import prune
@@ -23,7 +24,6 @@ from pruning.stages.run import Run
 from pruning.stages.scoring import score
 from pruning.stages.stage import Stage, keep_later
 from pruning.stages.summary import write_summary
-from pruning.types import PruningError
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from pruning.data import TEXT_ENCODERS
+from pruning.errors import PruningError
 from pruning.models import num_classes
 from pruning.sampling import sample, sample_pipeline
 from pruning.stages.run import Run
-from pruning.types import PruningError
 
 Sampler = Callable[[Sequence[int] | Tensor], Tensor]
 """Sample ids (N,) -> uint8 (N, C, H, W); image i depends on id i alone."""

@@ -16,19 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from pruning.errors import PruningError
+from pruning.files import read_json, write_errors, write_json
 from pruning.recipe import Recipe, to_dict
-from pruning.recovery.files import write_errors
-from pruning.stages.folder import (
-    DONE,
-    MANIFEST,
-    STAGES,
-    RunFolder,
-    changes,
-    fingerprint,
-    read_json,
-    write_json,
-)
-from pruning.types import PruningError
+from pruning.stages.folder import DONE, MANIFEST, STAGES, RunFolder, changes, fingerprint
 
 if TYPE_CHECKING:
     from pruning.stages.run import Run

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pruning.stages.folder import RunFolder, read_json, write_json
+from pruning.files import read_json, write_json
+from pruning.stages.folder import RunFolder
 
 SUMMARY = "summary.json"
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pruning.data import UnreadableRow
-from pruning.recipe import Recipe, refusal, to_yaml
-from pruning.stages.folder import ANEW, OWNER, RunFolder, write_json, write_text
+from pruning.errors import PruningError
+from pruning.files import write_json, write_text
+from pruning.recipe import Recipe, to_yaml
+from pruning.stages.folder import ANEW, OWNER, RunFolder
 from pruning.stages.identity import data_identity, difference, model_identity
 from pruning.stages.lock import locked
 
@@ -48,7 +50,7 @@ class Workspace:
                 stack.callback(_remove_if_empty, path)
                 stack.enter_context(locked(path))
             except OSError as error:
-                raise refusal(
+                raise PruningError(
                     f"run_dir {str(path)!r} cannot be written to: {error}; choose another run_dir=…"
                 ) from error
             self._held = True
@@ -83,12 +85,12 @@ class Workspace:
             return
         owner = self.folder.owner(ANEW if done else "delete it, or choose another run_dir=…")
         if owner is None and done:
-            raise refusal(
+            raise PruningError(
                 f"run_dir {str(path)!r} holds finished stages ({', '.join(done)}) but no {OWNER}, which says of which "
                 f"recipe, model and data they are; {ANEW}"
             )
         if owner is None and (inside := _visible(path)):
-            raise refusal(
+            raise PruningError(
                 f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
                 "choose another run_dir=…"
             )
@@ -144,7 +146,7 @@ class Workspace:
         if owner["name"] != self._recipe.name:
             reasons.insert(0, f"it is of the recipe {owner['name']!r}, this one is {self._recipe.name!r}")
         if found := [reason for reason in reasons if reason]:
-            raise refusal(
+            raise PruningError(
                 f"run directory {self.folder.path} belongs to another experiment: {'; '.join(found)}. Choose another "
                 "name=… or run_dir=…, or start anew with --fresh (what is there moves to .old)"
             )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pruning.types import PrunableGroup, PruningError, PruningPlan, config_hash, config_of
+from pruning.errors import PruningError
+from pruning.types import PrunableGroup, PruningPlan, config_hash, config_of
 
 
 def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.errors import PruningError
 from pruning.importance.base import (
     consumer_columns,
     consumer_slice,
@@ -32,7 +33,7 @@ from pruning.importance.base import (
     rounding_floor,
 )
 from pruning.surgery.check import check_plan
-from pruning.types import CalibrationStats, PrunableGroup, PruningError, PruningPlan
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from PIL import Image
 import pruning
 from eval.classifier import SmallClassifier, save_classifier
 from pruning.cli import main
+from pruning.errors import PruningError
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
-from pruning.types import PruningError
 from tests.models import dit, unet2d
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
 

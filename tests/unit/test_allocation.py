@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.allocation import CostModel, Limit, Target, allocate
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.surgery import apply_plan
-from pruning.types import KINDS, PruningError, Scores
+from pruning.types import KINDS, Scores
 from tests.models import MODELS, call, dit, unet2d
 from tests.plans import random_plan
 

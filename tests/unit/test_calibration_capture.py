@@ -15,8 +15,9 @@ from pruning.calibration.capture import AttentionCapture
 from pruning.calibration.recorder import FirstPassRecorder
 from pruning.calibration.sites import is_attention, measured_sites, weighting_site
 from pruning.calibration.softmax import AttentionCall
+from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 from tests.models import MODELS, call, dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import dense_attention
 

@@ -14,10 +14,11 @@ from pruning.calibration.base import WeightStatistic
 from pruning.calibration.diff_pruning import THRESHOLD, diff_pruning
 from pruning.calibration.step import timestep_weights
 from pruning.calibration.weight_tap import WeightTap
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import score
 from pruning.models.families import denoise
-from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, PruningError, slices_of
+from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, slices_of
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised
 

@@ -14,8 +14,8 @@ from pruning.calibration.first_pass import StabilitySums
 from pruning.calibration.reading import Reading
 from pruning.calibration.softmax import AttentionCall
 from pruning.calibration.step import Step
+from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.types import PruningError
 from tests.models import dit
 from tests.unit.calibration_setup import BUCKETS, noised
 

@@ -12,10 +12,11 @@ from pruning.calibration import Calibrator, Omega, calibrate, first_pass
 from pruning.calibration.draws import random_signs
 from pruning.calibration.gradients import MAX_PROBE_UNITS
 from pruning.calibration.step import MAX_BRANCHES, timestep_weights
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.models.families import denoise
 from pruning.surgery import mask_plan
-from pruning.types import PrunableGroup, PruningError, PruningPlan
+from pruning.types import PrunableGroup, PruningPlan
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised
 

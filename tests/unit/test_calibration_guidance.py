@@ -8,9 +8,9 @@ from torch import nn
 
 from pruning.calibration import Calibrator, Guidance
 from pruning.calibration.step import Step
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import score
-from pruning.types import PruningError
 from tests.models import call, dit, unet2d
 from tests.unit.test_calibration_moments import NEEDS, direct
 

@@ -16,7 +16,7 @@ from pruning.calibration.indicator import (
     token_weights,
 )
 from pruning.calibration.streaming import SinkSums
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 def sums(mass: list[float], expected: list[float] | None = None, total: int = 10, heads: int = 1) -> SinkSums:

@@ -14,9 +14,9 @@ from pruning.calibration.draws import permutations
 from pruning.calibration.influence import InfluenceSums, head_gain
 from pruning.calibration.reading import Reading
 from pruning.calibration.softmax import AttentionCall
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score
-from pruning.types import PruningError
 from tests.models import dit, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised
 from tests.unit.test_calibration_first_pass import step

@@ -18,8 +18,9 @@ from pruning.calibration.moments import input_moment
 from pruning.calibration.softmax import AttentionCall, StreamedSoftmax
 from pruning.calibration.step import timestep_weights
 from pruning.calibration.streaming import attended, sink_sums
+from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, ParamSlice, PrunableGroup
 from tests.models import MODELS, dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised
 

@@ -11,9 +11,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline
 
 import pruning.calibration
 from pruning.calibration import STATISTICS, Calibrator, Omega, calibrate, calibrate_sampling, first_pass
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.registry import import_submodules
-from pruning.types import PruningError
 from tests.models import MODELS, call, dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised
 

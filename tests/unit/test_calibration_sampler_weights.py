@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from pruning.calibration import sampler_weights
 from pruning.calibration.sampler_weights import error_weights
 from pruning.calibration.step import timestep_weights
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 STEPS, BUCKETS = 200, 4
 

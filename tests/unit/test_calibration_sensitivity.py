@@ -12,9 +12,10 @@ from pruning.calibration import calibrate, calibrate_sampling, needs_first_pass
 from pruning.calibration.draws import random_signs
 from pruning.calibration.sensitivity import output_sensitivity
 from pruning.calibration.step import MAX_BRANCHES, timestep_weights
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.models.families import denoise
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised
 

@@ -14,7 +14,7 @@ from pruning.calibration.indicator import Omega
 from pruning.calibration.reading import Reading
 from pruning.calibration.softmax import BLOCK_ELEMENTS, AttentionCall, StreamedSoftmax
 from pruning.calibration.streaming import attended, sink_sums, split_energy
-from pruning.types import PruningError
+from pruning.errors import PruningError
 from tests.unit.calibration_setup import attention_call, dense_attention
 
 PADDING = torch.tensor([[True] * 20, [True] * 13 + [False] * 7])[:, None, None, :]

@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning.calibration.draws import check_count, permutations, random_signs, subset
 from pruning.calibration.step import Step, StepReader, checked_weights, timestep_weights
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 class Denoiser(nn.Module):

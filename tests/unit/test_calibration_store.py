@@ -10,7 +10,8 @@ import torch
 
 from pruning.calibration import load_stats, save_stats, view
 from pruning.calibration.store import write_tensors
-from pruning.types import CalibrationStats, PruningError
+from pruning.errors import PruningError
+from pruning.types import CalibrationStats
 
 
 def stats() -> CalibrationStats:

@@ -12,8 +12,9 @@ import pytest
 
 from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, commands, main
 from pruning.data import UnreadableRow
+from pruning.files import write_json
 from pruning.recipe import bundled_recipes
-from pruning.stages.folder import STAGES, write_json
+from pruning.stages.folder import STAGES
 from tests.shared import SHARED
 
 CONFIGS = SHARED / "configs"

@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pruning.errors import PruningError
 from pruning.surgery.compensation import compensate, compensation_needs
-from pruning.types import (
-    BlockRemoval,
-    CalibrationStats,
-    ParamSlice,
-    PrunableGroup,
-    PruningError,
-    PruningPlan,
-)
+from pruning.types import BlockRemoval, CalibrationStats, ParamSlice, PrunableGroup, PruningPlan
 from tests.unit.importance_rows import linear_group, random_rows, sums
 
 NOTHING = CalibrationStats()

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from pruning.data import bucket_of, bucket_timesteps, conditioner, noised_batches, open_images
-from pruning.types import PruningError
+from pruning.errors import PruningError
 from tests.models import dit, unet2d
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pruning.data import ImageData, conditioner, encode_latents, noised_batches, sample_generator
+from pruning.errors import PruningError
 from pruning.models import denoise
-from pruning.types import PruningError
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion, stable_diffusion_xl, vae
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pruning.data.decode import convert, open_image, to_tensor
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 RED = (255, 0, 0)
 

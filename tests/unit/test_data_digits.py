@@ -9,7 +9,7 @@ import torch
 
 from pruning.data import open_images
 from pruning.data.digits import split_indices
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 def test_the_split_is_a_stratified_fifth_and_fixed_for_ever():

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from pruning.data import noise_and_target
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 # betas 3/4: abar = 1/4, then 1/16
 TWO_STEPS = {"num_train_timesteps": 2, "trained_betas": [0.75, 0.75]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruning.data import indexed_noise, sample_generator
-from pruning.types import PruningError
+from pruning.errors import PruningError
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pruning.data import ImageData, open_images
-from pruning.types import PruningError
+from pruning.errors import PruningError
 from tests.shared import SHARED
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 import yaml
 
+from pruning.errors import PruningError
 from pruning.export.base import ExportRequest
 from pruning.export.card import model_card
 from pruning.groups import find_groups
 from pruning.surgery import apply_plan
-from pruning.types import PruningError, PruningPlan
+from pruning.types import PruningPlan
 from tests.models import dit
 
 FACTS = {

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pruning import checkpoint
+from pruning.errors import PruningError
 from pruning.export import EXPORTERS, base, diffusers_folder, export
 from pruning.surgery import apply_plan
-from pruning.types import PRUNING_KEY, PruningError
+from pruning.types import PRUNING_KEY
 from tests.models import dit, run, unet2d, unet2d_condition
 from tests.plans import random_plan
 
@@ -130,7 +131,7 @@ def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
 def test_an_export_whose_swap_was_killed_is_put_back(tmp_path):
     export(slim(dit), tmp_path / "slim")
     before = _files(tmp_path / "slim")
-    (tmp_path / "slim").rename(tmp_path / ".slim.old")
+    (tmp_path / "slim").rename(tmp_path / ".slim.old.tmp")
     with pytest.raises(PruningError, match="unknown card fact"):
         export(slim(dit), tmp_path / "slim", card={"licence": "mit"})
     assert _files(tmp_path / "slim") == before
@@ -177,7 +178,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, message,
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = base.check_writable.__globals__["shutil"].disk_usage(tmp_path)
-    monkeypatch.setattr("pruning.recovery.files.shutil.disk_usage", lambda folder: usage._replace(free=1000))
+    monkeypatch.setattr("pruning.files.shutil.disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(PruningError, match=r"about 0\.\d MB are needed and 0\.0 MB are free"):
         export(slim(dit), tmp_path / "slim")
     assert list(tmp_path.iterdir()) == []

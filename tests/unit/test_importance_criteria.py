@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.importance import score
-from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, ParamSlice, PrunableGroup
 from tests.unit.importance_rows import linear_group, stats_of, sums
 
 # Two heads of two channels. The four rows, worked with by hand below:

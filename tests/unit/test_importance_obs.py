@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.importance import score
 from pruning.importance.obs import RIDGE, greedy_removal
-from pruning.types import PruningError
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of
 
 

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning.errors import PruningError
 from pruning.importance import CRITERIA, criterion, needs_of, score
 from pruning.importance.base import per_row
 from pruning.importance.sink import BASE
-from pruning.types import CalibrationStats, PrunableGroup, PruningError
+from pruning.types import CalibrationStats, PrunableGroup
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of, sums
 
 BLOCK = PrunableGroup("b.1:blocks", "b.1", "blocks", num_units=1, unit_size=1)

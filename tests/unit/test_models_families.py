@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from pruning.errors import PruningError
 from pruning.models import (
     FAMILIES,
     denoise,
@@ -17,7 +18,6 @@ from pruning.models import (
     num_classes,
     sample_shape,
 )
-from pruning.types import PruningError
 from tests.models import MODELS, dit, unet2d, unet2d_condition
 from tests.shared import SHARED
 

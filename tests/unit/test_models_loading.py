@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from pruning.errors import PruningError
 from pruning.models import (
     bundled,
     load_denoiser,
@@ -22,7 +23,6 @@ from pruning.models import (
     resolve_source,
     sources,
 )
-from pruning.types import PruningError
 from tests.models import dit, run, unet2d
 from tests.unit.tiny_pipelines import dit_latent
 

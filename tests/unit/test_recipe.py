@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pruning.errors import PruningError
 from pruning.recipe import (
     Limit,
     Recipe,
@@ -20,7 +21,6 @@ from pruning.recipe import (
 )
 from pruning.recipe.checks import value_problems
 from pruning.recipe.schema import Data, Evaluate
-from pruning.types import PruningError
 
 TARGET = "prune:\n  target:\n    macs: 0.5\n"
 

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 
 from pruning.data import ImageData, conditioner
+from pruning.errors import PruningError
 from pruning.recovery.batches import BatchPlan, BatchSource, sample_order, step_draws, training_batches
 from pruning.recovery.labels import (
     drop_captions,
@@ -17,7 +18,6 @@ from pruning.recovery.labels import (
     hold_label_embeddings,
     resolve_label_dropout,
 )
-from pruning.types import PruningError
 from tests.models import unet2d
 from tests.unit.recovery_setup import small, stripes
 

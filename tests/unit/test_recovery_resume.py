@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pruning.recovery import checkpoints, files
-from pruning.types import PruningError
+from pruning import files
+from pruning.errors import PruningError
+from pruning.recovery import checkpoints
 from tests.unit.recovery_setup import run, small, stripes, weights
 
 ROOT = Path(__file__).parents[2]

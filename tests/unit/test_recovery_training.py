@@ -13,13 +13,13 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.recovery import ProgressBar, RecoveryProgress, loop, training
 from pruning.recovery.batches import TrainingBatch
 from pruning.recovery.objective import loss_weights, training_step
 from pruning.recovery.settings import RecoverySettings, learning_rate_at
 from pruning.surgery import apply_plan
-from pruning.types import PruningError
 from tests.models import run as output_of
 from tests.models import unet2d
 from tests.plans import random_plan

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from pruning.errors import PruningError
 from pruning.sampling import sample_pipeline
-from pruning.types import PruningError
 from tests.unit.tiny_pipelines import ddpm, dit_latent, stable_diffusion, stable_diffusion_xl
 
 SETTINGS = {"num_steps": 2, "seed": 4}

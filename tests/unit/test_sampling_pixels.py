@@ -13,9 +13,9 @@ from diffusers import (
 )
 
 from eval.classifier import load_classifier
+from pruning.errors import PruningError
 from pruning.models import bundled, load_denoiser, load_scheduler
 from pruning.sampling import fresh_scheduler, initial_noise, sample, to_uint8
-from pruning.types import PruningError
 from tests.models import dit, unet2d
 
 SETTINGS = {"num_steps": 3, "seed": 4, "batch_size": 2}

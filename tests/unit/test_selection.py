@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.selection import block_by_block, in_order
 from pruning.surgery import apply_plan
-from pruning.types import CalibrationStats, PruningError, PruningPlan, Scores
+from pruning.types import CalibrationStats, PruningPlan, Scores
 from tests.models import MODELS, run
 from tests.plans import random_plan
 

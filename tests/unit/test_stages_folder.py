@@ -8,9 +8,10 @@ import shutil
 
 import pytest
 
+from pruning.errors import PruningError
+from pruning.files import read_json, write_json
 from pruning.stages import artefacts
-from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint, read_json, write_json
-from pruning.types import PruningError
+from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_json_is_written_whole_and_a_broken_file_is_named(tmp_path):
     assert read_json(tmp_path / "b.json") is None
     for text, found in (("{", "cannot be read as JSON"), ("[1]", r"expected a mapping, found \[1\]")):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(PruningError, match=rf"a\.json: {found}.* start anew with --fresh"):
+        with pytest.raises(PruningError, match=rf"a\.json: {found}.*; delete it"):
             read_json(tmp_path / "a.json")
 
 

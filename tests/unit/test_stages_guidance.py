@@ -14,11 +14,11 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.importance import score
 from pruning.recipe import Recipe
 from pruning.stages.calibration import _generate, _guidance, check_guidance, gather, wanted
 from pruning.stages.run import Run
-from pruning.types import PruningError
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.test_stages_preflight import change
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion

@@ -10,8 +10,8 @@ import sys
 import psutil
 import pytest
 
+from pruning.errors import PruningError
 from pruning.stages.lock import LOCK_FILE, Holder, locked
-from pruning.types import PruningError
 
 
 def write(path, **changed):

@@ -13,6 +13,7 @@ import torch
 from pruning.allocation import CostModel, Target, allocate
 from pruning.calibration import calibrate
 from pruning.calibration.contributions import Unit, contributions
+from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import score
 from pruning.importance.base import consumer_columns
@@ -32,7 +33,7 @@ from pruning.stages.criteria import (
 )
 from pruning.stages.grids import image_grid
 from pruning.stages.heads import choose_heads, write_folding
-from pruning.types import CalibrationStats, PruningError, PruningPlan
+from pruning.types import CalibrationStats, PruningPlan
 from tests.models import dit, unet2d
 from tests.unit.calibration_setup import BUCKETS, noised
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from eval.classifier import SmallClassifier, save_classifier
 from pruning import checkpoint
+from pruning.errors import PruningError
 from pruning.recipe import Recipe
 from pruning.stages import preflight
 from pruning.stages.calibration import wanted
@@ -24,7 +25,6 @@ from pruning.stages.caveats import caveats
 from pruning.stages.dryrun import dry_run
 from pruning.stages.run import Run
 from pruning.surgery import apply_plan
-from pruning.types import PruningError
 from tests.models import dit, unet2d
 from tests.plans import random_plan
 from tests.unit.tiny_pipelines import dit_latent

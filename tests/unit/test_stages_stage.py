@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pruning.data import UnreadableRow
+from pruning.errors import PruningError
 from pruning.recipe import Recipe
 from pruning.stages.run import Run
 from pruning.stages.stage import Stage, stage
-from pruning.types import PruningError
 
 
 def make_recipe(tmp_path: Path, **changed) -> Recipe:

@@ -9,9 +9,9 @@ import os
 import pytest
 
 from pruning.data import UnreadableRow
+from pruning.errors import PruningError
 from pruning.stages.identity import model_identity
 from pruning.stages.workspace import Workspace
-from pruning.types import PruningError
 from tests.unit.test_stages_stage import make_recipe
 
 

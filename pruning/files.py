@@ -1,0 +1,178 @@
+"""Writing so that what carries a final name is whole, with errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pruning.errors import PruningError
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EFBIG: "the file would be larger than this system or shell allows (ulimit -f)",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may write to",
+    errno.EPERM: "permission denied; choose a folder that you may write to",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EEXIST: "a file of that name is in the way; choose another folder",
+}
+
+
+@contextmanager
+def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
+    """Turn errors of the file system into a PruningError.
+
+    Args:
+        what: What is being written, e.g. ``"recovery checkpoint"``.
+        folder: Where.
+        consequence: What is still whole.
+
+    Raises:
+        PruningError: For any OSError, or safetensors' wrapping of one.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        code = next((c for c in _ADVICE if f"(os error {c})" in str(error)), None)
+        if code is None:
+            raise
+        raise PruningError(
+            f"cannot write {what} in {folder}: {_ADVICE[code]} ({error}). {consequence}"
+        ) from error
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "see the system's message")
+        raise PruningError(f"cannot write {what} in {folder}: {advice} ({error}). {consequence}") from error
+
+
+def check_writable(what: str, folder: Path, needed_bytes: int) -> None:
+    """Create `folder` and check, before expensive work, that it can be written and has room.
+
+    Raises:
+        PruningError: Naming the folder and what is missing.
+    """
+    with write_errors(what, folder, "Nothing has been changed"):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise PruningError(
+            f"cannot write {what} in {folder}: about {_size(needed_bytes)} are needed and {_size(free)} are free; "
+            "free some space or choose another folder. Nothing has been changed"
+        )
+
+
+@contextmanager
+def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; what is written there takes its place if the block ends well.
+
+    Works for a file and for a folder; nobody ever sees half of either. A folder that was there is whole until the new
+    one is.
+
+    Args:
+        path: The final name.
+        flush: Wait until the contents are on the disk, so that a rename cannot outrun them.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        share(temporary)
+        if flush:
+            sync_tree(temporary)
+        _take_place(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Rename; a folder that is in the way steps aside, and is back if that fails."""
+    if not (temporary.is_dir() and path.is_dir()):
+        temporary.replace(path)
+        return
+    aside = set_aside_name(path)
+    _remove(aside)
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    _remove(aside)
+
+
+def set_aside_name(path: Path) -> Path:
+    """Return where a folder is for the moment between two renames; a kill there leaves it so."""
+    return path.with_name(f".{path.name}.old.tmp")
+
+
+def bring_back(path: Path) -> None:
+    """Undo what a kill between two renames left: the folder that was set aside is in its place again."""
+    if set_aside_name(path).exists() and not path.exists():
+        set_aside_name(path).rename(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def share(path: Path) -> None:
+    """Give files the permissions of any new file: safetensors makes some that nobody else may read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in [path] if path.is_file() else path.rglob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; the file appears whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, advice: str = "delete it") -> dict[str, Any] | None:
+    """Return the mapping in a JSON file, or None if there is no such file.
+
+    Raises:
+        PruningError: If the file holds no JSON, or something else than a mapping; it ends in `advice`.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, OSError, RecursionError) as error:
+        raise PruningError(f"{path}: cannot be read as JSON ({error}); {advice}") from error
+    if not isinstance(data, dict):
+        raise PruningError(f"{path}: expected a mapping, found {json.dumps(data)[:40]}; {advice}")
+    return data
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush `folder` and every file and folder under it to the disk, so that a rename cannot outrun the contents."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
