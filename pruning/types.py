@@ -19,7 +19,6 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 
-KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
 PLAN_VERSION = 1
 PRUNING_KEY = "_structured_pruning"  # the config entry that carries a pruned architecture
 
@@ -78,7 +77,7 @@ class PrunableGroup:
     Attributes:
         name: Unique name, ``<module path>:<kind>``.
         module: Path of the module that owns the group (the attention, the feed-forward, the resnet, the block).
-        kind: One of `KINDS`.
+        kind: One of `pruning.settings.KINDS`.
         num_units: Units in the dense model.
         unit_size: Channels a unit on the consuming side (head_dim, 1 for FFN, channels a norm group).
         produced_by: Slices whose rows make the unit.

@@ -170,7 +170,7 @@ def _criteria() -> Listing:
 
 
 def _kinds() -> Listing:
-    from pruning.types import KINDS
+    from pruning.settings import KINDS
 
     return ("name",), [(kind,) for kind in KINDS]
 

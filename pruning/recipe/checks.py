@@ -194,7 +194,7 @@ def _export(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _kinds() -> tuple[str, ...]:
-    from pruning.types import KINDS
+    from pruning.settings import KINDS
 
     return KINDS
 
