@@ -67,14 +67,14 @@ def wanted(run: Run) -> Wanted:
     needs |= compensation_needs(recipe.prune.compensation)
     if recipe.calibrate.diagnostics and any(group.kind == "attention_heads" for group in run.groups):
         needs |= DIAGNOSTIC_NEEDS | DRAWN
-    omegas = {recipe.score.omega or CRITERIA[recipe.score.criterion].omega}
+    omegas = {recipe.score.weighting or CRITERIA[recipe.score.criterion].omega}
     omegas |= {CRITERIA[name].omega for name in recipe.calibrate.criteria}
     return Wanted(tuple(sorted(needs)), tuple(sorted(omegas - {"off"})))
 
 
 def omega_settings(run: Run) -> Omega:
     """Return the recipe's settings of the sink weights."""
-    section = run.recipe.calibrate.omega
+    section = run.recipe.calibrate.sink_weights
     return Omega(
         lambda_unstable=section.unstable,
         lambda_stable=section.stable,
@@ -142,7 +142,7 @@ def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 @stage(
     "calibrate",
     after=("sinks",),
-    reads=(*SHOWN, "calibrate.rows", "calibrate.omega"),
+    reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
     extra=_statistics,
     enough=_gathered_enough,
 )
@@ -199,19 +199,19 @@ def check_guidance(run: Run) -> None:
     Raises:
         PruningError: If not.
     """
-    if run.recipe.score.omega != "guided":
+    if run.recipe.score.weighting != "guided":
         return
     name, config = type(run.meta).__name__, run.meta.config
     if null_class(run.meta) is None and name not in TEXT_ENCODERS:
         raise PruningError(
-            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
-            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.omega out"
+            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.weighting out"
         )
     if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
         raise PruningError(
-            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
             f"{run.recipe.model.source!r} is told its guidance as a number (a distilled model) and has one branch; "
-            "leave score.omega out"
+            "leave score.weighting out"
         )
     criterion = run.recipe.score.criterion
     for kind in {group.kind for group in run.groups} - {"blocks"}:
@@ -220,8 +220,8 @@ def check_guidance(run: Run) -> None:
         ).values()
         if not read or not all(isinstance(statistic, RowStatistic) for statistic in read):
             raise PruningError(
-                f"score.omega: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
-                "alone; take one that does, such as obs, or leave score.omega out"
+                f"score.weighting: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
+                "alone; take one that does, such as obs, or leave score.weighting out"
             )
 
 

@@ -18,7 +18,7 @@ from pruning.stages.stage import pick, stage
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import PruningPlan
 
-MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.omega", "score", "prune.rounds")
+MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score", "prune.rounds")
 """Keys that ``block_by_block`` depends on besides."""
 
 
@@ -60,7 +60,7 @@ def prune(run: Run, folder: Path) -> dict[str, Any]:
 def _choose_anew(run: Run, model: ModelMixin) -> tuple[PruningPlan, dict[str, dict[str, Any]]]:
     """Choose the units of `model` block by block, in the sizes of the run's plan; compensates in place."""
     section, criterion = run.recipe.prune, run.recipe.score.criterion
-    omega = run.recipe.score.omega or CRITERIA[criterion].omega
+    omega = run.recipe.score.weighting or CRITERIA[criterion].omega
     needs = needs_of(criterion, run.groups) | compensation_needs(section.compensation)
     asked = Wanted(tuple(sorted(needs)), () if omega == "off" else (omega,))
     return block_by_block(
