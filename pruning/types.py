@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
+from pruning.hook import PRUNING_KEY
 
 PLAN_VERSION = 1
-PRUNING_KEY = "_structured_pruning"  # the config entry that carries a pruned architecture
 
 
 @dataclass(frozen=True)

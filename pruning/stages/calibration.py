@@ -1,7 +1,8 @@
-"""Stages ``sinks`` and ``calibrate``: two passes of the dense model over the same inputs."""
+"""Stage ``calibrate``: one or two passes of the dense model over the same inputs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from pruning.data import TEXT_ENCODERS, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
-from pruning.stages.run import FIRST_PASS, STATS, Run
+from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
-from pruning.stages.stage import stage
+from pruning.stages.stage import pick, stage
+from pruning.store import Key
 from pruning.surgery import compensation_needs
 from pruning.types import CalibrationStats, PrunableGroup
 
+FIRST_PASS = "first_pass.safetensors"
 DRAWN = frozenset(
     {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}
 )
@@ -85,30 +88,41 @@ def omega_settings(run: Run) -> Omega:
     )
 
 
-def _first_pass_settings(run: Run) -> dict[str, Any]:
-    asked, omega = wanted(run), omega_settings(run)
-    return {
-        "needed": needs_first_pass(asked.needs, asked.variants, omega),
-        "stability": bool(asked.variants),
-        "indicator": omega.indicator_settings(),
-        "kinds": sorted(run.recipe.prune.kinds),
-    }
+def first_pass_key(run: Run, asked: Wanted) -> Key:
+    """Return what the first pass over the dense model depends on."""
+    omega = omega_settings(run)
+    return Key(
+        "first_pass",
+        {**pick(run.recipe, SHOWN), "indicator": omega.indicator_settings()},
+        {kind: entry["hash"] for kind, entry in run.workspace.identity.items()},
+        {"stability": bool(asked.variants), "kinds": sorted(run.recipe.prune.kinds)},
+        _saw_enough,
+    )
 
 
 def _saw_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Tell whether a first pass serves one that asks for less."""
-    if not asked["needed"]:
-        return True
-    more = done["needed"] and done["stability"] >= asked["stability"]
-    return more and done["indicator"] == asked["indicator"] and set(done["kinds"]) >= set(asked["kinds"])
+    return done["stability"] >= asked["stability"] and set(done["kinds"]) >= set(asked["kinds"])
 
 
-@stage("sinks", reads=SHOWN, extra=_first_pass_settings, enough=_saw_enough)
-def sinks(run: Run, folder: Path) -> dict[str, Any]:
-    """See, before anything is weighted, how stable each sink is and what the channel means are."""
-    settings, section = _first_pass_settings(run), run.recipe.calibrate
-    if not settings["needed"]:
-        return {"needed": False}
+def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
+    """Return how stable each sink is and what the channel means are, seen before anything is weighted; None if unread.
+
+    It is a result of its own, so that changing how sinks are weighted does not take the pass again.
+    """
+    if not needs_first_pass(asked.needs, asked.variants, omega_settings(run)):
+        return None
+
+    def look(folder: Path) -> dict[str, Any]:
+        began = time.perf_counter()
+        _first_pass(run, run.dense, asked).save(folder / FIRST_PASS)
+        return {"seconds": round(time.perf_counter() - began, 3)}
+
+    return FirstPass.load(run.part(first_pass_key(run, asked), look).folder / FIRST_PASS)
+
+
+def _first_pass(run: Run, model: ModelMixin, asked: Wanted) -> FirstPass:
+    section = run.recipe.calibrate
     common: dict[str, Any] = {
         "num_train_timesteps": num_train_timesteps(run.scheduler),
         "timestep_buckets": section.timestep_buckets,
@@ -118,14 +132,11 @@ def sinks(run: Run, folder: Path) -> dict[str, Any]:
         "seed": run.recipe.seed,
     }
     if section.provider == "sampling":
-        found = calibration.first_pass_sampling(run.dense, run.groups, _generate(run, run.dense), **common)
-    else:
-        batches, progress = _batches(run), _progress(run, "first pass")
-        found = calibration.first_pass(
-            run.dense, run.groups, batches, **common, stability=settings["stability"], progress=progress
-        )
-    found.save(folder / FIRST_PASS)
-    return {"needed": True, "attention sites": len(found.indicator), "samples": section.num_samples}
+        return calibration.first_pass_sampling(model, run.groups, _generate(run, model), **common)
+    batches, progress = _batches(run), _progress(run, "first pass")
+    return calibration.first_pass(
+        model, run.groups, batches, **common, stability=bool(asked.variants), progress=progress
+    )
 
 
 def _statistics(run: Run) -> dict[str, Any]:
@@ -141,15 +152,14 @@ def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 @stage(
     "calibrate",
-    after=("sinks",),
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
-    extra=_statistics,
+    asked=_statistics,
     enough=_gathered_enough,
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""
     asked = wanted(run)
-    stats = gather(run, run.dense, run.groups, asked, _seen_first(run))
+    stats = gather(run, run.dense, run.groups, asked, _seen_first(run, asked))
     calibration.save_stats(stats, folder / STATS)
     return {
         "groups": len(run.groups),
@@ -241,10 +251,6 @@ def timestep_weights(run: Run) -> str | list[float]:
     if section.timestep_weights != "sampler":
         return section.timestep_weights
     return calibration.sampler_weights(run.scheduler, section.timestep_buckets, section.num_steps)
-
-
-def _seen_first(run: Run) -> FirstPass | None:
-    return run.first_pass if _first_pass_settings(run)["needed"] else None
 
 
 def _batches(run: Run) -> Callable[[], Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pruning.models import resolve_source
 from pruning.recipe import Recipe
-from pruning.stages.artefacts import file_hash
+from pruning.store import file_hash
 
 DENOISER_FOLDERS = ("unet", "transformer", "scheduler")
 
@@ -19,7 +19,7 @@ def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return source and hash of the dense model.
 
     A local model is known by the content of its denoiser's files, wherever it lies; one on the hub by its id,
-    revision and variant.
+    revision, variant and subfolder.
 
     Args:
         recipe: Names the model.
@@ -41,8 +41,9 @@ def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
             same = "sha256" in was and {key: was.get(key) for key in entry} == entry
             files[name] = {**entry, "sha256": was["sha256"] if same else file_hash(path)}
         what: Any = {name: entry["sha256"] for name, entry in files.items()}
+        what |= {"variant": section.variant} if section.variant else {}
     else:
-        what = [section.source, section.revision, section.variant]
+        what = [section.source, section.revision, section.variant, section.subfolder]
     return {"source": section.source, "hash": _hash(what), "files": files}
 
 

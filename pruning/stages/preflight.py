@@ -53,7 +53,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_data(run, stages)
     if "evaluate" in stages:
         check_features(run)
-    elif stages and not run.folder.is_done("evaluate"):
+    elif stages:
         _warn(look_ahead(run))
     check_room(run, stages)
     check_weights(run, stages)
@@ -286,7 +286,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
         needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
     if "evaluate" in stages:
         needed += 3 * weights
-    check_writable(f"the run {run.recipe.name!r}", run.folder.path, needed)
+    check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path, needed)
 
 
 def check_weights(run: Run, stages: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Are a stage's files still as it wrote them?
+"""Are the files of a result still as they were written?
 
 A manifest records size, time and SHA-256 of every file. Files of up to 64 MB are read and hashed to compare (once a
 process); a larger one only if its size or time is not as recorded, so a change that keeps both goes unseen there.
@@ -26,12 +26,12 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_files(folder: Path, besides: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return size, time and hash of all files under `folder` but `besides`."""
+def describe_files(folder: Path, besides: Collection[str], scratch: str) -> dict[str, dict[str, Any]]:
+    """Return size, time and hash of all files under `folder` but `besides` and those in the folder `scratch`."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        if name not in besides:
+        if name not in besides and not name.startswith(f"{scratch}/"):
             status = (folder / name).stat()
             sha = file_hash(folder / name)
             found[name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha}
