@@ -84,9 +84,9 @@ class Stage:
                 logger.info("%-9s %s", self.name, "unchanged, reused" if again else "made before, reused")
                 self._tell(run, None)
             run.use(self.name, result)
-            if run.folder.attach(self.name, result, run.workspace.store):
+            if aside := run.folder.attach(self.name, result, run.workspace.store):
                 logger.warning(
-                    "%s/ was changed by hand; it is mended, and what was there is set aside", self.name
+                    "%s/ had been changed and is mended; what was there is in %s", self.name, aside
                 )
             return run.folder.stage(self.name)
 

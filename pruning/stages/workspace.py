@@ -113,7 +113,8 @@ class Workspace:
             return
         if self._taking_over:
             self._clear_others()
-        self.check_owner()
+        else:
+            self.check_owner()
         self.store.register(self.folder.path)
         known = self._known()
         before, now = known.get("data", {}), self.identity["data"]

@@ -12,7 +12,13 @@ from pruning.files import written_whole
 def link_tree(source: Path, target: Path) -> None:
     """Make `target` a folder with the files of `source`, replacing what is there as a whole."""
     with written_whole(target) as temporary:
-        shutil.copytree(source, temporary, copy_function=_link)
+        temporary.mkdir()
+        for path in sorted(source.rglob("*")):  # a folder comes before what is in it
+            place = temporary / path.relative_to(source)
+            if path.is_dir():
+                place.mkdir()
+            else:
+                _link(path, place)
 
 
 def same_tree(left: Path, right: Path) -> bool:
@@ -20,12 +26,11 @@ def same_tree(left: Path, right: Path) -> bool:
     return _files(left) == _files(right)
 
 
-def _link(source: str, target: str) -> str:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another device, or a file system without links
         shutil.copy2(source, target)
-    return target
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:

@@ -113,10 +113,10 @@ class Store:
             if not anew and (found := self.find(key)):
                 return found
             folder = self.partial(key)
-            if folder.exists() and not resumable:
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
             if not _is_finished(folder, key):  # else a process was killed just before the rename
+                if folder.exists() and not resumable:
+                    shutil.rmtree(folder)
+                folder.mkdir(exist_ok=True)
                 self._seal(key, folder, work(folder))
             return self._place(folder, place)
 

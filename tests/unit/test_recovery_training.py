@@ -349,7 +349,10 @@ def test_all_wrong_settings_are_named_at_once():
         ({"distill_weight": 1.1}, r"distill_weight: 1.1 is not in \[0, 1\]"),
         ({"label_dropout": 1.0}, r"label_dropout: 1.0 is not in \[0, 1\)"),
         ({"grad_clip": 0.0}, "grad_clip: 0.0 must be > 0"),
-        ({"loss_weighting": "snr"}, "loss_weighting: 'snr' is not valid .did you mean 'min_snr'..; valid: uniform, min_snr"),
+        (
+            {"loss_weighting": "snr"},
+            "loss_weighting: 'snr' is not valid .*; valid: uniform, min_snr",
+        ),
         ({"gradient_accumulation": 0}, "gradient_accumulation: 0 must be at least 1"),
         ({"gradient_accumulation": 3}, r"batch_size=4 must be a multiple of .* 3 x 1 = 3"),
         ({"mixed_precision": "fp8"}, "mixed_precision: 'fp8' is not valid.*; valid: no, bf16, fp16"),
