@@ -94,7 +94,7 @@ def first_pass_key(run: Run, asked: Wanted) -> Key:
     return Key(
         "first_pass",
         {**pick(run.recipe, SHOWN), "indicator": omega.indicator_settings()},
-        {kind: entry["hash"] for kind, entry in run.workspace.identity.items()},
+        run.workspace.hashes,
         {"stability": bool(asked.variants), "kinds": sorted(run.recipe.prune.kinds)},
         _saw_enough,
     )

@@ -13,7 +13,7 @@ from pruning.export import export as write_export
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
 from pruning.stages.run import Run
-from pruning.stages.stage import stage, versions
+from pruning.stages.stage import stage, versions, whole_recipe
 
 MEASURED = {
     "kernel": "kernel distance",
@@ -30,7 +30,7 @@ MEASURED = {
 @stage(
     "export",
     after=("plan", "prune", "recover", "evaluate"),
-    reads=("export", "recover.enabled", "title", "name"),
+    extra=whole_recipe,
 )
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""

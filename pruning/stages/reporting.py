@@ -23,16 +23,14 @@ from pruning.stages.heads import write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
-from pruning.stages.stage import stage, versions
+from pruning.stages.stage import stage, versions, whole_recipe
 from pruning.stages.summary import SUMMARY, measured, summarize
 from pruning.types import CalibrationStats
 
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 
 
-@stage(
-    "report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), reads=("title", "name")
-)
+@stage("report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), extra=whole_recipe)
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report (HTML, and markdown beside it)."""
     sites = _write_sinks(run, folder / SINKS)

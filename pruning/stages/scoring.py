@@ -11,7 +11,7 @@ from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import stage
 
 
-@stage("score", after=("calibrate",), reads=("score", "prune.kinds", "seed"))
+@stage("score", after=("calibrate",), reads=("score", "prune.kinds", "model.dtype", "seed"))
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_json
-from pruning.recipe import Recipe
+from pruning.recipe import Recipe, to_dict
 from pruning.settings import knobs_of
 from pruning.stages.folder import STAGES, RunFolder, changes
 from pruning.store import SCRATCH, Enough, Key, Result
@@ -42,7 +42,7 @@ class Stage:
     Attributes:
         name: One of `STAGES`.
         work: Writes the artefacts to the folder it is given, and returns the figures worth showing (JSON types).
-        after: Stages whose artefacts it reads; none means that it reads the model and the data.
+        after: Stages whose artefacts it reads, beside the model and the data.
         reads: Keys of the recipe that its result depends on, ``section`` or ``section.key``; of a section all knobs but
             the neutral ones.
         extra: Further values that its result depends on.
@@ -91,10 +91,8 @@ class Stage:
             return run.folder.stage(self.name)
 
     def key(self, run: Run) -> Key:
-        """Return what the result depends on, given the results of the stages before it."""
-        inputs = {name: run.result(name).output_hash for name in self.after}
-        if not self.after:
-            inputs = {kind: entry["hash"] for kind, entry in run.workspace.identity.items()}
+        """Return what the result depends on: settings, the model, the data, and the outcome of the stages before it."""
+        inputs = run.workspace.hashes | {name: run.result(name).output_hash for name in self.after}
         config = {**pick(run.recipe, self.reads), **(self.extra(run) if self.extra else {})}
         return Key(self.name, config, inputs, self.asked(run) if self.asked else {}, self.enough)
 
@@ -269,6 +267,13 @@ def value_at(recipe: Recipe, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def whole_recipe(run: Run) -> dict[str, Any]:
+    """Return every value of the recipe, for stages that print it, but those that only say where things lie."""
+    return {
+        key: value for key, value in to_dict(run.recipe).items() if key not in ("run_dir", "store", "device")
+    }
 
 
 def plain(value: Any) -> Any:

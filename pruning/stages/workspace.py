@@ -15,7 +15,7 @@ from pruning.files import write_json, write_text
 from pruning.recipe import Recipe, to_yaml
 from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
 from pruning.stages.identity import data_identity, difference, model_identity
-from pruning.store import Store, locked
+from pruning.store import Hashes, Store, locked
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Workspace:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
         self.store = Store(recipe.store or self.folder.path.parent / ".store")
+        self._hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
         self._claimed = self._taking_over = False
 
@@ -71,9 +72,14 @@ class Workspace:
         """Source and hash of the model and of the data."""
         known = self._known()
         return {
-            "model": model_identity(self._recipe, known.get("model", {})),
+            "model": model_identity(self._recipe, self._hashes),
             "data": data_identity(self._recipe, known.get("data", {})),
         }
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hash of the model and of the data, on which every result depends."""
+        return {kind: entry["hash"] for kind, entry in self.identity.items()}
 
     def check_owner(self, *, fresh: bool = False) -> None:
         """Make sure that the directory is empty, or of this recipe, model and data, or without any finished stage.
@@ -116,6 +122,7 @@ class Workspace:
         else:
             self.check_owner()
         self.store.register(self.folder.path)
+        self._hashes.save()
         known = self._known()
         before, now = known.get("data", {}), self.identity["data"]
         if before.get("broken") and before.get("content") != now["content"] and not self._taking_over:

@@ -1,6 +1,7 @@
 """Results that are made once and found again by what they depend on. Knows files alone, no model."""
 
 from pruning.store.artefacts import file_hash
+from pruning.store.hashes import Hashes
 from pruning.store.links import folder_bytes, link_tree, same_tree
 from pruning.store.locks import holder, is_held, locked
 from pruning.store.result import DONE, MANIFEST, SCRATCH, Enough, Key, Result
@@ -11,6 +12,7 @@ __all__ = [
     "MANIFEST",
     "SCRATCH",
     "Enough",
+    "Hashes",
     "Key",
     "Result",
     "Store",

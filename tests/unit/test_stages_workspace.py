@@ -10,9 +10,10 @@ import pytest
 
 from pruning.data import UnreadableRow
 from pruning.errors import PruningError
+from pruning.settings import Model
 from pruning.stages.identity import model_identity
 from pruning.stages.workspace import Workspace
-from pruning.store import Key
+from pruning.store import Hashes, Key
 from tests.unit.test_stages_stage import make_recipe
 
 
@@ -225,10 +226,41 @@ def test_a_directory_in_which_nothing_came_about_is_taken_away(tmp_path):
     assert not (tmp_path / "runs" / "r").exists()
 
 
-def test_weights_of_equal_size_and_time_are_not_read_again(tmp_path):
-    recipe = make_recipe(tmp_path)
-    known = model_identity(recipe, {})
-    known["files"]["config.json"]["sha256"] = "as before"
-    assert model_identity(recipe, known)["files"]["config.json"]["sha256"] == "as before"
+def test_files_of_equal_size_and_time_are_not_read_again(tmp_path, monkeypatch):
+    recipe, read = make_recipe(tmp_path), []
+    monkeypatch.setattr("pruning.store.hashes.file_hash", lambda path: read.append(path.name) or "hash")
+    remembered = tmp_path / "store" / "hashes.json"
+    for again in range(2):
+        hashes = Hashes(remembered)
+        first = model_identity(recipe, hashes)["hash"]
+        hashes.save()
+        assert read == ["config.json"], again
     os.utime(tmp_path / "model" / "config.json", ns=(1, 1))
-    assert model_identity(recipe, known)["files"]["config.json"]["sha256"] != "as before"
+    assert model_identity(recipe, Hashes(remembered))["hash"] == first
+    assert read == ["config.json"] * 2
+    remembered.write_text("{")
+    model_identity(recipe, Hashes(remembered))
+    assert read == ["config.json"] * 3
+
+
+def test_a_pipeline_is_known_by_all_its_parts(tmp_path):
+    recipe, model = make_recipe(tmp_path), tmp_path / "model"
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "P", "unet": [], "vae": []}))
+    for part in ("unet", "vae", "other"):
+        (model / part).mkdir()
+        (model / part / "config.json").write_text(part)
+    hashes = Hashes(tmp_path / "hashes.json")
+    seen = [model_identity(recipe, hashes)["hash"]]
+    for part, changes in (("other", False), ("vae", True), ("unet", True)):
+        (model / part / "config.json").write_text(f"{part} changed")
+        seen.append(model_identity(recipe, hashes)["hash"])
+        assert (seen[-1] != seen[-2]) == changes, part
+
+
+@pytest.mark.parametrize("key", ["revision", "variant", "subfolder"])
+def test_a_model_on_the_hub_is_known_by_all_that_names_it(tmp_path, key):
+    recipe = make_recipe(tmp_path)
+    recipe = dataclasses.replace(recipe, model=Model(source="owner/name"))
+    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **{key: "x"}))
+    hashes = Hashes(tmp_path / "hashes.json")
+    assert model_identity(recipe, hashes)["hash"] != model_identity(other, hashes)["hash"]
