@@ -94,7 +94,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _is_expected(error: Exception) -> bool:
     """Tell whether one message says it all: a user's mistake, the file system, or too little memory."""
-    return isinstance(error, (ValueError, OSError)) or type(error).__name__ == "OutOfMemoryError"
+    torch = sys.modules.get("torch")
+    out_of_memory = (torch.OutOfMemoryError,) if torch else ()
+    return isinstance(error, (ValueError, OSError, *out_of_memory))
 
 
 def build_parser() -> argparse.ArgumentParser:
