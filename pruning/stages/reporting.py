@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.report import build
-from pruning.errors import PruningError
-from pruning.files import read_json, write_json
+from eval.report import FORMAT, RunData, render
+from pruning.files import read_json, write_json, write_text
 from pruning.importance import head_diagnostics
 from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats
@@ -24,7 +23,7 @@ from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.stage import stage, versions
-from pruning.stages.summary import SUMMARY, measured, summarize
+from pruning.stages.summary import measured
 from pruning.types import CalibrationStats
 
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
@@ -34,26 +33,21 @@ DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors"
     "report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), reads=("title", "name")
 )
 def report(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``data.json`` and its tensors, and draw the report (HTML, and markdown beside it)."""
+    """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)
     samples = run.file("evaluate", SAMPLES)
     (folder / SAMPLES).write_bytes(samples.read_bytes())
     heads = _heads(run)
-    pictures = {
+    data = {
+        "format": FORMAT,
+        **_data(run),
         **({"sinks": SINKS, "sink_sites": sites} if sites else {}),
         "diagnostics": {"heads": heads},
         "folding": write_folding(run, heads, folder / HEADS),
         "criteria": criteria_cuts(run),
     }
-    write_json(folder / DATA, {**_data(run), **pictures})
-    # `build` reads a run directory; while this stage is being written, `.partial` looks like one.
-    write_json(folder.parent / SUMMARY, summarize(run.folder))
-    try:
-        build([folder.parent], folder / PAGE)
-    except ValueError as error:
-        raise PruningError(str(error)) from error
-    finally:
-        (folder.parent / SUMMARY).unlink(missing_ok=True)
+    write_json(folder / DATA, data)
+    write_text(folder / PAGE, render([RunData.of(data, folder)]))
     return {"page": PAGE, "attention_sites": len(sites)}
 
 
