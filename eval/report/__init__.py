@@ -1,9 +1,10 @@
-"""The report: one self-contained HTML file and its markdown twin, from one run directory or several.
+"""The report: one self-contained HTML page about one run or several.
 
-`eval.report.load` says what is read. It knows nothing of pruning: cuts, sink maps and metrics come as plain JSON and
-tensor files.
+It knows nothing of pruning: cuts, sink maps and metrics come as plain JSON and tensor files (`eval.report.data`), and
+every section of the page is one file (`eval.report.sections`).
 """
 
-from eval.report.page import build
+from eval.report.data import FORMAT, RunData
+from eval.report.page import build, render
 
-__all__ = ["build"]
+__all__ = ["FORMAT", "RunData", "build", "render"]

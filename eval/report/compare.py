@@ -1,15 +1,18 @@
-"""The speed-quality plot over several runs; what cannot be compared never shares an axis."""
+"""Several runs held against each other: speed against quality, and a table; what cannot be compared shares no axis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.report import fmt, svg, words
-from eval.report.charts import LOG_FROM, SHAPES
-from eval.report.load import Run
-from eval.report.svg import Figure, Scale
+from markupsafe import Markup
+
+from eval.report import figures, fmt, svg
+from eval.report.data import RunData
+from eval.report.html import template
+from eval.report.sections.results import Cell, frechet, kernel
+from eval.report.svg import SHAPES, Scale
 
 MEASURED_ON = (
     "frechet_mode",
@@ -20,41 +23,82 @@ MEASURED_ON = (
 TIMED_ON = ("device", "dtype", "num_threads", "batch_size")
 
 
+BODY = template(
+    """
+{% if panels %}
+<section style="margin-top:8px"><h2>Speed and quality</h2>
+<p class="soft">Down and to the right is better. Whiskers are 95 % intervals, the dashed line is the dense model.</p>
+{% endif %}
+{% for text in remarks %}<p>{{ text }}</p>{% endfor %}
+{% for panel in panels %}
+<h3 style="margin-top:18px">{{ panel.title }}</h3>
+<figure class="wide">{{ panel.figure }}<figcaption class="detail">{{ panel.note }}</figcaption></figure>
+{% endfor %}
+{% if panels %}</section>{% endif %}
+
+<section><h2>All runs</h2>
+<div class="scroll"><table class="compare">
+<thead><tr><th scope="col">Run</th>
+{%- for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for run, anchor in named %}
+{% set row, model = loop.index0, run.data.get('model') %}
+<tr><th scope="row"><a href="#{{ anchor }}">{{ run.name }}</a>
+{%- if model %}<span class="detail">{{ model }}</span>{% endif %}</th>
+{%- for cells in columns.values() %}{{ cells[row] }}{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div></section>
+"""
+)
+
+
 @dataclass(frozen=True)
 class Panel:
     """Runs whose Fréchet distances are comparable, and their plot."""
 
     title: str
     note: str
-    figure: Figure
+    figure: Markup
 
 
 @dataclass(frozen=True)
 class Point:
     """A run on the plot."""
 
-    run: Run
+    run: RunData
     x: float
     y: float
     interval: tuple[float, float] | None
 
+    @property
+    def model(self) -> str:
+        """The base model, or nothing where it has no name."""
+        return self.run.data.get("model") or ""
 
-def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
+
+def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> Markup:
+    """Return the plots and the table that hold several runs against each other, as HTML."""
+    found, remarks = panels(runs)
+    named = list(zip(runs, anchors, strict=True))
+    return BODY(panels=found, remarks=remarks, named=named, columns=columns(runs))
+
+
+def panels(runs: Sequence[RunData]) -> tuple[list[Panel], list[str]]:
     """Group the runs by what their distances were measured on and draw each group.
 
     Returns:
         The panels, and one sentence for each thing the reader should know: several panels, runs left out.
     """
-    groups: dict[tuple[Any, ...], list[Run]] = {}
+    groups: dict[tuple[Any, ...], list[RunData]] = {}
     left_out = []
     for run in runs:
-        if run.metric(run.final, "frechet") is None or words.reached(run, "macs") in (None, 0):
+        if run.metric(run.final, "frechet") is None or figures.reached(run, "macs") in (None, 0):
             left_out.append(run.name)
         else:
             groups.setdefault(_measured_on(run), []).append(run)
     several = [members for members in groups.values() if len(members) > 1]
     alone = [members[0].name for members in groups.values() if len(members) == 1]
-    found = [_panel(members, index) for index, members in enumerate(several)]
+    found = [_panel(members) for members in several]
     remarks = []
     if len(groups) > 1:
         remarks.append(
@@ -71,20 +115,24 @@ def panels(runs: Sequence[Run]) -> tuple[list[Panel], list[str]]:
     return found, remarks
 
 
-def _measured_on(run: Run) -> tuple[Any, ...]:
+def _measured_on(run: RunData) -> tuple[Any, ...]:
     """Return what has to agree for two Fréchet distances to be comparable."""
-    return (words.frechet_name(run), run.data, *(run.metric(run.final, key) for key in MEASURED_ON))
+    return (
+        figures.frechet_name(run),
+        run.data.get("data"),
+        *(run.metric(run.final, key) for key in MEASURED_ON),
+    )
 
 
-def _timed_on(run: Run) -> tuple[Any, ...] | None:
+def _timed_on(run: RunData) -> tuple[Any, ...] | None:
     """Return what has to agree for two speed-ups to be comparable, None without a measured one."""
     call = run.metric(run.final, "call")
-    if words.speedup(run, run.final) is None or call is None:
+    if figures.speedup(run, run.final) is None or call is None:
         return None
-    return (run.device, *(call.get(key) for key in TIMED_ON))
+    return (run.data.get("device"), *(call.get(key) for key in TIMED_ON))
 
 
-def _panel(runs: Sequence[Run], index: int) -> Panel:
+def _panel(runs: Sequence[RunData]) -> Panel:
     timings = {_timed_on(run) for run in runs}
     measured = len(timings) == 1 and None not in timings
     if measured:
@@ -98,14 +146,14 @@ def _panel(runs: Sequence[Run], index: int) -> Panel:
         note = f"Speed-up: the MACs ratio, since {why}."
     points = []
     for run in runs:
-        macs = words.reached(run, "macs")
-        fast = words.speedup(run, run.final) if measured else 1 / macs if macs else None
+        macs = figures.reached(run, "macs")
+        fast = figures.speedup(run, run.final) if measured else 1 / macs if macs else None
         y = run.metric(run.final, "frechet")
         if fast is not None:
             points.append(Point(run, fast, y, run.metric(run.final, "frechet_ci95")))
-    name, count = words.frechet_name(runs[0]), runs[0].metric(runs[0].final, "frechet_num_generated")
-    facts = [f"N = {count:,.0f}" if count else "N unknown", *([runs[0].data] if runs[0].data else [])]
-    return Panel(f"{name} ({', '.join(facts)})", note, _plot(points, axis, name, index))
+    name, count = figures.frechet_name(runs[0]), runs[0].metric(runs[0].final, "frechet_num_generated")
+    facts = [f"N = {count:,.0f}" if count else "N unknown", runs[0].data.get("data")]
+    return Panel(f"{name} ({', '.join(fact for fact in facts if fact)})", note, _plot(points, axis, name))
 
 
 def _dense(points: Sequence[Point], models: Sequence[str]) -> list[tuple[int, str, float]]:
@@ -114,22 +162,20 @@ def _dense(points: Sequence[Point], models: Sequence[str]) -> list[tuple[int, st
     for point in points:
         run, value = point.run, point.run.metric(point.run.reference, "frechet")
         if value is not None:
-            which = models.index(run.model or "")
+            which = models.index(point.model)
             found.setdefault((which, fmt.number(value)), (which, run.reference, value))
     return sorted(found.values())
 
 
-def _plot(points: Sequence[Point], x_label: str, y_label: str, index: int) -> Figure:
-    models = sorted({point.run.model or "" for point in points})
+def _plot(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    models = sorted({point.model for point in points})
     dense = _dense(points, models)
     spread = [end for point in points for end in (point.interval or (point.y, point.y))]
     values = spread + [value for *_, value in dense] + [point.y for point in points]
-    log = min(values) > 0 and max(values) / min(values) > LOG_FROM
-    low, high = svg.padded(values, log=log)
     left, right = svg.padded([1.0, *(point.x for point in points)], log=False)
     xs = Scale(min(left, 0.95), right, 60, 700)
-    ys = Scale(low if log else max(0.0, low), high, 372, 42, log)
-    body = svg.axes(xs, ys, x_label, y_label + (", log" if log else "") + " (lower is better)")
+    ys = svg.value_scale(values, 372, 42)
+    body = svg.axes(xs, ys, x_label, y_label + ", log" * ys.log + " (lower is better)")
     taken: list[tuple[float, float, float]] = []
     for which, name, value in dense:
         cls = f"p{which % 5}" if len(models) > 1 else "s0"
@@ -139,7 +185,7 @@ def _plot(points: Sequence[Point], x_label: str, y_label: str, index: int) -> Fi
         if (name, fmt.number(value)) not in {(n, fmt.number(v)) for w, n, v in dense if w < which}:
             body += _tag(name, xs(1.0), ys(value), taken, xs.stop)
     for point in sorted(points, key=lambda p: (p.x, p.y)):
-        which = models.index(point.run.model or "")
+        which = models.index(point.model)
         cls, x = f"p{which % 5}", xs(point.x)
         if point.interval:
             body += svg.line(x, ys(point.interval[0]), x, ys(point.interval[1]), f"whisker {cls}")
@@ -153,7 +199,7 @@ def _plot(points: Sequence[Point], x_label: str, y_label: str, index: int) -> Fi
             body += svg.legend(entries[row : row + 2], xs.start, height + 18)
             height += 24
     alt = f"{y_label} against {x_label} for {', '.join(point.run.name for point in points)}."
-    return svg.drawing(f"speed-quality-{index}", body, 720, height, alt)
+    return svg.drawing(body, 720, height, alt)
 
 
 def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]], limit: float) -> str:
@@ -170,3 +216,20 @@ def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]],
     if start < x:
         return svg.label(x - 10, base, shown, "t ink halo", "end")
     return svg.label(start, base, shown, "t ink halo")
+
+
+def columns(runs: Sequence[RunData]) -> dict[str, list[Cell]]:
+    """Return the columns of the table by title, a cell a run; columns that no run fills are left out."""
+    cells: dict[str, Callable[[RunData], Cell]] = {
+        "MACs left": lambda r: Cell(fmt.percent(figures.reached(r, "macs"))),
+        "Parameters left": lambda r: Cell(fmt.percent(figures.reached(r, "params"))),
+        "Speed-up, call": lambda r: Cell(fmt.times(figures.speedup(r, r.final))),
+        "Speed-up, sampling": lambda r: Cell(fmt.times(figures.speedup(r, r.final, "sampling"))),
+        "Fréchet, dense": lambda r: Cell(fmt.number(r.metric(r.reference, "frechet"))),
+        "Fréchet, final": lambda r: frechet(r, r.final or ""),
+        "Kernel distance": lambda r: kernel(r, r.final or ""),
+        "Excess error": lambda r: Cell(fmt.number(r.metric(r.final, "excess_error"))),
+        "Run time": lambda r: Cell(fmt.seconds(sum(r.entry("seconds").values()) or None)),
+    }
+    table = {title: [cell(run) for run in runs] for title, cell in cells.items()}
+    return {title: row for title, row in table.items() if any(cell.text != fmt.MISSING for cell in row)}

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from eval.report import fmt, svg
-from eval.report.svg import Figure, Scale
-from eval.report.tensors import Site
+from eval.report.sites import Site
+from eval.report.svg import Scale
 
 PANEL = 132
 NEAR = 13.0  # points of the path nearer than this share one mark, and numbers of 12 px one line
@@ -75,7 +76,7 @@ def _centroid(mass: NDArray[np.float64], columns: int) -> Point | None:
     return row, column
 
 
-def figure(site: Site, index: int) -> Figure | None:
+def figure(site: Site) -> Markup | None:
     """Draw the path of the centroid over the grid and the overlap by bucket; the overlap alone for text keys."""
     found = drift(site)
     if found is None:
@@ -87,7 +88,7 @@ def figure(site: Site, index: int) -> Figure | None:
     bars, width = _bars(found, left)
     least = min(value for value in found.overlap if value is not None)
     alt += f"overlap of the sinks with those of bucket {found.first} at {site.module}, at least {least:.2f}."
-    return svg.drawing(f"sinks-{index}-drift", body + bars, left + width, 22 + PANEL + 26, alt)
+    return svg.drawing(body + bars, left + width, 22 + PANEL + 26, alt)
 
 
 def _path(grid: tuple[int, int], found: Drift) -> tuple[str, float]:

@@ -1,145 +1,98 @@
-"""From run directories to the two documents: reads, renders, writes atomically."""
+"""The report as one HTML text, of one run or of several, and as a file."""
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from eval.report import compare, fmt, images, tables
-from eval.report.load import Run, load_run
-from eval.report.svg import TEMPLATES, Figure
-from eval.report.view import view
+from eval.report.compare import comparison
+from eval.report.data import RunData, load_run
+from eval.report.html import FILES, template_file
+from eval.report.sections import Section, sections
+from eval.report.summary import headline, summary
 
 
-def build(run_dirs: Sequence[Path | str], out_html: Path | str) -> Path:
-    """Write the report of one run, or the comparison of several, as HTML and as markdown.
+@dataclass(frozen=True)
+class View:
+    """What the page shows of one run."""
 
-    The HTML file needs nothing beside it. The markdown twin ``<stem>.md`` has its pictures in ``<stem>_files/``.
-    Every file is written to a temporary name and renamed; nothing is written unless all runs could be read.
+    run: RunData
+    anchor: str
+    by: str
+    headline: str
+    summary: Markup
+    sections: list[Section]
 
-    Args:
-        run_dirs: Run directories, each with ``report/data.json`` (see `eval.report.load`).
-        out_html: Where to write; the name ends in ``.html``. Its folder is created.
 
-    Returns:
-        The path of the HTML file.
+def render(runs: Sequence[RunData]) -> str:
+    """Return the page about one run, or that which compares several; it needs nothing beside it.
 
     Raises:
-        ValueError: If no run is given, a run is missing or broken (file, place and rule are named), the name
-            does not end in ``.html``, or the folder cannot be written.
+        ValueError: If a tensor file that a run names is missing or broken.
     """
-    out = Path(out_html)
+    runs = _named_apart(runs)
+    anchors = [f"run{number + 1}" for number in range(len(runs))]
+    views = [
+        View(run, anchor, _by(run), headline(run), summary(run), sections(run))
+        for run, anchor in zip(runs, anchors, strict=True)
+    ]
+    style = "\n".join((FILES / name).read_text(encoding="utf-8") for name in ("chart.css", "page.css"))
+    compared = comparison(runs, anchors) if len(runs) > 1 else ""
+    return template_file("page.html.j2")(views=views, comparison=compared, style=Markup(style))
+
+
+def build(run_dirs: Sequence[Path | str], output: Path | str) -> Path:
+    """Write the page about run directories; the file appears whole or not at all.
+
+    Args:
+        run_dirs: RunData directories, each with ``report/data.json`` (see `eval.report.data`).
+        output: Where to write; the name ends in ``.html``. Its folder is created.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If no run is given, one is missing or broken, the name does not end in ``.html``, or the file
+            cannot be written.
+    """
+    out = Path(output)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(
-            f"report path {str(out)!r}: must end in .html; the markdown twin is written beside it"
-        )
-    if isinstance(run_dirs, (str, Path)):
-        raise ValueError(
-            f"run_dirs: must be a list of run directories, found the single path {str(run_dirs)!r}"
-        )
-    if not run_dirs:
-        raise ValueError("run_dirs: at least one run directory is needed, found none")
-    runs = _named_apart([load_run(Path(path)) for path in run_dirs])
-    views = [view(run, index) for index, run in enumerate(runs)]
-    panels, remarks = compare.panels(runs) if len(runs) > 1 else ([], [])
-    columns, rows = tables.comparison(runs) if len(runs) > 1 else ([], [])
-    shared = {"views": views, "panels": panels, "remarks": remarks, "columns": columns, "rows": rows}
-    page = _environment(True).get_template("report.html.j2").render(**shared, **_styles())
-    twin = Twin(out.stem)
-    text = _environment(False).get_template("report.md.j2").render(**shared, twin=twin, strips=images.strips)
+        raise ValueError(f"report path {str(out)!r}: must end in .html")
+    if isinstance(run_dirs, (str, Path)) or not run_dirs:
+        raise ValueError(f"run_dirs: must be a list of at least one run directory, found {run_dirs!r}")
+    page = render([load_run(Path(path)) for path in run_dirs])
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        for name, content in twin.files.items():
-            _write(out.parent / name, content)
-        _write(
-            out.with_suffix(".md"), re.sub(r"\n{3,}", "\n\n", text).strip().encode("utf-8", "replace") + b"\n"
-        )
-        _write(out, page.encode("utf-8", "replace"))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(out)
     except OSError as error:
         raise ValueError(
             f"report {out}: cannot be written ({error.strerror or error}); check folder and disk"
         ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     return out
 
 
-class Twin:
-    """Collects the pictures of the markdown twin and hands out links to them."""
-
-    def __init__(self, stem: str) -> None:
-        self.folder = f"{stem}_files"
-        self.files: dict[str, bytes] = {}
-
-    def figure(self, figure: Figure, anchor: str = "") -> str:
-        """Keep a drawing and return its markdown image."""
-        name = f"{self.folder}/{anchor}{'-' if anchor else ''}{figure.name}.svg"
-        self.files[name] = figure.standalone().encode("utf-8", "replace")
-        return f"![{escape_markdown(figure.alt)}]({quote(name)})"
-
-    def strip(self, subject: str, index: int, png: bytes, anchor: str) -> str:
-        """Keep a strip of samples and return its markdown image."""
-        name = f"{self.folder}/{anchor}-samples-{index}.png"
-        self.files[name] = png
-        return f"![samples of {escape_markdown(subject)}]({quote(name)})"
-
-
-def _named_apart(runs: list[Run]) -> list[Run]:
+def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
     """Give runs of one name their folders as names, so that labels tell them apart."""
     names = [run.name for run in runs]
     return [
-        replace(run, name=f"{run.name} ({run.path.name})") if names.count(run.name) > 1 else run
+        replace(run, name=f"{run.name} ({run.folder.parent.name})") if names.count(run.name) > 1 else run
         for run in runs
     ]
 
 
-def escape_markdown(text: object) -> str:
-    """Escape what markdown or HTML would read as markup; line breaks become spaces."""
-    return re.sub(r"([\\`*_\[\]<>|~#$&])", r"\\\1", " ".join(str(text).split()))
-
-
-def fence(text: str) -> str:
-    """Return a fence of backticks longer than any run of them in `text`."""
-    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
-    return "`" * max(3, longest + 1)
-
-
-@cache
-def _environment(html: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(md=escape_markdown, fence=fence, seconds=fmt.seconds)
-    return environment
-
-
-def _styles() -> dict[str, Any]:
-    """Return the style sheets, and the function that puts our own drawings in unescaped."""
-    sheets = [(TEMPLATES / name).read_text(encoding="utf-8") for name in ("chart.css", "page.css")]
-    return {"style": Markup("\n".join(sheets)), "draw": lambda figure: Markup(figure.svg)}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _by(run: RunData) -> str:
+    """Return the line under the title: model, run, data, date."""
+    name = f"run {run.name}" if run.name != run.title else None
+    created = re.sub(r"(?<=\d)T(?=\d)", " ", run.data.get("created") or "")
+    return " · ".join(part for part in (run.data.get("model"), name, run.data.get("data"), created) if part)

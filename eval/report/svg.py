@@ -12,29 +12,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+
+from markupsafe import Markup
 
 from eval.report import fmt
 
-TEMPLATES = Path(__file__).parent / "templates"
-PAPER = ":root{--page:#fff}@media (prefers-color-scheme:dark){:root{--page:#0d1117}}"  # GitHub's backgrounds
 CHAR_WIDTH = 6.4  # a generous mean for 12 px sans serif text
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing with the words that stand for it where it cannot be seen."""
-
-    name: str
-    svg: str
-    alt: str
-
-    def standalone(self) -> str:
-        """Return the drawing as an SVG file: colours inside, and its own background in light and dark."""
-        head, body = self.svg.split(">", 1)
-        style = (TEMPLATES / "chart.css").read_text(encoding="utf-8")
-        paper = '<rect class="paper" width="100%" height="100%" rx="6"/>'
-        return f"{head}><style>{style}{PAPER}</style>{paper}{body}\n"
+SHAPES = ("circle", "square", "diamond", "triangle")
+LOG_FROM = 8.0  # an axis turns logarithmic when its values span more than this factor
 
 
 @dataclass(frozen=True)
@@ -81,14 +66,21 @@ def log_ticks(low: float, high: float) -> list[float]:
     return linear_ticks(low, high, 4)
 
 
-def padded(values: Sequence[float], *, log: bool, zero: bool = False) -> tuple[float, float]:
-    """Return a range that holds `values` with a little air; from zero if `zero` (linear only)."""
+def padded(values: Sequence[float], *, log: bool) -> tuple[float, float]:
+    """Return a range that holds `values` with a little air."""
     low, high = min(values), max(values)
     if log:
         factor = max((high / low) ** 0.06, 1.05)
         return low / factor, high * factor
     air = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-    return (0.0 if zero and low >= 0 else low - air), high + air
+    return low - air, high + air
+
+
+def value_scale(values: Sequence[float], start: float, stop: float) -> Scale:
+    """Return a scale for `values`: logarithmic if they span much, and not below zero if none of them is."""
+    log = min(values) > 0 and max(values) / min(values) > LOG_FROM
+    low, high = padded(values, log=log)
+    return Scale(max(0.0, low) if min(values) >= 0 else low, high, start, stop, log)
 
 
 def text_width(text: str, size: float = 12) -> float:
@@ -191,13 +183,18 @@ def legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> str:
     return "".join(parts)
 
 
-def drawing(name: str, body: str, width: float, height: float, alt: str) -> Figure:
-    """Wrap `body` as a figure of the given size in user units."""
+def drawing(body: str, width: float, height: float, alt: str) -> Markup:
+    """Wrap `body` as a figure of the given size in user units; `alt` says what it shows where it cannot be seen."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" role="img" aria-label="{esc(alt)}">'
     )
-    return Figure(name, f"{head}{body}</svg>", alt)
+    return Markup(f"{head}{body}</svg>")
+
+
+def subject_class(index: int) -> str:
+    """Return the colour class of the subject at `index`; the reference is 0."""
+    return f"s{index}" if index < 3 else f"s{3 + (index - 3) % 3}"
 
 
 def heat_scale(x: float, y: float, w: float, h: float) -> str:

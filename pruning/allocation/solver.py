@@ -1,52 +1,29 @@
 """From scores to a plan that hits its target.
 
-Both scopes walk the same ladder: every group has an ordered list of sizes it may keep, and each rung down
-removes its least important remaining units. ``global`` takes the cheapest rung anywhere (by score, or by score
-per cost freed); ``local`` takes every group down in step. The walk stops at the rung nearest to the target.
-
-A score per cost means something only where 0 means "costs nothing". Scores that go below zero (standardised ones,
-negated ones) have no such zero: divided by a cost, the worst would look the better the dearer they are. They are
-compared as they are.
+All groups go down their ladders (`pruning.allocation.ladder`) in steps, and the steps of all groups are sorted by
+price. The plan is the start of this list after which the cost comes nearest to the goal: its length is found by
+bisection, for the cost falls with every step, and then single later steps are tried where one was too coarse.
 """
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Callable, Sequence
 
 from pruning.allocation.budget import TOLERANCE, Limit, Target, check_limits, sizes
 from pruning.allocation.cost import CostModel
+from pruning.allocation.ladder import Ladder, global_prices, have_a_zero, local_prices
 from pruning.errors import PruningError
 from pruning.types import PrunableGroup, PruningPlan, Scores
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-9
-"""Scores below zero by no more than this share of the largest magnitude count as 0."""
+NEAR = TOLERANCE / 4
+"""A plan this near to the goal (relative) is not improved further."""
 
-
-@dataclass(frozen=True)
-class _Ladder:
-    """The ways down of one group."""
-
-    group: PrunableGroup
-    sizes: list[int]  # units kept at each rung, from all downwards
-    order: list[int]  # units, least important first
-    scores: list[float]  # their scores
-    unit_cost: float
-
-    def rung_score(self, rung: int) -> float:
-        """Sum of the scores of the units that go between `rung` and the next."""
-        total = self.group.num_units
-        return sum(self.scores[total - self.sizes[rung] : total - self.sizes[rung + 1]])
-
-    def rung_cost(self, rung: int) -> float:
-        return (self.sizes[rung] - self.sizes[rung + 1]) * self.unit_cost
+Rungs = list[int]
+"""How far down each ladder is taken."""
 
 
 def allocate(
@@ -90,22 +67,26 @@ def allocate(
         raise PruningError(
             f"the cost model was not traced with the group {foreign[0]!r}; is it of another model?"
         )
-    ladders = [_ladder(g, scores, costs[g.name], sizes(g, round_to, min_units, limits)) for g in groups]
-    measure = cost.macs if target.measure == "macs" else cost.params
-    dense, goal = measure(), _goal(target, groups, cost, measure)
-    per_cost = per_cost and scope == "global" and _have_a_zero(ladders, scores)
-    walk = _global(ladders, per_cost) if scope == "global" else _local(ladders)
-    rungs = _nearest(ladders, walk, measure, goal)
-    plan = _plan(ladders, rungs, base_hash)
-    got = measure(plan)
+    ladders = [Ladder.of(g, scores, sizes(g, round_to, min_units, limits), costs[g.name]) for g in groups]
+    how = {"per_cost": per_cost and have_a_zero(ladders, scores)} if scores and scope == "global" else {}
+    steps = _steps(global_prices(ladders, **how) if how else local_prices(ladders))
+    total = cost.macs if target.measure == "macs" else cost.params
+    goal = _goal(target, groups, cost, total())
+
+    def measure(rungs: Rungs) -> int:
+        return total(_plan(ladders, rungs))
+
+    plan = _plan(ladders, _nearest(ladders, steps, measure, goal), base_hash)
+    got = total(plan)
     hit = abs(got - goal) <= TOLERANCE * goal
     if not hit:
-        _explain(target, ladders, measure, goal, got, dense)
+        least = measure([len(ladder.sizes) - 1 for ladder in ladders])
+        _explain(target, goal, got=got, least=least, dense=total())
     return plan.with_meta(
         asked=str(target),
         target={"macs": target.macs, "params": target.params, "ratio": target.ratio},
         scope=scope,
-        **({"per_cost": per_cost} if scope == "global" else {}),
+        **how,
         hit=hit,
         goal=goal,
         got=got,
@@ -140,171 +121,92 @@ def _check(
         raise PruningError(f"no scores for the group {missing[0]!r} ({len(missing)} groups without scores)")
 
 
-def _ladder(group: PrunableGroup, scores: Scores | None, unit_cost: float, allowed: list[int]) -> _Ladder:
-    if scores is None:
-        order = list(range(group.num_units - 1, -1, -1))
-        return _Ladder(group, allowed, order, [0.0] * group.num_units, unit_cost)
-    values, order = torch.sort(scores.values[group.name].double(), stable=True)
-    return _Ladder(group, allowed, order.tolist(), values.tolist(), unit_cost)
-
-
-def _have_a_zero(ladders: Sequence[_Ladder], scores: Scores | None) -> bool:
-    """Tell whether scores may be divided by costs; if not, say so."""
-    if not ladders:
-        return True
-    lowest = min(ladders, key=lambda ladder: ladder.scores[0])  # each ladder's scores rise
-    if lowest.scores[0] >= -ROUNDING * max(abs(ladder.scores[-1]) for ladder in ladders):
-        return True
-    logger.warning(
-        "prune.per_cost: scores of the criterion %r go below zero (%g in group %r), so that a score per cost means "
-        "nothing; units are compared by their scores alone, as with prune.per_cost=false",
-        "unknown" if scores is None else scores.meta.get("criterion", "unknown"),
-        lowest.scores[0],
-        lowest.group.name,
-    )
-    return False
-
-
-def _goal(
-    target: Target, groups: Sequence[PrunableGroup], cost: CostModel, measure: Callable[..., int]
-) -> float:
-    if target.ratio is None:
-        kept = target.macs if target.macs is not None else target.params
-        assert kept is not None
-        return kept * measure()
-    return cost.params() - target.ratio * _prunable_params(groups, cost)
+def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, dense: int) -> float:
+    """Return the MACs or parameters to come to."""
+    if target.ratio is not None:
+        return cost.params() - target.ratio * _prunable_params(groups, cost)
+    kept = target.macs if target.macs is not None else target.params
+    assert kept is not None
+    return kept * dense
 
 
 def _prunable_params(groups: Sequence[PrunableGroup], cost: CostModel) -> float:
-    """Parameters that belong to units; those inside a block that is a group itself count once."""
+    """Return the parameters that belong to units; those inside a block that is a group itself count once."""
     units = cost.unit_costs("params")
-    removable = [group.module for group in groups if group.kind == "blocks"]
+    blocks = [group for group in groups if group.kind == "blocks"]
 
     def nested(group: PrunableGroup) -> bool:
-        own = group.module if group.kind == "blocks" else None
-        return any(b != own and (group.module == b or group.module.startswith(b + ".")) for b in removable)
+        others = tuple(block.module for block in blocks if block is not group)
+        return PruningPlan(removed_blocks=others).removes(group.module)
 
     return sum(units[group.name] * group.num_units for group in groups if not nested(group))
 
 
-Step = int  # index of the ladder that goes down one rung
-
-
-def _global(ladders: Sequence[_Ladder], per_cost: bool) -> Iterator[Step]:
-    """Yield the cheapest next rung anywhere; within a group the order is fixed, so its price never falls."""
-    heap: list[tuple[float, int, int]] = []
-
-    def push(index: int, rung: int, least: float) -> None:
-        ladder = ladders[index]
-        if rung + 1 < len(ladder.sizes):
-            freed = ladder.rung_cost(rung) if per_cost else ladder.sizes[rung] - ladder.sizes[rung + 1]
-            price = max(least, ladder.rung_score(rung) / max(freed, 1e-12))
-            heapq.heappush(heap, (price, index, rung))
-
-    for index in range(len(ladders)):
-        push(index, 0, -float("inf"))
-    while heap:
-        price, index, rung = heapq.heappop(heap)
-        yield index
-        push(index, rung + 1, price)
-
-
-def _local(ladders: Sequence[_Ladder]) -> Iterator[Step]:
-    """Yield steps so that all groups have lost about the same fraction of their units at any time.
-
-    Blocks count as units of one group: they go in the order of their scores, spread evenly over the walk.
-    """
-    steps: list[tuple[float, int]] = []
-    blocks = [
-        i for i, ladder in enumerate(ladders) if ladder.group.kind == "blocks" and len(ladder.sizes) > 1
-    ]
-    blocks.sort(key=lambda i: (ladders[i].scores[0], i))
-    for position, index in enumerate(blocks):
-        steps.append(((position + 1) / len(blocks), index))
-    for index, ladder in enumerate(ladders):
-        if ladder.group.kind != "blocks":
-            total = ladder.group.num_units
-            steps += [((total - kept) / total, index) for kept in ladder.sizes[1:]]
-    for _, index in sorted(steps):
-        yield index
+def _steps(prices: Sequence[Sequence[float]]) -> list[int]:
+    """Return which ladder goes down one rung at each step, the cheapest first."""
+    every = [(price, index, rung) for index, own in enumerate(prices) for rung, price in enumerate(own)]
+    return [index for _, index, _ in sorted(every)]
 
 
 def _nearest(
-    ladders: Sequence[_Ladder], walk: Iterator[Step], measure: Callable[..., int], goal: float
-) -> list[int]:
-    """Walk down until the goal is passed, then settle on the rungs that come nearest to it."""
-    rungs = [0] * len(ladders)
-    steps = list(walk)
-    low, high = 0, len(steps)  # the number of steps taken; cost falls with it
-    while low < high:
+    ladders: Sequence[Ladder], steps: Sequence[int], measure: Callable[[Rungs], int], goal: float
+) -> Rungs:
+    """Take steps until the goal is passed, then settle on the rungs that come nearest to it."""
+
+    def after(count: int) -> Rungs:
+        taken = Counter(steps[:count])
+        return [taken[index] for index in range(len(ladders))]
+
+    low, high = 0, len(steps)
+    while low < high:  # the cost falls with every step
         middle = (low + high) // 2
-        if measure(_plan(ladders, _taken(steps[:middle], len(ladders)), "")) <= goal:
-            high = middle
-        else:
-            low = middle + 1
-    below = _taken(steps[:low], len(ladders))
+        low, high = (low, middle) if measure(after(middle)) <= goal else (middle + 1, high)
     if low == 0:
-        return below
-    above = _taken(steps[: low - 1], len(ladders))
-    candidates = [below, above]
-    # One rung may be coarse (a block, a head): a later, finer rung on top of `above` can come nearer.
-    reached = measure(_plan(ladders, above, ""))
-    rungs = list(above)
-    for index in steps[low - 1 :]:
-        down = rungs[index] + 1
-        if down >= len(ladders[index].sizes):
-            continue
-        trial = [*rungs[:index], down, *rungs[index + 1 :]]
-        if reached - ladders[index].rung_cost(rungs[index]) < goal * (1 - TOLERANCE / 4):
-            continue
-        cost_there = measure(_plan(ladders, trial, ""))
-        if abs(cost_there - goal) < abs(reached - goal):
-            rungs, reached = trial, cost_there
-        if abs(reached - goal) <= goal * TOLERANCE / 4:
-            break
-    candidates.append(rungs)
-    return min(candidates, key=lambda r: abs(measure(_plan(ladders, r, "")) - goal))
+        return after(0)
+    refined = _refine(ladders, after(low - 1), steps[low - 1 :], measure, goal)
+    return min(after(low), refined, key=lambda rungs: abs(measure(rungs) - goal))
 
 
-def _taken(steps: Sequence[Step], count: int) -> list[int]:
-    rungs = [0] * count
+def _refine(
+    ladders: Sequence[Ladder],
+    rungs: Rungs,
+    steps: Sequence[int],
+    measure: Callable[[Rungs], int],
+    goal: float,
+) -> Rungs:
+    """Come nearer to the goal from above: one rung may be coarse (a block, a head), a later one finer."""
+    reached = measure(rungs)
     for index in steps:
-        rungs[index] += 1
+        if rungs[index] + 1 == len(ladders[index].sizes):
+            continue
+        if reached - ladders[index].freed(rungs[index]) < goal * (1 - NEAR):
+            continue
+        trial = [rung + (place == index) for place, rung in enumerate(rungs)]
+        cost = measure(trial)
+        if abs(cost - goal) < abs(reached - goal):
+            rungs, reached = trial, cost
+        if abs(reached - goal) <= NEAR * goal:
+            break
     return rungs
 
 
-def _plan(ladders: Sequence[_Ladder], rungs: Sequence[int], base_hash: str) -> PruningPlan:
-    removed = tuple(
-        sorted(
-            lad.group.module
-            for lad, r in zip(ladders, rungs, strict=True)
-            if lad.group.kind == "blocks" and r
-        )
+def _plan(ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "") -> PruningPlan:
+    """Return the plan of these rungs; units in a removed block are not planned."""
+    down = [(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True) if rung]
+    blocks = PruningPlan(
+        removed_blocks=tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block)),
+        base_hash=base_hash,
     )
-    kept = {}
-    for ladder, rung in zip(ladders, rungs, strict=True):
-        if ladder.group.kind != "blocks" and rung:
-            gone = ladder.group.num_units - ladder.sizes[rung]
-            kept[ladder.group.name] = tuple(sorted(ladder.order[gone:]))
-    plan = PruningPlan(kept=kept, removed_blocks=removed, base_hash=base_hash)
-    if not removed:
-        return plan
-    inside = {
-        lad.group.name for lad in ladders if lad.group.kind != "blocks" and plan.removes(lad.group.module)
+    kept = {
+        ladder.group.name: ladder.kept(rung)
+        for ladder, rung in down
+        if not (ladder.is_block or blocks.removes(ladder.group.module))
     }
-    return PruningPlan({n: u for n, u in kept.items() if n not in inside}, removed, base_hash)
+    return PruningPlan(kept, blocks.removed_blocks, base_hash)
 
 
-def _explain(
-    target: Target,
-    ladders: Sequence[_Ladder],
-    measure: Callable[..., int],
-    goal: float,
-    got: int,
-    dense: int,
-) -> None:
+def _explain(target: Target, goal: float, *, got: int, least: int, dense: int) -> None:
     """Say aloud that the target was not hit; refuse when it lies below what the limits allow."""
-    least = measure(_plan(ladders, [len(ladder.sizes) - 1 for ladder in ladders], ""))
     unit = "MACs" if target.measure == "macs" else "parameters"
     if goal < least:
         raise PruningError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
 import torch
+from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from pruning.errors import PruningError
@@ -27,13 +28,17 @@ FACTS = {
     "asked": "Target and settings (mapping).",
     "got": "What came of it: parameters, MACs, ratios (mapping).",
     "recovery": "How it was trained back (mapping or text).",
-    "metrics": "Subject -> metric -> value (mapping of mappings).",
+    "metrics": "Subject -> metric -> value (mapping of mappings). A value is a number, a text, or a mapping "
+    "of value and interval. The last subject is this model: the hub shows its numbers.",
     "measured": "How the metrics were measured: samples, steps, device, threads (text or list of texts).",
     "limits": "Further limits (list of texts).",
     "recipe": "The recipe (YAML text).",
     "versions": "Library -> version (mapping).",
 }
 """What a card may say; everything is optional."""
+
+TEXT_SETTINGS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
+"""Entries of a denoiser's config that say how wide the text is that it listens to."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 
@@ -62,9 +67,9 @@ def model_card(request: ExportRequest, part: str, scheduler: str | None, *, whol
         raise PruningError(f"export: unknown card fact {unknown[0]!r}; valid: {', '.join(FACTS)}")
     model = request.model
     pruned = PRUNING_KEY in getattr(model, "config", {})
-    title = facts.get("title", request.name)
+    title = _one_line(facts.get("title", request.name))
     sections = [
-        _front_matter(facts),
+        f"---\n{_metadata(model, title, facts).to_yaml()}\n---",
         f"# {title}",
         facts.get("summary") or _summary(model, facts, request.dtype),
         _loading(request, part, pruned, whole_pipeline),
@@ -81,13 +86,56 @@ def model_card(request: ExportRequest, part: str, scheduler: str | None, *, whol
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(facts: Mapping[str, Any]) -> str:
-    lines = ["---", "library_name: diffusers"]
-    if facts.get("license"):
-        lines.append(f"license: {json.dumps(facts['license'])}")
-    if _HUB_ID.fullmatch(facts.get("base_model") or ""):  # the hub refuses anything else there
-        lines.append(f"base_model: {json.dumps(facts['base_model'])}")
-    return "\n".join([*lines, "tags:", "- sinkprune", "- structured-pruning", "---"])
+def _metadata(model: nn.Module, title: str, facts: Mapping[str, Any]) -> ModelCardData:
+    """Return what the hub reads: licence, base model (only if it is on the hub, nothing else is taken), results."""
+    base = facts.get("base_model") or ""
+    results = _results(model, facts)
+    return ModelCardData(
+        library_name="diffusers",
+        license=facts.get("license") or None,
+        base_model=base if _HUB_ID.fullmatch(base) else None,
+        tags=["sinkprune", "structured-pruning"],
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(model: nn.Module, facts: Mapping[str, Any]) -> list[EvalResult]:
+    """Return the numbers that were measured on this model, as entries of the hub's ``model-index``."""
+    config = getattr(model, "config", {})
+    task = (
+        "text-to-image" if any(config.get(key) for key in TEXT_SETTINGS) else "unconditional-image-generation"
+    )
+    data = _one_line(facts.get("data") or "unknown")
+    measured = list((facts.get("metrics") or {}).values())[-1:]
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=data if _HUB_ID.fullmatch(data) else _slug(data.rstrip("/").rpartition("/")[2]),
+            dataset_name=data,
+            metric_type=_slug(name),
+            metric_name=name,
+            metric_value=number,
+        )
+        for values in measured
+        for name, value in values.items()
+        if isinstance(number := _number(value), (int, float)) and not isinstance(number, bool)
+    ]
+
+
+def _number(value: Any) -> Any:
+    """Return the value of a metric without its interval."""
+    return value["value"] if isinstance(value, Mapping) and "value" in value else value
+
+
+def _slug(text: str) -> str:
+    """Return an identifier: ``Fréchet distance`` is ``frechet-distance``."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _summary(model: nn.Module, facts: Mapping[str, Any], dtype: torch.dtype) -> str:
@@ -178,10 +226,20 @@ def _metrics(metrics: Any) -> str | None:
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     header = "| | " + " | ".join(_cell(s) for s in subjects) + " |\n|---|" + "---:|" * len(subjects)
     rows = [
-        f"| {_cell(name)} | " + " | ".join(_cell(metrics[s].get(name, "")) for s in subjects) + " |"
+        f"| {_cell(name)} | " + " | ".join(_measurement(metrics[s].get(name, "")) for s in subjects) + " |"
         for name in names
     ]
     return header + "\n" + "\n".join(rows)
+
+
+def _measurement(value: Any) -> str:
+    """Return a value with its interval, if it has one."""
+    interval = value.get("interval") if isinstance(value, Mapping) else None
+    return (
+        f"{_cell(_number(value))} ({interval[0]:.3g} to {interval[1]:.3g})"
+        if interval
+        else _cell(_number(value))
+    )
 
 
 def _table(values: Any, what: str) -> str | None:

@@ -21,7 +21,7 @@ from pruning.types import PrunableGroup
 MOST_CONSTANT = 2  # heads shown for their constancy; the least constant one stands beside them
 MIN_ENERGY = 0.1  # of the mean head of its site: what puts out less carries nothing
 MOSTLY_CONSTANT = 0.5  # R_h up to which more than half of a head goes into the bias
-FIGURES = ("group", "module", "head", "kept", "label", "fluctuation_ratio")
+FIGURES = ("module", "head", "kept", "fluctuation_ratio")
 
 
 def choose_heads(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -55,8 +55,8 @@ def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> di
         path: Where the tensors go: ``<module>/<head>/before`` and ``after`` (T, N), ``folded`` (1,).
 
     Returns:
-        JSON types for the report: ``file``, ``image`` (row of the data), ``heads``, and ``note`` where something is
-        not drawn; empty for a model without head groups that were diagnosed.
+        JSON types for the report: ``file`` and ``heads``, or a ``note`` why none is drawn; empty for a model without
+        head groups that were diagnosed.
     """
     groups = {group.name: group for group in run.groups}
     single = [row for row in rows if len(groups[row["group"]].consumed_by) == 1]
@@ -73,12 +73,11 @@ def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> di
 
 
 def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], path: Path) -> dict[str, Any]:
-    split = run.recipe.data.split
     units = [_unit(run, group, row["head"]) for row, group in chosen]
     found = contributions(
         run.dense,
         units,
-        run.noised(split, 1, batch_size=1)(),
+        run.noised(run.recipe.data.split, 1, batch_size=1)(),
         num_train_timesteps=num_train_timesteps(run.scheduler),
         timestep_buckets=run.recipe.calibrate.timestep_buckets,
     )
@@ -96,7 +95,7 @@ def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], p
     if not heads:
         return {"note": f"The tokens of {', '.join(gridless)} are no grid of the image, so no head is drawn."}
     save_file({key: value.float().contiguous() for key, value in tensors.items()}, str(path))
-    return {"file": path.name, "image": run.choose(split, 1)[0], "split": split, "heads": heads}
+    return {"file": path.name, "heads": heads}
 
 
 def _unit(run: Run, group: PrunableGroup, index: int) -> Unit:

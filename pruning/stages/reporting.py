@@ -10,21 +10,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.report import build
-from pruning.errors import PruningError
-from pruning.files import read_json, write_json
+from eval.report import FORMAT, RunData, render
+from pruning.files import read_json, write_json, write_text
 from pruning.importance import head_diagnostics
 from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
+from pruning.stages.folder import STAGES
 from pruning.stages.grids import key_grid
 from pruning.stages.heads import write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.stage import stage, versions, whole_recipe
-from pruning.stages.summary import SUMMARY, measured, summarize
 from pruning.types import CalibrationStats
 
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
@@ -32,34 +31,29 @@ DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors"
 
 @stage("report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), extra=whole_recipe)
 def report(run: Run, folder: Path) -> dict[str, Any]:
-    """Write ``data.json`` and its tensors, and draw the report (HTML, and markdown beside it)."""
+    """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)
     samples = run.file("evaluate", SAMPLES)
     (folder / SAMPLES).write_bytes(samples.read_bytes())
     heads = _heads(run)
-    pictures = {
+    data = {
+        "format": FORMAT,
+        **_data(run),
         **({"sinks": SINKS, "sink_sites": sites} if sites else {}),
         "diagnostics": {"heads": heads},
         "folding": write_folding(run, heads, folder / HEADS),
         "criteria": criteria_cuts(run),
     }
-    write_json(folder / DATA, {**_data(run), **pictures})
-    # `build` reads a run directory; while this stage is being written, `.partial` looks like one.
-    write_json(folder.parent / SUMMARY, summarize(run.folder))
-    try:
-        build([folder.parent], folder / PAGE)
-    except ValueError as error:
-        raise PruningError(str(error)) from error
-    finally:
-        (folder.parent / SUMMARY).unlink(missing_ok=True)
+    write_json(folder / DATA, data)
+    write_text(folder / PAGE, render([RunData.of(data, folder)]))
     return {"page": PAGE, "attention_sites": len(sites)}
 
 
 def _data(run: Run) -> dict[str, Any]:
     """Return everything but what only the pictures show."""
     recipe, plan = run.recipe, run.cut_plan
-    metrics = measured(run.folder)
-    manifests = {name: run.folder.manifest(name) for name in run.folder.done()}
+    metrics = run.metrics
+    manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
     figures = manifests["plan"]["result"]
     prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))
@@ -86,7 +80,7 @@ def _data(run: Run) -> dict[str, Any]:
         "subjects": list(metrics),
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
-        "recovery": read_json(run.folder.stage("recover") / "losses.json"),
+        "recovery": read_json(run.file("recover", "losses.json")),
         "samples": SAMPLES,
         "warnings": caveats(run),
         **({"captions": prompts} if prompts else {}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import build, criteria
+from eval.report import RunData, build
 from eval.report.drift import drift, figure
-from eval.report.folding import folding
-from eval.report.load import CriteriaCuts, CriterionCut, load_run
-from eval.report.tensors import HeadOutput, Site
+from eval.report.sections import criteria, folding
+from eval.report.sections.criteria import Criterion, Group
+from eval.report.sections.folding import HeadOutput
+from eval.report.sites import Site
 from tests.fixtures import report_runs
 
 
@@ -26,7 +26,7 @@ def site(sinks: list[list[int]], keys: int = 16, grid: tuple[int, int] | None = 
     for bucket, where in enumerate(sinks):
         indicator[bucket, where] = 1.0
         mass[bucket, where] += 0.8 / max(1, len(where))
-    return Site("attn", grid, 4.0, np.full((len(sinks), 2), 0.8), mass, indicator)
+    return Site("attn", grid, np.full((len(sinks), 2), 0.8), mass, indicator)
 
 
 def test_the_centroid_moves_and_the_overlap_is_taken_with_the_noisiest_sinks() -> None:
@@ -50,7 +50,7 @@ def test_buckets_without_sinks_are_left_out() -> None:
     assert found is not None
     assert (found.first, found.overlap, found.centroids[1:]) == (0, [1.0, None, None], [None, None])
     assert drift(site([[], []])) is None
-    assert figure(site([[], []]), 0) is None
+    assert figure(site([[], []])) is None
 
 
 def test_tokens_that_are_sinks_in_some_images_count_by_how_many() -> None:
@@ -62,24 +62,23 @@ def test_tokens_that_are_sinks_in_some_images_count_by_how_many() -> None:
     assert found is not None
     assert np.array(found.centroids) == pytest.approx(np.array([(0.5, 2.0), (0.5, 0.5)]))
     assert found.overlap == pytest.approx([0.4 / (0.6 + 0.4), 1.0])
-    drawn = figure(one, 0)
+    drawn = figure(one)
     assert drawn is not None
-    assert "1.5 tokens apart at most" in drawn.svg
+    assert "1.5 tokens apart at most" in drawn
 
 
 def test_text_keys_have_no_path() -> None:
-    drawn = figure(site([[0], [0, 70]], keys=77, grid=None), 0)
+    drawn = figure(site([[0], [0, 70]], keys=77, grid=None))
     assert drawn is not None
-    assert "centroid" not in drawn.svg
-    assert "at least 0.50" in drawn.alt
+    assert "centroid" not in drawn
+    assert "at least 0.50" in drawn
 
 
 def test_marks_that_would_cover_each_other_are_joined() -> None:
-    drawn = figure(site([[0], [0], [15], [0]]), 3)
+    drawn = figure(site([[0], [0], [15], [0]]))
     assert drawn is not None
-    assert drawn.name == "sinks-3-drift"
-    assert ">0–1, 3</text>" in drawn.svg
-    assert ">2</text>" in drawn.svg
+    assert ">0–1, 3</text>" in drawn
+    assert ">2</text>" in drawn
 
 
 def head(before: list[list[float]], folded: float, after: list[list[float]], **facts: Any) -> HeadOutput:
@@ -88,19 +87,18 @@ def head(before: list[list[float]], folded: float, after: list[list[float]], **f
 
 
 def test_a_constant_head_is_dark_before_and_pale_after() -> None:
-    found = folding([head([[2.0] * 4] * 2, 2.0, [[0.0] * 4] * 2)], "")
-    assert found is not None
-    [(name, words, drawn)] = found.heads
-    assert name == "attn head 3"
-    assert words.startswith("Pruned. Of its output energy 4")
-    assert "on this image 0" in words
-    assert drawn.svg.count('<path class="h8"') == 4  # before and bias at two buckets; nothing is left
+    constant = head([[2.0] * 4] * 2, 2.0, [[0.0] * 4] * 2)
+    assert constant.name == "attn head 3"
+    said = folding.describe(constant)
+    assert said.startswith("Pruned. Of its output energy 4")
+    assert "on this image 0" in said
+    drawn = folding.figure(constant)
+    assert drawn.count('<path class="h8"') == 4  # before and bias at two buckets; nothing is left
 
 
 def test_many_timesteps_are_thinned_out() -> None:
-    found = folding([head([[1.0] * 4] * 20, 0.5, [[1.0] * 4] * 20)], "")
-    assert found is not None
-    buckets = re.findall(r"bucket (\d+): mean norm", found.heads[0][2].svg)
+    drawn = folding.figure(head([[1.0] * 4] * 20, 0.5, [[1.0] * 4] * 20))
+    buckets = re.findall(r"bucket (\d+): mean norm", drawn)
     assert len(buckets) == 3 * 8
     assert {"0", "19"} <= set(buckets)
 
@@ -111,59 +109,55 @@ def test_large_grids_are_drawn_as_means_over_blocks_of_tokens() -> None:
         4.0  # the mean of the first 2 x 2 tokens is 1, as is that of the rest of the first row below
     )
     before[0, 2:64] = 2.0
-    output = HeadOutput("attn", 0, True, 1.0, (64, 64), before, 0.5, np.zeros((1, 64 * 64)))
-    found = folding([output], "")
-    assert found is not None
-    svg = found.heads[0][2].svg
-    assert len(re.findall('<path class="h8"', svg)) == 1
-    assert "the darkest colour is 1.00" in found.heads[0][2].alt
+    drawn = folding.figure(HeadOutput("attn", 0, True, 1.0, (64, 64), before, 0.5, np.zeros((1, 64 * 64))))
+    assert len(re.findall('<path class="h8"', drawn)) == 1
+    assert "the darkest colour is 1.00" in drawn
 
 
-def test_nothing_to_draw_and_nothing_to_say() -> None:
-    assert folding([], "") is None
-    said = folding([], "No head carries output.")
+def test_nothing_to_draw_and_nothing_to_say(tmp_path: Path) -> None:
+    assert folding.section(RunData.of({"folding": {}}, tmp_path)) is None
+    said = folding.section(RunData.of({"folding": {"note": "No head carries output."}}, tmp_path))
     assert said is not None
-    assert said.note
+    assert "No head carries output." in said.body
 
 
-def cuts(**changes: Any) -> CriteriaCuts:
-    groups = [
-        ("block.0.attn", "attention_heads"),
-        ("block.0.ff", "ffn_channels"),
-        ("block.1.attn", "attention_heads"),
-    ]
-    rows = [CriterionCut("obs", True, [0.0, 0.5, 1.0]), CriterionCut("random", False, [0.5, 0.5, 0.5])]
-    return CriteriaCuts(**{"groups": groups, "rows": rows, "left_out": [], "note": ""} | changes)
+GROUPS = [
+    Group("block.0.attn", "attention_heads"),
+    Group("block.0.ff", "ffn_channels"),
+    Group("block.1.attn", "attention_heads"),
+]
+ROWS = [Criterion("obs", True, [0.0, 0.5, 1.0]), Criterion("random", False, [0.5, 0.5, 0.5])]
 
 
 def test_criteria_stand_side_by_side_kinds_together() -> None:
-    drawn = criteria.figure(cuts())
+    drawn = criteria.figure(GROUPS, ROWS)
     assert drawn is not None
-    tips = re.findall(r"<title>(.*?)</title>", drawn.svg)
+    tips = re.findall(r"<title>(.*?)</title>", drawn)
     shown = [tip for tip in tips if tip.startswith("obs")]
     names = [tip.split(":")[0] for tip in shown]
     assert names == ["obs, block.0.attn", "obs, block.1.attn", "obs, block.0.ff"]
-    assert 'class="t ink own"' in drawn.svg
-    assert re.findall(r'class="t num" [^>]*middle">(\d+)</text>', drawn.svg) == ["0", "1", "0"]
-    assert criteria.figure(cuts(rows=cuts().rows[:1])) is None
+    assert 'class="t ink own"' in drawn
+    assert re.findall(r'class="t num" [^>]*middle">(\d+)</text>', drawn) == ["0", "1", "0"]
+    assert criteria.figure(GROUPS, ROWS[:1]) is None
 
 
 def test_stages_of_a_unet_are_named_where_they_begin() -> None:
     groups = [
-        (f"{where}.resnets.{k}", "resnet_channels")
+        Group(f"{where}.resnets.{k}", "resnet_channels")
         for where in ("down_blocks.0", "mid_block", "up_blocks.1")
         for k in range(20)
     ]
-    rows = [CriterionCut(name, name == "obs", [0.5] * 60) for name in ("obs", "random")]
-    drawn = criteria.figure(cuts(groups=groups, rows=rows))
+    rows = [Criterion(name, name == "obs", [0.5] * 60) for name in ("obs", "random")]
+    drawn = criteria.figure(groups, rows)
     assert drawn is not None
-    assert re.findall(r">(down 0|mid|up 1)</text>", drawn.svg) == ["down 0", "mid", "up 1"]
-    assert ">50</text>" not in drawn.svg  # too narrow for figures
+    assert re.findall(r">(down 0|mid|up 1)</text>", drawn) == ["down 0", "mid", "up 1"]
+    assert ">50</text>" not in drawn  # too narrow for figures
 
 
 def test_what_is_left_out_is_named_with_the_reason() -> None:
-    assert cuts(left_out=[("too slow", ["obs", "sink"])]).words == "Not computed: obs, sink (too slow)."
-    assert cuts().words == ""
+    found = {"left_out": [{"why": "too slow", "names": ["obs", "sink"]}]}
+    assert criteria.left_out(found) == "Not computed: obs, sink (too slow)."
+    assert criteria.left_out({}) == ""
 
 
 def pictured(path: Path, **changes: Any) -> Path:
@@ -191,49 +185,15 @@ def pictured(path: Path, **changes: Any) -> Path:
     return report_runs.write(run, data, {"heads.safetensors": tensors})
 
 
-def test_page_and_twin_show_all_three(tmp_path: Path) -> None:
-    page = build([pictured(tmp_path / "run")], tmp_path / "out.html")
-    html, text = page.read_text(), page.with_suffix(".md").read_text()
+def test_the_page_shows_all_three(tmp_path: Path) -> None:
+    html = build([pictured(tmp_path / "run")], tmp_path / "out.html").read_text()
     for said in (
         "Where each criterion would cut",
         "A head before and after folding",
         "sinks shared with bucket",
+        "Share of each of 1 groups that 2 criteria would cut",
+        "Output norms of transformer_blocks.0.attn1 head 1 by token",
+        "Path of the sinks&#x27; centroid",
     ):
         assert said in html
-    for drawing in ("criteria", "folding-0", "sinks-0-drift"):
-        assert f"{drawing}.svg" in text
-        assert list((tmp_path / "out_files").glob(f"*{drawing}.svg"))
     assert "Not computed: sink (too slow)." in html
-
-
-@pytest.mark.parametrize(
-    ("where", "value", "message"),
-    [
-        (("criteria", "rows", 0, "shares"), [0.5, 0.5], r"shares: must be one a group, 1, found 2"),
-        (("criteria", "rows", 0, "shares", 0), 1.5, r"shares\[0\].*1\.5"),
-        (("folding", "heads", 0, "grid"), [3, 2], r"grid: must be \[rows, columns\] of 4 tokens"),
-        (("folding", "heads", 0, "head"), 7, r"has no tensor 'transformer_blocks.0.attn1/7/before'"),
-        (("folding", "heads", 0, "grid"), [], r"found nothing"),
-    ],
-)
-def test_wrong_values_name_place_and_rule(tmp_path: Path, where: tuple, value: Any, message: str) -> None:
-    run = pictured(tmp_path / "run")
-    file = run / "report/data.json"
-    data = json.loads(file.read_text())
-    node = data
-    for key in where[:-1]:
-        node = node[key]
-    node[where[-1]] = value
-    file.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=message):
-        load_run(run)
-
-
-@pytest.mark.parametrize("value", [-1.0, math.nan])
-def test_norms_are_norms(tmp_path: Path, value: float) -> None:
-    run = pictured(tmp_path / "run")
-    name, norms = "transformer_blocks.0.attn1/1", np.full((3, 4), value, np.float32)
-    tensors = {f"{name}/before": norms, f"{name}/after": norms, f"{name}/folded": np.ones(1, np.float32)}
-    report_runs.write(run, json.loads((run / "report/data.json").read_text()), {"heads.safetensors": tensors})
-    with pytest.raises(ValueError, match="holds norms, which are finite and not negative"):
-        load_run(run)

@@ -1,82 +1,139 @@
-"""Sink maps: where attention piles up, by head, timestep and token, and whether it does at all."""
+"""Sinks: where attention piles up, by head, timestep and token, and whether it does at all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from eval.report import drift, fmt, svg
-from eval.report.load import Site
-from eval.report.svg import Figure
+from eval.report import drift, fmt, grids, svg
+from eval.report.data import RunData
+from eval.report.html import template
+from eval.report.sections import Section
+from eval.report.sites import SINK_MASS_FLOOR, Site, read_sites
 
+PLACE = 60
 MAX_SITES = 8
-SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no sinks
-MAX_SIDE = 32  # larger token grids are pooled by maximum, so that a sink stays visible
+MAX_BARS = 24
 MAX_KEYS = 192
 PANEL = 84
 
+BODY = template(
+    """
+{% macro maps() %}
+<div class="keys">{{ key | join }}</div>
+{% for site in shown %}
+<div class="site"><h3 class="path">{{ site.module }}</h3><p>{{ site.words }}</p>
+<div class="pair"><div>{{ site.heads }}</div>
+{%- if site.drift %}<div>{{ site.drift }}</div>{% endif %}<div class="scroll">{{ site.positions }}</div></div></div>
+{% endfor %}
+{% endmacro %}
+<p>{{ verdict }}</p>
+{% if not bars %}
+<p class="soft">A sink is a token that draws far more attention than its share. Each site shows how much of each head's
+attention goes to sinks; the path of their centroid over the image from the noisiest timestep (ring) on, and how many of
+the sinks that were there then are still the same; and where they are. A token that stands out in every grid is a stable
+sink; one that moves from grid to grid drifts with the timestep.</p>
+{{ maps() }}
+{% if rest %}<p class="soft">{{ rest }}</p>{% endif %}
+{% else %}
+<p class="soft">Strongest key of each site, over all timesteps, mean over heads. The mark is where a key would count as
+a sink.</p>
+<div class="bars three">
+{% for bar in bars %}
+<div><span class="name path">{{ bar.label }}</span>
+<span class="bar k4"><i style="width:{{ bar.share }}%"></i><u style="left:{{ bar.mark }}%"></u></span>
+<span class="num">{{ bar.words }}</span><span></span></div>
+{% endfor %}
+</div>
+<details><summary>Maps of the strongest site all the same</summary>{{ maps() }}</details>
+{% endif %}
+"""
+)
 
-@dataclass(frozen=True)
-class SiteMaps:
-    """One site as shown: its name, what there is to see, both maps, and the drift of its sinks if it has any."""
 
-    module: str
-    summary: str
-    heads: Figure
-    positions: Figure
-    drift: Figure | None
-
-
-def peak_mass(site: Site) -> float:
-    """Return the largest sink mass of any head and timestep."""
-    return float(np.nanmax(site.sink_mass, initial=0.0))
-
-
-def peak_relative(site: Site) -> float:
-    """Return the largest relative mass of any key and timestep; 1 is uniform."""
-    return float(np.nanmax(site.relative_mass, initial=0.0))
-
-
-def has_sinks(site: Site) -> bool:
-    """Tell whether sinks take a share of attention at this site that is worth a picture."""
-    return peak_mass(site) >= SINK_MASS_FLOOR
+def section(run: RunData) -> Section | None:
+    """Show the strongest sites, or how near the sites come to having sinks; None without statistics of sinks."""
+    sites = read_sites(run)
+    if not sites:
+        return None
+    ranked = strongest(sites)
+    shown = [site for site in ranked if site.has_sinks][:MAX_SITES]
+    body = BODY(
+        verdict=overview(sites),
+        bars=[] if shown else _bars(sites),
+        shown=[site_maps(site) for site in shown or ranked[:1]],
+        key=key(),
+        rest=_rest(ranked[len(shown) :]),
+    )
+    return Section(body, "Attention sinks", link="Sinks")
 
 
 def strongest(sites: Sequence[Site]) -> list[Site]:
     """Return the sites sorted by sink mass, then by relative mass, strongest first."""
-    return sorted(sites, key=lambda site: (-peak_mass(site), -peak_relative(site) / site.threshold))
+    return sorted(sites, key=lambda site: (-site.peak_mass, -site.peak_relative / site.threshold))
+
+
+def _rest(sites: Sequence[Site]) -> str:
+    """Say which sites are not drawn."""
+    if not sites:
+        return ""
+    top = max(site.peak_mass for site in sites)
+    names = ", ".join(site.module for site in sites[:6])
+    more = f" and {len(sites) - 6} more" if len(sites) > 6 else ""
+    why = f"sink mass at most {fmt.number(top, 2)}" if top >= SINK_MASS_FLOOR else "no sinks there"
+    return f"Not drawn ({why}): {names}{more}."
+
+
+def _bars(sites: Sequence[Site]) -> list[dict[str, str]]:
+    """Return, a site, how near its strongest key comes to being a sink."""
+    shares = [site.peak_relative / site.threshold for site in sites]
+    full = max(1.15, *shares)
+    return [
+        {
+            "label": site.module,
+            "share": f"{100 * share / full:.1f}",
+            "mark": f"{100 / full:.1f}",
+            "words": f"{fmt.times(site.peak_relative)} uniform, sink from {site.threshold:.3g}×",
+        }
+        for site, share in zip(sites, shares, strict=True)
+    ][:MAX_BARS]
 
 
 def overview(sites: Sequence[Site]) -> str:
     """Say in words whether there are sinks, with the numbers that decide it."""
     ranked = strongest(sites)
-    with_sinks = [site for site in ranked if has_sinks(site)]
+    with_sinks = [site for site in ranked if site.has_sinks]
     places = f"{len(sites)} attention site{'s' if len(sites) != 1 else ''}"
     if not with_sinks:
-        top = max(ranked, key=peak_relative)
+        top = max(ranked, key=lambda site: site.peak_relative)
         return (
             f"No attention sinks. At none of the {places} do sink keys take {fmt.percent(SINK_MASS_FLOOR)} of a "
             f"head's attention at any timestep. The strongest single key, at {top.module}, gets "
-            f"{fmt.times(peak_relative(top))} the uniform share; a sink needs {top.threshold:.3g}×. "
+            f"{fmt.times(top.peak_relative)} the uniform share; a sink needs {top.threshold:.3g}×. "
             "Sink-aware scores have little to act on in this model."
         )
     top = ranked[0]
     return (
         f"Sinks at {len(with_sinks)} of {places}. The strongest is {top.module}: its sink keys take up to "
-        f"{fmt.percent(peak_mass(top), 0)} of a head's attention, and one key gets up to "
-        f"{fmt.times(peak_relative(top))} the uniform share."
+        f"{fmt.percent(top.peak_mass, 0)} of a head's attention, and one key gets up to "
+        f"{fmt.times(top.peak_relative)} the uniform share."
     )
 
 
-def site_maps(site: Site, index: int) -> SiteMaps:
-    """Draw the maps of one site."""
-    positions = _grid_map(site, index) if site.grid else _key_map(site, index)
-    moving = drift.figure(site, index) if has_sinks(site) else None
-    return SiteMaps(site.module, describe(site), _head_map(site, index), positions, moving)
+def site_maps(site: Site) -> dict[str, Any]:
+    """Return one site as shown: words, both maps, and the drift of its sinks if it has any."""
+    return {
+        "module": site.module,
+        "words": describe(site),
+        "heads": _head_map(site),
+        "positions": _grid_map(site) if site.grid else _key_map(site),
+        "drift": drift.figure(site) if site.has_sinks else None,
+    }
 
 
 def describe(site: Site) -> str:
@@ -85,8 +142,8 @@ def describe(site: Site) -> str:
     means = np.nanmean(mass, axis=0) if np.isfinite(mass).any() else np.zeros(mass.shape[1])
     text = f"{mass.shape[1]} heads, {keys:,} keys"
     text += f" ({site.grid[0]} × {site.grid[1]} tokens)" if site.grid else ""
-    if not has_sinks(site):
-        return f"{text}. No sinks: at most {fmt.times(peak_relative(site))} the uniform share on one key."
+    if not site.has_sinks:
+        return f"{text}. No sinks: at most {fmt.times(site.peak_relative)} the uniform share on one key."
     text += f". Strongest head {int(np.nanargmax(means))}: mean sink mass {fmt.number(float(np.nanmax(means)), 2)}."
     sinks = site.sinks
     if not sinks.any():
@@ -107,7 +164,7 @@ def _keys(site: Site, keys: NDArray[np.intp], most: int = 4) -> str:
     return f"{word}{'s' if len(keys) > 1 else ''} {', '.join(shown)}{more}"
 
 
-def _head_map(site: Site, index: int) -> Figure:
+def _head_map(site: Site) -> Markup:
     """Draw sink mass, a row a head, a column a timestep bucket."""
     buckets, heads = site.sink_mass.shape
     left, top = 24, 22
@@ -127,14 +184,9 @@ def _head_map(site: Site, index: int) -> Figure:
                 svg.rect(left + bucket * cell_w, y, cell_w - 1, cell_h - (1 if cell_h > 5 else 0), cls, tip)
             )
     bottom = top + heads * cell_h
-    parts += bucket_ends(left, left + buckets * cell_w, bottom + 14)
-    alt = f"Sink mass of {heads} heads over {buckets} timestep buckets at {site.module}; peak {peak_mass(site):.2f}."
-    return svg.drawing(f"sinks-{index}-heads", "".join(parts), left + buckets * cell_w + 4, bottom + 22, alt)
-
-
-def bucket_ends(start: float, stop: float, y: float) -> list[str]:
-    """Return the words at both ends of an axis of timestep buckets."""
-    return [svg.label(start, y, "less noise", "t"), svg.label(stop, y, "more noise", "t", "end")]
+    parts += grids.bucket_ends(left, left + buckets * cell_w, bottom + 14)
+    alt = f"Sink mass of {heads} heads over {buckets} timestep buckets at {site.module}; peak {site.peak_mass:.2f}."
+    return svg.drawing("".join(parts), left + buckets * cell_w + 4, bottom + 22, alt)
 
 
 def _share(relative: NDArray[np.float64], keys: int) -> NDArray[np.float64]:
@@ -142,13 +194,13 @@ def _share(relative: NDArray[np.float64], keys: int) -> NDArray[np.float64]:
     return np.log(np.clip(relative, 1.0, None)) / math.log(max(keys, 2))
 
 
-def _grid_map(site: Site, index: int) -> Figure:
+def _grid_map(site: Site) -> Markup:
     """Draw one token grid a timestep bucket: relative mass by colour, sinks outlined."""
     assert site.grid is not None
     rows, columns = site.grid
-    factor = math.ceil(max(rows, columns) / MAX_SIDE)
-    share = pooled(_share(site.relative_mass, rows * columns).reshape(-1, rows, columns), factor)
-    sinks = pooled(site.sinks.astype(float).reshape(-1, rows, columns), factor) > 0
+    factor = math.ceil(max(rows, columns) / grids.MAX_SIDE)
+    share = grids.pooled(_share(site.relative_mass, rows * columns).reshape(-1, rows, columns), factor)
+    sinks = grids.pooled(site.sinks.astype(float).reshape(-1, rows, columns), factor) > 0
     buckets, rows, columns = share.shape
     cell = PANEL / max(rows, columns)
     across = min(buckets, 8)
@@ -157,7 +209,7 @@ def _grid_map(site: Site, index: int) -> Figure:
     for bucket in range(buckets):
         x, y = (bucket % across) * step_x + 1, (bucket // across) * step_y + 22
         parts.append(svg.rect(x, y, columns * cell, rows * cell, "h0", f"bucket {bucket}"))
-        parts.append(cells(share[bucket], x, y, cell))
+        parts.append(grids.cells(share[bucket], x, y, cell))
         parts.append(_outlines(sinks[bucket], x, y, cell))
         parts.append(svg.label(x + columns * cell / 2, y + rows * cell + 14, bucket, "t num", "middle"))
     if factor > 1:
@@ -166,50 +218,10 @@ def _grid_map(site: Site, index: int) -> Figure:
         )
     lines, last = math.ceil(buckets / across), (buckets - 1) % across
     foot = (lines - 1) * step_y + rows * cell + 52
-    parts += bucket_ends(1, last * step_x + 1 + columns * cell, foot)
+    parts += grids.bucket_ends(1, last * step_x + 1 + columns * cell, foot)
     alt = f"Relative attention mass by token at {site.module} for {buckets} timestep buckets, sinks outlined."
     width = max(across * step_x - 8, 320)
-    return svg.drawing(f"sinks-{index}-tokens", "".join(parts), width, foot + 6, alt)
-
-
-def pooled(
-    values: NDArray[np.float64],
-    factor: int,
-    reduce: Callable[..., NDArray[np.float64]] = np.max,
-    fill: float = 0.0,
-) -> NDArray[np.float64]:
-    """Reduce blocks of ``factor x factor`` cells of ``(T, rows, columns)``, by default to their maximum.
-
-    Args:
-        values: What is pooled.
-        factor: Side of a block.
-        reduce: A NumPy reduction.
-        fill: What stands beyond the edges of the last blocks.
-    """
-    if factor == 1:
-        return values
-    _, rows, columns = values.shape
-    pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
-    values = np.pad(values, pad, constant_values=fill)
-    shape = (len(values), values.shape[1] // factor, factor, values.shape[2] // factor, factor)
-    return reduce(values.reshape(shape), axis=(2, 4))
-
-
-def cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
-    """Return the cells above the lowest colour, runs of one colour in a row joined, a path a colour."""
-    drawn: dict[str, list[str]] = {}
-    for row, values in enumerate(share):
-        names = ["nodata" if math.isnan(v) else svg.heat_class(float(v)) for v in values]
-        start = 0
-        for end in range(1, len(names) + 1):
-            if end == len(names) or names[end] != names[start]:
-                if names[start] != "h0":
-                    drawn.setdefault(names[start], []).append(
-                        f"M{x + start * cell:.4g} {y + row * cell:.4g}h{(end - start) * cell:.4g}v{cell:.4g}"
-                        f"h{-(end - start) * cell:.4g}z"
-                    )
-                start = end
-    return "".join(f'<path class="{name}" d="{"".join(steps)}"/>' for name, steps in sorted(drawn.items()))
+    return svg.drawing("".join(parts), width, foot + 6, alt)
 
 
 def _outlines(sinks: NDArray[np.bool_], x: float, y: float, cell: float) -> str:
@@ -220,7 +232,7 @@ def _outlines(sinks: NDArray[np.bool_], x: float, y: float, cell: float) -> str:
     )
 
 
-def _key_map(site: Site, index: int) -> Figure:
+def _key_map(site: Site) -> Markup:
     """Draw relative mass, a row a timestep bucket, a column a key (text tokens); sinks outlined."""
     keys = site.key_mass.shape[1]
     factor = math.ceil(keys / MAX_KEYS)
@@ -240,7 +252,7 @@ def _key_map(site: Site, index: int) -> Figure:
         parts.append(svg.label(left - 6, y + 12, bucket, "t num", "end"))
         parts.append(svg.rect(left, y, width, height - 1, "h0", f"bucket {bucket}"))
     parts.append(f'<g transform="translate({left} {top}) scale(1 {height / cell:g})">')
-    parts.append(cells(share, 0, 0, cell) + "</g>")
+    parts.append(grids.cells(share, 0, 0, cell) + "</g>")
     for bucket, column in zip(*np.nonzero(sinks), strict=True):
         parts.append(svg.rect(left + column * cell, top + bucket * height, max(cell, 3), height - 1, "sink"))
     bottom = top + buckets * height
@@ -249,10 +261,10 @@ def _key_map(site: Site, index: int) -> Figure:
     if factor > 1:
         parts.append(svg.label(left + width, 12, f"largest of {factor} keys a column", "t", "end"))
     alt = f"Relative attention mass by key at {site.module} for {buckets} timestep buckets, sinks outlined."
-    return svg.drawing(f"sinks-{index}-keys", "".join(parts), left + width + 4, bottom + 22, alt)
+    return svg.drawing("".join(parts), left + width + 4, bottom + 22, alt)
 
 
-def key() -> list[Figure]:
+def key() -> list[Markup]:
     """Draw the colour scales of both maps."""
     figures = []
     scales = (("sink mass", ("0", "½", "1")), ("attention on a key", ("≤ uniform", "√M ×", "all (M ×)")))
@@ -269,5 +281,5 @@ def key() -> list[Figure]:
             parts.append(svg.label(width + 38, 22, "sink", "t ink"))
             width += 80
         alt = f"Colour scale of {name}: {', '.join(ends)}."
-        figures.append(svg.drawing(f"sinks-key-{number}", "".join(parts), width, 46, alt))
+        figures.append(svg.drawing("".join(parts), width, 46, alt))
     return figures

@@ -1,4 +1,4 @@
-"""The results table of one run and the comparison table of several, as rows of text cells."""
+"""Results: the table of everything that was measured, a row a measure, a column a subject."""
 
 from __future__ import annotations
 
@@ -6,12 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from eval.report import fmt, words
-from eval.report.load import Run
+from eval.report import figures, fmt
+from eval.report.data import RunData
+from eval.report.html import template
+from eval.report.sections import Section
 
+PLACE = 10
 OWN_ROWS = (
     *("params", "macs", "file", "weight_bytes", "peak_memory", "speedup"),
     *("frechet", "kernel", "ssim", "mse", "denoising", "excess_error"),
+)
+"""How the names of metrics begin that have a row, or a place in one; every other number gets a row of its own."""
+
+CELL = template(
+    '<td>{{ text }}{% if ratio %}<span class="ratio">{{ ratio }}</span>{% endif %}'
+    '{% for line in detail %}<span class="detail">{{ line }}</span>{% endfor %}</td>'
+)
+TABLE = template(
+    """
+<div class="scroll"><table>
+<thead><tr><td></td>
+{% for subject in subjects %}
+<th scope="col"><span class="swatch s{{ [loop.index0, 5] | min }}"></span>{{ subject }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for block in blocks %}
+<tr class="block"><th scope="rowgroup" colspan="{{ subjects | length + 1 }}">{{ block.title }}</th></tr>
+{% for row in block.rows %}
+<tr><th scope="row">{{ row.label }}
+{%- if row.hint %}<span class="detail">{{ row.hint }}</span>{% endif %}</th>{{ row.cells | join }}</tr>
+{% endfor %}
+{% endfor %}
+</tbody></table></div>
+<p class="detail">Grey figures beside a value: ratio to {{ subjects[0] }}.</p>
+"""
 )
 
 
@@ -22,6 +51,10 @@ class Cell:
     text: str = fmt.MISSING
     detail: tuple[str, ...] = ()
     ratio: str = ""
+
+    def __html__(self) -> str:
+        """Return the cell as HTML."""
+        return CELL(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -41,7 +74,13 @@ class Block:
     rows: list[Row]
 
 
-def results(run: Run) -> list[Block]:
+def section(run: RunData) -> Section | None:
+    """Show the table; None if nothing was measured."""
+    blocks = results(run)
+    return Section(TABLE(subjects=run.subjects, blocks=blocks), "Results") if blocks else None
+
+
+def results(run: RunData) -> list[Block]:
     """Return the table of a run: rows are measures, columns are subjects; rows nobody measured are left out."""
 
     def row(label: str, hint: str, cell: Callable[[str], Cell]) -> Row:
@@ -61,20 +100,14 @@ def results(run: Run) -> list[Block]:
         row("Whole sampling run", "median", lambda s: _latency(run, s, "sampling")),
     ]
     quality = [
-        row(words.frechet_name(run), "lower is better", lambda s: _frechet(run, s)),
-        row("Kernel distance", "lower is better", lambda s: _kernel(run, s)),
+        row(figures.frechet_name(run), "lower is better", lambda s: frechet(run, s)),
+        row("Kernel distance", "lower is better", lambda s: kernel(run, s)),
         row(f"SSIM to {run.reference}, same noise", "higher is closer", lambda s: _apart(run, s, "ssim")),
         row(f"MSE to {run.reference}, same noise", "lower is closer", lambda s: _apart(run, s, "mse")),
         row("Denoising error", "lower is better", lambda s: _denoising(run, s)),
         row("Excess error", "lower is closer", lambda s: _apart(run, s, "excess_error")),
     ]
-    names = {
-        key for values in run.metrics.values() for key, v in values.items() if isinstance(v, (int, float))
-    }
-    unknown = sorted(
-        name for name in names if not any(name == o or name.startswith(f"{o}_") for o in OWN_ROWS)
-    )
-    other = [row(key.replace("_", " "), "", plain(key, fmt.number)) for key in unknown]
+    other = [row(key.replace("_", " "), "", plain(key, fmt.number)) for key in _unknown(run)]
     blocks = []
     for title, rows in (("Size", size), ("Speed", speed), ("Quality", quality), ("Other", other)):
         kept = [r for r in rows if any(cell.text != fmt.MISSING for cell in r.cells)]
@@ -83,34 +116,42 @@ def results(run: Run) -> list[Block]:
     return blocks
 
 
-def _ratio(run: Run, subject: str, key: str) -> str:
+def _unknown(run: RunData) -> list[str]:
+    """Return the names of numbers that no row is about."""
+    values = {key: value for found in run.metrics.values() for key, value in found.items()}
+    numbers = [key for key, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return sorted(
+        key for key in numbers if not any(key == own or key.startswith(f"{own}_") for own in OWN_ROWS)
+    )
+
+
+def _ratio(run: RunData, subject: str, key: str) -> str:
     value = run.ratio(subject, key)
     return "" if value is None or subject == run.reference else fmt.times(value)
 
 
-def _interval(run: Run, subject: str, key: str) -> tuple[str, ...]:
+def _interval(run: RunData, subject: str, key: str) -> tuple[str, ...]:
     """Return the line with the 95 % interval of a metric, if it has one."""
     interval = run.metric(subject, f"{key}_ci95")
     return (f"95{fmt.THIN}% {fmt.span(interval)}",) if interval else ()
 
 
-def _latency(run: Run, subject: str, which: str) -> Cell:
+def _latency(run: RunData, subject: str, which: str) -> Cell:
     record = run.metric(subject, which)
     if not record:
         return Cell()
     detail = [f"IQR {fmt.seconds(record['iqr_s'])}"] if record["iqr_s"] is not None else []
     detail += [f"batch {record['batch_size']}"] if record.get("batch_size") else []
-    detail += [f"{record['num_steps']} steps"] if record.get("num_steps") else []
     lines = [" · ".join(detail)] if detail else []
-    fast, interval = words.speedup(run, subject, which), words.speedup_interval(run, subject, which)
+    fast, interval = figures.speedup(run, subject, which), figures.speedup_interval(run, subject, which)
     if fast is not None and interval:
         lines.append(f"speed-up, {interval}")
-    return Cell(
-        fmt.seconds(record["median_s"]), tuple(lines), "" if fast is None else f"{fmt.times(fast)} speed"
-    )
+    ratio = "" if fast is None else f"{fmt.times(fast)} speed"
+    return Cell(fmt.seconds(record["median_s"]), tuple(lines), ratio)
 
 
-def _frechet(run: Run, subject: str) -> Cell:
+def frechet(run: RunData, subject: str) -> Cell:
+    """Return the Fréchet distance of a subject with its intervals."""
     value = run.metric(subject, "frechet")
     if value is None:
         return Cell()
@@ -121,14 +162,15 @@ def _frechet(run: Run, subject: str) -> Cell:
     return Cell(fmt.number(value), tuple(lines), _ratio(run, subject, "frechet"))
 
 
-def _kernel(run: Run, subject: str) -> Cell:
+def kernel(run: RunData, subject: str) -> Cell:
+    """Return the kernel distance of a subject with its spread."""
     value, std = run.metric(subject, "kernel"), run.metric(subject, "kernel_std")
     if value is None:
         return Cell()
     return Cell(fmt.number(value), (f"± {fmt.number(std)}",) if std is not None else ())
 
 
-def _apart(run: Run, subject: str, key: str) -> Cell:
+def _apart(run: RunData, subject: str, key: str) -> Cell:
     """Return a measure of distance to the reference, which the reference itself does not have."""
     value = run.metric(subject, key)
     if value is None or subject == run.reference:
@@ -136,29 +178,9 @@ def _apart(run: Run, subject: str, key: str) -> Cell:
     return Cell(fmt.number(value), _interval(run, subject, key))
 
 
-def _denoising(run: Run, subject: str) -> Cell:
+def _denoising(run: RunData, subject: str) -> Cell:
     value = run.metric(subject, "denoising_error_mean")
     if value is None:
         return Cell()
     ratio = _ratio(run, subject, "denoising_error_mean")
     return Cell(fmt.number(value), _interval(run, subject, "denoising_error"), ratio)
-
-
-def comparison(runs: list[Run]) -> tuple[list[str], list[list[Cell]]]:
-    """Return columns and one row a run; columns that no run fills are left out."""
-    columns: list[tuple[str, Callable[[Run], Cell]]] = [
-        ("MACs left", lambda r: Cell(fmt.percent(words.reached(r, "macs")))),
-        ("Parameters left", lambda r: Cell(fmt.percent(words.reached(r, "params")))),
-        ("Speed-up, call", lambda r: Cell(fmt.times(words.speedup(r, r.final)))),
-        ("Speed-up, sampling", lambda r: Cell(fmt.times(words.speedup(r, r.final, "sampling")))),
-        ("Fréchet, dense", lambda r: Cell(fmt.number(r.metric(r.reference, "frechet")))),
-        ("Fréchet, final", lambda r: _frechet(r, r.final or "")),
-        ("Kernel distance", lambda r: _kernel(r, r.final or "")),
-        ("Excess error", lambda r: Cell(fmt.number(r.metric(r.final, "excess_error")))),
-        ("Run time", lambda r: Cell(fmt.seconds(sum(r.seconds.values()) or None))),
-    ]
-    table = [(title, [cell(run) for run in runs]) for title, cell in columns]
-    table = [(title, cells) for title, cells in table if any(cell.text != fmt.MISSING for cell in cells)]
-    return [title for title, _ in table], [
-        list(row) for row in zip(*(cells for _, cells in table), strict=True)
-    ]

@@ -1,0 +1,60 @@
+"""The sections of a report: one file each, which reads what it needs of a run, says it in words and draws it.
+
+A file has ``PLACE``, by which sections are ordered, and ``section(run)``, which returns what is shown, or None where
+there is nothing to show. Files are found by their names; a new picture is one new file. A picture that belongs to a
+section of another file says so in ``WITHIN`` and stands at that section's end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, replace
+from functools import cache
+from types import ModuleType
+
+from markupsafe import Markup
+
+from eval.report.data import RunData
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a file shows of a run.
+
+    Attributes:
+        body: HTML.
+        heading: What stands above it; a picture within another section has none.
+        link: Its name in the line of links at the top; None takes the heading.
+        key: Name of the file, and anchor of the section.
+    """
+
+    body: Markup
+    heading: str = ""
+    link: str | None = None
+    key: str = ""
+
+
+@cache
+def modules() -> list[ModuleType]:
+    """Return the files of this folder, in the order of their places."""
+    found = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
+    return sorted(found, key=lambda module: module.PLACE)
+
+
+def sections(run: RunData) -> list[Section]:
+    """Return all sections that have something to show, pictures that belong to another one in their place."""
+    found: dict[str, Section] = {}
+    for module in modules():
+        key = module.__name__.rpartition(".")[2]
+        within = getattr(module, "WITHIN", key)
+        if within != key and within not in found:
+            continue
+        shown = module.section(run)
+        if shown is None:
+            continue
+        if within == key:
+            found[key] = replace(shown, key=key)
+        else:
+            found[within] = replace(found[within], body=found[within].body + shown.body)
+    return list(found.values())

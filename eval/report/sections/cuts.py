@@ -1,0 +1,174 @@
+"""Cuts: how much of every group is kept, as a list of bars, and for many groups as columns in model order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from eval.report import fmt, svg
+from eval.report.data import RunData
+from eval.report.html import template
+from eval.report.sections import Section
+
+PLACE = 30
+MANY_GROUPS = 48  # from here on the cuts are drawn by depth and the list of bars is folded
+KIND_CLASSES = {"attention_heads": "k0", "ffn_channels": "k1", "resnet_channels": "k2", "blocks": "k3"}
+KIND_WORDS = {"ffn_channels": "FFN channels", "resnet_channels": "ResNet channels"}
+
+BARS = template(
+    """
+<div class="bars" role="list">
+{% for cut in cuts %}
+<div role="listitem"><span class="name path">{{ cut.module }}</span>
+{% if cut.removed %}
+<span class="bar {{ cut.cls }} gone"></span><span class="num">{{ cut.words }}</span><span class="num soft pct"></span>
+{% else %}
+<span class="bar {{ cut.cls }}"><i style="width:{{ '%.1f' | format(100 * cut.share) }}%"></i></span>
+<span class="num">{{ cut.words }}</span><span class="num soft pct">{{ cut.share | percent }}</span>
+{% endif %}
+</div>
+{% endfor %}
+</div>
+"""
+)
+BODY = template(
+    """
+<p class="chips">
+{%- for total in totals %}
+<span><span class="swatch {{ total.cls }}"></span><b>{{ total.kind }}</b> {{ total.words }}</span>
+{%- endfor %}
+{% if removed %}<span><span class="swatch gone"></span>removed with its block</span>{% endif %}</p>
+{% if depth %}
+<p class="soft">One column a group, in model order from left to right: the coloured part is kept.</p>
+<div class="scroll"><figure>{{ depth }}</figure></div>
+<details><summary>All {{ count }} groups as a list</summary>{{ bars }}</details>
+{% else %}
+{{ bars }}
+{% endif %}
+"""
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What happened to one group: `kept` of `total` units, or `removed` with its whole block."""
+
+    module: str
+    kind: str
+    kept: int
+    total: int
+    removed: bool
+    cls: str
+
+    @property
+    def share(self) -> float:
+        """The share of the units that are kept."""
+        return self.kept / self.total
+
+    @property
+    def words(self) -> str:
+        """What is left of the group."""
+        if self.removed:
+            return "removed with its block" if self.kind != "blocks" else "block removed"
+        return f"{self.kept:,} of {self.total:,}"
+
+
+def section(run: RunData) -> Section | None:
+    """Show where the cuts fell; None for a run without groups."""
+    cuts = read_cuts(run.data.get("cuts") or [])
+    if not cuts:
+        return None
+    shown = [cut for cut in cuts if cut.kind != "blocks" or cut.removed]  # blocks that stay are only counted
+    body = BODY(
+        totals=_totals(cuts),
+        removed=any(cut.removed for cut in shown),
+        depth=depth(cuts) if len(cuts) > MANY_GROUPS else None,
+        bars=BARS(cuts=shown),
+        count=len(shown),
+    )
+    return Section(body, "Where the cuts fell", link="Cuts")
+
+
+def read_cuts(entries: Sequence[dict[str, Any]]) -> list[Cut]:
+    """Read the cuts in model order; kinds that are new to the report take the next free colours."""
+    new = sorted({entry["kind"] for entry in entries} - set(KIND_CLASSES))
+    classes = KIND_CLASSES | {kind: f"k{4 + index % 3}" for index, kind in enumerate(new)}
+    return [
+        Cut(e["module"], e["kind"], e["kept"], e["total"], e.get("removed", False), classes[e["kind"]])
+        for e in entries
+    ]
+
+
+def kind_words(kind: str) -> str:
+    """Return the name of a kind as people write it."""
+    return KIND_WORDS.get(kind, kind.replace("_", " "))
+
+
+def _totals(cuts: Sequence[Cut]) -> list[dict[str, str]]:
+    """Return kept and total units by kind; units in removed blocks count as gone."""
+    kinds: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        kinds.setdefault(cut.kind, []).append(cut)
+    found = []
+    for kind, members in kinds.items():
+        kept = sum(0 if cut.removed else cut.kept for cut in members)
+        total = sum(cut.total for cut in members)
+        words = f"{kept:,} of {total:,} kept in {fmt.plural(len(members), 'group')}"
+        found.append({"kind": kind_words(kind), "cls": members[0].cls, "words": words})
+    return found
+
+
+def depth(cuts: Sequence[Cut]) -> Markup:
+    """Draw one column a group in model order, a band a kind: how much of each is kept. For many groups."""
+    kinds = {cut.kind: cut.cls for cut in sorted(cuts, key=lambda cut: (cut.cls, cut.kind))}
+    left, width, band, gap = 40, 960, 64, 30
+    slot = (width - left - 8) / len(cuts)
+    height = len(kinds) * (band + gap) + 34
+    parts = []
+    for row, kind in enumerate(kinds):
+        top = row * (band + gap) + 22
+        parts.append(svg.label(left, top - 8, kind_words(kind), "t ink"))
+        for value, text in ((0, "0"), (1, "all")):
+            y = top + band * (1 - value)
+            parts.append(svg.label(left - 7, y + 4, text, "t num", "end"))
+            parts.append(svg.line(left, y, width - 8, y, "grid"))
+        for index, cut in enumerate(cuts):
+            if cut.kind == kind:
+                parts.append(_column(cut, left + index * slot, top, max(1.0, slot - 1), band))
+    parts.append(_stages(cuts, left, slot, len(kinds) * (band + gap) + 4))
+    alt = f"Kept share of {len(cuts)} groups in model order, by kind."
+    return svg.drawing("".join(parts), width, height, alt)
+
+
+def _column(cut: Cut, x: float, top: float, width: float, height: float) -> str:
+    title = f"{cut.module} ({kind_words(cut.kind)}): {cut.words}"
+    if cut.removed:
+        return svg.hatched(x, top, width, height, title)
+    return svg.rect(x, top, width, height, "track", title) + svg.rect(
+        x, top + height * (1 - cut.share), width, height * cut.share, f"fill {cut.cls}", title
+    )
+
+
+def _stages(cuts: Sequence[Cut], left: float, slot: float, y: float) -> str:
+    """Return ticks and names where a new stage of the model begins, as far as names fit."""
+    parts, free, before = [], 0.0, ""
+    for index, cut in enumerate(cuts):
+        stage = stage_name(cut.module)
+        if stage == before:
+            continue
+        before, x = stage, left + index * slot
+        parts.append(svg.line(x, y - 4, x, y + 4, "axis"))
+        if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
+            parts.append(svg.label(x, y + 17, stage, "t"))
+            free = x + svg.text_width(stage) + 8
+    return "".join(parts)
+
+
+def stage_name(module: str) -> str:
+    """Return the part of the model that a module lies in: ``down_blocks.0.…`` is ``down 0``."""
+    head = module.split(".")[:2]
+    word = head[0].removesuffix("s").removesuffix("_block").replace("_", " ")
+    return f"{word} {head[1]}" if len(head) > 1 and head[1].isdigit() else word

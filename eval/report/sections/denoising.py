@@ -1,0 +1,75 @@
+"""Denoising error by timestep: on held-out images at each noise level, and as a ratio to the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from eval.report import fmt, svg
+from eval.report.data import RunData
+from eval.report.html import template
+from eval.report.sections import Section
+from eval.report.svg import SHAPES, Scale
+
+PLACE = 50
+
+BODY = template(
+    """
+<p class="soft">Error on held-out images at each noise level
+{%- if figures | length > 1 %}, and as a ratio to {{ reference }}: where the ratio peaks, the cut hurt most{% endif -%}
+.</p>
+<div class="figures">{% for figure in figures %}<figure>{{ figure }}</figure>{% endfor %}</div>
+"""
+)
+Errors = Mapping[str, Sequence[float | None]]
+"""For every subject the error of each timestep bucket; None where there was no data."""
+
+
+def section(run: RunData) -> Section | None:
+    """Show the errors; None if none were measured."""
+    errors = {subject: run.metric(subject, "denoising_error") or [] for subject in run.subjects}
+    base = errors[run.reference]
+    ratios = {
+        subject: [v / b if v is not None and b else None for v, b in zip(row, base, strict=False)]
+        for subject, row in errors.items()
+        if subject != run.reference
+    }
+    figures = []
+    if shown := _measured(errors):
+        figures.append(by_bucket(run, shown, "mean squared error"))
+    if shown := _measured(ratios):
+        figures.append(by_bucket(run, shown, f"ratio to {run.reference}", mark=1.0))
+    body = BODY(figures=figures, reference=run.reference)
+    return Section(body, "Denoising error by timestep", link="Denoising error") if figures else None
+
+
+def _measured(errors: Errors) -> Errors:
+    return {s: row for s, row in errors.items() if any(value is not None for value in row)}
+
+
+def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = None) -> Markup:
+    """Draw one line a subject over the timestep buckets, and a dashed one at `mark`."""
+    marks = [] if mark is None else [mark]
+    values = [v for row in series.values() for v in row if v is not None] + marks
+    count = max(len(row) for row in series.values())
+    xs, ys = Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
+    ticks = [(k, str(k)) for k in range(0, count, max(1, math.ceil(count / 10)))]
+    body = svg.axes(xs, ys, "timestep bucket (0 = least noise)", y_label + " (log)" * ys.log, ticks)
+    for value in marks:
+        body += svg.line(xs.start, ys(value), xs.stop, ys(value), "ref")
+    entries = []
+    for subject, row in series.items():
+        index = run.subjects.index(subject)
+        cls, shape = svg.subject_class(index), SHAPES[index % len(SHAPES)]
+        points = [None if v is None else (xs(k), ys(v)) for k, v in enumerate(row)]
+        body += svg.path(points, f"line {cls}")
+        for k, point in enumerate(points):
+            if point:
+                tip = f"{subject}, bucket {k}: {fmt.number(row[k])}"
+                body += svg.marker(*point, shape, f"dot {cls}", tip, 3.6)
+        entries.append((subject, shape, f"dot {cls}"))
+    body += svg.legend(entries, xs.start, 16)
+    alt = f"Denoising error by timestep bucket, {y_label}, for {', '.join(series)}."
+    return svg.drawing(body, 480, 280, alt)

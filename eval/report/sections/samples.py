@@ -1,0 +1,138 @@
+"""Samples: what every subject draws from the same noise, one below the other."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from eval.report.data import RunData
+from eval.report.html import template
+from eval.report.sections import Section
+
+PLACE = 20
+BANDS = 2  # rows of samples on the page
+CRISP_SIDE = 64  # images up to this side are enlarged by whole pixels
+PNG_SIDE = 128  # images up to this side are kept pixel for pixel
+PAGE_SIDE = 256  # larger images are scaled down to this side
+
+BODY = template(
+    """
+<p class="soft">A column is one noise{{ shared }}. What changes down a column is what pruning changed.
+{{ shown }} of {{ '{:,}'.format(total) }} kept samples, {{ order }}, not hand-picked
+{%- if height > page_side or width > page_side %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.</p>
+{% for band in bands %}
+<div class="band{% if not crisp %} wide{% endif %}"
+  style="--n:{{ columns }};grid-template-columns:max-content repeat({{ columns }},1fr)">
+{% if band.captions | select | list %}
+<span class="who corner"></span>
+{% for caption in band.captions %}
+<span class="cap" title="{{ caption }}">{{ caption | truncate(90) }}</span>
+{% endfor %}
+{{ blank * (columns - band.captions | length) }}
+{% endif %}
+{% for subject, uris in band.rows %}
+<span class="who">{{ subject }}</span>
+{% for uri in uris %}
+{% set caption = band.captions[loop.index0] %}
+<img{% if crisp %} class="crisp"{% endif %} src="{{ uri }}" width="{{ width }}" height="{{ height }}"
+  alt="{{ subject }}, sample {{ band.start + loop.index }}{% if caption %}, {{ caption }}{% endif %}">
+{% endfor %}
+{{ blank * (columns - uris | length) }}
+{% endfor %}
+</div>
+{% endfor %}
+"""
+)
+
+
+@dataclass(frozen=True)
+class Band:
+    """A row of samples for every subject: columns share noise (and label); `start` is how many come before it."""
+
+    captions: list[str]
+    rows: list[tuple[str, list[str]]]
+    start: int
+
+
+def section(run: RunData) -> Section | None:
+    """Show the samples; None if the run kept none."""
+    if not run.data.get("samples"):
+        return None
+    tensors = run.tensors(run.data["samples"])
+    images = {name: tensors[name] for name in run.subjects if name in tensors}
+    total = min((len(pixels) for pixels in images.values()), default=0)
+    if not total:
+        return None
+    labels, prompts = tensors.get("labels"), run.data.get("captions")
+    height, width = next(iter(images.values())).shape[2:]
+    columns = 10 if max(height, width) <= 32 else 8 if max(height, width) <= 128 else 4
+    chosen = choose(total, labels, BANDS * columns)
+    captions = {index: _caption(index, labels, prompts) for index in chosen}
+    columns = min(columns, len(chosen))
+    body = BODY(
+        bands=bands(images, captions, columns),
+        shared=" and one class" if labels is not None else " and one prompt" if prompts else "",
+        order="the first of each class" if labels is not None else "in the order they were drawn",
+        shown=len(chosen),
+        total=total,
+        columns=columns,
+        crisp=max(height, width) <= CRISP_SIDE,
+        height=height,
+        width=width,
+        page_side=PAGE_SIDE,
+        blank=Markup("<span></span>"),
+    )
+    return Section(body, "Samples from the same noise", link="Samples")
+
+
+def choose(count: int, labels: NDArray | None, most: int) -> list[int]:
+    """Return indices of the samples to show: the first of every class, then the second, and so on."""
+    if labels is None:
+        return list(range(min(count, most)))
+    seen: dict[int, int] = {}
+    order = []
+    for index, label in enumerate(labels.tolist()):
+        order.append((seen.get(label, 0), label, index))
+        seen[label] = seen.get(label, 0) + 1
+    return [index for _, _, index in sorted(order)][:most]
+
+
+def bands(images: Mapping[str, NDArray[np.uint8]], captions: Mapping[int, str], columns: int) -> list[Band]:
+    """Return the samples that have an entry in `captions`, `columns` of them in a row."""
+    chosen = list(captions)
+    return [
+        Band(
+            [captions[index] for index in picked],
+            [(name, [data_uri(pixels[index]) for index in picked]) for name, pixels in images.items()],
+            start,
+        )
+        for start in range(0, len(chosen), columns)
+        if (picked := chosen[start : start + columns])
+    ]
+
+
+def _caption(index: int, labels: NDArray | None, prompts: Sequence[str] | None) -> str:
+    if prompts and index < len(prompts):
+        return prompts[index]
+    return str(labels[index]) if labels is not None else ""
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """Encode ``(1 or 3, H, W)`` uint8: small images as PNG, large ones scaled to `PAGE_SIDE` as JPEG."""
+    grey = len(pixels) == 1
+    image, buffer = Image.fromarray(pixels[0] if grey else pixels.transpose(1, 2, 0).copy()), io.BytesIO()
+    if max(image.size) <= PNG_SIDE:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((PAGE_SIDE, PAGE_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=90)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

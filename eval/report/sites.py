@@ -1,0 +1,88 @@
+"""Sink statistics of the attention modules of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.report.data import RunData
+
+SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (SCORES.md section 2)
+SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no sinks
+
+
+@dataclass(frozen=True)
+class Site:
+    """Sink statistics of one attention module, means over samples.
+
+    Attributes:
+        module: Module path.
+        grid: Token grid ``(rows, columns)`` if the keys are image tokens, else None.
+        sink_mass: Share of a head's attention on sink keys, ``(T, H)`` in [0, 1]; T timestep buckets, H heads.
+        key_mass: Attention mass by key, mean over heads, ``(T, M)``; a row sums to one.
+        indicator: Soft sink indicator ``(T, M)`` in [0, 1], or None.
+    """
+
+    module: str
+    grid: tuple[int, int] | None
+    sink_mass: NDArray[np.float64]
+    key_mass: NDArray[np.float64]
+    indicator: NDArray[np.float64] | None
+
+    @property
+    def threshold(self) -> float:
+        """Relative mass from which a key counts as a sink (rho of SCORES.md section 2)."""
+        return math.sqrt(self.key_mass.shape[1])
+
+    @property
+    def relative_mass(self) -> NDArray[np.float64]:
+        """Key mass in units of the uniform share, ``r = M * m``, ``(T, M)``; 1 is uniform."""
+        return self.key_mass * self.key_mass.shape[1]
+
+    @property
+    def sinks(self) -> NDArray[np.bool_]:
+        """Which keys are sinks at which timestep, ``(T, M)``."""
+        if self.indicator is not None:
+            return np.nan_to_num(self.indicator) >= SINK_INDICATOR
+        return np.nan_to_num(self.relative_mass) >= self.threshold
+
+    @property
+    def peak_mass(self) -> float:
+        """The largest sink mass of any head and timestep."""
+        return float(np.nanmax(self.sink_mass, initial=0.0))
+
+    @property
+    def peak_relative(self) -> float:
+        """The largest relative mass of any key and timestep; 1 is uniform."""
+        return float(np.nanmax(self.relative_mass, initial=0.0))
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether sinks take a share of attention at this site that is worth a picture."""
+        return self.peak_mass >= SINK_MASS_FLOOR
+
+
+def read_sites(run: RunData) -> list[Site]:
+    """Read the sink statistics of a run; none if it has none."""
+    if not run.data.get("sinks"):
+        return []
+    tensors = run.tensors(run.data["sinks"])
+    return [_site(entry, tensors) for entry in run.data["sink_sites"]]
+
+
+def _site(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Site:
+    module, grid = entry["module"], entry.get("grid")
+    sink_mass, key_mass = (tensors[f"{module}/{name}"].astype(float) for name in ("sink_mass", "key_mass"))
+    indicator = tensors.get(f"{module}/sink_indicator")
+    return Site(
+        module,
+        grid=(grid[0], grid[1]) if grid else None,
+        sink_mass=sink_mass,
+        key_mass=key_mass,
+        indicator=None if indicator is None else indicator.astype(float),
+    )
