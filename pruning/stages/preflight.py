@@ -286,7 +286,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
         needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
     if "evaluate" in stages:
         needed += 3 * weights
-    check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path, needed)
+    check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path.parent, needed)
 
 
 def check_weights(run: Run, stages: Sequence[str]) -> None:

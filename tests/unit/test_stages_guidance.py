@@ -1,4 +1,4 @@
-"""``score.omega: guided`` in a recipe: which half of a call is conditional, what is gathered, what is refused."""
+"""``score.weighting: guided`` in a recipe: which half of a call is conditional, what is gathered, what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def asked(folder: Path, data: str = "digits", **values: Any) -> Recipe:
     recipe = change(plain, model__source=str(folder / "model"), data__source=data, prune__target=target)
     recipe = change(recipe, calibrate__provider="sampling", calibrate__num_steps=3, calibrate__batch_size=2)
     recipe = change(recipe, calibrate__num_samples=4, calibrate__guidance_scale=3.0)
-    return change(recipe, **{"score__criterion": "obs", "score__omega": "guided", **values})
+    return change(recipe, **{"score__criterion": "obs", "score__weighting": "guided", **values})
 
 
 def bare(model: Any, folder: Path) -> None:
@@ -111,8 +111,8 @@ def test_a_recipe_gathers_and_ranks_on_guided_rows(tmp_path):
         both, mixed = (stats.get(group.name, f"row_weight{suffix}").sum() for suffix in ("", "@guided"))
         assert float(both) == 2 * float(mixed)
     weights = dict(run.dense.named_parameters())
-    guided = score(weights, groups, stats, criterion="obs", omega="guided")
-    plain = score(weights, groups, stats, criterion="obs", omega="off")
+    guided = score(weights, groups, stats, criterion="obs", weighting="guided")
+    plain = score(weights, groups, stats, criterion="obs", weighting="off")
     assert guided.meta["omega_groups"] == len(groups)
     name = groups[0].name
     assert not torch.allclose(guided.values[name], plain.values[name])
@@ -124,7 +124,7 @@ def test_a_recipe_gathers_and_ranks_on_guided_rows(tmp_path):
         (
             lambda: unet2d(sample_size=16, num_class_embeds=10),
             {},
-            r"score.omega: 'guided' mixes .* UNet2DModel '.*' has no unconditional one",
+            r"score.weighting: 'guided' mixes .* UNet2DModel '.*' has no unconditional one",
         ),
         (
             lambda: unet2d_condition(sample_size=16, time_cond_proj_dim=6),
