@@ -32,9 +32,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pruning.calibration import DEFAULT_QUERIES, Calibrator, Omega  # noqa: E402
 from pruning.calibration.reading import Reader  # noqa: E402
 from pruning.calibration.softmax import AttentionCall  # noqa: E402
+
+from pruning.calibration import DEFAULT_QUERIES, Calibrator, Omega  # noqa: E402
 from pruning.calibration.step import StepReader, timestep_weights  # noqa: E402
 from pruning.groups import find_groups  # noqa: E402
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from bench_calibration import conclude, peak_bytes
+from pruning.calibration.capture import AttentionCapture
 
 from pruning.calibration import calibrate
-from pruning.calibration.capture import AttentionCapture
 from pruning.data import NoisedBatch, conditioner, noised_batches, num_train_timesteps, open_images
 from pruning.groups import find_groups
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of

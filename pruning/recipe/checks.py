@@ -200,15 +200,13 @@ def _kinds() -> tuple[str, ...]:
 
 
 def _lambdas() -> tuple[float, float]:
-    from pruning.calibration.indicator import LAMBDAS
-
-    return LAMBDAS
+    return -100.0, 1.0
 
 
 def _omegas() -> tuple[str, ...]:
-    from pruning.importance.base import OMEGAS
+    from pruning.settings import WEIGHTINGS
 
-    return OMEGAS
+    return WEIGHTINGS
 
 
 def _criterion(key: str, name: str) -> Iterator[Problem]:

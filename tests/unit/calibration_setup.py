@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+from pruning.calibration.softmax import AttentionCall
 from torch import nn
 
-from pruning.calibration.softmax import AttentionCall
 from pruning.data.batches import NoisedBatch
 from tests.models import call
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from diffusers.models.attention_processor import Attention, AttnProcessor, SlicedAttnProcessor
-from torch import nn
-
-from pruning.calibration import Calibrator, Omega
 from pruning.calibration.capture import AttentionCapture
 from pruning.calibration.recorder import FirstPassRecorder
 from pruning.calibration.sites import is_attention, measured_sites, weighting_site
 from pruning.calibration.softmax import AttentionCall
+from torch import nn
+
+from pruning.calibration import Calibrator, Omega
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.types import CalibrationStats, PrunableGroup

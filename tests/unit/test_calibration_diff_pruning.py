@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pruning.calibration.base import WeightStatistic
+from pruning.calibration.diff_pruning import THRESHOLD, diff_pruning
+from pruning.calibration.weight_tap import WeightTap
 from torch import Tensor, nn
 
 from pruning.calibration import STATISTICS, Calibrator, calibrate, calibrate_sampling
-from pruning.calibration.base import WeightStatistic
-from pruning.calibration.diff_pruning import THRESHOLD, diff_pruning
 from pruning.calibration.step import timestep_weights
-from pruning.calibration.weight_tap import WeightTap
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import score

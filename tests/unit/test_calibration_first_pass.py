@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-from pruning.calibration import FirstPass, Omega, calibrate, first_pass, needs_first_pass
 from pruning.calibration.first_pass import StabilitySums
 from pruning.calibration.reading import Reading
 from pruning.calibration.softmax import AttentionCall
+from torch import nn
+
+from pruning.calibration import FirstPass, Omega, calibrate, first_pass, needs_first_pass
 from pruning.calibration.step import Step
 from pruning.errors import PruningError
 from pruning.groups import find_groups

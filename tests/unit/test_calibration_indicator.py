@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from pruning.calibration.indicator import (
     Omega,
     relative_mass,
@@ -16,6 +14,8 @@ from pruning.calibration.indicator import (
     token_weights,
 )
 from pruning.calibration.streaming import SinkSums
+from torch import Tensor
+
 from pruning.errors import PruningError
 
 

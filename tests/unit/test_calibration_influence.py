@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from pruning.calibration.influence import InfluenceSums, head_gain
+from pruning.calibration.reading import Reading
+from pruning.calibration.softmax import AttentionCall
 from torch import Tensor, nn
 
 from pruning.calibration import Calibrator, FirstPass, Omega, calibrate, first_pass, needs_first_pass
 from pruning.calibration.draws import permutations
-from pruning.calibration.influence import InfluenceSums, head_gain
-from pruning.calibration.reading import Reading
-from pruning.calibration.softmax import AttentionCall
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score

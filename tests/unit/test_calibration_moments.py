@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from pruning.calibration import Omega, calibrate, first_pass
 from pruning.calibration.consumer import Consumer
-from pruning.calibration.draws import permutations
 from pruning.calibration.indicator import soft_indicator, stability, token_weights
 from pruning.calibration.moments import input_moment
 from pruning.calibration.softmax import AttentionCall, StreamedSoftmax
-from pruning.calibration.step import timestep_weights
 from pruning.calibration.streaming import attended, sink_sums
+from torch import Tensor, nn
+
+from pruning.calibration import Omega, calibrate, first_pass
+from pruning.calibration.draws import permutations
+from pruning.calibration.step import timestep_weights
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup
@@ -255,6 +255,7 @@ def test_a_few_huge_rows_do_not_spoil_what_is_left_without_them() -> None:
     """The sum without sink rows is gathered, not found as a difference of two large numbers."""
     from pruning.calibration.base import STATISTICS
     from pruning.calibration.row_tap import RowTap
+
     from pruning.calibration.step import Step
     from pruning.calibration.sums import Sums
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pruning.calibration.consumer import Consumer
 from torch import Tensor, nn
 
 from pruning.calibration import STATISTICS
-from pruning.calibration.consumer import Consumer
 from pruning.types import ParamSlice, PrunableGroup
 
 

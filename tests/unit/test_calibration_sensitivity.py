@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pruning.calibration.sensitivity import output_sensitivity
 from torch import Tensor, nn
 
 from pruning.calibration import calibrate, calibrate_sampling, needs_first_pass
 from pruning.calibration.draws import random_signs
-from pruning.calibration.sensitivity import output_sensitivity
 from pruning.calibration.step import MAX_BRANCHES, timestep_weights
 from pruning.errors import PruningError
 from pruning.groups import find_groups

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from pruning.calibration.draws import subset
 from pruning.calibration.indicator import Omega
 from pruning.calibration.reading import Reading
 from pruning.calibration.softmax import BLOCK_ELEMENTS, AttentionCall, StreamedSoftmax
 from pruning.calibration.streaming import attended, sink_sums, split_energy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pruning.calibration.draws import subset
 from pruning.errors import PruningError
 from tests.unit.calibration_setup import attention_call, dense_attention
 
