@@ -1,7 +1,7 @@
 """A typed registry: names to functions, filled by one decorator per file.
 
-A package of plug-ins (``importance``, ``export``, …) calls `import_submodules` in its ``__init__``, so that a new file is
-a new entry and nothing else is edited. What is registered in this package can be listed without importing it.
+A package of plug-ins (``importance``, ``export``, …) calls `import_submodules` in its ``__init__``, so that a new file
+is a new entry and nothing else is edited. What is registered in this package can be listed without importing it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from pruning.data import NoisedBatch, conditioner, noised_batches, num_train_tim
 from pruning.groups import find_groups
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source, sample_shape
-from pruning.recipe.schema import Score
+from pruning.settings import Score
 from pruning.stages.calibration import DRAWN
 from pruning.surgery import compensation_needs
 from pruning.types import CalibrationStats

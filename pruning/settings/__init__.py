@@ -11,7 +11,10 @@ from pruning.settings.section import (
     hints_of,
     is_section,
     item_section,
+    knob,
     knobs_of,
+    options_of,
+    section,
     type_words,
 )
 from pruning.settings.sections import (
@@ -57,6 +60,9 @@ __all__ = [
     "hints_of",
     "is_section",
     "item_section",
+    "knob",
     "knobs_of",
+    "options_of",
+    "section",
     "type_words",
 ]

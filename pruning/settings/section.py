@@ -50,7 +50,7 @@ def knob(default: Any, meaning: str, *rules: Rule, neutral: bool = False) -> Any
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(knob,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass whose docstring lists its knobs."""
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

@@ -17,7 +17,6 @@ from pruning.data import TEXT_ENCODERS, NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
-from pruning.settings import Calibrate, SinkWeights
 from pruning.stages.run import FIRST_PASS, STATS, Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import stage
@@ -72,24 +71,11 @@ def wanted(run: Run) -> Wanted:
 
 def weighting(run: Run) -> str:
     """Return the weighting of the rows that the run's criterion judges."""
-    return run.recipe.score.omega or CRITERIA[run.recipe.score.criterion].weighting
-
-
-def settings(run: Run) -> Calibrate:
-    """Return how the model is measured."""
-    section = run.recipe.calibrate
-    return Calibrate(
-        timestep_buckets=section.timestep_buckets,
-        queries=section.queries,
-        rows=section.rows,
-        timestep_weights=section.timestep_weights,
-        guidance_scale=section.guidance_scale,
-        sink_weights=SinkWeights(**vars(section.omega)),
-    )
+    return run.recipe.score.weighting or CRITERIA[run.recipe.score.criterion].weighting
 
 
 def _first_pass_settings(run: Run) -> dict[str, Any]:
-    asked, sink_weights = wanted(run), settings(run).sink_weights
+    asked, sink_weights = wanted(run), run.recipe.calibrate.sink_weights
     return {
         "needed": needs_first_pass(asked.needs, asked.variants, sink_weights),
         "stability": bool(asked.variants),
@@ -116,7 +102,7 @@ def sinks(run: Run, folder: Path) -> dict[str, Any]:
         run.dense,
         run.groups,
         source(run, run.dense),
-        settings=settings(run),
+        settings=run.recipe.calibrate,
         timestep_weights=timestep_weights(run),
         stability=asked["stability"],
         seed=run.recipe.seed,
@@ -141,7 +127,7 @@ def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 @stage(
     "calibrate",
     after=("sinks",),
-    reads=(*SHOWN, "calibrate.rows", "calibrate.omega"),
+    reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
     extra=_statistics,
     enough=_gathered_enough,
 )
@@ -177,7 +163,7 @@ def gather(
         groups,
         source(run, model),
         needs=asked.needs,
-        settings=settings(run),
+        settings=run.recipe.calibrate,
         variants=asked.variants,
         timestep_weights=timestep_weights(run),
         first_pass=seen,
@@ -193,27 +179,27 @@ def check_guidance(run: Run) -> None:
     Raises:
         PruningError: If not.
     """
-    if run.recipe.score.omega != "guided":
+    if run.recipe.score.weighting != "guided":
         return
     name, config = type(run.meta).__name__, run.meta.config
     if null_class(run.meta) is None and name not in TEXT_ENCODERS:
         raise PruningError(
-            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
-            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.omega out"
+            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.weighting out"
         )
     if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
         raise PruningError(
-            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
             f"{run.recipe.model.source!r} is told its guidance as a number (a distilled model) and has one branch; "
-            "leave score.omega out"
+            "leave score.weighting out"
         )
     criterion = run.recipe.score.criterion
     for kind in {group.kind for group in run.groups} - {"blocks"}:
         read = find(needs_of(criterion, [group for group in run.groups if group.kind == kind])).values()
         if not read or not all(isinstance(observer.sees, Input) for observer in read):
             raise PruningError(
-                f"score.omega: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
-                "alone; take one that does, such as obs, or leave score.omega out"
+                f"score.weighting: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
+                "alone; take one that does, such as obs, or leave score.weighting out"
             )
 
 

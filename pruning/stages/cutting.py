@@ -18,7 +18,7 @@ from pruning.stages.stage import pick, stage
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import PruningPlan
 
-MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.omega", "score", "prune.rounds")
+MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score", "prune.rounds")
 """Keys that ``block_by_block`` depends on besides."""
 
 

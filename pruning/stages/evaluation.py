@@ -19,7 +19,6 @@ from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
 from pruning.recipe import Recipe
-from pruning.recipe.defaults import features
 from pruning.sampling import to_uint8
 from pruning.stages.run import Run
 from pruning.stages.sampling import labels_of, sampler
@@ -49,7 +48,7 @@ READS = (
 
 def features_read(run: Run) -> dict[str, Any]:
     """Return the feature network that is meant, so that writing out what null stands for changes nothing."""
-    return {"evaluate.features": features(run.recipe)}
+    return {"evaluate.features": run.recipe.features}
 
 
 @stage("evaluate", after=("prune", "recover"), reads=READS, extra=features_read)
@@ -72,7 +71,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
 
 def features_of(recipe: Recipe) -> str:
     """Return the recipe's feature network with null and ``bundled:`` resolved."""
-    spec = features(recipe)
+    spec = recipe.features
     return resolve_source(spec) if spec.startswith("bundled:") else spec
 
 

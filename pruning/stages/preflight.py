@@ -19,9 +19,9 @@ from pruning.errors import PruningError
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, sample_shape
-from pruning.recipe.defaults import DIGITS, features
-from pruning.recipe.schema import Prune
+from pruning.recipe.schema import DIGITS
 from pruning.sampling import fresh_scheduler
+from pruning.settings import Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
@@ -104,7 +104,7 @@ def check_features_place(run: Run) -> None:
         return
     if kind == "inception" or not (path / "config.json").is_file():
         raise PruningError(
-            f"evaluate.features: there is nothing to read at {str(path)!r} (from {features(run.recipe)!r}); give the "
+            f"evaluate.features: there is nothing to read at {str(path)!r} (from {run.recipe.features!r}); give the "
             "folder of a classifier, 'inception', or 'inception:<weights file>'"
         )
 
@@ -132,7 +132,7 @@ def check_features(run: Run) -> None:
         load_features(features_of(recipe)).check_channels(channels)
     except ValueError as error:
         raise PruningError(
-            f"evaluate.features: {features(recipe)!r} cannot be used for images of {channels} channel"
+            f"evaluate.features: {recipe.features!r} cannot be used for images of {channels} channel"
             f"{'' if channels == 1 else 's'}: {error}"
         ) from error
 

@@ -12,7 +12,6 @@ import torch
 from pruning import checkpoint, recovery
 from pruning.data import conditioner
 from pruning.files import write_json
-from pruning.recipe.defaults import warmup_steps
 from pruning.stages.run import MODEL, Run
 from pruning.stages.stage import stage
 
@@ -29,7 +28,7 @@ READS = (
 
 def settings_read(run: Run) -> dict[str, Any]:
     """Return the settings of the training, so that writing out what null stands for changes nothing."""
-    return {"recover": {**vars(run.recipe.recover), "warmup_steps": warmup_steps(run.recipe)}}
+    return {"recover": {**vars(run.recipe.recover), "warmup_steps": run.recipe.recover.warmup}}
 
 
 @stage("recover", after=("prune",), reads=READS, extra=settings_read, resumable=True, on_all_ranks=True)
@@ -45,22 +44,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         run.images(run.recipe.data.split),
         conditioner(run.dense, run.pipeline),
         run.scheduler,
-        steps=section.steps,
-        batch_size=section.batch_size,
-        learning_rate=section.learning_rate,
-        warmup_steps=warmup_steps(run.recipe),
-        schedule=section.schedule,
-        weight_decay=section.weight_decay,
-        distill_weight=section.distill_weight,
-        label_dropout=section.label_dropout,
-        ema_decay=section.ema_decay,
-        grad_clip=section.grad_clip,
-        loss_weighting=section.loss_weighting,
-        gradient_accumulation=section.gradient_accumulation,
-        mixed_precision=section.mixed_precision,
-        checkpoint_every=section.checkpoint_every,
-        keep_checkpoints=section.keep_checkpoints,
-        max_seconds=section.max_seconds,
+        section,
         seed=run.recipe.seed,
         folder=folder / "checkpoints",
         device=run.device.type,

@@ -20,7 +20,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
         run.groups,
         run.stats,
         criterion=section.criterion,
-        weighting=section.omega,
+        weighting=section.weighting,
         seed=run.recipe.seed,
     )
     write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)

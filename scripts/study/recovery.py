@@ -14,6 +14,7 @@ from eval.fid import frechet_distance
 from pruning.models import resolve_source
 from pruning.recovery import recover
 from pruning.sampling import sample, to_uint8
+from pruning.settings import Recover
 from pruning.stages.sampling import labels_of
 from study.bench import Bench, needed, omega_of
 from study.store import Store
@@ -21,7 +22,8 @@ from study.subjects import Cell
 
 log = logging.getLogger("study")
 
-STEPS, BATCH = 120, 64
+STEPS = 120
+SETTINGS = Recover(steps=STEPS, batch_size=64, learning_rate=2e-4, warmup_steps=20, ema_decay=0.999)
 SAMPLES, SAMPLING_STEPS = 600, 20
 HELD_OUT = 2000  # real images, or as many as there are
 
@@ -38,11 +40,7 @@ def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
         bench.run.images("train"),
         bench.conditioner,
         bench.run.scheduler,
-        steps=STEPS,
-        batch_size=BATCH,
-        learning_rate=2e-4,
-        warmup_steps=20,
-        distill_weight=0.5,
+        SETTINGS,
         seed=cell.seed,
         device="cpu",
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pruning import settings as schema
 from pruning.allocation import CostModel, Target, allocate
 from pruning.calibration import calibrate
 from pruning.calibration.contributions import Unit, contributions
@@ -19,8 +20,8 @@ from pruning.importance import score
 from pruning.importance.base import consumer_columns
 from pruning.models import example_call
 from pruning.models.families import denoise
-from pruning.recipe import schema
-from pruning.recipe.schema import Prune, Recipe, Score
+from pruning.recipe import Recipe
+from pruning.settings import Prune, Score
 from pruning.stages.criteria import (
     BLOCKS_ONLY,
     NO_WEIGHTS,

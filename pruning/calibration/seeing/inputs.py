@@ -95,7 +95,8 @@ class _Tap:
         """Hand on one input, and once more as guidance mixes it if that is asked for."""
         self._see(x, step, row_of, self._bench.token_weights.at(self._place, x), "")
         if self._bench.guided is not None:
-            self._see(*self._bench.guided(x, step, row_of, repr(self._place.path)), {}, "@guided")
+            both, one, first = self._bench.guided(x, step, row_of, repr(self._place.path))
+            self._see(both, one, first, {}, "@guided")
 
     def _see(self, x: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor], suffix: str) -> None:
         """Hand on one input of S leading entries, with omega (S, N) by variant; `suffix` is that of the plain sums."""
