@@ -1,7 +1,7 @@
 """What a statistic is: the protocol of observers, and the registry that the files of `statistics` fill.
 
 Calibration runs a model (`driver`) and lets observers look. An `Observer` is one statistic. *Where* it looks is said by
-a way of seeing (`sees`; one file each in `pruning.calibration.seeing`), *what* it adds up by a function of what it sees::
+a way of seeing (`sees`; a file each in `pruning.calibration.seeing`), *what* it adds up by a function of what it sees::
 
     register("input_sq", Observer(Input(), lambda rows: rows.weight @ rows.x.square(), lambda at: (at.columns,)))
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pruning.calibration.sites import is_attention
 from torch import Tensor, nn
 
+from pruning.calibration.attention.sites import is_attention
 from pruning.models import load_denoiser
 
 OFF_BY_ONE = "off_by_one"
