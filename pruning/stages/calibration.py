@@ -11,9 +11,10 @@ from typing import Any
 from diffusers import ModelMixin
 
 from pruning import calibration
-from pruning.calibration import FirstPass, Guidance, Omega, needs_first_pass
-from pruning.calibration.base import RowStatistic, expand_needs
-from pruning.data import TEXT_ENCODERS, num_train_timesteps
+from pruning.calibration import FirstPass, SamplingRun, find, needs_first_pass
+from pruning.calibration.seeing import Input
+from pruning.calibration.sinks.detection import detection_settings
+from pruning.data import TEXT_ENCODERS, NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
@@ -21,13 +22,11 @@ from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import pick, stage
 from pruning.store import Key
-from pruning.surgery import compensation_needs
+from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup
 
 FIRST_PASS = "first_pass.safetensors"
-DRAWN = frozenset(
-    {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}
-)
+DRAWN = frozenset({"key_mass", "sink_indicator"})
 """What the report draws beside `DIAGNOSTIC_NEEDS`."""
 
 SHOWN = (
@@ -55,7 +54,7 @@ class Wanted:
 
     Attributes:
         needs: Names of statistics.
-        variants: Omega variants.
+        variants: Weighted rows besides the plain ones.
     """
 
     needs: tuple[str, ...]
@@ -65,35 +64,24 @@ class Wanted:
 def wanted(run: Run) -> Wanted:
     """Return what the recipe's criteria, its compensation and the report need."""
     recipe = run.recipe
-    criteria = [recipe.score.criterion, *recipe.calibrate.criteria]
-    needs = set[str]().union(*(needs_of(name, run.groups) for name in criteria))
-    needs |= compensation_needs(recipe.prune.compensation)
+    needs, variants = needs_for([*recipe.calibrate.criteria, recipe.prune.compensation], run.groups)
+    needs |= needs_of(recipe.score.criterion, run.groups)
+    variants |= {weighting(run)} - {"off"}
     if recipe.calibrate.diagnostics and any(group.kind == "attention_heads" for group in run.groups):
         needs |= DIAGNOSTIC_NEEDS | DRAWN
-    omegas = {recipe.score.weighting or CRITERIA[recipe.score.criterion].omega}
-    omegas |= {CRITERIA[name].omega for name in recipe.calibrate.criteria}
-    return Wanted(tuple(sorted(needs)), tuple(sorted(omegas - {"off"})))
+    return Wanted(tuple(sorted(needs)), tuple(sorted(variants)))
 
 
-def omega_settings(run: Run) -> Omega:
-    """Return the recipe's settings of the sink weights."""
-    section = run.recipe.calibrate.sink_weights
-    return Omega(
-        lambda_unstable=section.unstable,
-        lambda_stable=section.stable,
-        alpha=section.alpha,
-        rho=section.rho,
-        mode=section.mode,
-        seed=run.recipe.seed,
-    )
+def weighting(run: Run) -> str:
+    """Return the weighting of the rows that the run's criterion judges."""
+    return run.recipe.score.weighting or CRITERIA[run.recipe.score.criterion].weighting
 
 
 def first_pass_key(run: Run, asked: Wanted) -> Key:
     """Return what the first pass over the dense model depends on."""
-    omega = omega_settings(run)
     return Key(
         "first_pass",
-        {**pick(run.recipe, SHOWN), "indicator": omega.indicator_settings()},
+        {**pick(run.recipe, SHOWN), "detection": detection_settings(run.recipe.calibrate.sink_weights)},
         run.workspace.hashes,
         {"stability": bool(asked.variants), "kinds": sorted(run.recipe.prune.kinds)},
         _saw_enough,
@@ -110,33 +98,25 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
 
     It is a result of its own, so that changing how sinks are weighted does not take the pass again.
     """
-    if not needs_first_pass(asked.needs, asked.variants, omega_settings(run)):
+    if not needs_first_pass(asked.needs, asked.variants, run.recipe.calibrate.sink_weights):
         return None
 
     def look(folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
-        _first_pass(run, run.dense, asked).save(folder / FIRST_PASS)
+        found = calibration.first_pass(
+            run.dense,
+            run.groups,
+            source(run, run.dense),
+            settings=run.recipe.calibrate,
+            timestep_weights=timestep_weights(run),
+            stability=bool(asked.variants),
+            seed=run.recipe.seed,
+            progress=_progress(run, "first pass"),
+        )
+        found.save(folder / FIRST_PASS)
         return {"seconds": round(time.perf_counter() - began, 3)}
 
     return FirstPass.load(run.part(first_pass_key(run, asked), look).folder / FIRST_PASS)
-
-
-def _first_pass(run: Run, model: ModelMixin, asked: Wanted) -> FirstPass:
-    section = run.recipe.calibrate
-    common: dict[str, Any] = {
-        "num_train_timesteps": num_train_timesteps(run.scheduler),
-        "timestep_buckets": section.timestep_buckets,
-        "queries": section.queries,
-        "omega": omega_settings(run),
-        "timestep_weights": timestep_weights(run),
-        "seed": run.recipe.seed,
-    }
-    if section.provider == "sampling":
-        return calibration.first_pass_sampling(model, run.groups, _generate(run, model), **common)
-    batches, progress = _batches(run), _progress(run, "first pass")
-    return calibration.first_pass(
-        model, run.groups, batches, **common, stability=bool(asked.variants), progress=progress
-    )
 
 
 def _statistics(run: Run) -> dict[str, Any]:
@@ -164,7 +144,7 @@ def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     return {
         "groups": len(run.groups),
         "statistics": len(asked.needs),
-        "omega variants": ", ".join(asked.variants) or "none",
+        "weighted rows": ", ".join(asked.variants) or "none",
         "samples": run.recipe.calibrate.num_samples if asked.needs else 0,
     }
 
@@ -181,26 +161,21 @@ def gather(
         asked: What to gather.
         seen: Result of a first pass of this very model; taken here if it is needed and None.
     """
-    section = run.recipe.calibrate
     if not asked.needs:
         return CalibrationStats(meta={"needs": [], "variants": []})
-    common: dict[str, Any] = {
-        "needs": asked.needs,
-        "num_train_timesteps": num_train_timesteps(run.scheduler),
-        "timestep_buckets": section.timestep_buckets,
-        "queries": section.queries,
-        "rows": section.rows,
-        "variants": asked.variants,
-        "omega": omega_settings(run),
-        "first_pass": seen,
-        "guidance": _guidance(run) if "guided" in asked.variants else None,
-        "timestep_weights": timestep_weights(run),
-        "seed": run.recipe.seed,
-    }
-    if section.provider == "sampling":
-        return calibration.calibrate_sampling(model, groups, _generate(run, model), **common)
-    progress = _progress(run, "statistics")
-    return calibration.calibrate(model, groups, _batches(run), **common, progress=progress)
+    return calibration.calibrate(
+        model,
+        groups,
+        source(run, model),
+        needs=asked.needs,
+        settings=run.recipe.calibrate,
+        variants=asked.variants,
+        timestep_weights=timestep_weights(run),
+        first_pass=seen,
+        conditional=conditional_half(run),
+        seed=run.recipe.seed,
+        progress=_progress(run, "statistics"),
+    )
 
 
 def check_guidance(run: Run) -> None:
@@ -225,51 +200,46 @@ def check_guidance(run: Run) -> None:
         )
     criterion = run.recipe.score.criterion
     for kind in {group.kind for group in run.groups} - {"blocks"}:
-        read = expand_needs(
-            needs_of(criterion, [group for group in run.groups if group.kind == kind])
-        ).values()
-        if not read or not all(isinstance(statistic, RowStatistic) for statistic in read):
+        read = find(needs_of(criterion, [group for group in run.groups if group.kind == kind])).values()
+        if not read or not all(isinstance(observer.sees, Input) for observer in read):
             raise PruningError(
                 f"score.weighting: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
                 "alone; take one that does, such as obs, or leave score.weighting out"
             )
 
 
-def _guidance(run: Run) -> Guidance:
-    """Return how the sampler of the recipe guides: its scale, and which half of a call is conditional."""
+def conditional_half(run: Run) -> int:
+    """Return which half of a guided call of the run's sampler is conditional."""
     first = run.autoencoder is None or type(run.pipeline).__name__ == "DiTPipeline"
-    return Guidance(run.recipe.calibrate.guidance_scale, conditional=0 if first else 1)
+    return 0 if first else 1
 
 
-def timestep_weights(run: Run) -> str | list[float]:
-    """Return the recipe's weights of the timestep buckets, those of the sampler as numbers.
+def timestep_weights(run: Run) -> list[float] | None:
+    """Return the weights of the timestep buckets that the recipe's sampler gives, None if it asks for others.
 
     Raises:
         PruningError: If the sampler gives none.
     """
     section = run.recipe.calibrate
     if section.timestep_weights != "sampler":
-        return section.timestep_weights
+        return None
     return calibration.sampler_weights(run.scheduler, section.timestep_buckets, section.num_steps)
 
 
-def _batches(run: Run) -> Callable[[], Any]:
-    section = run.recipe.calibrate
-    return run.noised(run.recipe.data.split, section.num_samples, batch_size=section.batch_size)
-
-
-def _generate(run: Run, model: ModelMixin) -> Callable[[], object]:
-    """Return a function that lets `model` generate, the same every time."""
-    section = run.recipe.calibrate
+def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
+    """Return what the recipe shows `model`: noised images, or what it generates itself, the same every time."""
+    section, split = run.recipe.calibrate, run.recipe.data.split
+    if section.provider == "noised":
+        return run.noised(split, section.num_samples, batch_size=section.batch_size)
     generate = sampler(
         run,
         model,
-        split=run.recipe.data.split,
+        split=split,
         num_steps=section.num_steps,
         guidance_scale=section.guidance_scale,
         batch_size=section.batch_size,
     )
-    return lambda: generate(range(section.num_samples))
+    return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 
 def _progress(run: Run, what: str) -> Callable[[int], None]:

@@ -101,7 +101,7 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     return Context(
         subjects=subjects,
         real=_real(run, split, section.num_real),
-        noised=noised,
+        noised=lambda: noised,
         call=lambda batch: example_call(run.dense, batch),
         features=features_of(run.recipe),
         num_samples=section.num_samples,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
-from pruning.calibration.base import expand_needs, needs_targets
+from pruning.calibration import find, sum_bytes
 from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.files import check_writable
@@ -209,8 +208,8 @@ def check_provider(run: Run) -> None:
     asked = [("score.criterion", recipe.score.criterion)]
     asked += [("calibrate.criteria", name) for name in recipe.calibrate.criteria]
     for key, criterion in asked:
-        for name, statistic in expand_needs(needs_of(criterion, run.groups)).items():
-            if needs_targets(statistic):
+        for name, observer in find(needs_of(criterion, run.groups)).items():
+            if observer.sees.needs_targets:
                 raise PruningError(
                     f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
                     f"{criterion!r} ({key}) needs; use calibrate.provider=noised or another criterion"
@@ -277,7 +276,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     if statistics > memory:
         raise PruningError(
             f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs "
-            f"second moments of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
+            f"statistics of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
             "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
         )
     weights = 4 * run.cost.params()
@@ -308,18 +307,9 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
 
 
 def moment_bytes(run: Run) -> int:
-    """Return the bytes of all (P, P) second moments that calibration will hold."""
-    asked = wanted(run)
-    if "input_moment" not in asked.needs:
-        return 0
-    total = 0
-    for group in run.groups:
-        if group.consumed_by:
-            shape = run.cost.shapes[group.consumer_weight]
-            width = group.num_units * group.consumed_by[0].unit_size * math.prod(shape[2:])
-            variants = len(asked.variants) if group.kind != "resnet_channels" else 0
-            total += torch.float64.itemsize * width**2 * (1 + variants)
-    return total
+    """Return the bytes that calibration will hold."""
+    asked, buckets = wanted(run), run.recipe.calibrate.timestep_buckets
+    return sum_bytes(run.meta, run.groups, asked.needs, variants=asked.variants, timestep_buckets=buckets)
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from pruning import checkpoint, models
 from pruning.allocation import CostModel
 from pruning.calibration import load_stats
 from pruning.calibration.store import read_tensors
-from pruning.data import ImageData, NoisedBatch, conditioner, noised_batches, open_images, sample_generator
+from pruning.data import ImageData, NoisedBatches, conditioner, noised_batches, open_images, sample_generator
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
@@ -262,25 +262,19 @@ class Run:
         order = torch.randperm(len(data), generator=sample_generator(self.recipe.seed, 0, CHOICE))
         return sorted(order[:count].tolist())
 
-    def noised(self, split: str, count: int, *, batch_size: int) -> Callable[[], Iterable[NoisedBatch]]:
-        """Return a function that yields `count` images of a split, noised to every timestep bucket."""
-        data, rows = self.images(split), self.choose(split, count)
-        encode = self._once("conditioner", lambda: conditioner(self.dense, self.pipeline))
-
-        def batches() -> Iterable[NoisedBatch]:
-            return noised_batches(
-                data,
-                encode,
-                self.scheduler,
-                indices=rows,
-                batch_size=batch_size,
-                timestep_buckets=self.recipe.calibrate.timestep_buckets,
-                seed=self.recipe.seed,
-                device=self.device,
-                dtype=self.dtype,
-            )
-
-        return batches
+    def noised(self, split: str, count: int, *, batch_size: int) -> NoisedBatches:
+        """Return `count` images of a split, noised to every timestep bucket."""
+        return noised_batches(
+            self.images(split),
+            self._once("conditioner", lambda: conditioner(self.dense, self.pipeline)),
+            self.scheduler,
+            indices=self.choose(split, count),
+            batch_size=batch_size,
+            timestep_buckets=self.recipe.calibrate.timestep_buckets,
+            seed=self.recipe.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     # What stages wrote.
 

@@ -16,7 +16,7 @@ from pruning.recovery import recover
 from pruning.sampling import sample, to_uint8
 from pruning.settings import Recover
 from pruning.stages.sampling import labels_of
-from study.bench import Bench, needed, omega_of
+from study.bench import Bench, needed, sink_weights_of
 from study.store import Store
 from study.subjects import Cell
 
@@ -31,7 +31,8 @@ HELD_OUT = 2000  # real images, or as many as there are
 def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
     """Train the pruned model of a cell back; keep excess error and Fréchet distance before and after."""
     variants = {cell.omega} - {"off"}
-    stats = bench.calibrate(cell.seed, needed(cell, bench.groups), variants, omega_of(cell))
+    needs, weights = needed(cell, bench.groups), sink_weights_of(cell)
+    stats = bench.calibrate(cell.seed, needs, variants, weights, draw=cell.draw)
     model, plan = bench.prune(cell, stats)
     before = frechet(bench, model)
     recover(

@@ -351,7 +351,7 @@ def test_all_wrong_settings_are_named_at_once():
         ({"grad_clip": 0.0}, "grad_clip: 0.0 must be > 0"),
         (
             {"loss_weighting": "snr"},
-            "loss_weighting: 'snr' is not valid .*; valid: uniform, min_snr",
+            "loss_weighting: 'snr' is not valid .did you mean 'min_snr'..; valid: uniform, min_snr",
         ),
         ({"gradient_accumulation": 0}, "gradient_accumulation: 0 must be at least 1"),
         ({"gradient_accumulation": 3}, r"batch_size=4 must be a multiple of .* 3 x 1 = 3"),

@@ -14,10 +14,11 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from pruning.calibration import SamplingRun
 from pruning.errors import PruningError
 from pruning.importance import score
 from pruning.recipe import Recipe
-from pruning.stages.calibration import _generate, _guidance, check_guidance, gather, wanted
+from pruning.stages.calibration import check_guidance, conditional_half, gather, source, wanted
 from pruning.stages.run import Run
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.test_stages_preflight import change
@@ -65,7 +66,9 @@ def calls(run: Run, argument: str) -> list[Tensor]:
 
     handle = run.dense.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        _generate(run, run.dense)()
+        shown = source(run, run.dense)
+        assert isinstance(shown, SamplingRun)
+        shown.generate()
     finally:
         handle.remove()
     return found
@@ -79,14 +82,13 @@ def test_the_conditional_half_has_the_classes(tmp_path, latent):
         bare(dit(sample_size=16), tmp_path)
     run = Run(asked(tmp_path, captioned(tmp_path / "images") if latent else "digits"))
     check_guidance(run)
-    guidance, empty = _guidance(run), 1000 if latent else 10
+    conditional, empty = conditional_half(run), 1000 if latent else 10
     labels = calls(run, "class_labels")
-    assert guidance.scale == 3.0
     assert [tuple(label.shape) for label in labels] == [(4,)] * 6  # 2 batches of 2 samples, 3 steps
     for label in labels:
         halves = label.chunk(2)
-        assert (halves[1 - guidance.conditional] == empty).all()
-        assert (halves[guidance.conditional] != empty).all()
+        assert (halves[1 - conditional] == empty).all()
+        assert (halves[conditional] != empty).all()
 
 
 def test_the_conditional_half_has_the_prompts(tmp_path):
@@ -95,7 +97,7 @@ def test_the_conditional_half_has_the_prompts(tmp_path):
     check_guidance(run)
     for text in calls(run, "encoder_hidden_states"):
         halves = text.chunk(2)
-        empty, prompts = halves[1 - _guidance(run).conditional], halves[_guidance(run).conditional]
+        empty, prompts = halves[1 - conditional_half(run)], halves[conditional_half(run)]
         assert torch.equal(empty[0], empty[1])  # the empty prompt, twice
         assert not torch.equal(prompts[0], prompts[1])
 
@@ -108,12 +110,12 @@ def test_a_recipe_gathers_and_ranks_on_guided_rows(tmp_path):
     stats = gather(run, run.dense, groups, wanted(run))
     assert stats.meta["guidance"] == {"scale": 3.0, "conditional": 0}
     for group in groups:
-        both, mixed = (stats.get(group.name, f"row_weight{suffix}").sum() for suffix in ("", "@guided"))
+        both, mixed = (stats.get(group.consumer, f"row_weight{suffix}").sum() for suffix in ("", "@guided"))
         assert float(both) == 2 * float(mixed)
     weights = dict(run.dense.named_parameters())
     guided = score(weights, groups, stats, criterion="obs", weighting="guided")
     plain = score(weights, groups, stats, criterion="obs", weighting="off")
-    assert guided.meta["omega_groups"] == len(groups)
+    assert guided.meta["weighted_groups"] == len(groups)
     name = groups[0].name
     assert not torch.allclose(guided.values[name], plain.values[name])
 

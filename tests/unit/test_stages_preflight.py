@@ -370,17 +370,19 @@ def test_second_moments_that_do_not_fit_into_memory_are_refused(recipe, monkeypa
     memory = type("Memory", (), {"total": 100_000})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with pytest.raises(
-        PruningError, match=r"needs second moments of .* GB, this machine has .*criterion=fluctuation"
+        PruningError, match=r"needs statistics of .* GB, this machine has .*criterion=fluctuation"
     ):
         check(recipe)
     check(change(recipe, score__criterion="fluctuation", prune__compensation="fold"))
 
 
-def test_the_bytes_of_second_moments_are_counted_by_hand(recipe):
-    run = Run(change(recipe, score__criterion="obs"))
-    # Three blocks; heads read 32 columns, the feed-forward 128; float64. `obs` reads plain rows only.
-    assert preflight.moment_bytes(run) == 8 * 3 * (32**2 + 128**2)
-    weighted = Run(change(recipe, score__criterion="obs", score__omega="on"))
+def test_the_bytes_of_statistics_are_counted_by_hand(recipe):
+    bare = change(recipe, score__criterion="obs", calibrate__diagnostics=False)
+    run, buckets = Run(bare), bare.calibrate.timestep_buckets
+    # Three blocks; heads read 32 columns, the feed-forward 128: a second moment each, and a sum and a weight by bucket.
+    by_hand = sum(8 * (width**2 + buckets * (width + 1)) for width in (32, 128))
+    assert preflight.moment_bytes(run) == 3 * by_hand
+    weighted = Run(change(bare, score__weighting="on"))
     assert preflight.moment_bytes(weighted) == 2 * preflight.moment_bytes(run)
 
 
@@ -392,7 +394,7 @@ def test_calibration_gathers_what_criterion_compensation_and_report_need(recipe)
     more = wanted(Run(change(bare, calibrate__criteria=["taylor", "sink"])))
     assert "taylor" in more.needs
     assert more.variants == ("on",)
-    assert wanted(Run(change(bare, score__omega="permuted"))).variants == ("permuted",)
+    assert wanted(Run(change(bare, score__weighting="permuted"))).variants == ("permuted",)
 
 
 def test_a_dry_run_counts_by_kind(recipe):

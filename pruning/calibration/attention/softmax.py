@@ -1,7 +1,7 @@
 """Softmax attention, a bounded block at a time: the only code that forms attention weights.
 
 Everything that calibration says about attention is a sum over query blocks; the N x M map never exists. Scores
-are float32 with the row's log-sum-exp (SCORES.md section 1).
+are float32, less their row's maximum (SCORES.md section 1).
 """
 
 from __future__ import annotations
@@ -57,9 +57,6 @@ class Block:
         rows: Slice of the queries that are looked at, n of them.
         exp: (h, n, M) exp(score - row maximum); scratch memory that the next block overwrites.
         inverse: (h, n) reciprocal row sums; 0 for a fully masked row, which counts for nothing.
-        lse: (h, n) log-sum-exp; 0 for a fully masked row.
-        scaled_query: (h, n, d).
-        bias: (h, n, M) additive mask with hidden keys at 0, if there is one.
         visible: (h, n, M) bool, if there is a mask.
     """
 
@@ -67,9 +64,6 @@ class Block:
     rows: slice
     exp: Tensor
     inverse: Tensor
-    lse: Tensor
-    scaled_query: Tensor
-    bias: Tensor | None = None
     visible: Tensor | None = None
 
 
@@ -101,16 +95,13 @@ class StreamedSoftmax:
         self.count = self.total if queries is None else queries.shape[1]
         self._block_elements = block_elements
 
-    def flat(self, tensor: Tensor) -> Tensor:
-        """Return keys or values (B, K, M, c) as (B * H, M, c) float32, expanded to the query heads."""
-        repeats = self.heads // tensor.shape[1]
-        wide = tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor
-        return wide.reshape(self.batch * self.heads, tensor.shape[2], -1).float()
-
     @cached_property
     def key(self) -> Tensor:
-        """Keys (B * H, M, d) float32."""
-        return self.flat(self.call.key)
+        """Keys (B * H, M, d) float32, expanded to the query heads."""
+        key = self.call.key
+        repeats = self.heads // key.shape[1]
+        wide = key.repeat_interleave(repeats, dim=1) if repeats > 1 else key
+        return wide.reshape(self.batch * self.heads, self.keys, -1).float()
 
     @cached_property
     def _scaled_query(self) -> Tensor:
@@ -149,13 +140,10 @@ class StreamedSoftmax:
         if visible is not None:
             top.masked_fill_(top == -torch.inf, 0.0)
         total = scores.sub_(top).exp_().sum(-1)
-        lse = top.squeeze(-1) + total.log()
         inverse = total.reciprocal()
         if visible is not None:
-            empty = total == 0
-            inverse.masked_fill_(empty, 0.0)
-            lse.masked_fill_(empty, 0.0)
-        return Block(pairs, rows, scores, inverse, lse, query, bias, visible)
+            inverse.masked_fill_(total == 0, 0.0)
+        return Block(pairs, rows, scores, inverse, visible)
 
     def _mask(self, pairs: slice, rows: slice) -> tuple[Tensor | None, Tensor | None]:
         """Return visibility (h, n, M) bool and bias (h, n, M) of a block, each None if there is none."""

@@ -1,4 +1,4 @@
-"""Weight statistic of Diff-Pruning (Fang et al. 2023, arXiv 2305.10924, Taylor expansion over pruned timesteps).
+"""The weight statistic of Diff-Pruning (Fang et al. 2023, arXiv 2305.10924, Taylor expansion over pruned timesteps).
 
 - ``diff_pruning`` (G,): ``sum over w in g of |w sum_{n,t} dL_t/dw|``, w over the matrices and kernels that the unit
   owns; L_t is a sample's mean squared error at timestep t, times w_tau. The signed gradient is summed over t from the
@@ -10,30 +10,31 @@ one batch; here every sample has its own test, so that the batch size does not m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from pruning.calibration.base import WeightStatistic, register
-from pruning.types import PrunableGroup, slices_of
+from pruning.calibration.observer import Observer, register
+from pruning.calibration.seeing import Owned, WeightGradient
+from pruning.types import slices_of
 
 THRESHOLD = 0.05  # the paper's for DDPM; its DDIM code takes 0.01
 
 
-def diff_pruning(
-    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], group: PrunableGroup
-) -> Tensor:
-    """(G,)."""
+def diff_pruning(owned: Owned) -> Tensor:
+    """(G,) float64."""
+    group = owned.group
     total = torch.zeros(group.num_units, dtype=torch.float64)
     for where in slices_of(group):
-        if weights[where.path].ndim < 2:
+        if owned.weights[where.path].ndim < 2:
             continue
         size = group.num_units * where.unit_size
-        w, g = (by_path[where.path].narrow(where.dim, where.offset, size) for by_path in (weights, gradients))
+        w, g = (
+            by_path[where.path].narrow(where.dim, where.offset, size)
+            for by_path in (owned.weights, owned.gradients)
+        )
         product = (w.detach() * g).abs().transpose(0, where.dim).flatten(1).cpu()  # rows or columns first
         total += product.sum(1, dtype=torch.float64).unflatten(0, (group.num_units, -1)).sum(1)
     return total
 
 
-register("diff_pruning", WeightStatistic(diff_pruning, threshold=THRESHOLD))
+register("diff_pruning", Observer(WeightGradient(THRESHOLD), diff_pruning, lambda at: (at.units,)))

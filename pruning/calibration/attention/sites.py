@@ -1,4 +1,4 @@
-"""Where attention happens, told by attribute names and never by class, and which of it belongs to a group."""
+"""Where attention happens, seen from attribute names and never from classes, and which of it belongs to a group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def weighting_site(model: nn.Module, group: PrunableGroup) -> str | None:
-    """Return the attention module whose sinks weight the rows of `group`; None where omega = 1.
+    """Return the attention module whose sinks weight the rows of `group`; None where all rows weigh the same.
 
     A head group has its own module; a feed-forward has the first self-attention beside it in its block.
     """
@@ -31,19 +31,10 @@ def weighting_site(model: nn.Module, group: PrunableGroup) -> str | None:
     return None
 
 
-def measured_sites(model: nn.Module, groups: Iterable[PrunableGroup]) -> dict[str, str]:
-    """Return the group under whose name each attention module's statistics are kept, by module path.
+def measured_sites(model: nn.Module, groups: Iterable[PrunableGroup]) -> list[str]:
+    """Return the attention modules whose statistics are kept: those of head groups, and blocks that are one themselves.
 
-    A head group has its module. Single-head attention has no head group: there the block group of the module
-    itself stands for it.
+    (Single-head attention has no head group; there the block stands for it.)
     """
-    groups = list(groups)
-    sites = {g.module: g.name for g in groups if g.kind == "attention_heads"}
-    for group in groups:
-        if (
-            group.kind == "blocks"
-            and group.module not in sites
-            and is_attention(model.get_submodule(group.module))
-        ):
-            sites[group.module] = group.name
-    return sites
+    kept = [group for group in groups if group.kind in ("attention_heads", "blocks")]
+    return list(dict.fromkeys(g.module for g in kept if is_attention(model.get_submodule(g.module))))

@@ -8,21 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning.calibration.indicator import (
-    Omega,
-    relative_mass,
-    soft_indicator,
-    stability,
-    token_weights,
-)
-from pruning.calibration.streaming import SinkSums
-from pruning.errors import PruningError
+from pruning.calibration.attention.streaming import SinkSums
+from pruning.calibration.sinks.detection import detection_settings, relative_mass, soft_indicator
+from pruning.calibration.sinks.stability import stability
+from pruning.calibration.sinks.weights import needs_stability, token_weights
+from pruning.settings import SinkWeights
 
 
 def sums(mass: list[float], expected: list[float] | None = None, total: int = 10, heads: int = 1) -> SinkSums:
     m = torch.tensor(mass).double()[None, None].expand(1, heads, -1)
     e = None if expected is None else torch.tensor(expected).double()[None, None].expand(1, heads, -1)
-    return SinkSums(m, m.square(), None, e, torch.full((1, heads), float(total)), total)
+    return SinkSums(m, m.square(), e, total)
 
 
 UNIFORM = [1 / 16] * 16
@@ -42,34 +38,36 @@ def test_masked_keys_have_no_relative_mass_and_are_no_sinks() -> None:
     expected = [1 / 10] * 10 + [0.0] * 6
     mass = peaked(2, 0.6, 10) + [0.0] * 6
     assert relative_mass(sums(mass, expected))[0, 0, 10:].tolist() == [0.0] * 6
-    s = soft_indicator(sums(mass, expected), Omega())
+    s = soft_indicator(sums(mass, expected), SinkWeights())
     assert s[0, 10:].tolist() == [0.0] * 6
     # r = 6, rho = sqrt(10) counts the visible keys
     assert float(s[0, 2]) == pytest.approx(1 / (1 + (6 / math.sqrt(10)) ** -4))
 
 
 def test_the_indicator_is_one_half_at_rho() -> None:
-    s = soft_indicator(sums(peaked(3, 4 / 16)), Omega())  # r = 4 = sqrt(16)
+    s = soft_indicator(sums(peaked(3, 4 / 16)), SinkWeights())  # r = 4 = sqrt(16)
     assert float(s[0, 3]) == pytest.approx(0.5)
-    assert float(soft_indicator(sums(peaked(3, 4 / 16)), Omega(rho=2.0))[0, 3]) == pytest.approx(16 / 17)
+    assert float(soft_indicator(sums(peaked(3, 4 / 16)), SinkWeights(rho=2.0))[0, 3]) == pytest.approx(
+        16 / 17
+    )
 
 
 def test_the_indicator_takes_the_mean_over_heads() -> None:
     mass = torch.tensor([peaked(3, 7 / 16), peaked(5, 1 / 16)]).double()[None]  # r_3 = 7 and 1: mean 4
-    s = soft_indicator(SinkSums(mass, mass, None, None, torch.ones(1, 2), 1), Omega())
+    s = soft_indicator(SinkSums(mass, mass, None, 1), SinkWeights())
     assert float(s[0, 3]) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_few_keys_have_no_sinks() -> None:
-    assert soft_indicator(sums(peaked(0, 0.99, 7)), Omega()).tolist() == [[0.0] * 7]
-    assert float(soft_indicator(sums(peaked(0, 0.99, 8)), Omega())[0, 0]) > 0.9
+    assert soft_indicator(sums(peaked(0, 0.99, 7)), SinkWeights()).tolist() == [[0.0] * 7]
+    assert float(soft_indicator(sums(peaked(0, 0.99, 8)), SinkWeights())[0, 0]) > 0.9
     visible = [1 / 7] * 7 + [0.0]
-    assert soft_indicator(sums([*peaked(0, 0.99, 7), 0.0], visible), Omega()).max() == 0
+    assert soft_indicator(sums([*peaked(0, 0.99, 7), 0.0], visible), SinkWeights()).max() == 0
 
 
 def test_paper_mode_is_the_released_codes_sigmoid() -> None:
     mass = torch.tensor(peaked(1, 0.5)).double()
-    s = soft_indicator(sums(mass.tolist(), total=10, heads=2), Omega(mode="paper", alpha=5.0))
+    s = soft_indicator(sums(mass.tolist(), total=10, heads=2), SinkWeights(mode="paper", alpha=5.0))
     summed = mass * 2 * 10
     by_hand = torch.sigmoid(5 * (summed - summed.mean() - 2 * summed.std(correction=0)))
     torch.testing.assert_close(s[0], by_hand)
@@ -77,9 +75,9 @@ def test_paper_mode_is_the_released_codes_sigmoid() -> None:
 
 
 def test_hard_mode_is_a_threshold() -> None:
-    s = soft_indicator(sums(peaked(1, 0.2)), Omega(mode="hard", epsilon=0.1))
+    s = soft_indicator(sums(peaked(1, 0.2)), SinkWeights(mode="hard", epsilon=0.1))
     assert s.tolist() == [[0.0, 1.0] + [0.0] * 14]
-    assert soft_indicator(sums(peaked(1, 0.15)), Omega(mode="hard", epsilon=0.1)).max() == 0
+    assert soft_indicator(sums(peaked(1, 0.15)), SinkWeights(mode="hard", epsilon=0.1)).max() == 0
 
 
 def moments(s: list[float]) -> tuple[Tensor, Tensor]:
@@ -108,25 +106,15 @@ def test_token_weights_of_an_unstable_and_a_stable_sink_and_no_sink(
     lambdas: tuple[float, float], expected: list[float]
 ) -> None:
     s, phi = torch.tensor([[0.8, 0.8, 0.009]]).double(), torch.tensor([[0.25, 1.0, 0.5]]).double()
-    found = token_weights(s, phi, Omega(*lambdas))
+    found = token_weights(s, phi, SinkWeights(unstable=lambdas[0], stable=lambdas[1]))
     torch.testing.assert_close(found, torch.tensor([expected]).double())
     assert float(found[0, 2]) == 1.0  # exactly
 
 
-@pytest.mark.parametrize(
-    ("omega", "message"),
-    [
-        (Omega(mode="soft"), "unknown mode 'soft'; valid: ratio, paper, hard"),
-        (Omega(alpha=0.0), r"alpha is 0\.0; it must be positive"),
-        (Omega(rho=-1.0), r"rho is -1\.0; it must be positive"),
-        (Omega(lambda_stable=math.nan), r"lambda_stable is nan; it must be in \[-100, 1\]"),
-    ],
-)
-def test_settings_out_of_range_are_named(omega: Omega, message: str) -> None:
-    with pytest.raises(PruningError, match=message):
-        omega.check()
-
-
 def test_what_the_first_pass_depends_on() -> None:
-    assert Omega(1, 1, seed=7).indicator_settings() == Omega(0, 0).indicator_settings()
-    assert Omega(alpha=2).indicator_settings() != Omega().indicator_settings()
+    drop, keep = SinkWeights(unstable=1.0, stable=1.0, kappa=7.0), SinkWeights(unstable=0.0, stable=0.5)
+    assert detection_settings(drop) == detection_settings(keep)
+    assert detection_settings(SinkWeights(alpha=2.0)) != detection_settings(SinkWeights())
+    assert detection_settings(SinkWeights(epsilon=0.1)) != detection_settings(SinkWeights())
+    assert needs_stability(keep)
+    assert not needs_stability(drop)

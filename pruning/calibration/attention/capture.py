@@ -18,7 +18,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pruning.calibration.softmax import AttentionCall
+from pruning.calibration.attention.softmax import AttentionCall
 from pruning.errors import PruningError
 
 Listener = Callable[[AttentionCall], None]

@@ -10,10 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.reading import Reading
-from pruning.calibration.step import Step
+from pruning.calibration.attention.reading import Reading
 from pruning.calibration.sums import summable
-from pruning.calibration.trajectory import TrajectoryMeans, by_row
 
 
 @torch.no_grad()
@@ -36,26 +34,7 @@ def head_gain(module: nn.Module) -> Tensor | None:
     return (outer * inner).sum((1, 2)).cpu() / len(columns)  # tr(W_O^T W_O W_V W_V^T)
 
 
-class InfluenceSums:
-    """Means over timesteps of ``sum_h gain_h sum_q A_qi^2`` by self-attention site and sample.
-
-    Args:
-        gains: `head_gain` by site; sites that are absent are taken to broadcast nothing.
-    """
-
-    def __init__(self, gains: dict[str, Tensor]) -> None:
-        self._gains = gains
-        self._means = TrajectoryMeans()
-
-    def add(self, reading: Reading, step: Step, owner: Tensor) -> None:
-        """Add one attention call; in cross-attention the keys are other tokens than the rows, so it adds nothing."""
-        gain = self._gains.get(reading.call.path)
-        if gain is None or reading.call.cross:
-            return
-        squares = reading.sums.square.cpu() * reading.sums.total  # (B, H, M)
-        received = torch.einsum("h,bhm->bm", gain, squares)
-        self._means.add(reading.call.path, by_row(received, step, owner)[:, None], step)
-
-    def finish(self) -> dict[str, Tensor]:
-        """Return float32 (R, M) by site, in the order in which the sites run."""
-        return {site: mean[:, 0].float() for site, mean in self._means.finish()[1].items()}
+def received(reading: Reading, gain: Tensor) -> Tensor:
+    """Return ``sum_h gain_h sum_q A_qi^2``, what self-attention broadcasts from each token, (B, M) float64."""
+    squares = reading.sums.square.cpu() * reading.sums.total  # (B, H, M)
+    return torch.einsum("h,bhm->bm", gain, squares)

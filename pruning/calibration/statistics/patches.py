@@ -18,7 +18,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from pruning.types import PrunableGroup
+from pruning.calibration.seeing import Image
 
 TAPS = range(3)
 EDGE = {0: -1, 2: 0}
@@ -27,48 +27,54 @@ EDGE = {0: -1, 2: 0}
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
-def patch_weight(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
-    """Sum of u over samples and positions, from x (S, C, H, W) and u (S,)."""
-    return u.double().sum() * x.shape[2:].numel()
+def patch_weight(image: Image) -> Tensor:
+    """Sum of w over samples and positions."""
+    return image.weight.double().sum() * image.x.shape[2:].numel()
 
 
-def patch_sum(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
-    """Sum of u times the patches, (9C,)."""
+def patch_sum(image: Image) -> Tensor:
+    """Sum of w times the patches, (9C,)."""
+    return _sum(image.x, image.weight)
+
+
+def patch_sq(image: Image) -> Tensor:
+    """Sum of w times the squared patches, (9C,)."""
+    return _sum(image.x.square(), image.weight)
+
+
+def patch_unit_moment(image: Image) -> Tensor:
+    """Sum of w times the outer product of each unit's part of the patches, (G, 9C / G, 9C / G)."""
+    x, units = image.x, image.place.units
+    if x.shape[1] != units:  # units of several channels: blocks of the whole
+        return unit_blocks(patch_moment(image), units)
+    found = torch.empty(x.shape[1], 3, 3, 3, 3, dtype=x.dtype, device=x.device)
+    for a, b, value in _moments(x, image.weight, lambda left, right: (left * right).sum((0, 2, 3))):
+        found[:, a[0], a[1], b[0], b[1]] = value
+    return found.view(x.shape[1], 9, 9)
+
+
+def patch_moment(image: Image) -> Tensor:
+    """Sum of w times the outer product of the patches, (9C, 9C)."""
+    x, channels = image.x, image.x.shape[1]
+    found = torch.empty(channels, 3, 3, channels, 3, 3, dtype=x.dtype, device=x.device)
+    for a, b, value in _moments(x, image.weight, _outer):
+        found[:, a[0], a[1], :, b[0], b[1]] = value
+    return found.view(9 * channels, 9 * channels)
+
+
+def unit_blocks(moment: Tensor, units: int) -> Tensor:
+    """Return each unit's block of a moment (P, P), (G, P / G, P / G)."""
+    size = len(moment) // units
+    return moment.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _sum(x: Tensor, u: Tensor) -> Tensor:
+    """Return the sum of u times the patches of x, (9C,)."""
     total = torch.einsum("schw,s->chw", x, u)
     found = torch.empty(x.shape[1], 3, 3, dtype=x.dtype, device=x.device)
     for a_y, a_x in product(TAPS, TAPS):
         found[:, a_y, a_x] = total[:, _read(a_y), _read(a_x)].sum((1, 2))
     return found.flatten()
-
-
-def patch_unit_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
-    """Sum of u times the outer product of each unit's part of the patches, (G, 9C / G, 9C / G)."""
-    if x.shape[1] != group.num_units:  # units of several channels: blocks of the whole
-        return unit_blocks(patch_moment(x, u, group), group)
-    found = torch.empty(x.shape[1], 3, 3, 3, 3, dtype=x.dtype, device=x.device)
-    for a, b, value in _moments(x, u, lambda left, right: (left * right).sum((0, 2, 3))):
-        found[:, a[0], a[1], b[0], b[1]] = value
-    return found.view(x.shape[1], 9, 9)
-
-
-def patch_sq(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
-    """Sum of u times the squared patches, (9C,)."""
-    return patch_sum(x.square(), u, group)
-
-
-def patch_moment(x: Tensor, u: Tensor, group: PrunableGroup) -> Tensor:
-    """Sum of u times the outer product of the patches, (9C, 9C)."""
-    channels = x.shape[1]
-    found = torch.empty(channels, 3, 3, channels, 3, 3, dtype=x.dtype, device=x.device)
-    for a, b, value in _moments(x, u, _outer):
-        found[:, a[0], a[1], :, b[0], b[1]] = value
-    return found.view(9 * channels, 9 * channels)
-
-
-def unit_blocks(moment: Tensor, group: PrunableGroup) -> Tensor:
-    """Return each unit's block of a moment (P, P), (G, P / G, P / G)."""
-    size = len(moment) // group.num_units
-    return moment.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:

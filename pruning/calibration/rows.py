@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruning.calibration.attention.sites import weighting_site
 from pruning.errors import PruningError
 from pruning.types import PrunableGroup
 
@@ -18,26 +18,32 @@ CHUNK_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class Consumer:
-    """A group's consumer module and the slice of its input that belongs to the group.
+    """A module that reads a group, and the slice of its input that belongs to the group.
 
     Attributes:
-        group: The group.
+        key: Name of the slice, under which its statistics are kept; see `PrunableGroup.consumer_key`.
+        path: Path of the module.
         module: A linear layer, or a 2-D convolution with all channels in one convolution group.
         start: First input channel of unit 0.
         channels: Input channels of the group.
+        units: G, the units of the group.
+        site: The attention module whose sinks weight its rows; None where rows have no token weights.
     """
 
-    group: PrunableGroup
+    key: str
+    path: str
     module: nn.Module
     start: int
     channels: int
+    units: int
+    site: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, group: PrunableGroup) -> Consumer:
-        """Find the consumer of `group`.
+        """Find the one consumer of `group`.
 
         Raises:
-            PruningError: If the consumer is neither of the two.
+            PruningError: If the consumer is neither of the two, or there are several.
         """
         module = model.get_submodule(group.consumer)
         plain = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
@@ -46,8 +52,15 @@ class Consumer:
                 f"group {group.name!r}: its consumer {group.consumer!r} is a {type(module).__name__}; calibration "
                 "reads linear layers and zero-padded 2-D convolutions without channel groups"
             )
-        part = group.consumed_by[0]
-        return cls(group, module, part.offset, group.num_units * part.unit_size)
+        return cls(
+            group.consumer_key,
+            group.consumer,
+            module,
+            group.read_by.offset,
+            group.num_units * group.read_by.unit_size,
+            group.num_units,
+            weighting_site(model, group),
+        )
 
     @property
     def columns(self) -> int:
@@ -58,6 +71,13 @@ class Consumer:
             else 1
         )
         return self.channels * area
+
+    @property
+    def outputs(self) -> int:
+        """C, the channels of the consumer's output."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
 
     def image(self, x: Tensor) -> Tensor | None:
         """Return the channels (S, C, H, W) that a 3 x 3 convolution reads if it keeps their size, else None."""
@@ -90,6 +110,10 @@ class Consumer:
             part = slice(first, min(first + step, x.shape[0]))
             yield part, self._unfold(x[part])
 
+    def channel_rows(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all samples and their rows (S, N, C) float32, not unfolded."""
+        yield slice(0, x.shape[0]), self.tokens(x).float()
+
     def _unfold(self, x: Tensor) -> Tensor:
         if not isinstance(self.module, nn.Conv2d):
             return self.tokens(x).float()
@@ -104,25 +128,14 @@ class Consumer:
         return unfolded.transpose(1, 2)
 
 
+def consumers_of(model: nn.Module, groups: Iterable[PrunableGroup]) -> list[Consumer]:
+    """Return every consumer of every group.
+
+    Raises:
+        PruningError: For a consumer of a kind that calibration cannot read.
+    """
+    return [Consumer.of(model, one) for group in groups for one in group.consumers]
+
+
 def _output_positions(conv: nn.Conv2d, x: Tensor) -> int:
     return max(1, (x.shape[2] * x.shape[3]) // (conv.stride[0] * conv.stride[1]))
-
-
-def check_finite(x: Tensor, where: str, describe: object) -> None:
-    """Raise PruningError naming module, samples and timestep bucket if `x` (S, ...) holds NaN or infinity.
-
-    Args:
-        x: The tensor.
-        where: What it is, naming the module.
-        describe: Callable that says what leading rows of `x` are.
-    """
-    if bool(
-        torch.isfinite(x.detach().sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))
-    ):
-        return
-    bad = ~torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(1)
-    if bool(bad.any()) and callable(describe):
-        rows = bad.nonzero().flatten().tolist()
-        raise PruningError(
-            f"{where} holds NaN or infinity ({describe(rows)}); check the model's weights and dtype and the data"
-        )
