@@ -6,15 +6,17 @@ by torchmetrics. High consistency is not quality: a model may draw other images 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.intervals import mean_interval
+from eval.observation import Seen
 from eval.types import Context
 
-NEEDS = ("sample",)
+READS = ("images",)
 WINDOW = 11
 SIGMA = 1.5
 
@@ -50,14 +52,13 @@ def image_mse(images: Tensor, reference: Tensor) -> Tensor:
     return mean_squared_error(ours, theirs, num_outputs=len(images)).reshape(len(images))
 
 
-def measure(context: Context) -> dict[str, dict[str, Any]]:
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
     """Return for every subject mean SSIM and MSE to the reference's images of the same sample ids, with intervals."""
-    context.check("consistency", NEEDS)
-    reference = context.images(context.reference.name, "consistency")
+    reference = seen[context.reference.name]["images"].tensors["images"]
     window, _ = ssim_window(reference.shape[-2], reference.shape[-1])
     results = {}
     for name in context.subjects:
-        images = context.images(name, "consistency")
+        images = seen[name]["images"].tensors["images"]
         if images.shape != reference.shape:
             raise ValueError(
                 f"subject {name!r}, metric 'consistency': images of shape {tuple(images.shape)} cannot be compared "

@@ -7,7 +7,7 @@ convolution and scaled dot-product attention (dense, masks not deducted), and no
 from __future__ import annotations
 
 import json
-import struct
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from eval.types import Context, Subject
+from eval.observation import Observation, Seen
+from eval.types import Context
 
 NEEDS = ("predict", "model", "call")
+READS = ("cost",)
 BATCH = 1
 MACS_METHOD = "FlopCounterMode / 2 on one call with batch 1; scaled dot-product attention is counted"
 ALLOCATOR = "weights + CUDA allocator peak above its level before the call"
@@ -124,55 +126,73 @@ def peak_memory(model: nn.Module, run: Callable[[], Any]) -> tuple[int, str]:
     return weight_bytes(model) + mode.peak, LIVE_TENSORS
 
 
-def file_bytes(folder: Path) -> tuple[int, list[str]]:
-    """Return the bytes of all safetensors files under `folder` and the sorted dtypes of their tensors.
+def file_bytes(folder: Path) -> int:
+    """Return the bytes of all safetensors files under `folder`.
 
     Raises:
-        ValueError: If there is no such file or one is not a safetensors file.
+        ValueError: If there is none.
     """
-    files = sorted(Path(folder).rglob("*.safetensors"))
+    files = list(Path(folder).rglob("*.safetensors"))
     if not files:
         raise ValueError(
             f"metric 'cost': no *.safetensors file under {folder}; give the folder of a saved model"
         )
-    dtypes: set[str] = set()
-    for file in files:
-        dtypes |= {entry["dtype"] for name, entry in _header(file).items() if name != "__metadata__"}
-    return sum(file.stat().st_size for file in files), sorted(dtypes)
+    return sum(file.stat().st_size for file in files)
 
 
-def _header(file: Path) -> Mapping[str, Any]:
-    """Return the JSON header of a safetensors file, whose length is the file's first eight bytes."""
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= file.stat().st_size - 8:
-            raise ValueError(f"metric 'cost': {file} is not a whole safetensors file; write it again")
-        return json.loads(stream.read(length))
+def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes of the one safetensors file that ``save_pretrained`` makes of a model, without writing it.
+
+    That is 8 bytes, a JSON header padded to a multiple of 8, and the tensors. Shards each have a header of their own.
+
+    Args:
+        model: The model, on any device, the meta device included.
+        dtype: Type that floating point tensors are saved as; the others keep theirs.
+    """
+    tensors = {
+        name: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="meta")
+        for name, t in model.state_dict().items()
+    }
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        start, end = end, end + tensor.nbytes
+        entry = {"dtype": _code(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = entry
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + math.ceil(length / 8) * 8 + end
 
 
-def measure(context: Context) -> dict[str, dict[str, Any]]:
-    """Return for every subject parameters, MACs, file bytes (None without a folder) and peak memory of one call."""
-    context.check("cost", NEEDS)
-    assert context.call is not None
-    call = context.call(BATCH)
-    return {name: _measure(subject, call) for name, subject in context.subjects.items()}
+def _code(dtype: torch.dtype) -> str:
+    """Return the name of a type in a safetensors file: F32, BF16, I64, U8, BOOL."""
+    if dtype in (torch.bool, torch.bfloat16):
+        return "BOOL" if dtype == torch.bool else "BF16"
+    kind = "F" if dtype.is_floating_point else "I" if dtype.is_signed else "U"
+    return f"{kind}{8 * dtype.itemsize}"
 
 
-def _measure(subject: Subject, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the cost of one subject."""
+def observe(context: Context, name: str, seen: Seen) -> Observation:
+    """Return parameters, MACs, file bytes (None if unknown) and peak memory of one call of a subject."""
+    subject = context.subjects[name]
     predict, model = subject.predict, subject.model
+    assert context.call is not None
     assert predict is not None
     assert model is not None
+    call = context.call(BATCH)
     peak, method = peak_memory(model, lambda: predict(call))
-    size, dtypes = (None, None) if subject.folder is None else file_bytes(subject.folder)
-    return {
+    size = subject.file_bytes if subject.folder is None else file_bytes(subject.folder)
+    facts = {
         "params": count_params(model),
         "macs": count_macs(lambda: predict(call)),
         "macs_method": MACS_METHOD,
         "file_bytes": size,
-        "file_dtypes": dtypes,
         "weight_bytes": weight_bytes(model),
         "peak_memory_bytes": peak,
         "peak_memory_method": method,
     }
+    return Observation(facts=facts)
+
+
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
+    """Return for every subject what a call of it costs, as observed."""
+    return {name: dict(seen[name]["cost"].facts) for name in context.subjects}

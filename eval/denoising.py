@@ -6,84 +6,72 @@ Denoising error: mean over samples of the mean squared difference of prediction 
 
 over the same images, noise and timesteps, the end point of the study (SCORES.md, section 7). The images are what was
 drawn at random, so the intervals are clustered by image.
+
+Observation, a row an image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
+(digits: 256 images at 8 buckets are 2 MB; latents of 64 x 64: 134 MB); ``error`` float64 ``(R,)``, its mean squared
+difference to the target; ``bucket`` int64 ``(R,)``; and ``sample_ids`` int64 ``(R,)`` where they are known.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.intervals import ratio_interval
+from eval.observation import Observation, Seen
 from eval.types import Context, Noised
+from eval.workers import side_by_side
 
 NEEDS = ("predict", "noised")
+READS = ("denoising",)
+ROWS = 256
+"""Predictions that are compared at once."""
 
 
-@dataclass
-class _Rows:
-    """What is kept of every prediction: one number a sample each, never the prediction."""
-
-    error: list[Tensor] = field(default_factory=list)
-    change: list[Tensor] = field(default_factory=list)
-    power: list[Tensor] = field(default_factory=list)
-
-
-@torch.no_grad()
-def measure(context: Context) -> dict[str, dict[str, Any]]:
-    """Return for every subject the denoising error by bucket and the excess error, with intervals.
-
-    All subjects see each batch before the next one is made, so the data passes once.
+def observe(context: Context, name: str, seen: Seen) -> Observation:
+    """Predict every held-out noised batch with one subject.
 
     Raises:
         ValueError: If a prediction or a target holds NaN or infinity or has another shape, or there is no batch.
     """
-    context.check("denoising", NEEDS)
-    assert context.noised is not None
-    rows = {name: _Rows() for name in context.subjects}
-    buckets: list[Tensor] = []
-    ids: list[Tensor | None] = []
-    for index, item in enumerate(context.noised()):
-        batch = Noised.of(item)
-        target = batch.target.detach().cpu().double()
-        _check(
-            target,
-            f"metric 'denoising', target of batch {index}, timestep bucket {batch.bucket}",
-            batch.sample_ids,
-        )
-        reference: Tensor | None = None
-        for name in context.subjects:
-            predicted = _predict(context, name, batch, index)
-            reference = predicted if reference is None else reference
-            rows[name].error.append((predicted - target).square().flatten(1).mean(1))
-            rows[name].change.append((predicted - reference).square().flatten(1).sum(1))
-            rows[name].power.append(reference.square().flatten(1).sum(1))
-        buckets.append(torch.full((len(target),), batch.bucket, dtype=torch.long))
-        ids.append(None if batch.sample_ids is None else batch.sample_ids.detach().cpu())
-        context.report_progress("denoising error", index + 1, 0)
-    if not buckets:
-        raise ValueError("metric 'denoising': Context.noised yielded no batch; give held-out data")
-    bucket = torch.cat(buckets)
-    known = [i for i in ids if i is not None]
-    images = torch.cat(known) if len(known) == len(ids) else None
-    return {name: _result(row, bucket, images) for name, row in rows.items()}
-
-
-def _predict(context: Context, name: str, batch: Noised, index: int) -> Tensor:
-    """Return a subject's checked prediction in float64 on the CPU, ``(B, C, H, W)``."""
     predict = context.subjects[name].predict
+    assert context.noised is not None
     assert predict is not None
-    place = f"subject {name!r}, metric 'denoising', batch {index}, timestep bucket {batch.bucket}"
-    predicted = predict(batch.call).detach().cpu().double()
-    if predicted.shape != batch.target.shape:
+
+    def look(item: Any) -> tuple[Noised, Tensor]:
+        batch = Noised.of(item)
+        return batch, predict(batch.call).detach().cpu().float()
+
+    rows: dict[str, list[Tensor]] = {"prediction": [], "error": [], "bucket": [], "sample_ids": []}
+    for index, (batch, prediction) in enumerate(side_by_side(look, context.noised(), context.workers)):
+        target = batch.target.detach().cpu().double()
+        _check_batch(f"subject {name!r}", prediction, target, batch, index)
+        rows["prediction"].append(prediction)
+        rows["error"].append((prediction.double() - target).square().flatten(1).mean(1))
+        rows["bucket"].append(torch.full((len(target),), batch.bucket, dtype=torch.long))
+        if batch.sample_ids is not None:
+            rows["sample_ids"].append(batch.sample_ids.detach().cpu())
+        context.report_progress(f"denoising error of {name}", index + 1, 0)
+    if not rows["bucket"]:
+        raise ValueError("metric 'denoising': Context.noised yielded no batch; give held-out data")
+    known = {key: torch.cat(values) for key, values in rows.items() if len(values) == len(rows["bucket"])}
+    return Observation(known)
+
+
+def _check_batch(subject: str, prediction: Tensor, target: Tensor, batch: Noised, index: int) -> None:
+    """Raise ValueError unless prediction and target are finite and of one shape ``(B, C, H, W)``."""
+    where = f"timestep bucket {batch.bucket}"
+    _check(target, f"metric 'denoising', target of batch {index}, {where}", batch.sample_ids)
+    place = f"{subject}, metric 'denoising', batch {index}, {where}"
+    if prediction.shape != target.shape:
         raise ValueError(
-            f"{place}: the prediction has shape {tuple(predicted.shape)}, the target {tuple(batch.target.shape)}; "
+            f"{place}: the prediction has shape {tuple(prediction.shape)}, the target {tuple(target.shape)}; "
             "they must agree (a learned variance is to be dropped)"
         )
-    _check(predicted, f"{place}, prediction", batch.sample_ids)
-    return predicted
+    _check(prediction, f"{place}, prediction", batch.sample_ids)
 
 
 def _check(values: Tensor, place: str, sample_ids: Tensor | None) -> None:
@@ -98,28 +86,53 @@ def _check(values: Tensor, place: str, sample_ids: Tensor | None) -> None:
         )
 
 
-def _result(rows: _Rows, bucket: Tensor, images: Tensor | None) -> dict[str, Any]:
-    """Return the numbers of one subject.
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
+    """Return for every subject the denoising error by bucket and the excess error, with intervals.
 
-    Args:
-        rows: What was kept, one value a row.
-        bucket: Timestep bucket of each row, ``(R,)``.
-        images: Image of each row, ``(R,)``, or None: then there are no intervals.
+    Raises:
+        ValueError: If the subjects were observed on different rows, which only old observations can be.
     """
-    error, change, power = (torch.cat(x) for x in (rows.error, rows.change, rows.power))
-    count = int(bucket.max()) + 1
-    by_bucket = [error[bucket == b] for b in range(count)]
-    excess = [(change[bucket == b], power[bucket == b]) for b in range(count)]
+    found = {name: seen[name]["denoising"].tensors for name in context.subjects}
+    reference = found[context.reference.name]
+    for name, tensors in found.items():
+        if _rows(tensors) != _rows(reference):
+            raise ValueError(
+                f"subject {name!r}, metric 'denoising': it was observed on other images, timesteps or sizes than "
+                f"{context.reference.name!r}; observe both anew"
+            )
+    return {name: _result(tensors, reference) for name, tensors in found.items()}
+
+
+def _rows(tensors: Mapping[str, Tensor]) -> list[Any]:
+    """Return what has to agree between two subjects."""
+    ids = tensors.get("sample_ids")
+    return [tensors["prediction"].shape, tensors["bucket"].tolist(), None if ids is None else ids.tolist()]
+
+
+def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the numbers of one subject; without `sample_ids` there are no intervals."""
+    error, bucket, images = tensors["error"], tensors["bucket"], tensors.get("sample_ids")
+    change, power = _squares(tensors["prediction"], reference["prediction"])
+    chosen = [bucket == b for b in range(int(bucket.max()) + 1)]
     return {
-        "denoising_error": [float(e.mean()) if len(e) else None for e in by_bucket],
+        "denoising_error": [float(error[rows].mean()) if bool(rows.any()) else None for rows in chosen],
         "denoising_error_mean": float(error.mean()),
         "denoising_error_ci95": _clustered(error, torch.ones_like(error), images),
         "denoising_samples": len(error),
         "denoising_images": None if images is None else len(images.unique()),
         "excess_error": _share(change, power),
         "excess_error_ci95": _clustered(change, power, images),
-        "excess_error_by_bucket": [_share(c, p) for c, p in excess],
+        "excess_error_by_bucket": [_share(change[rows], power[rows]) for rows in chosen],
     }
+
+
+def _squares(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``|eps - eps_ref|^2`` and ``|eps_ref|^2`` of every row, float64 ``(R,)`` each."""
+    change, power = [], []
+    for ours, theirs in zip(prediction.split(ROWS), reference.split(ROWS), strict=True):
+        change.append((ours.double() - theirs.double()).square().flatten(1).sum(1))
+        power.append(theirs.double().square().flatten(1).sum(1))
+    return torch.cat(change), torch.cat(power)
 
 
 def _share(change: Tensor, power: Tensor) -> float | None:

@@ -48,6 +48,11 @@ class FeatureExtractor:
     function: Callable[[Tensor], Tensor]
     sha256: str | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells these features from others, in JSON types."""
+        return {key: getattr(self, key) for key in ("name", "frechet_name", "kernel_name", "mode", "sha256")}
+
     def check_channels(self, channels: int) -> None:
         """Raise ValueError unless images of that many channels can be taken, by trying one small black image."""
         self.extract(torch.zeros(1, channels, 16, 16, dtype=torch.uint8), place="a black image")

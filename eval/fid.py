@@ -11,15 +11,19 @@ there are fewer images than features; the result carries a warning then.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eval.image_features import features_of
 from eval.intervals import NORMAL_95
+from eval.observation import Seen
 from eval.types import Context
 
-NEEDS = ("sample", "real", "features")
+READS = ("images", "image_features")
+READS_DATA = ("image_features",)
 CHUNK = 4096
 WIDE = 256
 
@@ -119,40 +123,37 @@ def _check_pair(real: Tensor, generated: Tensor) -> None:
         raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")
 
 
-def measure(context: Context) -> dict[str, dict[str, Any]]:
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
     """Return for every subject the distance to the real images, with its interval.
 
     ``frechet_ci95`` is the estimate ± 1.96 bootstrap standard errors over the generated images (not below 0).
     ``frechet_ratio`` is to the reference; its interval pairs the subjects' resamples by sample id, on a log scale.
     """
-    context.check("fid", NEEDS)
-    extractor = context.extractor()
-    real = context.image_features(None, "fid")
+    real, generated, facts = features_of(context, seen)
     width = real.shape[1]
     resamples = 100 if width <= WIDE else 20
     points: dict[str, float] = {}
     draws: dict[str, Tensor] = {}
-    for index, name in enumerate(context.subjects):
-        generated = context.image_features(name, "fid")
-        points[name] = frechet_distance(real, generated)
+    for index, (name, features) in enumerate(generated.items()):
+        points[name] = frechet_distance(real, features)
         generator = torch.Generator().manual_seed(context.seed)
-        draws[name] = bootstrap_frechet(real, generated, resamples=resamples, generator=generator)
-        context.report_progress("Fréchet distance", index + 1, len(context.subjects))
+        draws[name] = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
+        context.report_progress("Fréchet distance", index + 1, len(generated))
     reference = context.reference.name
     results: dict[str, dict[str, Any]] = {}
     for name, point in points.items():
         reach = NORMAL_95 * float(draws[name].std())
         ratio, ratio_interval = _ratio(point, points[reference], draws[name], draws[reference])
-        n = len(context.image_features(name, "fid"))
+        n = len(generated[name])
         results[name] = {
             "frechet": point,
             "frechet_ci95": [max(point - reach, 0.0), point + reach],
             "frechet_ratio": ratio,
             "frechet_ratio_ci95": ratio_interval,
-            "frechet_name": extractor.frechet_name,
-            "frechet_mode": extractor.mode,
-            "frechet_features": extractor.name,
-            "frechet_features_sha256": extractor.sha256,
+            "frechet_name": facts["frechet_name"],
+            "frechet_mode": facts["mode"],
+            "frechet_features": facts["name"],
+            "frechet_features_sha256": facts["sha256"],
             "frechet_width": width,
             "frechet_num_real": len(real),
             "frechet_num_generated": n,

@@ -8,15 +8,19 @@ Unbiased at every N, so the one to read where there are few images; it may fall 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.fid import Precomputed
+from eval.image_features import features_of
+from eval.observation import Seen
 from eval.types import Context
 
-NEEDS = ("sample", "real", "features")
+READS = ("images", "image_features")
+READS_DATA = ("image_features",)
 MIN_IMAGES = 4  # so that a subset of half of them has a variance
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -71,20 +75,18 @@ def kernel_distance(
     return float(mean), float(std), size
 
 
-def measure(context: Context) -> dict[str, dict[str, Any]]:
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
     """Return for every subject the kernel distance to the real images."""
-    context.check("kid", NEEDS)
-    extractor = context.extractor()
-    real = context.image_features(None, "kid")
+    real, generated, facts = features_of(context, seen)
     results = {}
-    for index, name in enumerate(context.subjects):
-        mean, std, size = kernel_distance(real, context.image_features(name, "kid"), seed=context.seed)
+    for index, (name, features) in enumerate(generated.items()):
+        mean, std, size = kernel_distance(real, features, seed=context.seed)
         results[name] = {
             "kernel": mean,
             "kernel_std": std,
-            "kernel_name": extractor.kernel_name,
+            "kernel_name": facts["kernel_name"],
             "kernel_subsets": SUBSETS,
             "kernel_subset_size": size,
         }
-        context.report_progress("kernel distance", index + 1, len(context.subjects))
+        context.report_progress("kernel distance", index + 1, len(generated))
     return results

@@ -2,16 +2,21 @@
 
 Two timings from two processes cannot be divided: clocks, caches and neighbours differ. So each round times every
 subject once, one after the other (A B C, B C A, C A B, …: each is first equally often), and the speed-up is the
-median over rounds of (reference's time / subject's time in the same round). Statements are timed by
-`torch.utils.benchmark.Timer`, whose clock waits for the accelerator.
+median over rounds of (reference's time / subject's time in the same round). The clock is that of
+`torch.utils.benchmark`, which waits for the accelerator.
+
+This compares subjects with each other and is observed of none alone, so it is measured anew for every set of subjects.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+import timeit
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +24,10 @@ import torch
 from torch.utils import benchmark
 
 from eval.intervals import median_interval
+from eval.observation import Seen
 from eval.types import Context, LatencyOptions
 
 NEEDS = ("predict", "call", "model")
-ONE_RUN = 1e-9
 
 logger = logging.getLogger(__name__)
 
@@ -39,46 +44,59 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time several statements in turn and return the seconds of one run, one value a round.
 
+    Runs shorter than `min_run_s` are repeated to fill a block of that length; such a block begins with an untimed run,
+    which brings back the caches that the others have taken. For one long run they do not count.
+
     Args:
         runs: What to time, by name.
         rounds: How often each is timed.
-        min_run_s: Least time of a timed block, in seconds; short runs are repeated until it is filled.
-        warmup: Untimed runs of each before the first round. `Timer` adds at least one before every block, which also
-            brings back the caches that the others have taken.
+        min_run_s: Least time of a timed block, in seconds, judged by the last untimed run.
+        warmup: Untimed runs of each before the first round; without any, blocks are single runs.
         num_threads: CPU threads while timing; restored afterwards.
         clock: Returns seconds; the default synchronises the accelerator first.
         progress: Called with the number of rounds done.
     """
-    timers = {
-        name: benchmark.Timer("run()", globals={"run": run}, num_threads=num_threads, timer=clock, label=name)
-        for name, run in runs.items()
-    }
-    for run in runs.values():
-        for _ in range(warmup):
-            run()
+    timers = {name: timeit.Timer(run, timer=clock) for name, run in runs.items()}
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(rounds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(timers[name].blocked_autorange(min_run_time=min_run_s).median)
-        if progress is not None:
-            progress(index + 1)
+    with _threads(num_threads):
+        warm = {name: timer.repeat(warmup, number=1) for name, timer in timers.items()}
+        number = {name: max(1, math.ceil(min_run_s / s[-1])) if s else 1 for name, s in warm.items()}
+        for index in range(rounds):
+            first = index % len(names)
+            for name in names[first:] + names[:first]:
+                if number[name] > 1:
+                    timers[name].timeit(1)
+                times[name].append(timers[name].timeit(number[name]) / number[name])
+            if progress is not None:
+                progress(index + 1)
     return times
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def summary(times: list[float], images: int) -> dict[str, Any]:
     """Return median, interquartile range and spread of times in seconds; `images` are made in one run."""
-    task = benchmark.TaskSpec(stmt="run()", setup="pass")
-    measured = benchmark.Measurement(number_per_run=1, raw_times=times, task_spec=task)
+    quartiles = torch.tensor(times, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    low, median, high = quartiles.tolist()
     return {
-        "median_s": measured.median,
-        "iqr_s": measured.iqr,
-        "spread": measured.iqr / measured.median,
+        "median_s": median,
+        "iqr_s": high - low,
+        "spread": (high - low) / median,
         "min_s": min(times),
         "max_s": max(times),
         "runs": len(times),
-        "images_per_s": images / measured.median,
+        "images_per_s": images / median,
     }
 
 
@@ -104,12 +122,11 @@ def device_name(device: torch.device) -> str:
 
 
 @torch.no_grad()
-def measure(context: Context) -> dict[str, dict[str, Any]]:
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
     """Return for every subject the latency of a call and of a sampling run, and the speed-ups to the reference.
 
     Sampling is skipped (None) if the options say so or a subject has no sample function.
     """
-    context.check("latency", NEEDS)
     assert context.call is not None
     options = context.latency
     threads = options.num_threads or torch.get_num_threads()
@@ -143,10 +160,12 @@ def _time_sampling(context: Context, options: LatencyOptions, threads: int) -> d
         keys = ("sampling", "speedup_sampling", "speedup_sampling_ci95", "speedup_sampling_coverage")
         return {name: dict.fromkeys(keys) for name in context.subjects}
     ids = torch.arange(options.sampling_batch_size)
+    for sample in samplers.values():
+        sample(ids[:1])  # loads what is loaded at first use
     times = interleave(
         {name: lambda sample=sample: sample(ids) for name, sample in samplers.items()},
         rounds=options.sampling_rounds,
-        min_run_s=ONE_RUN,
+        min_run_s=0.0,
         warmup=0,
         num_threads=threads,
         progress=lambda done: context.report_progress("latency of sampling", done, options.sampling_rounds),

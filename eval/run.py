@@ -1,8 +1,17 @@
-"""Runs metrics by name: a metric is a file of this folder with a top-level function ``measure(context)``.
+"""Observes subjects and computes metrics from what was observed.
 
-A metric may also list in ``NEEDS`` what it reads of the context and the subjects, and say in ``MIN_IMAGES`` how many
-images it takes at least, so that something missing is reported before anything is measured. A new metric is one new
-file; nothing here has to know it.
+Observing is expensive (sampling, features, predictions), computing is cheap, and the two may speak through files, so
+that a subject is observed once for any number of comparisons.
+
+An observation is a file of this package with a function ``observe(context, name, seen)``; ``seen`` is what the subject
+showed before, and ``NEEDS`` names what the context and the subject must have (``NEEDS_DATA``: for the data). A metric
+is a file with a function ``compute(context, seen)``; ``seen`` holds what every subject and the data showed. It says in
+``READS`` which observations of each subject it is computed from, in ``READS_DATA`` which of the data, and in
+``MIN_IMAGES`` how many images it takes at least. An observation for one metric alone is a function in the metric's own
+file. A metric that runs the subjects side by side reads none, and its own ``NEEDS`` say what for.
+
+So a new metric is one new file, nothing here has to know it, and what is missing is reported before anything is
+measured.
 """
 
 from __future__ import annotations
@@ -11,23 +20,25 @@ import ast
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.types import Context
+from eval.observation import Observation
+from eval.types import DATA, Context
 
 FOLDER = Path(__file__).parent
+SUBJECT = ""  # any name that is not `DATA`
 
 
 def available_metrics(folder: Path = FOLDER) -> list[str]:
-    """Return the names of the metrics: the files of `folder` that define ``measure``; nothing is imported."""
-    return sorted(path.stem for path in folder.glob("*.py") if _defines_measure(path))
+    """Return the names of the metrics: the files of `folder` that define ``compute``; nothing is imported."""
+    return sorted(path.stem for path in folder.glob("*.py") if _defines_compute(path))
 
 
-def _defines_measure(path: Path) -> bool:
+def _defines_compute(path: Path) -> bool:
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == "measure" for node in body)
+    return any(isinstance(node, ast.FunctionDef) and node.name == "compute" for node in body)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -41,27 +52,101 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 def needs_of(metrics: Sequence[str]) -> set[str]:
-    """Return what the metrics read of the context and the subjects, e.g. ``features``."""
+    """Return what the metrics need of the context and the subjects, e.g. ``features``."""
     check_metrics(metrics)
-    modules = [importlib.import_module(f"eval.{name}") for name in metrics]
-    return {need for module in modules for need in getattr(module, "NEEDS", ())}
+    found: set[str] = set()
+    for metric in metrics:
+        found.update(*(_needs(what, SUBJECT) for what in _reads(metric, SUBJECT) or (metric,)))
+        found.update(*(_needs(what, DATA) for what in _reads(metric, DATA)))
+    return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"eval.{name}")
+
+
+def _reads(metric: str, name: str) -> Sequence[str]:
+    """Return the observations of a subject, or of the data, that a metric is computed from."""
+    return getattr(_module(metric), "READS_DATA" if name == DATA else "READS", ())
+
+
+def _needs(what: str, name: str) -> Sequence[str]:
+    """Return what has to be there for a file to look at a subject, or at the data."""
+    return getattr(_module(what), "NEEDS_DATA" if name == DATA else "NEEDS", ())
 
 
 def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
     """Return how many real and generated images the most demanding metric takes at least, and which that is."""
     check_metrics(metrics)
-    found = [(getattr(importlib.import_module(f"eval.{name}"), "MIN_IMAGES", 1), name) for name in metrics]
+    found = [(getattr(_module(name), "MIN_IMAGES", 1), name) for name in metrics]
     return max(found, default=(1, ""))
 
 
+def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
+    """Return what `metrics` read of a subject, or of the data, in the order in which it is gathered."""
+    check_metrics(metrics)
+    return list(dict.fromkeys(what for metric in metrics for what in _reads(metric, name)))
+
+
+def observe(
+    context: Context,
+    name: str,
+    metrics: Sequence[str],
+    folder: Path | None = None,
+    seen: Mapping[str, Observation] | None = None,
+) -> dict[str, Observation]:
+    """Gather what `metrics` read of one subject.
+
+    Args:
+        context: The subject, the data and the options.
+        name: Name of the subject, or `DATA` for the data that all are held against.
+        metrics: Names of metrics; one that compares subjects with each other (latency) reads nothing of one alone.
+        folder: Written to and, where it holds an observation already, read from instead of gathering.
+        seen: What is known already and need not be gathered.
+
+    Returns:
+        Everything that was seen, by observation.
+
+    Raises:
+        ValueError: For an unknown metric, something a metric needs and the context lacks, a broken file, or something
+            that the subject does wrong.
+    """
+    found = dict(seen or {})
+    wanted = [what for what in observations(metrics, name) if what not in found]
+    if folder is not None:
+        found |= {what: Observation.load(folder, what) for what in wanted if Observation.is_in(folder, what)}
+    missing = [what for what in wanted if what not in found]
+    for metric in metrics:
+        _check_needs(context, metric, name, missing)
+    for what in missing:
+        found[what] = _module(what).observe(context, name, found)
+        if folder is not None:
+            found[what].save(folder, what)
+    return found
+
+
+def _check_needs(context: Context, metric: str, name: str, missing: Sequence[str]) -> None:
+    """Raise ValueError unless those of the `missing` observations that `metric` reads can be made."""
+    for what in _reads(metric, name):
+        if what in missing:
+            context.check(metric, _needs(what, name), [] if name == DATA else [name])
+
+
 def measure_all(
-    context: Context, metrics: Sequence[str], *, on_start: Callable[[str], None] | None = None
+    context: Context,
+    metrics: Sequence[str],
+    *,
+    observed: Mapping[str, Path] | None = None,
+    on_start: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure every subject of the context.
 
     Args:
-        context: The subjects, data and options; images and features are computed once and shared.
+        context: The subjects, data and options.
         metrics: Names as in `available_metrics`; they run in this order.
+        observed: Folders that `observe` filled for these metrics, by subject, and under `DATA` for the
+            data. These are read, and only what compares subjects in turns (latency) still runs the subject. What has
+            no folder is observed in memory.
         on_start: Called with the name of each metric before it runs.
 
     Returns:
@@ -72,14 +157,24 @@ def measure_all(
             or a result that is NaN or infinite.
     """
     check_metrics(metrics)
-    modules = {name: importlib.import_module(f"eval.{name}") for name in metrics}
-    for name, module in modules.items():
-        context.check(name, getattr(module, "NEEDS", ()))
+    folders = observed or {}
+    seen: dict[str, dict[str, Observation]] = {name: {} for name in (DATA, *context.subjects)}
+    for metric in metrics:
+        for name in [name for name in seen if name not in folders]:
+            _check_needs(context, metric, name, _reads(metric, name))
+        if not _reads(metric, SUBJECT):  # it runs the subjects side by side
+            context.check(metric, _needs(metric, SUBJECT))
     results: dict[str, dict[str, Any]] = {name: {} for name in context.subjects}
-    for metric, module in modules.items():
+    for metric in metrics:
         if on_start is not None:
             on_start(metric)
-        for subject, values in module.measure(context).items():
+        for name in seen:
+            if name in folders:
+                new = [what for what in observations([metric], name) if what not in seen[name]]
+                seen[name] |= {what: Observation.load(folders[name], what) for what in new}
+            else:
+                seen[name] = observe(context, name, [metric], seen=seen[name])
+        for subject, values in _module(metric).compute(context, seen).items():
             _check_values(values, f"subject {subject!r}, metric {metric!r}")
             clash = sorted(set(values) & set(results[subject]))
             if clash:

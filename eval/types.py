@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from eval.features import FeatureExtractor, load_features
+
+DATA = "data"
+"""Stands among the names of subjects for the held-out data, which show features of real images."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Subject:
         sample: Maps sample ids ``(B,)`` to uint8 images ``(B, C, H, W)``; image i depends on id i alone.
         model: The denoiser, in eval mode.
         folder: Where its safetensors files lie (the denoiser's own, not the whole pipeline's).
+        file_bytes: Their size where there are none to look at; see `eval.cost.saved_bytes`.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Subject:
     sample: Callable[[Tensor], Tensor] | None = None
     model: nn.Module | None = None
     folder: Path | None = None
+    file_bytes: int | None = None
 
 
 class Noised(NamedTuple):
@@ -111,21 +117,22 @@ class LatencyOptions:
             )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Context:
-    """Everything the metrics read, with what they share cached: the images and their features.
+    """Everything that is looked at, and how.
 
     Attributes:
         subjects: By name; the first is the reference (the dense model).
         real: Returns the held-out real images, uint8 ``(M, C, H, W)``.
-        noised: Returns noised held-out batches; called once a measurement. See `Noised.of`.
+        noised: Returns noised held-out batches; called once a subject. See `Noised.of`.
         call: Returns plausible call arguments for a batch size, on the subjects' device.
         features: What `eval.features.load_features` takes, or a loaded extractor.
         num_samples: Images to sample from every subject, ids ``0 .. num_samples - 1``.
         batch_size: Images to sample, or to extract features from, at once.
+        workers: Batches to sample or to predict side by side, each on one CPU thread (`eval.workers`). With more than
+            one, `sample` and `predict` of the subjects are called in several threads at a time.
         latency: Options of `eval.latency`.
         device: Where features are extracted.
-        antialias: How images are resized for Inception; False is comparable with papers.
         seed: Seeds the bootstrap and the subsets of the kernel distance.
         progress: Called with (what, done, total); total is 0 where it is unknown.
     """
@@ -137,13 +144,11 @@ class Context:
     features: str | Path | nn.Module | FeatureExtractor | None = None
     num_samples: int = 1000
     batch_size: int = 64
+    workers: int = 1
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     device: str | torch.device = "cpu"
-    antialias: bool = False
     seed: int = 0
     progress: Callable[[str, int, int], None] | None = None
-    _tensors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _extractor: FeatureExtractor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check names and sizes.
@@ -158,7 +163,11 @@ class Context:
                 raise ValueError(
                     f"Context.subjects[{key!r}] is named {subject.name!r}; key and name must agree"
                 )
-        for name in ("num_samples", "batch_size"):
+        if DATA in self.subjects:
+            raise ValueError(
+                f"Context.subjects names {DATA!r}, which stands for the data; choose another name"
+            )
+        for name in ("num_samples", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Context.{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -167,105 +176,45 @@ class Context:
         """The subject that the others are compared with: the first."""
         return next(iter(self.subjects.values()))
 
-    def check(self, metric: str, needs: Iterable[str]) -> None:
-        """Make sure that what `metric` reads is there.
-
-        Args:
-            metric: Name of the metric, for the message.
-            needs: Names of attributes of `Context`, or of `Subject` (then every subject must have it).
-
-        Raises:
-            ValueError: Naming the metric and the first thing missing, or a model in training mode.
-        """
-        for need in needs:
-            if hasattr(self, need):
-                if getattr(self, need) is None:
-                    raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
-                continue
-            for subject in self.subjects.values():
-                if getattr(subject, need) is None:
-                    raise ValueError(
-                        f"metric {metric!r} needs Subject.{need}; subject {subject.name!r} has none"
-                    )
-        for subject in self.subjects.values():
-            if subject.model is not None and subject.model.training:
-                raise ValueError(
-                    f"subject {subject.name!r}: the model is in training mode, so dropout would change metric "
-                    f"{metric!r}; call model.eval()"
-                )
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The feature extractor, loaded when first asked for."""
+        if self.features is None:
+            raise ValueError("Context.features is None; give 'inception', a classifier folder or a module")
+        if isinstance(self.features, FeatureExtractor):
+            return self.features
+        return load_features(self.features, self.device)
 
     def report_progress(self, what: str, done: int, total: int) -> None:
         """Tell the caller how far `what` is."""
         if self.progress is not None:
             self.progress(what, done, total)
 
-    @torch.no_grad()
-    def images(self, name: str, metric: str = "samples") -> Tensor:
-        """Return the images of a subject, sampled once: uint8 ``(num_samples, C, H, W)`` on the CPU.
+    def check(self, metric: str, needs: Iterable[str], subjects: Iterable[str] | None = None) -> None:
+        """Make sure that what `metric` needs is there.
+
+        Args:
+            metric: Name of the metric, for the message.
+            needs: Names of attributes of `Context`, or of `Subject` (then every subject must have it).
+            subjects: The subjects that will be looked at; None are all.
 
         Raises:
-            ValueError: If the sample function returns NaN, another dtype, shape or number of images.
+            ValueError: Naming the metric and the first thing missing, or a model in training mode.
         """
-        key = f"images of {name}"
-        if key not in self._tensors:
-            self.check(metric, ["sample"])
-            sample = self.subjects[name].sample
-            assert sample is not None
-            batches = []
-            for start in range(0, self.num_samples, self.batch_size):
-                ids = torch.arange(start, min(start + self.batch_size, self.num_samples))
-                batch = sample(ids)
-                place = f"subject {name!r}, metric {metric!r}, samples {start} to {start + len(ids) - 1}"
-                check_images(batch, place)
-                if len(batch) != len(ids):
-                    raise ValueError(f"{place}: {len(batch)} images came for {len(ids)} sample ids")
-                batches.append(batch.cpu())
-                self.report_progress(f"sampling {name}", start + len(ids), self.num_samples)
-            self._tensors[key] = torch.cat(batches)
-        return self._tensors[key]
-
-    def real_images(self, metric: str = "samples") -> Tensor:
-        """Return the real images, uint8 ``(M, C, H, W)`` on the CPU, fetched once."""
-        if "real images" not in self._tensors:
-            self.check(metric, ["real"])
-            assert self.real is not None
-            images = self.real()
-            check_images(images, f"metric {metric!r}, real images")
-            self._tensors["real images"] = images.cpu()
-        return self._tensors["real images"]
-
-    def extractor(self) -> FeatureExtractor:
-        """Return the feature extractor, loaded once."""
-        if self._extractor is None:
-            if self.features is None:
+        looked_at = [self.subjects[name] for name in (self.subjects if subjects is None else subjects)]
+        for need in needs:
+            if need in Context.__dataclass_fields__:
+                if getattr(self, need) is None:
+                    raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
+                continue
+            for subject in looked_at:
+                if getattr(subject, need) is None:
+                    raise ValueError(
+                        f"metric {metric!r} needs Subject.{need}; subject {subject.name!r} has none"
+                    )
+        for subject in looked_at:
+            if subject.model is not None and subject.model.training:
                 raise ValueError(
-                    "Context.features is None; give 'inception', a classifier folder or a module"
+                    f"subject {subject.name!r}: the model is in training mode, so dropout would change metric "
+                    f"{metric!r}; call model.eval()"
                 )
-            if isinstance(self.features, FeatureExtractor):
-                self._extractor = self.features
-            else:
-                self._extractor = load_features(self.features, self.device, antialias=self.antialias)
-        return self._extractor
-
-    def image_features(self, name: str | None, metric: str = "features") -> Tensor:
-        """Return the features of a subject's images, or of the real ones for None; ``(N, d)``, extracted once."""
-        key = f"features of {name}" if name is not None else "features of the real images"
-        if key not in self._tensors:
-            images = self.real_images(metric) if name is None else self.images(name, metric)
-            who = "real images" if name is None else f"subject {name!r}"
-            self._tensors[key] = self.extractor().extract(
-                images, batch_size=self.batch_size, place=f"{who}, metric {metric!r}"
-            )
-        return self._tensors[key]
-
-
-def check_images(images: Tensor, place: str) -> None:
-    """Raise ValueError unless `images` is uint8 of shape ``(N, C, H, W)``; NaN is named as such."""
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        raise ValueError(
-            f"{place}: the images hold NaN or infinity; check the model's weights and its dtype (float16 overflows)"
-        )
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"{place}: images must be rounded uint8 (N, C, H, W), found {images.dtype} {tuple(images.shape)}"
-        )

@@ -1,11 +1,18 @@
 """SSIM and MSE to the reference's images."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from eval.consistency import image_mse, image_ssim, measure, ssim_window
+from eval.consistency import image_mse, image_ssim, ssim_window
+from eval.run import measure_all
 from eval.types import Context, Subject
+
+
+def measured(context: Context) -> dict[str, dict[str, Any]]:
+    return measure_all(context, ["consistency"])
 
 
 def pictures(n: int, side: int, seed: int = 0) -> Tensor:
@@ -50,7 +57,7 @@ def test_measured_against_the_first_subject() -> None:
     far = pictures(10, 8, seed=1)
     images = {"dense": dense, "near": near, "far": far}
     subjects = {name: Subject(name, sample=lambda ids, x=x: x[ids]) for name, x in images.items()}
-    result = measure(Context(subjects, num_samples=10, batch_size=4))
+    result = measured(Context(subjects, num_samples=10, batch_size=4))
     assert result["dense"]["ssim"] == pytest.approx(1)
     assert result["dense"]["mse"] == 0
     assert result["near"]["mse"] == pytest.approx(0.5 / 64 / 255**2)
@@ -68,4 +75,4 @@ def test_sizes_that_differ() -> None:
     with pytest.raises(
         ValueError, match=r"subject 'slim', metric 'consistency': images of shape \(4, 1, 4, 4\)"
     ):
-        measure(Context(subjects, num_samples=4))
+        measured(Context(subjects, num_samples=4))

@@ -3,13 +3,18 @@
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from eval.denoising import measure
+from eval.run import measure_all
 from eval.types import Context, Noised, Subject
+
+
+def measured(context: Context) -> dict[str, dict[str, Any]]:
+    return measure_all(context, ["denoising"])
 
 
 def constant(value: float):
@@ -26,7 +31,7 @@ def batches(target: float = 1.0, ids: bool = True) -> Iterator[Noised]:
 
 def test_constant_predictions_by_hand() -> None:
     subjects = {"dense": Subject("dense", constant(2.0)), "slim": Subject("slim", constant(3.0))}
-    result = measure(Context(subjects, noised=batches))
+    result = measured(Context(subjects, noised=batches))
     assert result["dense"]["denoising_error"] == [1.0, None, 1.0]
     assert result["dense"]["denoising_error_mean"] == 1.0
     assert result["dense"]["excess_error"] == 0
@@ -46,7 +51,7 @@ def test_intervals_are_clustered_by_image() -> None:
         for bucket in (0, 1):
             yield Noised({"sample": offset}, torch.zeros(2, 1, 1, 1), bucket, torch.arange(2))
 
-    result = measure(Context({"dense": Subject("dense", lambda call: call["sample"])}, noised=noised))[
+    result = measured(Context({"dense": Subject("dense", lambda call: call["sample"])}, noised=noised))[
         "dense"
     ]
     # a = (2, 6), b = (2, 2): residuals (-2, 2), variance 2 / 1 * 8 / 16, t(0.975, 1) = 12.706205
@@ -69,16 +74,16 @@ def test_batch_size_changes_nothing() -> None:
         "dense": Subject("dense", lambda call: call["sample"]),
         "slim": Subject("slim", lambda call: call["sample"].sin()),
     }
-    one, other = (measure(Context(subjects, noised=lambda s=s: noised(s)))["slim"] for s in (12, 5))
+    one, other = (measured(Context(subjects, noised=lambda s=s: noised(s)))["slim"] for s in (12, 5))
     for key in ("denoising_error_mean", "denoising_error_ci95", "excess_error", "excess_error_ci95"):
         assert one[key] == pytest.approx(other[key], rel=1e-12)
 
 
 def test_objects_and_plain_tuples_are_read_too() -> None:
     subjects = {"dense": Subject("dense", constant(2.0))}
-    objects = measure(Context(subjects, noised=lambda: (SimpleNamespace(**b._asdict()) for b in batches())))
-    assert objects == measure(Context(subjects, noised=batches))
-    triples = measure(Context(subjects, noised=lambda: ((b.call, b.target, b.bucket) for b in batches())))[
+    objects = measured(Context(subjects, noised=lambda: (SimpleNamespace(**b._asdict()) for b in batches())))
+    assert objects == measured(Context(subjects, noised=batches))
+    triples = measured(Context(subjects, noised=lambda: ((b.call, b.target, b.bucket) for b in batches())))[
         "dense"
     ]
     assert triples["denoising_error_mean"] == 1.0
@@ -90,7 +95,7 @@ def test_something_else_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"Context\.noised yielded int; give an object with the attributes call, target"
     ):
-        measure(Context({"dense": Subject("dense", constant(1.0))}, noised=lambda: [1]))
+        measured(Context({"dense": Subject("dense", constant(1.0))}, noised=lambda: [1]))
 
 
 def broken(call: dict[str, Tensor]) -> Tensor:
@@ -103,27 +108,27 @@ def test_nan_names_subject_metric_and_place() -> None:
     subjects = {"dense": Subject("dense", constant(1.0)), "slim": Subject("slim", broken)}
     expected = "subject 'slim', metric 'denoising', batch 0, timestep bucket 0, prediction: NaN .* 1 of 3 .* sample 1;"
     with pytest.raises(ValueError, match=expected):
-        measure(Context(subjects, noised=batches))
+        measured(Context(subjects, noised=batches))
 
 
 def test_nan_in_the_target_is_not_blamed_on_a_subject() -> None:
     with pytest.raises(ValueError, match="metric 'denoising', target of batch 0, timestep bucket 0: NaN"):
-        measure(Context({"dense": Subject("dense", constant(1.0))}, noised=lambda: batches(math.inf)))
+        measured(Context({"dense": Subject("dense", constant(1.0))}, noised=lambda: batches(math.inf)))
 
 
 def test_a_learned_variance_left_in_the_prediction() -> None:
     doubled = Subject("dense", lambda call: torch.cat([call["sample"]] * 2, dim=1))
     with pytest.raises(ValueError, match=r"prediction has shape \(3, 2, 2, 2\), the target \(3, 1, 2, 2\)"):
-        measure(Context({"dense": doubled}, noised=batches))
+        measured(Context({"dense": doubled}, noised=batches))
 
 
 def test_no_batch() -> None:
     with pytest.raises(ValueError, match=r"Context\.noised yielded no batch"):
-        measure(Context({"dense": Subject("dense", constant(1.0))}, noised=list))
+        measured(Context({"dense": Subject("dense", constant(1.0))}, noised=list))
 
 
 def test_a_silent_reference_has_no_excess_error() -> None:
     subjects = {"dense": Subject("dense", constant(0.0)), "slim": Subject("slim", constant(1.0))}
-    result = measure(Context(subjects, noised=batches))["slim"]
+    result = measured(Context(subjects, noised=batches))["slim"]
     assert result["excess_error"] is None
     assert result["excess_error_ci95"] is None

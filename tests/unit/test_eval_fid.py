@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval import fid, kid
+from eval import fid
 from eval.fid import bootstrap_frechet, frechet_distance
 from eval.kid import kernel_distance
+from eval.run import measure_all
 from eval.types import Context, Subject
 
 
@@ -133,7 +134,7 @@ def context(n: int = 40) -> tuple[Context, Corners]:
 
 def test_measured_by_subject_with_shared_features() -> None:
     ctx, corners = context()
-    frechet, kernel = fid.measure(ctx), kid.measure(ctx)
+    frechet = kernel = measure_all(ctx, ["fid", "kid"])
     assert corners.calls == 2 * 4  # real and three subjects, two batches each, once for both metrics
     assert frechet["dense"]["frechet"] == frechet["twin"]["frechet"] < frechet["far"]["frechet"]
     assert kernel["dense"]["kernel"] == kernel["twin"]["kernel"] < kernel["far"]["kernel"]
@@ -152,7 +153,7 @@ def test_measured_by_subject_with_shared_features() -> None:
 
 def test_fewer_images_than_features_is_said() -> None:
     ctx, _ = context(n=4)
-    warning = fid.measure(ctx)["dense"]["frechet_warning"]
+    warning = measure_all(ctx, ["fid"])["dense"]["frechet_warning"]
     assert warning == "n < d: covariance is singular (50 real and 4 generated images, 4 features)"
 
 
@@ -160,4 +161,4 @@ def test_no_ratio_to_a_distance_of_zero() -> None:
     same = pictures(30, 1)
     subjects = {"dense": Subject("dense", sample=lambda ids: torch.zeros_like(same)[ids])}
     ctx = Context(subjects, real=lambda: torch.zeros_like(same), features=Corners(), num_samples=30)
-    assert fid.measure(ctx)["dense"]["frechet_ratio"] is None
+    assert measure_all(ctx, ["fid"])["dense"]["frechet_ratio"] is None

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from eval import fid, kid
 from eval.features import load_features
 from eval.kid import kernel_distance
-from eval.types import Context, Subject
+from eval.run import measure_all, observe
+from eval.types import DATA, Context, Subject
 
 N = 6
 
@@ -69,19 +69,20 @@ def test_fid_and_kid_agree_with_torch_fidelity(weights: Path, tmp_path: Path) ->
     context = Context(
         subjects, real=lambda: real, features=f"inception:{weights}", num_samples=N, batch_size=N
     )
-    ours = fid.measure(context)["dense"]
+    ours = measure_all(context, ["fid", "kid"])["dense"]
     assert ours["frechet"] > 1
     assert ours["frechet"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    mean, _, _ = kernel_distance(
-        context.image_features(None), context.image_features("dense"), subsets=2, subset_size=N
-    )
+    features = [
+        observe(context, name, ["kid"])["image_features"].tensors["features"] for name in (DATA, "dense")
+    ]
+    mean, _, _ = kernel_distance(*features, subsets=2, subset_size=N)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
 
     assert ours["frechet_name"].startswith("FID with unpublished Inception weights ")
     assert ours["frechet_features_sha256"].startswith(ours["frechet_name"][-8:])
     assert ours["frechet_mode"].startswith("antialias=False")
     assert ours["frechet_warning"].startswith("n < d: covariance is singular")
-    assert kid.measure(context)["dense"]["kernel_name"].startswith("KID with unpublished")
+    assert ours["kernel_name"].startswith("KID with unpublished")
 
 
 def test_grey_images_are_repeated_and_the_published_file_is_fid(

@@ -1,12 +1,19 @@
 """Latency with a clock that only the runs move, so that every number is known."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from eval import latency
-from eval.latency import device_name, interleave, measure, speedup, summary
+from eval.latency import device_name, interleave, speedup, summary
+from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
+
+
+def measured(context: Context) -> dict[str, dict[str, Any]]:
+    return measure_all(context, ["latency"])
 
 
 class Clock:
@@ -105,7 +112,7 @@ def test_measured_by_subject(clock: Clock) -> None:
     sizes: list[int] = []
     options = LatencyOptions(batch_size=6, rounds=7, sampling_rounds=2, sampling_batch_size=5, num_threads=1)
     context = Context(subjects(clock), call=lambda n: sizes.append(n) or {}, latency=options)
-    result = measure(context)
+    result = measured(context)
     assert sizes == [6]
     assert result["dense"]["speedup_call"] == result["dense"]["speedup_sampling"] == 1.0
     assert result["slim"]["speedup_call"] == result["slim"]["speedup_sampling"] == 3.0
@@ -121,7 +128,7 @@ def test_measured_by_subject(clock: Clock) -> None:
 def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
     def result(sampling: bool, able: bool) -> dict:
         options = LatencyOptions(rounds=1, sampling=sampling, sampling_rounds=1)
-        return measure(Context(subjects(clock, able), call=lambda n: {}, latency=options))["slim"]
+        return measured(Context(subjects(clock, able), call=lambda n: {}, latency=options))["slim"]
 
     assert result(sampling=True, able=True)["sampling"] is not None
     assert result(sampling=False, able=True)["sampling"] is None

@@ -3,14 +3,17 @@
 import json
 import math
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.run import available_metrics, check_metrics, measure_all
-from eval.types import Context, LatencyOptions, Noised, Subject
+from eval.observation import Observation
+from eval.run import available_metrics, check_metrics, measure_all, needs_of, observations, observe
+from eval.types import DATA, Context, LatencyOptions, Noised, Subject
 
 
 class Denoiser(nn.Module):
@@ -70,8 +73,8 @@ ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency"]
 
 def test_metrics_are_found_by_file_name(tmp_path) -> None:
     assert available_metrics() == ALL
-    (tmp_path / "sharpness.py").write_text("def measure(context):\n    return {}\n")
-    (tmp_path / "helper.py").write_text("def other():\n    measure = 1\n")
+    (tmp_path / "sharpness.py").write_text("def compute(context, seen):\n    return {}\n")
+    (tmp_path / "helper.py").write_text("def other():\n    compute = 1\n")
     assert available_metrics(tmp_path) == ["sharpness"]
 
 
@@ -93,25 +96,126 @@ def test_batch_size_changes_no_quality() -> None:
         assert one[key] == pytest.approx(other[key], rel=1e-6)
 
 
-def test_images_are_sampled_once() -> None:
+def test_images_are_sampled_once_for_all_metrics() -> None:
     calls: list[list[int]] = []
 
     def sample(ids: Tensor) -> Tensor:
         calls.append(ids.tolist())
-        return torch.zeros(len(ids), 1, 8, 8, dtype=torch.uint8)
+        return (noise(ids) * 64 + 128).clamp(0, 255).to(torch.uint8)
 
-    context = Context({"dense": Subject("dense", sample=sample)}, num_samples=5, batch_size=2)
-    assert context.images("dense").shape == (5, 1, 8, 8)
-    assert context.images("dense") is context.images("dense")
+    context = replace(
+        whole_context(), subjects={"dense": Subject("dense", sample=sample)}, num_samples=5, batch_size=2
+    )
+    measure_all(context, ["fid", "kid", "consistency"])
     assert calls == [[0, 1], [2, 3], [4]]
 
 
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
-    context = whole_context()
-    context.progress = lambda what, done, total: told.append((what, done, total))
+    context = replace(whole_context(), progress=lambda what, done, total: told.append((what, done, total)))
     measure_all(context, ["consistency"])
     assert told[:3] == [("sampling dense", 16, 40), ("sampling dense", 32, 40), ("sampling dense", 40, 40)]
+
+
+def test_several_workers_show_what_one_does() -> None:
+    metrics = ["fid", "kid", "consistency", "denoising"]
+    context = replace(whole_context(batch_size=3), noised=lambda: whole_context().noised() * 5)  # type: ignore[misc]
+    assert measure_all(replace(context, workers=3), metrics) == measure_all(context, metrics)
+
+
+APART = ["consistency", "cost", "denoising", "fid", "kid"]
+"""Metrics that are computed from what each subject shows alone."""
+
+
+def observed_in(place: Path, context: Context) -> dict[str, Path]:
+    folders = {name: place / name for name in (DATA, *context.subjects)}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        observe(context, name, APART, folder)
+    return folders
+
+
+def test_figures_from_folders_are_those_in_memory_and_no_subject_is_touched(tmp_path: Path) -> None:
+    context = whole_context()
+    folders = observed_in(tmp_path, context)
+    names = {name: sorted(path.name for path in folder.iterdir()) for name, folder in folders.items()}
+    assert names[DATA] == ["image_features.json", "image_features.safetensors"]
+    assert names["dense"] == names["pruned"]
+    assert {"images.safetensors", "cost.json", "denoising.safetensors"} <= set(names["dense"])
+    bare = Context({name: Subject(name) for name in context.subjects}, num_samples=40, batch_size=16)
+    assert measure_all(bare, APART, observed=folders) == measure_all(context, APART)
+
+
+def test_what_is_not_observed_yet_is_measured_beside_what_is(tmp_path: Path) -> None:
+    context = whole_context()
+    folders = observed_in(tmp_path, replace(context, subjects={"dense": context.subjects["dense"]}))
+    untouched = Subject("dense", predict=context.subjects["dense"].predict, model=Denoiser(0).eval())
+    mixed = replace(context, subjects={"dense": untouched, "pruned": context.subjects["pruned"]})
+    found = measure_all(mixed, [*APART, "latency"], observed=folders)
+    assert found["dense"]["call"]["runs"] == 1  # subjects take turns: latency runs those with a folder, too
+    assert found["dense"]["sampling"] is None
+    wanted = measure_all(context, APART)
+    assert {key: found["pruned"][key] for key in wanted["pruned"]} == wanted["pruned"]
+
+
+def test_an_observation_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+    context = whole_context()
+    first = observe(context, "dense", ["consistency"], tmp_path)
+    silent = replace(context, subjects={"dense": Subject("dense")})
+    again = observe(silent, "dense", ["fid"], tmp_path)
+    assert torch.equal(again["images"].tensors["images"], first["images"].tensors["images"])
+    assert set(observations(["fid"], "dense")) == set(again) == {"images", "image_features"}
+    (tmp_path / "images.json").unlink()  # what says that it is whole
+    with pytest.raises(
+        ValueError, match=r"metric 'consistency' needs Subject\.sample; subject 'dense' has none"
+    ):
+        observe(silent, "dense", ["consistency"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda f: (f / "images.json").unlink(),
+            r"pruned has no observation 'images' \(.*images.json\); observe it first",
+        ),
+        (lambda f: (f / "images.safetensors").unlink(), r"has no observation 'images'"),
+        (
+            lambda f: (f / "images.safetensors").write_bytes(b"x"),
+            r"the observation 'images' cannot be read .*; observe it anew",
+        ),
+        (lambda f: (f / "images.json").write_text("[]"), r"the observation 'images' cannot be read"),
+    ],
+)
+def test_a_folder_that_is_not_whole(tmp_path: Path, spoil, message: str) -> None:
+    context = whole_context()
+    folders = observed_in(tmp_path, context)
+    spoil(folders["pruned"])
+    with pytest.raises(ValueError, match=message):
+        measure_all(context, ["consistency"], observed=folders)
+
+
+def test_observations_that_do_not_belong_together(tmp_path: Path) -> None:
+    context = whole_context()
+    folders = observed_in(tmp_path, context)
+    path = folders["pruned"]
+    features = Observation.load(path, "image_features")
+    Observation(features.tensors, {**features.facts, "name": "other"}).save(path, "image_features")
+    with pytest.raises(
+        ValueError, match=r"subject 'pruned' was observed with the features .*'other'.*the real images with"
+    ):
+        measure_all(context, ["fid"], observed=folders)
+    Observation({"features": features.tensors["features"][1:]}, features.facts).save(path, "image_features")
+    with pytest.raises(
+        ValueError, match=r"different numbers of images: \{'dense': 40, 'pruned': 39\}; observe them anew"
+    ):
+        measure_all(context, ["kid"], observed=folders)
+    rows = Observation.load(path, "denoising").tensors
+    Observation({**rows, "bucket": rows["bucket"] + 1}).save(path, "denoising")
+    with pytest.raises(
+        ValueError, match=r"'pruned', metric 'denoising': it was observed on other images, timesteps"
+    ):
+        measure_all(context, ["denoising"], observed=folders)
 
 
 def test_an_unknown_metric_is_named_with_the_valid_ones() -> None:
@@ -125,13 +229,18 @@ def test_an_unknown_metric_is_named_with_the_valid_ones() -> None:
 
 
 def test_what_is_missing_is_named_before_anything_is_measured() -> None:
-    context = whole_context()
-    context.noised = None
+    context = replace(whole_context(), noised=None)
     with pytest.raises(ValueError, match=r"metric 'denoising' needs Context.noised, which is None"):
         measure_all(context, ["fid", "denoising"], on_start=lambda name: pytest.fail(name))
-    context.subjects["pruned"] = Subject("pruned")  # type: ignore[index]
+    context = replace(context, subjects={**context.subjects, "pruned": Subject("pruned")})
     with pytest.raises(ValueError, match=r"metric 'fid' needs Subject\.sample; subject 'pruned' has none"):
         measure_all(context, ["fid"])
+
+
+def test_what_metrics_need_is_what_their_observations_need() -> None:
+    assert needs_of(["fid"]) == needs_of(["kid"]) == {"sample", "real", "features"}
+    assert needs_of(["consistency", "denoising"]) == {"sample", "predict", "noised"}
+    assert needs_of(["cost"]) == needs_of(["latency"]) == {"predict", "model", "call"}
 
 
 def test_a_model_in_training_mode_is_refused() -> None:
@@ -143,10 +252,10 @@ def test_a_model_in_training_mode_is_refused() -> None:
         measure_all(context, ["cost"])
 
 
-def with_metrics(monkeypatch: pytest.MonkeyPatch, **measures) -> None:
-    for name, measure in measures.items():
-        monkeypatch.setitem(sys.modules, f"eval.{name}", SimpleNamespace(measure=measure))
-    monkeypatch.setattr("eval.run.available_metrics", lambda: list(measures))
+def with_metrics(monkeypatch: pytest.MonkeyPatch, **computes) -> None:
+    for name, compute in computes.items():
+        monkeypatch.setitem(sys.modules, f"eval.{name}", SimpleNamespace(compute=compute))
+    monkeypatch.setattr("eval.run.available_metrics", lambda: list(computes))
 
 
 @pytest.mark.parametrize(
@@ -159,14 +268,16 @@ def with_metrics(monkeypatch: pytest.MonkeyPatch, **measures) -> None:
     ],
 )
 def test_results_that_are_no_plain_numbers(monkeypatch: pytest.MonkeyPatch, value, expected: str) -> None:
-    with_metrics(monkeypatch, odd=lambda context: {"dense": {"x": value}})
+    with_metrics(monkeypatch, odd=lambda context, seen: {"dense": {"x": value}})
     with pytest.raises(ValueError, match=expected):
         measure_all(whole_context(), ["odd"])
 
 
 def test_two_metrics_may_not_return_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with_metrics(
-        monkeypatch, one=lambda context: {"dense": {"x": 1}}, two=lambda context: {"dense": {"x": 2}}
+        monkeypatch,
+        one=lambda context, seen: {"dense": {"x": 1}},
+        two=lambda context, seen: {"dense": {"x": 2}},
     )
     with pytest.raises(
         ValueError, match=r"metric 'two' returns \['x'\], which another metric returned already"
@@ -179,7 +290,7 @@ def test_two_metrics_may_not_return_one_key(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (
             torch.full((2, 1, 4, 4), math.nan),
-            "subject 'dense', metric 'consistency', samples 0 to 1: .* NaN or infinity",
+            "subject 'dense', samples 0 to 1: .* NaN or infinity",
         ),
         (
             torch.zeros(2, 1, 4, 4),
@@ -196,9 +307,8 @@ def test_samples_that_are_no_images(images: Tensor, expected: str) -> None:
 
 
 def test_real_images_are_checked_too() -> None:
-    context = whole_context()
-    context.real = lambda: torch.zeros(4, 1, 8, 8)
-    with pytest.raises(ValueError, match="metric 'fid', real images: images must be rounded uint8"):
+    context = replace(whole_context(), real=lambda: torch.zeros(4, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"^real images: images must be rounded uint8"):
         measure_all(context, ["fid"])
 
 
@@ -207,11 +317,13 @@ def test_real_images_are_checked_too() -> None:
     [
         ({"subjects": {}}, "Context.subjects is empty"),
         ({"subjects": {"a": Subject("b")}}, "'a'.* is named 'b'"),
+        ({"subjects": {"data": Subject("data")}}, "names 'data', which stands for the data"),
         (
             {"subjects": {"a": Subject("a")}, "num_samples": 0},
             "Context.num_samples is 0; it must be at least 1",
         ),
         ({"subjects": {"a": Subject("a")}, "batch_size": 0}, "Context.batch_size is 0"),
+        ({"subjects": {"a": Subject("a")}, "workers": 0}, "Context.workers is 0"),
     ],
 )
 def test_contexts_that_cannot_be(arguments: dict, expected: str) -> None:
@@ -221,4 +333,4 @@ def test_contexts_that_cannot_be(arguments: dict, expected: str) -> None:
 
 def test_an_extractor_without_a_spec() -> None:
     with pytest.raises(ValueError, match=r"Context\.features is None; give 'inception'"):
-        Context({"a": Subject("a")}).extractor()
+        _ = Context({"a": Subject("a")}).extractor

@@ -1,0 +1,57 @@
+"""Features of a subject's images and of the real ones, extracted once for all metrics that compare them.
+
+Observation: ``features`` ``(N, d)``, a row an image; the facts are those of the network (`eval.features`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from eval.images import check_images
+from eval.observation import Observation, Seen
+from eval.types import DATA, Context
+
+NEEDS = ("features",)
+NEEDS_DATA = ("real", "features")
+
+
+def observe(context: Context, name: str, seen: Seen) -> Observation:
+    """Extract the features of a subject's images, or of the real ones for the data."""
+    place = "real images" if name == DATA else f"subject {name!r}"
+    if name == DATA:
+        assert context.real is not None
+        images = context.real()
+        check_images(images, place)
+    else:
+        images = seen["images"].tensors["images"]
+    features = context.extractor.extract(images, batch_size=context.batch_size, place=place)
+    return Observation({"features": features}, context.extractor.facts)
+
+
+def features_of(
+    context: Context, seen: Mapping[str, Seen]
+) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Any]]:
+    """Return the features of the real images ``(M, d)``, those of every subject ``(N, d)``, and the network's facts.
+
+    Raises:
+        ValueError: If they are not of one network and one number of images, which only old observations can be.
+    """
+    real = seen[DATA]["image_features"]
+    generated = {}
+    for name in context.subjects:
+        found = seen[name]["image_features"]
+        if found.facts != real.facts:
+            raise ValueError(
+                f"subject {name!r} was observed with the features {dict(found.facts)}, the real images with "
+                f"{dict(real.facts)}; observe both with one"
+            )
+        generated[name] = found.tensors["features"]
+    counts = {name: len(features) for name, features in generated.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"the subjects were observed with different numbers of images: {counts}; observe them anew"
+        )
+    return real.tensors["features"], generated, real.facts

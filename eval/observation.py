@@ -1,0 +1,68 @@
+"""What a subject shows of itself: tensors and facts, in memory or in a folder.
+
+In a folder an observation is ``<name>.json``, its facts, and ``<name>.safetensors``, its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One thing that a subject shows.
+
+    Attributes:
+        tensors: Tensors on the CPU, by name.
+        facts: Values of JSON types, by name.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write to `folder`, the facts last: where they are, the observation is whole."""
+        if self.tensors:
+            save_file(
+                {key: value.contiguous() for key, value in self.tensors.items()},
+                folder / f"{name}.safetensors",
+            )
+        facts = json.dumps({"tensors": sorted(self.tensors), "facts": dict(self.facts)}, indent=1)
+        (folder / f"{name}.json").write_text(facts + "\n", encoding="utf-8")
+
+    @staticmethod
+    def is_in(folder: Path, name: str) -> bool:
+        """Tell whether a folder holds an observation, whole."""
+        return (folder / f"{name}.json").is_file()
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Observation:
+        """Read what `save` wrote; tensors are mapped from the disk.
+
+        Raises:
+            ValueError: If it is not there or cannot be read.
+        """
+        try:
+            data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / f"{name}.safetensors") if data["tensors"] else {}
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder} has no observation {name!r} ({error.filename}); observe it first"
+            ) from error
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder}: the observation {name!r} cannot be read ({error}); observe it anew"
+            ) from error
+        return cls(tensors, data["facts"])
+
+
+Seen = Mapping[str, Observation]
+"""What one subject, or the data, showed so far, by observation."""
