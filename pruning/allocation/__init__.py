@@ -1,7 +1,6 @@
 """How much goes from where: predicted cost, targets and limits, and the solver that makes the plan."""
 
-from pruning.allocation.budget import Limit, Target
 from pruning.allocation.cost import CostModel
 from pruning.allocation.solver import allocate
 
-__all__ = ["CostModel", "Limit", "Target", "allocate"]
+__all__ = ["CostModel", "allocate"]

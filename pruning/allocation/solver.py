@@ -11,10 +11,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pruning.allocation.budget import TOLERANCE, Limit, Target, check_limits, sizes
+from pruning.allocation.budget import TOLERANCE, check_limits, sizes
 from pruning.allocation.cost import CostModel
 from pruning.allocation.ladder import Ladder, global_prices, have_a_zero, local_prices
 from pruning.errors import PruningError
+from pruning.settings import Prune, Target
 from pruning.types import PrunableGroup, PruningPlan, Scores
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,8 @@ def allocate(
     groups: Sequence[PrunableGroup],
     scores: Scores | None,
     cost: CostModel,
+    settings: Prune,
     *,
-    target: Target,
-    scope: str = "global",
-    per_cost: bool = True,
-    round_to: int = 1,
-    min_units: int = 1,
-    limits: Sequence[Limit] = (),
     base_hash: str = "",
 ) -> PruningPlan:
     """Decide which units stay so that the target is hit; deterministic.
@@ -46,13 +42,8 @@ def allocate(
         scores: Importance of every unit of `groups`; None removes the last units of each group (``local``
             only): the uniform plan that a dry run shows.
         cost: Predicts MACs and parameters of plans.
-        target: What to hit.
-        scope: ``"global"`` compares scores across groups; ``"local"`` takes the same fraction from each.
-        per_cost: In global scope, divide scores by the cost that their removal frees. Scores of which some are
-            negative are compared undivided, and a warning says so.
-        round_to: Kept channels are multiples of it.
-        min_units: Fewest units a group keeps.
-        limits: Further bounds by kind or name.
+        settings: Target, scope, rounding and limits. In global scope scores of which some are negative are compared
+            undivided whatever `per_cost` says, and a warning says so.
         base_hash: Stored in the plan.
 
     Returns:
@@ -61,14 +52,15 @@ def allocate(
     Raises:
         PruningError: If the target lies below what the limits allow (the message names the least feasible).
     """
-    _check(groups, scores, scope, round_to, min_units, limits)
+    _check(groups, scores, settings)
+    target, scope = settings.target, settings.scope
     costs = cost.unit_costs(target.measure)
     if foreign := [group.name for group in groups if group.name not in costs]:
         raise PruningError(
             f"the cost model was not traced with the group {foreign[0]!r}; is it of another model?"
         )
-    ladders = [Ladder.of(g, scores, sizes(g, round_to, min_units, limits), costs[g.name]) for g in groups]
-    how = {"per_cost": per_cost and have_a_zero(ladders, scores)} if scores and scope == "global" else {}
+    ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in groups]
+    how = {"per_cost": settings.per_cost and have_a_zero(ladders, scores)} if scores and scope == "global" else {}
     steps = _steps(global_prices(ladders, **how) if how else local_prices(ladders))
     total = cost.macs if target.measure == "macs" else cost.params
     goal = _goal(target, groups, cost, total())
@@ -95,24 +87,13 @@ def allocate(
     )
 
 
-def _check(
-    groups: Sequence[PrunableGroup],
-    scores: Scores | None,
-    scope: str,
-    round_to: int,
-    min_units: int,
-    limits: Sequence[Limit],
-) -> None:
-    if scope not in ("global", "local"):
-        raise PruningError(f"scope {scope!r} is unknown; valid: global, local")
-    for name, value in (("round_to", round_to), ("min_units", min_units)):
-        if value < 1:
-            raise PruningError(f"{name} = {value}: must be at least 1")
+def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Prune) -> None:
+    settings.check("allocation")
     if twice := [name for name, count in Counter(group.name for group in groups).items() if count > 1]:
         raise PruningError(f"the group {twice[0]!r} is given twice")
-    check_limits(groups, limits)
+    check_limits(groups, settings.limits)
     if scores is None:
-        if scope == "global":
+        if settings.scope == "global":
             raise PruningError("scope 'global' compares scores across groups, but no scores were given")
         return
     scores.check(groups)

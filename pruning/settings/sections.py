@@ -172,6 +172,17 @@ class Target(Section):
         within("[0, 1)", "it is the fraction that goes"),
     )
 
+    @property
+    def measure(self) -> str:
+        """What is counted: ``macs`` or ``params``."""
+        return "macs" if self.macs is not None else "params"
+
+    def __str__(self) -> str:
+        if self.ratio is not None:
+            return f"pruning ratio {self.ratio:g}"
+        kept = self.macs if self.macs is not None else self.params
+        return f"{kept:g} of the dense {'MACs' if self.measure == 'macs' else 'parameters'}"
+
     def mismatches(self) -> Iterator[Problem]:
         """Exactly one must be given."""
         given = {key: value for key, value in vars(self).items() if value is not None}

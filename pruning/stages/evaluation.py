@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from diffusers import ModelMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eval.cost import saved_bytes
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
-from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
 from pruning.recipe import Recipe
 from pruning.sampling import to_uint8
+from pruning.stages.observing import Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.stage import stage
@@ -48,23 +48,28 @@ READS = (
 
 def circumstances(run: Run) -> dict[str, Any]:
     """Return the feature network that is meant, with null resolved, and the device, on which latency depends."""
-    return {"evaluate.features": run.recipe.features, "device": run.device_name}
+    return {"evaluate.features": features_identity(run), "device": run.device_name}
 
 
 @stage("evaluate", after=("prune", "recover"), reads=READS, extra=circumstances)
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
-    """Measure every metric of the recipe on the dense, the pruned and the recovered model."""
+    """Measure every metric of the recipe on the dense, the pruned and the recovered model.
+
+    What a subject shows by itself is looked up in the store; only latency is measured in turns, anew for every run.
+    """
     found = {"dense": run.dense, "pruned": run.load_pruned("prune")}
+    hashes = {"dense": run.workspace.hashes["model"], "pruned": run.result("prune").output_hash}
     if run.recipe.recover.enabled:
         found["recovered"] = run.load_pruned("recover")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".weights-") as weights:
-        subjects = {name: _subject(run, name, model, Path(weights)) for name, model in found.items()}
-        context = _context(run, subjects)
-        try:
-            metrics = measure_all(context, run.recipe.evaluate.metrics)
-        except ValueError as error:
-            raise PruningError(str(error)) from error
-        _keep_samples(run, subjects, folder / SAMPLES)
+        hashes["recovered"] = run.result("recover").output_hash
+    subjects = {name: _subject(run, name, model) for name, model in found.items()}
+    context = _context(run, subjects)
+    try:
+        seen = observe(run, context, hashes)
+        metrics = measure_all(context, run.recipe.evaluate.metrics, seen=seen)
+    except ValueError as error:
+        raise PruningError(str(error)) from error
+    _keep_samples(run, subjects, seen, folder / SAMPLES)
     write_json(folder / METRICS, metrics)
     return _figures(metrics)
 
@@ -75,10 +80,9 @@ def features_of(recipe: Recipe) -> str:
     return resolve_source(spec) if spec.startswith("bundled:") else spec
 
 
-def _subject(run: Run, name: str, model: ModelMixin, weights: Path) -> Subject:
+def _subject(run: Run, name: str, model: ModelMixin) -> Subject:
     """Return a model under test. Its file size is that of its weights as they would be exported."""
     section = run.recipe.evaluate
-    checkpoint.save(model, weights / name, dtype=getattr(torch, run.recipe.export.dtype))
     generate = sampler(
         run,
         model,
@@ -88,8 +92,9 @@ def _subject(run: Run, name: str, model: ModelMixin, weights: Path) -> Subject:
         batch_size=section.batch_size,
         scheduler=section.sampler,
     )
+    size = saved_bytes(model, getattr(torch, run.recipe.export.dtype))
     return Subject(
-        name, predict=lambda call: denoise(model, call), sample=generate, model=model, folder=weights / name
+        name, predict=lambda call: denoise(model, call), sample=generate, model=model, file_bytes=size
     )
 
 
@@ -106,6 +111,7 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         features=features_of(run.recipe),
         num_samples=section.num_samples,
         batch_size=section.batch_size,
+        workers=_workers(run),
         latency=LatencyOptions(
             batch_size=latency.batch_size,
             rounds=latency.runs,
@@ -120,6 +126,11 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     )
 
 
+def _workers(run: Run) -> int:
+    """Return how many batches are looked at side by side: one per CPU thread, where no pipeline with a state is run."""
+    return torch.get_num_threads() if run.device.type == "cpu" and run.autoencoder is None else 1
+
+
 def _real(run: Run, split: str, count: int | None) -> Callable[[], Tensor]:
     def real() -> Tensor:
         data = run.images(split)
@@ -130,10 +141,15 @@ def _real(run: Run, split: str, count: int | None) -> Callable[[], Tensor]:
     return real
 
 
-def _keep_samples(run: Run, subjects: dict[str, Subject], path: Path) -> None:
+def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, path: Path) -> None:
     """Keep the first images of every subject for the report, with their classes."""
     ids = torch.arange(min(SHOWN_SAMPLES, run.recipe.evaluate.num_samples))
-    tensors = {name: s.sample(ids).contiguous() for name, s in subjects.items() if s.sample is not None}
+    tensors = {}
+    for name, subject in subjects.items():
+        if "images" in seen[name]:
+            tensors[name] = seen[name]["images"].tensors["images"][: len(ids)].contiguous()
+        elif subject.sample is not None:
+            tensors[name] = subject.sample(ids).contiguous()
     labels = labels_of(run, ids)
     if labels is not None:
         tensors["labels"] = labels

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning.allocation import Limit, Target, allocate
-from pruning.recipe import Recipe
+from pruning.allocation import allocate
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import stage
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash
@@ -38,33 +38,8 @@ def make_plan(run: Run, scores: Scores | None) -> PruningPlan:
         PruningError: If the target lies below what kinds, rounding and limits allow, or a limit matches nothing.
     """
     section = run.recipe.prune
-    return allocate(
-        run.groups,
-        scores,
-        run.cost,
-        target=target_of(run.recipe),
-        scope=section.scope if scores is not None else "local",
-        per_cost=section.per_cost,
-        round_to=section.round_to,
-        min_units=section.min_units,
-        limits=limits_of(run.recipe),
-        base_hash=config_hash(run.meta.config),
-    )
-
-
-def target_of(recipe: Recipe) -> Target:
-    """Return the recipe's target."""
-    target = recipe.prune.target
-    return Target(macs=target.macs, params=target.params, ratio=target.ratio)
-
-
-def limits_of(recipe: Recipe) -> list[Limit]:
-    """Return the recipe's limits."""
-    found = []
-    for limit in recipe.prune.limits:
-        max_ratio = 1.0 if limit.max_ratio is None else limit.max_ratio
-        found.append(Limit(limit.match, max_ratio, limit.min_units or 1))
-    return found
+    settings = section if scores is not None else replace(section, scope="local")
+    return allocate(run.groups, scores, run.cost, settings, base_hash=config_hash(run.meta.config))
 
 
 def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:

@@ -217,9 +217,7 @@ class Run:
         """How many pixels of a side become one latent; 1 where the model works on pixels."""
         if self.autoencoder is None:
             return 1
-        config = self.autoencoder.config
-        blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
-        return 2 ** (len(blocks) - 1)
+        return models.pixels_per_latent(self.autoencoder)
 
     @property
     def scheduler(self) -> Any:

@@ -31,7 +31,7 @@ class Workspace:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
         self.store = Store(recipe.store or self.folder.path.parent / ".store")
-        self._hashes = Hashes(self.store.path / "hashes.json")
+        self.file_hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
         self._claimed = self._taking_over = False
 
@@ -72,7 +72,7 @@ class Workspace:
         """Source and hash of the model and of the data."""
         known = self._known()
         return {
-            "model": model_identity(self._recipe, self._hashes),
+            "model": model_identity(self._recipe, self.file_hashes),
             "data": data_identity(self._recipe, known.get("data", {})),
         }
 
@@ -122,7 +122,7 @@ class Workspace:
         else:
             self.check_owner()
         self.store.register(self.folder.path)
-        self._hashes.save()
+        self.file_hashes.save()
         known = self._known()
         before, now = known.get("data", {}), self.identity["data"]
         if before.get("broken") and before.get("content") != now["content"] and not self._taking_over:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation import Target, allocate
+from pruning.allocation import allocate
 from pruning.calibration import calibrate
 from pruning.data import NoisedBatch, NoisedBatches, conditioner, noised_batches
 from pruning.importance import needs_of, score
@@ -21,6 +21,7 @@ from pruning.selection import block_by_block
 from pruning.settings import Calibrate, SinkWeights
 from pruning.stages.run import Run
 from pruning.surgery import apply_plan, compensate, compensation_needs
+from pruning.settings import Prune, Target
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash
 from study.subjects import Cell, Subject
 
@@ -152,8 +153,7 @@ class Bench:
             self.groups,
             scores,
             self.run.cost,
-            target=Target(macs=cell.macs_ratio),
-            scope=cell.scope,
+            Prune(target=Target(macs=cell.macs_ratio), scope=cell.scope),
             base_hash=config_hash(self.dense.config),
         )
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.allocation import CostModel, Limit, Target, allocate
+from pruning.allocation import CostModel, allocate
 from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.settings import KINDS
+from pruning.settings import KINDS, Limit, Prune, Target
 from pruning.surgery import apply_plan
 from pruning.types import Scores
 from tests.models import MODELS, call, dit, unet2d
@@ -67,7 +67,7 @@ def test_target_is_hit(family, target, scope):
     model = MODELS[family]()
     groups = find_groups(model, WIDTHS)
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
-    plan = allocate(groups, random_scores(groups), cost, target=target, scope=scope)
+    plan = allocate(groups, random_scores(groups), cost, Prune(target=target, scope=scope))
     assert plan.meta["hit"] == (abs(plan.meta["got"] - plan.meta["goal"]) <= 0.01 * plan.meta["goal"])
     assert plan.meta["hit"]
     apply_plan(model, plan)
@@ -80,7 +80,7 @@ def test_the_least_important_units_go_and_scores_compare_across_groups():
     groups = find_groups(model, ["ffn_channels"])
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
     values = torch.arange(groups[0].num_units, dtype=torch.float64).flip(0)
-    plan = allocate(groups, Scores({groups[0].name: values}), cost, target=Target(ratio=0.5))
+    plan = allocate(groups, Scores({groups[0].name: values}), cost, Prune(target=Target(ratio=0.5)))
     assert plan.kept[groups[0].name] == tuple(range(groups[0].num_units // 2))
 
 
@@ -90,10 +90,10 @@ def test_global_takes_from_the_unimportant_group_only():
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
     low, high = groups
     scores = Scores({low.name: torch.full((128,), 0.1).double(), high.name: torch.full((128,), 9.0).double()})
-    plan = allocate(groups, scores, cost, target=Target(ratio=0.25))
+    plan = allocate(groups, scores, cost, Prune(target=Target(ratio=0.25)))
     assert high.name not in plan.kept
     assert len(plan.kept[low.name]) == 64
-    even = allocate(groups, scores, cost, target=Target(ratio=0.25), scope="local")
+    even = allocate(groups, scores, cost, Prune(target=Target(ratio=0.25), scope="local"))
     assert [len(even.kept[g.name]) for g in groups] == [96, 96]
 
 
@@ -105,7 +105,7 @@ def test_blocks_are_removed_and_what_is_in_them_is_not_planned():
     for group in groups:
         if group.kind == "blocks":
             scores.values[group.name] = torch.tensor([-1.0 if "blocks.2" in group.name else 1e9]).double()
-    plan = allocate(groups, scores, cost, target=Target(params=0.6))
+    plan = allocate(groups, scores, cost, Prune(target=Target(params=0.6)))
     assert plan.removed_blocks == ("transformer_blocks.2",)
     assert not any(name.startswith("transformer_blocks.2.") for name in plan.kept)
     assert plan.meta["hit"]
@@ -124,14 +124,19 @@ def test_limits_always_hold(round_to, min_units, max_ratio, keep, scope, seed):
     model = unet2d()
     groups = find_groups(model, WIDTHS)
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
-    limit = Limit("down_blocks.*", max_ratio=max_ratio)
-    arguments = {"target": Target(macs=keep), "scope": scope, "round_to": round_to, "min_units": min_units}
+    asked = Prune(
+        target=Target(macs=keep),
+        scope=scope,
+        round_to=round_to,
+        min_units=min_units,
+        limits=[Limit(match="down_blocks.*", max_ratio=max_ratio)],
+    )
     try:
-        plan = allocate(groups, random_scores(groups, seed), cost, limits=[limit], **arguments)
+        plan = allocate(groups, random_scores(groups, seed), cost, asked)
     except PruningError as error:
         assert "least reachable" in str(error)  # noqa: PT017
         return
-    assert plan == allocate(groups, random_scores(groups, seed), cost, limits=[limit], **arguments)
+    assert plan == allocate(groups, random_scores(groups, seed), cost, asked)
     for group in groups:
         units = len(plan.kept_units(group))
         assert units >= min(min_units, group.num_units)
@@ -146,7 +151,7 @@ def test_a_coarse_target_is_answered_with_the_nearest_feasible_one(caplog):
     groups = find_groups(model, ["attention_heads"])
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
     with caplog.at_level(logging.WARNING):
-        plan = allocate(groups, random_scores(groups), cost, target=Target(macs=0.97))
+        plan = allocate(groups, random_scores(groups), cost, Prune(target=Target(macs=0.97)))
     assert not plan.meta["hit"]
     assert "nearest feasible" in caplog.text
 
@@ -155,10 +160,10 @@ def test_a_coarse_target_is_answered_with_the_nearest_feasible_one(caplog):
     ("change", "message"),
     [
         ({"target": Target(macs=0.01)}, r"target 0.01 of the dense MACs: .* least reachable is"),
-        ({"scope": "layer"}, "scope 'layer' is unknown; valid: global, local"),
-        ({"round_to": 0}, "round_to = 0: must be at least 1"),
-        ({"min_units": 0}, "min_units = 0: must be at least 1"),
-        ({"limits": [Limit("decoder.*")]}, r"limit 'decoder.\*' matches no group; groups are named like"),
+        ({"scope": "layer"}, "allocation: scope: 'layer' is not valid; valid: global, local"),
+        ({"round_to": 0}, "allocation: round_to: 0 must be at least 1"),
+        ({"min_units": 0}, "allocation: min_units: 0 must be at least 1"),
+        ({"limits": [Limit(match="decoder.*", min_units=1)]}, r"limit 'decoder.\*' matches no group; groups are named like"),
         ({"scores": None}, "scope 'global' compares scores across groups, but no scores were given"),
         ({"scores": Scores({})}, "no scores for the group"),
     ],
@@ -167,10 +172,10 @@ def test_bad_requests(change, message):
     model = dit()
     groups = find_groups(model, WIDTHS)
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
-    arguments = {"scores": random_scores(groups), "target": Target(macs=0.7), **change}
-    scores = arguments.pop("scores")
+    asked = {"scores": random_scores(groups), "target": Target(macs=0.7), **change}
+    scores = asked.pop("scores")
     with pytest.raises(PruningError, match=message):
-        allocate(groups, scores, cost, **arguments)
+        allocate(groups, scores, cost, Prune(**asked))
 
 
 def test_groups_given_twice_or_of_another_model_and_scores_that_are_no_tensors_are_refused():
@@ -178,26 +183,29 @@ def test_groups_given_twice_or_of_another_model_and_scores_that_are_no_tensors_a
     groups = find_groups(model, WIDTHS)
     cost, target = CostModel.trace(model, call(model, batch_size=1), groups), Target(macs=0.7)
     with pytest.raises(PruningError, match="is given twice"):
-        allocate([*groups, groups[0]], random_scores(groups), cost, target=target)
+        allocate([*groups, groups[0]], random_scores(groups), cost, Prune(target=target))
     others = find_groups(unet2d(), WIDTHS)
     with pytest.raises(PruningError, match="cost model was not traced with the group 'down_blocks"):
-        allocate(others, random_scores(others), cost, target=target)
+        allocate(others, random_scores(others), cost, Prune(target=target))
     lists: dict = {group.name: [0.0] * group.num_units for group in groups}
     with pytest.raises(PruningError, match="are a list; expected a tensor"):
-        allocate(groups, Scores(lists), cost, target=target)
+        allocate(groups, Scores(lists), cost, Prune(target=target))
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("asked", "message"),
     [
-        (lambda: Target(), "give exactly one of macs, params, ratio; given: none"),
-        (lambda: Target(macs=0.5, ratio=0.5), "give exactly one"),
-        (lambda: Target(macs=0.0), r"target.macs = 0.0: must be in \(0, 1\]"),
-        (lambda: Target(ratio=1.0), r"target.ratio = 1.0: must be in \[0, 1\)"),
-        (lambda: Limit("x", max_ratio=1.5), r"max_ratio = 1.5 must be in \[0, 1\]"),
-        (lambda: Limit("x", min_units=0), "min_units = 0 must be at least 1"),
+        ({"target": Target()}, "target: exactly one of macs, params and ratio must be given, found none"),
+        ({"target": Target(macs=0.5, ratio=0.5)}, "target: exactly one of .* found macs=0.5 and ratio=0.5"),
+        ({"target": Target(macs=0.0)}, r"target.macs: 0.0 is not in \(0, 1\]; it is the fraction that remains"),
+        ({"target": Target(ratio=1.0)}, r"target.ratio: 1.0 is not in \[0, 1\); it is the fraction that goes"),
+        ({"limits": [Limit(match="x", max_ratio=1.5)]}, r"limits\[0\].max_ratio: 1.5 is not in \[0, 1\]"),
+        ({"limits": [Limit(match="x", min_units=0)]}, r"limits\[0\].min_units: 0 must be at least 1"),
     ],
 )
-def test_bad_targets_and_limits(make, message):
+def test_bad_targets_and_limits(asked, message):
+    model = dit()
+    groups = find_groups(model, WIDTHS)
+    cost = CostModel.trace(model, call(model, batch_size=1), groups)
     with pytest.raises(PruningError, match=message):
-        make()
+        allocate(groups, random_scores(groups), cost, Prune(**{"target": Target(macs=0.5), **asked}))

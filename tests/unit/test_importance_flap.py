@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning.allocation import CostModel, Target, allocate
+from pruning.allocation import CostModel, allocate
+from pruning.settings import Prune, Target
 from pruning.groups import find_groups
 from pruning.importance import score
 from pruning.types import Scores
@@ -67,12 +68,12 @@ def test_scores_below_zero_rank_across_layers():
     groups = find_groups(model, ["ffn_channels"])
     cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
     values = scores.values
-    plan = allocate(groups, scores, cost, target=Target(ratio=0.3))
+    plan = allocate(groups, scores, cost, Prune(target=Target(ratio=0.3)))
     gone = torch.cat([values[g.name][list(plan.removed_units(g))] for g in groups])
     kept = torch.cat([values[g.name][list(plan.kept_units(g))] for g in groups])
     assert float(gone.max()) <= float(kept.min())
     assert len({len(plan.removed_units(g)) for g in groups}) > 1
-    local = allocate(groups, scores, cost, target=Target(ratio=0.3), scope="local")
+    local = allocate(groups, scores, cost, Prune(target=Target(ratio=0.3), scope="local"))
     for group in groups:
         lowest = values[group.name].argsort()[: len(local.removed_units(group))].tolist()
         assert sorted(lowest) == list(local.removed_units(group))
@@ -84,9 +85,9 @@ def test_scores_below_zero_are_not_divided_by_costs_and_the_log_says_so(caplog: 
         model, ["attention_heads", "ffn_channels"]
     )  # a head costs 9 times as much as a channel
     cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
-    bare = allocate(groups, scores, cost, target=Target(macs=0.7), per_cost=False)
+    bare = allocate(groups, scores, cost, Prune(target=Target(macs=0.7), per_cost=False))
     assert not caplog.text
-    plan = allocate(groups, scores, cost, target=Target(macs=0.7))
+    plan = allocate(groups, scores, cost, Prune(target=Target(macs=0.7)))
     assert (plan.kept, plan.meta["per_cost"]) == (bare.kept, False)
     assert "prune.per_cost: scores of the criterion 'flap' go below zero (-" in caplog.text
     gone = torch.cat([scores.values[g.name][list(plan.removed_units(g))] for g in groups])
@@ -99,7 +100,7 @@ def test_a_shift_of_scores_below_zero_changes_nothing():
     groups = find_groups(model, ["attention_heads", "ffn_channels"])
     cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
     lower = Scores({name: value - 3 for name, value in scores.values.items()})
-    plans = [allocate(groups, found, cost, target=Target(macs=0.7)) for found in (scores, lower)]
+    plans = [allocate(groups, found, cost, Prune(target=Target(macs=0.7))) for found in (scores, lower)]
     assert plans[0].kept == plans[1].kept
 
 
@@ -109,8 +110,8 @@ def test_rounding_below_zero_is_divided_by_costs_like_zero(caplog: pytest.LogCap
     cost, scores = CostModel.trace(model, call(model, batch_size=1), groups), standardised(groups)
     above = Scores({name: (value - value.min()).square() for name, value in scores.values.items()})
     around = Scores({name: value - 1e-13 * value.max() for name, value in above.values.items()})
-    plans = [allocate(groups, found, cost, target=Target(macs=0.7)) for found in (above, around)]
+    plans = [allocate(groups, found, cost, Prune(target=Target(macs=0.7))) for found in (above, around)]
     assert plans[0].kept == plans[1].kept
     assert all(plan.meta["per_cost"] for plan in plans)
     assert not caplog.text
-    assert plans[0].kept != allocate(groups, above, cost, target=Target(macs=0.7), per_cost=False).kept
+    assert plans[0].kept != allocate(groups, above, cost, Prune(target=Target(macs=0.7), per_cost=False)).kept

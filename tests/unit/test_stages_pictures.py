@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pruning import settings as schema
-from pruning.allocation import CostModel, Target, allocate
+from pruning.allocation import CostModel, allocate
 from pruning.calibration import calibrate
 from pruning.calibration.contributions import Unit, contributions
 from pruning.errors import PruningError
@@ -21,7 +21,7 @@ from pruning.importance.base import consumer_columns
 from pruning.models import example_call
 from pruning.models.families import denoise
 from pruning.recipe import Recipe
-from pruning.settings import Prune, Score
+from pruning.settings import Prune, Score, Target
 from pruning.stages.criteria import (
     BLOCKS_ONLY,
     NO_WEIGHTS,
@@ -144,7 +144,7 @@ def small_run(scope: str = "global") -> Any:
     recipe = Recipe(name="small", score=Score(criterion="magnitude"), prune=prune, seed=3)
     run = SimpleNamespace(recipe=recipe, dense=model, meta=model, groups=groups, stats=stats, cost=cost)
     scores = score(dict(model.named_parameters()), groups, criterion="magnitude", seed=3)
-    run.plan = allocate(groups, scores, cost, target=Target(macs=0.7), scope=scope)
+    run.plan = allocate(groups, scores, cost, Prune(target=Target(macs=0.7), scope=scope))
     return run
 
 
@@ -159,7 +159,7 @@ def test_criteria_are_compared_at_the_runs_own_target(caplog: pytest.LogCaptureF
     stats = with_squares(run.stats)
     for name, shares in rows.items():
         scores = score(dict(run.dense.named_parameters()), run.groups, stats, criterion=name, seed=3)
-        plan = allocate(run.groups, scores, run.cost, target=Target(macs=0.7), scope="global")
+        plan = allocate(run.groups, scores, run.cost, Prune(target=Target(macs=0.7), scope="global"))
         by_hand = [1 - len(plan.kept_units(group)) / group.num_units for group in run.groups]
         assert shares == pytest.approx(by_hand), name
     left_out = {name: entry["why"] for entry in found["left_out"] for name in entry["names"]}

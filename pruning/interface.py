@@ -1,0 +1,193 @@
+"""A pruning in a few lines of Python: the steps of a recipe as functions of models and values.
+
+::
+
+    import pruning as sp
+
+    model, scheduler = sp.load("…/my-dit")
+    groups = sp.find_groups(model, ["attention_heads", "ffn_channels"])
+    batches = sp.noised_batches(model, scheduler, "…/my-images", samples=128)
+    stats = sp.calibrate(model, groups, batches, for_=("probe_obs", "least_squares"))
+    scores = sp.score(model, groups, stats, criterion="probe_obs")
+    plan = sp.allocate(model, groups, scores, macs=0.5)
+    sp.compensate(model, groups, plan, stats, "least_squares")
+    sp.apply_plan(model, plan)
+
+Everything here is thin: each function puts together what the rooms below it offer, with the defaults of a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
+
+from pruning import calibration, models
+from pruning.allocation import CostModel
+from pruning.allocation import allocate as solve
+from pruning.data import ImageData, NoisedBatches, conditioner, open_images
+from pruning.data import noised_batches as noise
+from pruning.groups import find_groups
+from pruning.settings import Calibrate, Limit, Prune, Target
+from pruning.surgery import needs_for
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash, config_of
+
+
+def load(
+    source: str,
+    *,
+    subfolder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> tuple[ModelMixin, Any]:
+    """Load a denoiser, pruned or not, and the scheduler that it was trained with.
+
+    Args:
+        source: ``bundled:models/<name>``, a folder of a pipeline or of a denoiser, or a hub id.
+        subfolder: Folder of the denoiser inside `source`; None looks for ``unet/`` and ``transformer/``.
+        dtype: Type the weights are held in.
+        device: Where the model goes.
+        revision: Branch, tag or commit on the hub.
+        variant: Weight variant, e.g. ``fp16``.
+
+    Returns:
+        The model in evaluation mode, and its scheduler.
+
+    Raises:
+        PruningError: If there is no such model, or one of both cannot be read.
+    """
+    where = {"subfolder": subfolder, "revision": revision, "variant": variant}
+    model = models.load_denoiser(source, dtype=dtype, device=device, **where)
+    return model, models.load_scheduler(source, revision=revision)
+
+
+def noised_batches(
+    model: ModelMixin,
+    scheduler: Any,
+    data: str | ImageData,
+    *,
+    split: str = "train",
+    samples: int = 256,
+    batch_size: int = 32,
+    timestep_buckets: int = 8,
+    seed: int = 0,
+    pipeline: DiffusionPipeline | None = None,
+) -> NoisedBatches:
+    """Return images noised to every range of timesteps, to be gone through as often as needed.
+
+    Args:
+        model: The denoiser.
+        scheduler: Its scheduler.
+        data: ``digits``, an image folder, a parquet file or folder, a hub id, or images that are open already.
+        split: Split of `data`.
+        samples: Images, the first ones of the split.
+        batch_size: Images per call; does not change the result.
+        timestep_buckets: T.
+        seed: Of the noise and the timesteps.
+        pipeline: The pipeline around the model, where that works on latents or is told texts.
+
+    Raises:
+        PruningError: If the data cannot be read or are fewer than `samples`.
+    """
+    if isinstance(data, str):
+        channels, resolution = _image_shape(model, pipeline)
+        data = open_images(data, split=split, channels=channels, resolution=resolution)
+    parameter = next(model.parameters())
+    return noise(
+        data,
+        conditioner(model, pipeline),
+        scheduler,
+        indices=range(samples),
+        batch_size=batch_size,
+        timestep_buckets=timestep_buckets,
+        seed=seed,
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+
+
+def calibrate(
+    model: ModelMixin,
+    groups: Sequence[PrunableGroup],
+    batches: NoisedBatches,
+    *,
+    for_: Collection[str],
+    settings: Calibrate | None = None,
+    seed: int = 0,
+) -> CalibrationStats:
+    """Measure what the model does on noised images, as far as criteria and compensations read it.
+
+    Args:
+        model: The denoiser; it does not change.
+        groups: What may be removed.
+        batches: What it is shown.
+        for_: Names of criteria and compensations, e.g. ``("probe_obs", "least_squares")``.
+        settings: How it is measured: queries, rows, timestep weights, sink weights. None takes the defaults.
+        seed: Of all draws.
+
+    Raises:
+        PruningError: For an unknown name, a setting out of range, or NaN, naming module, sample and timesteps.
+    """
+    needs, variants = needs_for(for_, groups)
+    return calibration.calibrate(
+        model, groups, batches, needs=needs, variants=sorted(variants), settings=settings, seed=seed
+    )
+
+
+def allocate(
+    model: nn.Module,
+    groups: Sequence[PrunableGroup],
+    scores: Scores | None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    ratio: float | None = None,
+    scope: str = "global",
+    round_to: int = 1,
+    min_units: int = 1,
+    limits: Sequence[Limit] = (),
+    per_cost: bool = True,
+) -> PruningPlan:
+    """Decide which units stay, so that exactly one of `macs`, `params` and `ratio` is hit.
+
+    Args:
+        model: The dense model, on any device.
+        groups: What may be removed.
+        scores: Importance of every unit; None takes the same share from every group (with scope ``local``).
+        macs: Fraction of the multiply-accumulates of one call that remains.
+        params: Fraction of the parameters that remains.
+        ratio: Fraction of the prunable parameters that is removed.
+        scope: ``global`` ranks all units against each other; ``local`` takes the same share from every group.
+        round_to: Kept channels of every group are a multiple of this.
+        min_units: Fewest units that stay in a group.
+        limits: Bounds for some groups.
+        per_cost: Divide scores by the cost that is freed.
+
+    Raises:
+        PruningError: For a value out of range, or a target that cannot be reached (the message names what can be).
+    """
+    settings = Prune(
+        target=Target(macs=macs, params=params, ratio=ratio),
+        scope=scope,
+        round_to=round_to,
+        min_units=min_units,
+        limits=list(limits),
+        per_cost=per_cost,
+    )
+    settings.check("allocate")
+    cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
+    return solve(groups, scores, cost, settings, base_hash=config_hash(config_of(model)))
+
+
+def _image_shape(model: ModelMixin, pipeline: DiffusionPipeline | None) -> tuple[int, int]:
+    """Return channels and side of the images that the model is about."""
+    channels, side, _ = models.sample_shape(model)
+    autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+    if autoencoder is None:
+        return channels, side
+    return autoencoder.config.get("in_channels", 3), side * models.pixels_per_latent(autoencoder)

@@ -1,0 +1,75 @@
+"""What each subject of an evaluation shows, kept in the store: the dense model is looked at once for all runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from eval.observation import Observation
+from eval.run import look, observations
+from eval.types import DATA, Context
+from pruning.models import resolve_source
+from pruning.stages.run import Run
+from pruning.stages.stage import pick
+from pruning.store import Key
+
+PICTURES = (
+    "data",
+    "model.dtype",
+    "seed",
+    "evaluate.num_samples",
+    "evaluate.num_steps",
+    "evaluate.sampler",
+    "evaluate.guidance_scale",
+)
+READS = {
+    "images": PICTURES,
+    "image_features": (*PICTURES, "evaluate.num_real"),
+    "denoising": ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "evaluate.denoising_samples"),
+    "cost": ("model.dtype", "export.dtype"),
+}
+"""Keys that an observation depends on; one that is not named here depends on all of the section ``evaluate``."""
+
+OTHERS = ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "export.dtype", "evaluate")
+
+Seen = dict[str, dict[str, Observation]]
+
+
+def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
+    """Return what the metrics of the recipe read of every subject and of the data, looked at or found in the store.
+
+    Args:
+        run: Knows recipe and store.
+        context: Subjects, data and options.
+        subjects: What tells each subject from others: a hash of its weights.
+    """
+    seen: Seen = {}
+    for name in (DATA, *context.subjects):
+        seen[name] = {}
+        for what in observations(run.recipe.evaluate.metrics, name):
+            key = observation_key(run, what, subjects.get(name, DATA))
+
+            def work(folder: Path, name: str = name, what: str = what) -> dict[str, Any]:
+                began = time.perf_counter()
+                look(context, name, what, seen[name]).save(folder, what)
+                return {"seconds": round(time.perf_counter() - began, 3)}
+
+            seen[name][what] = Observation.load(run.part(key, work).folder, what)
+    return seen
+
+
+def observation_key(run: Run, what: str, subject: str) -> Key:
+    """Return what an observation of a subject depends on."""
+    config = pick(run.recipe, READS.get(what, OTHERS))
+    if what not in ("denoising", "cost"):
+        config["evaluate.features"] = features_identity(run)
+    return Key(what, config, {**run.workspace.hashes, "subject": subject})
+
+
+def features_identity(run: Run) -> list[str]:
+    """Return the name of the feature network, and the hashes of its files where they are here."""
+    spec = run.recipe.features
+    place = Path(resolve_source(spec.removeprefix("inception:"))).expanduser()
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [spec, *(run.workspace.file_hashes.of(path) for path in files if path.is_file())]
