@@ -15,6 +15,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+PRUNING_KEY = "_structured_pruning"
+"""The config entry that carries a pruned architecture."""
+
 _MODELS, _CHECKPOINT = "diffusers.models.modeling_utils", "pruning.checkpoint"
 
 

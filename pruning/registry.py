@@ -1,18 +1,27 @@
-"""A typed registry: names to functions, filled by one decorator a file.
+"""A typed registry: names to functions, filled by one decorator per file.
 
-A package of plug-ins (``importance``, ``groups``, …) calls `import_submodules` in its ``__init__``, so that
-a new file is a new entry and nothing else has to be edited.
+A package of plug-ins (``importance``, ``export``, …) calls `import_submodules` in its ``__init__``, so that a new file
+is a new entry and nothing else is edited. What is registered in this package can be listed without importing it.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_FOLDERS = {"criterion": "importance", "exporter": "export"}
+"""Folder of the plug-ins of a kind; the decorator that registers them has the name of the kind."""
+
+_OPEN: dict[str, Registry[Any]] = {}
+"""Registries whose modules have been imported, by kind."""
 
 
 class Registry(Generic[T]):
@@ -25,6 +34,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        _OPEN[kind] = self
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its argument under `name`.
@@ -43,9 +53,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"unknown {self.kind} {name!r}{hint}; valid: {', '.join(sorted(self._entries))}")
+            raise ValueError(unknown(self.kind, name, self._entries))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -57,6 +65,39 @@ class Registry(Generic[T]):
     def items(self) -> list[tuple[str, T]]:
         """Return ``(name, entry)`` pairs sorted by name."""
         return sorted(self._entries.items())
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Say that there is no entry `name`, and which there are."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {kind} {name!r}{hint}; valid: {', '.join(names)}"
+
+
+def names_of(kind: str) -> dict[str, str]:
+    """Return the names of all entries of a kind and the first line of their docstrings, sorted by name.
+
+    Those of this package are read from its files, which imports nothing; those that a user registered are found where
+    the registry is imported.
+    """
+    mine = _declared(kind)
+    others = {name: "" for name in _OPEN.get(kind, ()) if name not in mine}
+    return dict(sorted({**mine, **others}.items()))
+
+
+@functools.cache
+def _declared(kind: str) -> dict[str, str]:
+    """Return name and first docstring line of every function decorated with ``@<kind>("name", …)`` in its folder."""
+    found = {}
+    for path in (Path(__file__).parent / _FOLDERS[kind]).glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for call in getattr(node, "decorator_list", ()):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == kind:
+                    assert isinstance(node, ast.FunctionDef)
+                    name = ast.literal_eval(call.args[0])
+                    found[name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return found
 
 
 def import_submodules(package: str, path: Iterable[str]) -> None:

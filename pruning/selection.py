@@ -113,7 +113,7 @@ def in_order(
 
     with ExitStack() as stack, torch.no_grad():
         for group in groups:
-            consumer = model.get_submodule(group.consumer)
+            consumer = model.get_submodule(group.consumers[0].consumer)
             stack.callback(consumer.register_forward_pre_hook(note(group.name)).remove)
         run()
     first = {name: place for place, name in reversed(list(enumerate(called)))}

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
+from pruning.hook import PRUNING_KEY
 
-KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
 PLAN_VERSION = 1
-PRUNING_KEY = "_structured_pruning"  # the config entry that carries a pruned architecture
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ParamSlice:
     Attributes:
         path: Parameter path as in ``model.named_parameters()``.
         dim: Dimension that is cut.
-        unit_size: Rows or columns a unit.
+        unit_size: Rows or columns per unit.
         offset: First row or column of unit 0; a fused projection is several slices of one parameter.
     """
 
@@ -78,12 +77,12 @@ class PrunableGroup:
     Attributes:
         name: Unique name, ``<module path>:<kind>``.
         module: Path of the module that owns the group (the attention, the feed-forward, the resnet, the block).
-        kind: One of `KINDS`.
+        kind: One of `pruning.settings.KINDS`.
         num_units: Units in the dense model.
-        unit_size: Channels a unit on the consuming side (head_dim, 1 for FFN, channels a norm group).
+        unit_size: Channels per unit on the consuming side (head_dim, 1 for FFN, channels of a norm group).
         produced_by: Slices whose rows make the unit.
-        consumed_by: Slices whose columns read the unit; zeroing them masks the unit. The first one is the
-            consumer whose input rows calibration measures.
+        consumed_by: Slices whose columns read the unit; zeroing them masks the unit. There are several where several
+            modules read it (joint attention); what is measured, scored and compensated is so at each: see `consumers`.
         attributes: Integers that fall with the units.
         removal: Only for blocks.
     """
@@ -99,59 +98,98 @@ class PrunableGroup:
     removal: BlockRemoval | None = None
 
     @property
+    def consumers(self) -> tuple[PrunableGroup, ...]:
+        """The group as each of its consumers reads it: copies with one entry in `consumed_by`; empty for blocks."""
+        if len(self.consumed_by) == 1:
+            return (self,)
+        return tuple(replace(self, consumed_by=(part,)) for part in self.consumed_by)
+
+    @property
+    def read_by(self) -> ParamSlice:
+        """The columns that read the units.
+
+        Raises:
+            PruningError: Unless there is exactly one such slice.
+        """
+        if len(self.consumed_by) != 1:
+            count = len(self.consumed_by) or "no"
+            raise PruningError(
+                f"group {self.name!r} of kind {self.kind!r} has {count} consumers, and one was asked for; go through "
+                "group.consumers"
+            )
+        return self.consumed_by[0]
+
+    @property
     def consumer(self) -> str:
-        """Path of the module whose input carries the units, e.g. ``…attn1.to_out.0``."""
-        if not self.consumed_by:
-            raise PruningError(f"group {self.name!r} of kind {self.kind!r} has no consumer")
-        return self.consumed_by[0].path.rsplit(".", 1)[0]
+        """Path of the module whose input carries the units, e.g. ``…attn1.to_out.0``; as `read_by`."""
+        return self.read_by.path.rsplit(".", 1)[0]
 
     @property
     def consumer_weight(self) -> str:
-        """Parameter path of the consumer's weight."""
-        return self.consumed_by[0].path
+        """Parameter path of the consumer's weight; as `read_by`."""
+        return self.read_by.path
+
+    @property
+    def consumer_key(self) -> str:
+        """Name of the slice that is read: the consumer's path, with ``[start:stop]`` where it does not start at 0."""
+        start = self.read_by.offset
+        return (
+            f"{self.consumer}[{start}:{start + self.num_units * self.read_by.unit_size}]"
+            if start
+            else self.consumer
+        )
 
 
 @dataclass
 class CalibrationStats:
-    """Streaming float64 sums of a calibration run, by group and statistic; never raw activations.
+    """Streaming float64 sums of a calibration run, by place and statistic; never raw activations.
 
-    ``values[group_name][statistic]`` is a float64 tensor; the names, shapes and units of the statistics are
-    documented where they are gathered (one file a statistic under ``pruning/calibration``).
+    A place is what was looked at: a slice that is read (`PrunableGroup.consumer_key`), an attention module or a block
+    (its path), or a group as a whole (its name). The names, shapes and units of the statistics are documented in
+    `pruning.calibration`. Who asks for a group's statistics takes `of` it first.
 
     Attributes:
-        values: Sums by group name, then by statistic name.
-        meta: What was run: number of samples, timestep buckets, omega settings, seed, … (JSON types only).
+        values: Sums by place, then by statistic name.
+        meta: What was run: number of samples, timestep buckets, sink weights, seed, … (JSON types only).
     """
 
     values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def get(self, group: str, statistic: str) -> Tensor:
+    def of(self, group: PrunableGroup) -> CalibrationStats:
+        """Return, under the group's name, what is known of a group and, if it has a single one, of its consumer."""
+        places = [
+            group.name,
+            group.module,
+            *(one.consumer_key for one in group.consumers if len(group.consumers) == 1),
+        ]
+        found = {name: value for place in places for name, value in self.values.get(place, {}).items()}
+        return CalibrationStats({group.name: found} if found else {}, self.meta)
+
+    def get(self, place: str, statistic: str) -> Tensor:
         """Return one statistic.
 
         Raises:
-            PruningError: If it was not gathered for this group.
+            PruningError: If it was not gathered there.
         """
-        found = self.values.get(group, {})
+        found = self.values.get(place, {})
         if statistic not in found:
             have = ", ".join(sorted(found)) or "nothing"
-            raise PruningError(
-                f"statistic {statistic!r} was not gathered for group {group!r} (gathered: {have})"
-            )
+            raise PruningError(f"statistic {statistic!r} was not gathered for {place!r} (gathered: {have})")
         return found[statistic]
 
-    def has(self, group: str, statistic: str) -> bool:
-        """Tell whether `statistic` was gathered for `group`."""
-        return statistic in self.values.get(group, {})
+    def has(self, place: str, statistic: str) -> bool:
+        """Tell whether `statistic` was gathered at `place`."""
+        return statistic in self.values.get(place, {})
 
 
 @dataclass
 class Scores:
-    """Importance: one 1-D float64 tensor a group, one score a unit; low goes first.
+    """Importance: one 1-D float64 tensor per group, one score per unit; low goes first.
 
     Attributes:
         values: Scores by group name, each of shape ``(num_units,)``.
-        meta: Criterion, omega, seed, … (JSON types only).
+        meta: Criterion, weighting, seed, … (JSON types only).
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -32,21 +33,16 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pruning.calibration import DEFAULT_QUERIES, Calibrator, Omega  # noqa: E402
-from pruning.calibration.reading import Reader  # noqa: E402
-from pruning.calibration.softmax import AttentionCall  # noqa: E402
-from pruning.calibration.step import StepReader, timestep_weights  # noqa: E402
+from pruning.calibration import Calibrator, find  # noqa: E402
+from pruning.calibration.attention.reading import Reading, Readings  # noqa: E402
+from pruning.calibration.attention.softmax import AttentionCall  # noqa: E402
+from pruning.calibration.draws import subset  # noqa: E402
+from pruning.calibration.seeing import Site  # noqa: E402
 from pruning.groups import find_groups  # noqa: E402
+from pruning.settings import Calibrate, SinkWeights  # noqa: E402
 
-NEEDS = (
-    "key_mass",
-    "key_mass_sq",
-    "key_mass_error",
-    "entropy",
-    "sink_mass",
-    "max_key_mass",
-    "sink_indicator",
-)
+NEEDS = ("key_mass", "sink_mass", "max_key_mass", "sink_indicator")
+QUERIES = 64
 HEADS, TOKENS, WIDTH, LAYERS = 8, 4096, 40, 5
 """The self-attentions at 64 x 64 of SD1.5: two on the way down, three on the way up."""
 
@@ -69,16 +65,20 @@ def inputs(batch: int) -> dict[str, Any]:
     }
 
 
-class TimedCalibrator(Calibrator):
-    """Adds up the seconds spent reading attention."""
+class Clock:
+    """Adds up the seconds spent in a function."""
 
     seconds = 0.0
 
-    def on_attention(self, *args: Any) -> None:
-        """Time the statistics of one attention call."""
-        start = time.perf_counter()
-        super().on_attention(*args)
-        self.seconds += time.perf_counter() - start
+    def timed(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Return `function` with its time taken."""
+
+        def run(*args: Any) -> None:
+            start = time.perf_counter()
+            function(*args)
+            self.seconds += time.perf_counter() - start
+
+        return run
 
 
 def measure_forwards(repeats: int, batch: int, queries: int) -> dict[str, Any]:
@@ -91,13 +91,14 @@ def measure_forwards(repeats: int, batch: int, queries: int) -> dict[str, Any]:
         return 0.0
 
     def calibrated(count: int | None) -> Callable[[], float]:
-        calibrator = TimedCalibrator(model, groups, needs=NEEDS, num_train_timesteps=1000, queries=count)
+        settings = Calibrate(queries=count)
+        calibrator = Calibrator(model, groups, needs=NEEDS, num_train_timesteps=1000, settings=settings)
 
         def run() -> float:
-            calibrator.seconds = 0.0
-            with calibrator:
+            clock = Clock()
+            with mock.patch.object(Readings, "_read", clock.timed(Readings._read)), calibrator:
                 model(**call)
-            return calibrator.seconds
+            return clock.seconds
 
         return run
 
@@ -145,23 +146,13 @@ def full_map(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 def streamed(call: AttentionCall, queries: int | None) -> Callable[[], object]:
     """Return a function that gathers what one attention call adds to the statistics."""
-    model = Denoiser()
-    step = StepReader(model, 1000, timestep_weights("uniform", 1)).read((torch.zeros(1, 1), 500), {})
-    reader = Reader(Omega(), queries, seed=0)
+    drawn = None if queries is None else subset(0, [0], TOKENS, queries)
 
     def run() -> object:
-        reading = reader.read(call, step, torch.zeros(1, dtype=torch.long), with_entropy=True)
+        reading = Reading(call, SinkWeights(), drawn)
         return reading.sums, reading.indicator, reading.sinks
 
     return run
-
-
-class Denoiser(torch.nn.Module):
-    """A stand-in denoiser, for its call signature."""
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Return `sample`."""
-        return sample
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -179,11 +170,9 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-def kept_bytes(needs: tuple[str, ...] = NEEDS) -> int:
+def kept_bytes() -> int:
     """Return the bytes of the sums that stay for one attention of 4096 tokens and 8 timestep buckets."""
-    by_key = sum(name.startswith("key_mass") for name in needs) * HEADS * TOKENS
-    by_head = (len(needs) - 4) * HEADS
-    return 8 * 8 * (by_key + by_head + TOKENS)
+    return sum(observer.bytes(Site("attention", HEADS, TOKENS), 8) for observer in find(NEEDS).values())
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 3) -> float:
@@ -220,9 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds of plain, sampled, exact")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument(
-        "--queries", type=int, default=DEFAULT_QUERIES, help="queries to sample in each attention"
-    )
+    parser.add_argument("--queries", type=int, default=QUERIES, help="queries to sample in each attention")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args()
     result = {

@@ -20,6 +20,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ import torch
 from bench_calibration import conclude, peak_bytes
 
 from pruning.calibration import calibrate
-from pruning.calibration.capture import AttentionCapture
-from pruning.data import NoisedBatch, conditioner, noised_batches, num_train_timesteps, open_images
+from pruning.calibration.attention.capture import AttentionCapture
+from pruning.data import conditioner, noised_batches, open_images
 from pruning.groups import find_groups
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source, sample_shape
-from pruning.recipe.schema import Score
+from pruning.settings import Score
 from pruning.stages.calibration import DRAWN
 from pruning.surgery import compensation_needs
 from pruning.types import CalibrationStats
@@ -57,21 +58,20 @@ class Subject:
     def __init__(self, name: str, samples: int) -> None:
         folder = resolve_source(f"bundled:models/{name}")
         self.model: Any = load_denoiser(folder)
-        self.scheduler = load_scheduler(folder)
         self.groups = find_groups(self.model, KINDS)
         channels, size, _ = sample_shape(self.model)
         data = open_images("digits", split="train", channels=channels, resolution=size)
-        self.batches: list[NoisedBatch] = list(
-            noised_batches(
-                data,
-                conditioner(self.model, None),
-                self.scheduler,
-                indices=range(samples),
-                batch_size=min(BATCH, samples),
-                timestep_buckets=BUCKETS,
-                seed=0,
-            )
+        made = noised_batches(
+            data,
+            conditioner(self.model, None),
+            load_scheduler(folder),
+            indices=range(samples),
+            batch_size=min(BATCH, samples),
+            timestep_buckets=BUCKETS,
+            seed=0,
         )
+        self.batches = list(made)
+        self.source = replace(made, make=lambda: self.batches)
         self.forwards = self.with_gradients = 0
         self.model.register_forward_pre_hook(self._count)
 
@@ -90,16 +90,8 @@ class Subject:
         criterion = arm.removesuffix(REPORT)
         needs = needs_of(criterion, self.groups) | compensation_needs("least_squares")
         needs |= DIAGNOSTIC_NEEDS | DRAWN if arm.endswith(REPORT) else set()
-        variants = sorted({CRITERIA[criterion].omega} - {"off"})
-        return lambda: calibrate(
-            self.model,
-            self.groups,
-            lambda: self.batches,
-            needs=sorted(needs),
-            variants=variants,
-            num_train_timesteps=num_train_timesteps(self.scheduler),
-            timestep_buckets=BUCKETS,
-        )
+        variants = sorted({CRITERIA[criterion].weighting} - {"off"})
+        return lambda: calibrate(self.model, self.groups, self.source, needs=sorted(needs), variants=variants)
 
     def passes(self, run: Callable[[], object]) -> tuple[float, float]:
         """Return how many passes over the batches `run` makes, and how many of them with gradients."""

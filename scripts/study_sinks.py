@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from study import facts, publish  # noqa: E402
-from study.bench import Bench, needed, omega_of  # noqa: E402
+from study.bench import Bench, needed, sink_weights_of  # noqa: E402
 from study.recovery import measure_recovery  # noqa: E402
 from study.store import Store  # noqa: E402
 from study.subjects import SUBJECTS, Cell, cells, recovery_cells  # noqa: E402
@@ -99,8 +99,8 @@ def measure_cells(bench: Bench, store: Store, end: float, only: list[str] | None
         needs = set[str]().union(*(needed(cell, bench.groups) for cell in group))
         variants = {cell.omega for cell in group} - {"off"}
         start = time.monotonic()
-        omega = omega_of(max(group, key=lambda cell: cell.draw))  # a set has one draw
-        stats = bench.calibrate(group[0].seed, needs, variants, omega)
+        last = max(group, key=lambda cell: cell.draw)  # a set has one draw
+        stats = bench.calibrate(last.seed, needs, variants, sink_weights_of(last), draw=last.draw)
         log.info(
             "%s: calibration set %d in %.0f s", bench.subject.name, group[0].seed, time.monotonic() - start
         )

@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.base import ALWAYS, VARIANTS, WeightStatistic, expand_needs
-from pruning.calibration.consumer import Consumer, check_finite
-from pruning.calibration.draws import check_count
-from pruning.calibration.first_pass import FirstPass
-from pruning.calibration.gradient_tap import GradientTap, data_losses
-from pruning.calibration.guidance import Guidance
-from pruning.calibration.indicator import Omega
-from pruning.calibration.instrument import Instrument
-from pruning.calibration.reading import Reader
-from pruning.calibration.row_tap import RowTap
-from pruning.calibration.softmax import AttentionCall
-from pruning.calibration.step import Step, StepReader, checked_weights
-from pruning.calibration.sums import Sums, summable
-from pruning.calibration.weight_tap import WeightTap
-from pruning.calibration.weighting import TokenWeights, need_first_pass
-from pruning.calibration.wiring import wire
+from pruning.calibration.attention.reading import Readings
+from pruning.calibration.driver import Driver, Progress, SamplingRun
+from pruning.calibration.guidance import mixed
+from pruning.calibration.observer import ALWAYS, VARIANTS, Bench, Observer, find, posts
+from pruning.calibration.sinks.detection import detection_settings
+from pruning.calibration.sinks.stability import FirstPass
+from pruning.calibration.sinks.weights import TokenWeights, weights_need_first_pass
+from pruning.calibration.step import Step, StepReader, timestep_weights
+from pruning.calibration.sums import Sums
+from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
+from pruning.settings import Calibrate
 from pruning.types import CalibrationStats, PrunableGroup
-
-DEFAULT_QUERIES = 64
-"""A good number of queries to sample: below 5 % of a UNet's forward at 4096 tokens (docs/benchmarks.md). A sink
-that holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample."""
 
 
 class Calibrator:
     """Measures a model on whatever runs it.
 
     ``with Calibrator(model, groups, needs=..., num_train_timesteps=1000) as stats: pipeline(prompts)``; `stats` is
-    complete when the block ends, and empty if it ends by an exception. The model's results do not change.
-    Gradient and weight statistics and ``block_change`` need a target or further forwards: use `calibrate` for these.
+    complete when the block ends, and empty if it ends by an exception. The model's results do not change; meanwhile it
+    is in evaluation mode and its parameters take no gradients, but for those that a statistic asks for. What needs a
+    target or further forwards is gathered where the model is run by `run`.
 
     Args:
-        model: The denoiser, in evaluation mode.
+        model: The denoiser.
         groups: What may be removed.
-        needs: Names of the statistics to gather; see `pruning.calibration`. ``samples`` is always gathered.
+        needs: Names of the statistics to gather (see `pruning.calibration`), or observers of one's own by name.
+            ``samples`` is always gathered.
         num_train_timesteps: Upper end of the timesteps that the model is called with.
-        timestep_buckets: T; bucket 0 is the least noise.
-        queries: Queries to look at in each attention call, drawn for each sample; None for all. See
-            `DEFAULT_QUERIES`.
-        rows: Rows to look at in each consumer's input, drawn for each sample; None for all. Sums are scaled up.
-        variants: Omega variants to gather besides the plain sums, some of `VARIANTS`.
-        omega: How sinks are told and weighted.
-        first_pass: Sink stability (not needed if both lambdas are equal) and influence for the variants, and means
-            for ``probe``.
-        guidance: How rows are mixed for the variant ``guided``.
-        timestep_weights: w_tau: ``uniform``, ``obs_diff`` or T positive numbers.
-        seed: Of all draws but omega's permutations.
+        settings: Its `timestep_buckets`, `queries`, `rows`, `timestep_weights`, `sink_weights` and, for the variant
+            ``guided``, `guidance_scale` count. 64 queries cost less than 5 % of a UNet's forward at 4,096 tokens; a
+            sink that holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample.
+        variants: Weighted rows to gather besides the plain ones, some of `VARIANTS`.
+        timestep_weights: w_tau as T positive numbers, in place of what `settings` says.
+        first_pass: Result of the function `first_pass`: sink stability (not needed if all sinks weigh the same) and
+            influence for the variants, and means for centred effects.
+        conditional: Which half of the denoiser's batch is conditional, for the variant ``guided``: 1 in most pipelines
+            of diffusers, 0 in ``DiTPipeline`` and in `pruning.sampling`.
+        seed: Of all draws.
+        permutation_seed: Of the permutations of the variants ``permuted``; None takes `seed`.
 
     Raises:
         PruningError: For an unknown statistic or variant, a value out of range, or a missing first pass.
@@ -67,116 +60,114 @@ class Calibrator:
         model: nn.Module,
         groups: Iterable[PrunableGroup],
         *,
-        needs: Iterable[str],
+        needs: Iterable[str] | Mapping[str, Observer],
         num_train_timesteps: float,
-        timestep_buckets: int = 8,
-        queries: int | None = None,
-        rows: int | None = None,
-        variants: Collection[str] = (),
-        omega: Omega | None = None,
+        settings: Calibrate | None = None,
+        variants: Iterable[str] = (),
+        timestep_weights: Sequence[float] | None = None,
         first_pass: FirstPass | None = None,
-        guidance: Guidance | None = None,
-        timestep_weights: str | Sequence[float] = "uniform",
+        conditional: int = 1,
         seed: int = 0,
+        permutation_seed: int | None = None,
     ) -> None:
-        omega = Omega() if omega is None else omega
-        weights = checked_weights(timestep_weights, timestep_buckets, num_train_timesteps)
-        self._model = model
-        self._statistics = expand_needs(needs)
-        self._variants, self._omega, self._first_pass = tuple(variants), omega, first_pass
-        self._guidance = guidance
-        self._rows, self._seed, self._buckets = rows, seed, timestep_buckets
-        self._wiring = wire(
-            model, groups, self._statistics, weighted=any(v != "guided" for v in self._variants)
-        )
-        self._check(queries)
-        self._attention = Reader(omega, queries, seed)
-        self._reader = StepReader(model, num_train_timesteps, weights)
-        self._meta: dict[str, Any] = {
-            "needs": sorted(self._statistics),
-            "num_train_timesteps": num_train_timesteps,
-            "timestep_buckets": timestep_buckets,
-            "timestep_weights": weights.tolist(),
-            "queries": queries,
-            "rows": rows,
-            "variants": list(self._variants),
-            "omega": asdict(omega),
-            "guidance": None if guidance is None else asdict(guidance),
-            "seed": seed,
-        }
-        self._restart()
+        self._model, self._settings, self._first_pass = model, settings or Calibrate(), first_pass
+        self._settings.check("calibration")
+        self._limit, self._variants, self._conditional = num_train_timesteps, tuple(variants), conditional
+        self._seed, self._permutation_seed = seed, seed if permutation_seed is None else permutation_seed
+        self._weights = _checked_weights(self._settings, timestep_weights)
+        self._observers = find(needs)
+        self._posts = posts(model, list(groups), self._observers)
+        self._check()
 
-    def _check(self, queries: int | None) -> None:
-        self._omega.check()
-        check_count("queries", queries)
-        check_count("rows", self._rows)
+    def _check(self) -> None:
+        first_pass, sinks = self._first_pass, self._settings.sink_weights
+        if not self._limit > 0:
+            raise PruningError(f"num_train_timesteps is {self._limit}; expected a positive number")
         for variant in self._variants:
             if variant not in VARIANTS:
-                raise PruningError(f"unknown omega variant {variant!r}; valid: {', '.join(VARIANTS)}")
-        if "guided" in self._variants and self._guidance is None:
+                raise PruningError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
+        if "guided" in self._variants and self._settings.guidance_scale == 1:
             raise PruningError(
-                "the variant 'guided' mixes both branches of guidance; give guidance=Guidance(scale)"
+                "the variant 'guided' mixes both branches of guidance; say how in settings.guidance_scale, which is 1 "
+                "(no guidance)"
             )
-        if self._guidance is not None:
-            self._guidance.check()
-        if need_first_pass(self._variants, self._omega):
-            if self._first_pass is None:
+        if self._conditional not in (0, 1):
+            raise PruningError(
+                f"conditional is {self._conditional}; it must be 0 or 1, the half of the batch"
+            )
+        if weights_need_first_pass(self._variants, sinks):
+            if first_pass is None:
                 raise PruningError(
-                    f"omega variants {', '.join(self._variants)} weigh by stability or influence; give the result of "
+                    f"the variants {', '.join(self._variants)} weigh by stability or influence; give the result of "
                     "first_pass(...)"
                 )
-            theirs, ours = self._first_pass.meta.get("indicator"), self._omega.indicator_settings()
+            theirs, ours = first_pass.meta.get("detection"), detection_settings(sinks)
             if theirs != ours:
                 raise PruningError(
-                    f"the first pass told sinks by {theirs}, this pass by {ours}; run the first pass again"
+                    f"the first pass detected sinks by {theirs}, this pass by {ours}; run the first pass again"
                 )
-        means = {} if self._first_pass is None else self._first_pass.means
-        for group, found in self._wiring.gradients.items():
-            centred = [name for name, statistic in found.items() if statistic.loss == "output"]
-            if centred and group not in means:
-                raise PruningError(
-                    f"statistic {centred[0]!r} of group {group!r} needs channel means from a first pass; give the "
-                    "result of first_pass(...)"
-                )
-
-    def _restart(self) -> None:
-        """Start from zero; nothing is installed yet."""
-        wiring, first_pass = self._wiring, self._first_pass
         means = {} if first_pass is None else first_pass.means
-        self._sums = Sums(self._buckets)
-        self._samples = torch.zeros(self._buckets, dtype=torch.float64)
-        self._token_weights = TokenWeights(self._omega, self._variants, first_pass)
-        self._row_taps = {
-            name: RowTap(wiring.consumers[name], found, self._sums, self._rows, self._seed)
-            for name, found in wiring.rows.items()
-        }
-        self._gradients = GradientTap(wiring.gradients, wiring.sensitivities, means, self._sums, self._seed)
-        self._weight_taps = {
-            name: WeightTap(self._model, name, statistic, groups)
-            for name, groups in wiring.weights.items()
-            if isinstance(statistic := self._statistics[name], WeightStatistic) and groups
-        }
-        consumers, blocks = list(wiring.consumers.values()), wiring.blocks_that(ablate=False)
-        outputs = [wiring.consumers[name] for name in wiring.sensitivities]
-        self._instrument = Instrument(
-            self._model, wiring.attention, consumers, outputs, blocks, self._reader, self
-        )
+        for post in self._posts:
+            lacking = [at.key for at in post.places if at.key not in means] if post.sees.needs_means else []
+            if lacking:
+                raise PruningError(
+                    f"statistic {next(iter(post.observers))!r} at {lacking[0]!r} needs channel means from a first "
+                    "pass; give the result of first_pass(...)"
+                )
 
     def __enter__(self) -> CalibrationStats:
-        self._restart()
+        settings, sinks, first_pass = self._settings, self._settings.sink_weights, self._first_pass
+        self._reader = StepReader(self._model, self._limit, self._weights)
+        self.driver = driver = Driver(self._model, self._reader, self._seed)
+        self._sums = Sums(settings.timestep_buckets)
+        self._samples = torch.zeros(settings.timestep_buckets, dtype=torch.float64)
+        token_weights = TokenWeights(sinks, self._variants, first_pass, self._permutation_seed)
+        readings = Readings(driver, sinks, settings.queries, self._seed)
+        driver.on_step(self._count)
+        driver.on_step(token_weights.restart)
+        token_weights.watch(readings, self._weighting_sites())
+        guidance = self._guidance
+        bench = Bench(
+            driver=driver,
+            sums=self._sums,
+            readings=readings,
+            token_weights=token_weights,
+            means={} if first_pass is None else first_pass.means,
+            rows=settings.rows,
+            guided=None if guidance is None else functools.partial(mixed, **guidance),
+            seed=self._seed,
+        )
+        for post in self._posts:
+            post.sees.watch(post.places, post.observers, bench)
+        driver.__enter__()
         self._stats = CalibrationStats()
-        with ExitStack() as stack:
-            for tap in self._weight_taps.values():
-                stack.enter_context(tap)
-            stack.enter_context(self._instrument)
-            self._open = stack.pop_all()
         return self._stats
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        self._open.close()
-        self._gradients.restart()
+        self.driver.__exit__(kind, *exc)
         if kind is None:
             self._finish()
+
+    @property
+    def _guidance(self) -> dict[str, Any] | None:
+        """How rows are mixed for the variant ``guided``, None if it is not asked for."""
+        if "guided" not in self._variants:
+            return None
+        return {"scale": self._settings.guidance_scale, "conditional": self._conditional}
+
+    def _weighting_sites(self) -> list[str]:
+        """Return the attention modules whose sinks weight rows here."""
+        return sorted(
+            {
+                place.site
+                for post in self._posts
+                for place in post.places
+                if set(post.sees.variants(place, self._variants)) - {"guided"}
+            }
+        )
+
+    def _count(self, step: Step) -> None:
+        self._samples.index_add_(0, step.buckets, torch.ones(len(step.samples), dtype=torch.float64))
 
     def identify(
         self, samples: Sequence[int] | Tensor, buckets: int | Sequence[int] | Tensor | None = None
@@ -184,109 +175,51 @@ class Calibrator:
         """Say whose rows come next, until it is said again; see `StepReader.identify`."""
         self._reader.identify(samples, buckets)
 
-    @property
-    def ablated_blocks(self) -> list[str]:
-        """Paths of the blocks for which `block_outputs` is wanted."""
-        return self._wiring.blocks_that(ablate=True)
+    def run(self, source: NoisedBatches | SamplingRun, progress: Progress | None = None) -> None:
+        """Show the model what `source` has; see `Driver.run`.
 
-    @property
-    def wants_gradients(self) -> bool:
-        """Whether `backward` is wanted after every forward."""
-        return self._gradients.wanted or bool(self._weight_taps)
-
-    @property
-    def samples_seen(self) -> int:
-        """Rows of the denoiser's calls so far."""
-        return int(self._samples.sum())
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Context manager in which the model may run unseen."""
-        return self._instrument.paused()
-
-    def backward(self, output: Tensor, target: Tensor) -> None:
-        """Gather the gradient and weight statistics of the last forward; see `GradientTap.backward`."""
-        step, taps = self._instrument.step, list(self._weight_taps.values())
-        if taps:
-            losses = data_losses(output, target)
-            check_finite(losses, "the data loss of calibration", step.describe)
-            for tap in taps:
-                more = tap is not taps[-1] or self._gradients.wanted
-                tap.backward(losses, step, retain_graph=more)
-        if self._gradients.wanted:
-            self._gradients.backward(output, target, step)
-
-    def block_outputs(self, path: str, full: Tensor, without: Tensor) -> None:
-        """Gather what the model's output (B, ...) loses without the block at `path`."""
-        step = self._instrument.step
-        check_finite(without, f"the output without block {path!r}", step.describe)
-        self._block(path, summable(full), summable(without), step, ablates=True)
-
-    def on_step(self, step: Step) -> None:
-        """The denoiser is about to run."""
-        self._samples.index_add_(0, step.buckets, torch.ones(len(step.samples), dtype=torch.float64))
-        self._token_weights.restart()
-        self._gradients.restart()
-
-    def on_attention(self, call: AttentionCall, step: Step, owner: Tensor) -> None:
-        """An attention module attends."""
-        site = self._wiring.sites.get(call.path)
-        reading = self._attention.read(
-            call,
-            step,
-            owner,
-            out_weight=None if site is None else site.out_weight,
-            with_entropy=site is not None and "entropy" in site.statistics,
-        )
-        if call.path in self._wiring.weighting.values():
-            self._token_weights.read(reading, step, owner)
-        if site is None:
-            return
-        for name, statistic in site.statistics.items():
-            values = statistic.measure(reading)  # (B, ...)
-            if statistic.weighted:
-                weight = step.weights[owner].to(values.device)
-                values = values * weight.view(-1, *(1,) * (values.ndim - 1))
-            buckets = step.buckets[owner] if statistic.by_bucket else None
-            self._sums.add_samples(site.group.name, name, values, buckets)
-
-    def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
-        """Rows enter a consumer."""
-        name = consumer.group.name
-        omegas: dict[str, Tensor] = {}
-        if name in self._wiring.weighting:
-            site, where = self._wiring.weighting[name], repr(consumer.group.consumer)
-            omegas = self._token_weights.of(site, x.shape[0], consumer.num_tokens(x), where)
-        if name in self._row_taps:
-            self._row_taps[name].see(x, step, owner, omegas)
-            if self._guidance is not None and "guided" in self._variants:
-                mixed = self._guidance.mix(x, step, owner, repr(consumer.group.consumer))
-                self._row_taps[name].see(*mixed, {}, "@guided")
-        if name in self._wiring.gradients:
-            self._gradients.see(consumer, x, owner, omegas)
-
-    def on_output(self, consumer: Consumer, y: Tensor, step: Step, owner: Tensor) -> None:
-        """Rows leave a consumer."""
-        self._gradients.see_output(consumer, y, owner)
-
-    def on_block(self, path: str, before: Tensor, after: Tensor, step: Step) -> None:
-        """A block ran."""
-        self._block(path, before, after, step, ablates=False)
-
-    def _block(self, path: str, before: Tensor, after: Tensor, step: Step, *, ablates: bool) -> None:
-        group, statistics = self._wiring.blocks[path]
-        for name, statistic in statistics.items():
-            if statistic.ablates == ablates:
-                value = statistic.measure(before, after).double()
-                weight = step.weights.to(value.device) if statistic.weighted else 1.0
-                self._sums.add_samples(group.name, name, value * weight)
+        Raises:
+            PruningError: If the model did not run once.
+        """
+        self.driver.run(source, progress)
+        if not bool(self._samples.any()):
+            raise PruningError("calibration saw no samples; the model did not run once")
 
     def _finish(self) -> None:
-        for group, name, value in self._sums.items():
-            finish = getattr(self._statistics.get(name), "finish", None)
-            self._stats.values.setdefault(group, {})[name] = value if finish is None else finish(value)
-        for name, tap in self._weight_taps.items():
-            for group, value in tap.finish().items():
-                self._stats.values.setdefault(group, {})[name] = value
-        for found in self._stats.values.values():
-            found[ALWAYS[0]] = self._samples.clone()
-        self._stats.meta.update(self._meta, samples=self._samples.tolist())
+        values, samples_seen = self._sums.finish()
+        for post in self._posts:
+            for place in post.places:
+                _add_parts(values.get(place.key, {}), post.observers, place)
+        for found in values.values():
+            found[ALWAYS] = self._samples.clone()
+        self._stats.values.update(values)
+        settings = asdict(self._settings)
+        self._stats.meta.update(
+            {name: settings[name] for name in ("timestep_buckets", "queries", "rows", "sink_weights")},
+            needs=sorted(self._observers),
+            num_train_timesteps=self._limit,
+            timestep_weights=self._weights.tolist(),
+            variants=list(self._variants),
+            guidance=self._guidance,
+            seed=self._seed,
+            permutation_seed=self._permutation_seed,
+            samples=self._samples.tolist(),
+            samples_seen=samples_seen,
+        )
+
+
+def _checked_weights(settings: Calibrate, numbers: Sequence[float] | None) -> Tensor:
+    """Return w_tau, (T,)."""
+    return timestep_weights(
+        settings.timestep_weights if numbers is None else numbers, settings.timestep_buckets
+    )
+
+
+def _add_parts(found: dict[str, Tensor], observers: Mapping[str, Observer], place: Any) -> None:
+    """Add the statistics that are part of another one, plain and in every variant."""
+    for name, observer in observers.items():
+        if observer.part_of is None:
+            continue
+        whole, part = observer.part_of
+        for key in [key for key in found if key.partition("@")[0] == whole]:
+            found[name + key[len(whole) :]] = part(found[key], place)

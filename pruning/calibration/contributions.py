@@ -7,18 +7,16 @@ left out when the unit goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from pruning.calibration.consumer import Consumer
-from pruning.calibration.instrument import Instrument, Listener, frozen
-from pruning.calibration.step import Step, StepReader, checked_weights
-from pruning.data.batches import NoisedBatch
+from pruning.calibration.observer import Observer
+from pruning.calibration.passes import calibrate
+from pruning.calibration.seeing import Input
+from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
-from pruning.models.families import denoise
 from pruning.types import PrunableGroup
 
 
@@ -27,7 +25,7 @@ class Unit:
     """A unit to look at.
 
     Attributes:
-        group: Its group.
+        group: Its group, with one consumer.
         index: Its number in the group.
         columns: W_h, its columns of the consumer's weight, (C, u) float64.
         mean: mu_h, the mean of its inputs, (u,) float64.
@@ -54,65 +52,29 @@ class Contribution:
     after: Tensor
 
 
-def contributions(
-    model: nn.Module,
-    units: Sequence[Unit],
-    batches: Iterable[NoisedBatch],
-    *,
-    num_train_timesteps: float,
-    timestep_buckets: int,
-) -> list[Contribution]:
+ROWS = Observer(Input(), lambda rows: rows.x, lambda at: (0, at.columns), by="bucket")
+"""The rows themselves: of one sample at every timestep bucket there is nothing to add up."""
+
+
+def contributions(model: nn.Module, units: Sequence[Unit], batches: NoisedBatches) -> list[Contribution]:
     """Run the model on one sample at every timestep bucket and return what each of `units` contributes.
 
     Args:
         model: The dense denoiser; its result does not change, and no hook stays.
         units: What to look at.
-        batches: One sample, once a bucket.
-        num_train_timesteps: Upper end of the timesteps.
-        timestep_buckets: T.
+        batches: One sample, once per bucket.
 
     Raises:
-        PruningError: For a consumer that calibration cannot read, NaN, or a bucket that `batches` leaves out.
+        PruningError: For a consumer that calibration cannot read, NaN, or batches that show something else.
     """
-    seen = _Rows({unit.group.name for unit in units})
-    consumers = {unit.group.name: Consumer.of(model, unit.group) for unit in units}
-    reader = StepReader(
-        model, num_train_timesteps, checked_weights("uniform", timestep_buckets, num_train_timesteps)
-    )
-    with (
-        frozen(model),
-        Instrument(model, [], list(consumers.values()), [], [], reader, seen),
-        torch.no_grad(),
-    ):
-        for batch in batches:
-            reader.identify(batch.sample_ids, batch.bucket)
-            denoise(model, batch.call)
-    return [_contribution(unit, seen.of(unit.group, timestep_buckets)) for unit in units]
-
-
-class _Rows(Listener):
-    """Listens to an `Instrument` and keeps the rows that enter the consumers of `groups`, by timestep bucket."""
-
-    def __init__(self, groups: Iterable[str]) -> None:
-        self._found: dict[str, dict[int, Tensor]] = {name: {} for name in groups}
-
-    def of(self, group: PrunableGroup, buckets: int) -> Tensor:
-        """Return the rows of a group, (T, N, P) float64.
-
-        Raises:
-            PruningError: If a bucket was not seen.
-        """
-        found = self._found[group.name]
-        if missing := [bucket for bucket in range(buckets) if bucket not in found]:
-            raise PruningError(
-                f"group {group.name!r}: no rows entered its consumer at timestep bucket {missing[0]}"
-            )
-        return torch.stack([found[bucket] for bucket in range(buckets)])
-
-    def on_input(self, consumer: Consumer, x: Tensor, step: Step, owner: Tensor) -> None:
-        """Rows enter a consumer; the first leading row is the sample."""
-        rows = torch.cat([part for _, part in consumer.rows(x[:1])])[0]  # (N, P)
-        self._found[consumer.group.name][int(step.buckets[0])] = rows.detach().to("cpu", torch.float64)
+    groups = {unit.group.name: unit.group for unit in units}
+    seen = calibrate(model, groups.values(), batches, needs={"rows": ROWS})
+    times = seen.meta["samples"]
+    if times != [1] * len(times):
+        raise PruningError(
+            f"contributions are those of one sample at every timestep bucket, but the batches show {times} samples"
+        )
+    return [_contribution(unit, seen.get(unit.group.consumer_key, "rows")) for unit in units]
 
 
 def _contribution(unit: Unit, rows: Tensor) -> Contribution:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pruning.data.seeding import sample_generator
-from pruning.errors import PruningError
 
 QUERIES, PERMUTATION, SIGNS, ROWS = range(100, 104)
 """Streams; those of `pruning.data.seeding` are small numbers."""
@@ -32,7 +31,7 @@ def subset(seed: int, samples: Sequence[int], total: int, count: int, purpose: i
 
 
 def permutations(seed: int, samples: Sequence[int], total: int) -> Tensor:
-    """Return one permutation of `total` tokens a sample, fixed over timesteps, heads and layers; int64 (B, total)."""
+    """Return one permutation of `total` tokens per sample, fixed over timesteps, heads and layers; int64 (B, total)."""
     draws = [torch.randperm(total, generator=_generator(seed, s, PERMUTATION, total)) for s in samples]
     return torch.stack(draws)
 
@@ -46,9 +45,3 @@ def random_signs(
         generator = _generator(seed, sample, SIGNS, round(timestep * 1000))
         draws.append(torch.randint(0, 2, tuple(shape), generator=generator))
     return torch.stack(draws).float() * 2 - 1
-
-
-def check_count(name: str, count: int | None) -> None:
-    """Raise PruningError unless `count` tokens can be drawn and their spread be told (2 or more), or all are taken."""
-    if count is not None and count < 2:
-        raise PruningError(f"{name} is {count}; expected at least 2, or null for all")

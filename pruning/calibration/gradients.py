@@ -1,38 +1,149 @@
-"""Gradient statistics: first-order effects of the units, in input-gradient form (SCORES.md section 3).
-
-With q = dL/dx at the consumer's input x, a unit's effect in one sample is ``z_g = sum_i sum_{c in g} q_ic x_ic``
-(row i times omega_i in a variant). Divide by ``samples`` for means.
-
-- ``taylor`` (G,): sum over samples of w_tau |z_g|, L the sample's mean squared error to the target.
-- ``probe`` (G, G): sum of w_tau z z^T with x - mu in place of x and L = <v, output>, v random signs; mu is the mean of
-  each channel over all rows and timesteps, from the first pass. Not for groups of more than 1024 units.
-- ``probe_diag`` (G,): the diagonal of ``probe``, always.
-"""
+"""The backward passes of a batch: gradients of a loss by activations that came by, and by parameters."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Protocol
 
-from pruning.calibration.base import GradientStatistic, register
+import torch
+from torch import Tensor, nn
 
-MAX_PROBE_UNITS = 1024
-
-
-def taylor(z: Tensor, weight: Tensor) -> Tensor:
-    """(G,)."""
-    return weight @ z.abs()
-
-
-def probe(z: Tensor, weight: Tensor) -> Tensor:
-    """(G, G)."""
-    return (z * weight[:, None]).T @ z
+from pruning.calibration.draws import random_signs
+from pruning.calibration.step import Step, check_finite
+from pruning.errors import PruningError
 
 
-def probe_diag(z: Tensor, weight: Tensor) -> Tensor:
-    """(G,)."""
-    return weight @ z.square()
+class ParameterListener(Protocol):
+    """Who is told the gradients of the data loss by parameters, each as soon as the backward pass has it."""
+
+    parameters: Mapping[str, nn.Parameter]
+
+    def weigh(self, losses: Tensor, step: Step) -> Tensor:
+        """Return the weight of each row's loss (B,) in what is differentiated; rows of weight 0 do not count."""
+        ...
+
+    def take(self, path: str, gradient: Tensor) -> None:
+        """Take the gradient by one parameter; it is dropped afterwards."""
+        ...
 
 
-register("taylor", GradientStatistic("data", taylor))
-register("probe", GradientStatistic("output", probe, max_units=MAX_PROBE_UNITS, beside=("probe_diag",)))
-register("probe_diag", GradientStatistic("output", probe_diag))
+def data_losses(output: Tensor, target: Tensor, step: Step, seed: int = 0) -> Tensor:
+    """Return the mean squared error of each row, (B,), with its graph."""
+    return (output.float() - target.to(output.device, torch.float32)).square().flatten(1).mean(1)
+
+
+def projections(output: Tensor, target: Tensor, step: Step, seed: int = 0) -> Tensor:
+    """Return the output's projection on random signs v, ``<v, output>``, (B,), with its graph."""
+    signs = random_signs(seed, step.keys, step.timesteps.tolist(), output.shape[1:])
+    return (output.float() * signs.to(output.device)).flatten(1).sum(1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Step, int], Tensor]] = {
+    "data": data_losses,
+    "output": projections,
+}
+"""What can be differentiated: one number per row of the batch."""
+
+
+class Gradients:
+    """Keeps what is wanted of one forward and, given its output, hands the gradients out.
+
+    Args:
+        seed: Of the random signs.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._ends: dict[str, list[Callable[[Step], None]]] = {}
+        self._wanted: dict[str, list[tuple[Tensor, Callable[[Tensor], None]]]] = {}
+        self.listeners: list[ParameterListener] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether `backward` is to be called after every forward."""
+        return bool(self._ends or self.listeners)
+
+    def on_backward(self, loss: str, tell: Callable[[Step], None]) -> None:
+        """Differentiate one of `LOSSES`, and tell when all its gradients have been handed out."""
+        self._ends.setdefault(loss, []).append(tell)
+
+    def want(self, loss: str, x: Tensor, tell: Callable[[Tensor], None]) -> None:
+        """Tell the gradient of a loss that is differentiated by a tensor that comes by just now.
+
+        A tensor that no gradient reaches yet becomes a leaf.
+        """
+        if torch.is_grad_enabled():
+            leaf = x if x.requires_grad else x.requires_grad_(True)
+            self._wanted.setdefault(loss, []).append((leaf, tell))
+
+    def restart(self) -> None:
+        """Forget what the last forward left."""
+        self._wanted.clear()
+
+    def backward(self, output: Tensor, target: Tensor, step: Step) -> None:
+        """Differentiate a forward: one backward pass per listener to parameters, one per loss.
+
+        Args:
+            output: Model output (B, C, H, W), with its graph.
+            target: What the model should predict, same shape.
+            step: The denoiser's call.
+
+        Raises:
+            PruningError: If a loss or gradient holds NaN or infinity, or nothing came by of which the gradient is
+                wanted.
+        """
+        losses = {name: LOSSES[name](output, target, step, self._seed) for name in sorted(self._ends)}
+        if self.listeners:
+            losses["data"] = losses["data"] if "data" in losses else data_losses(output, target, step)
+        for name, by_row in losses.items():
+            check_finite(by_row, f"the {name} loss of calibration", step.describe)
+        left = len(self.listeners) + len(self._ends)
+        for listener in self.listeners:
+            left -= 1
+            self._by_parameters(listener, losses["data"], step, retain_graph=left > 0)
+        for name in sorted(self._ends):
+            left -= 1
+            self._by_activations(name, losses[name], step, retain_graph=left > 0)
+        self.restart()
+
+    def _by_activations(self, loss: str, by_row: Tensor, step: Step, *, retain_graph: bool) -> None:
+        wanted = self._wanted.get(loss)
+        if not wanted:
+            raise PruningError(
+                "gradient statistics were asked for, but no consumer ran with gradients enabled"
+            )
+        tensors = [x for x, _ in wanted]
+        found = torch.autograd.grad(by_row.sum(), tensors, retain_graph=retain_graph, allow_unused=True)
+        with torch.no_grad():
+            for (_, tell), gradient in zip(wanted, found, strict=True):
+                if gradient is not None:
+                    tell(gradient)
+            for tell_end in self._ends[loss]:
+                tell_end(step)
+
+    def _by_parameters(
+        self, listener: ParameterListener, losses: Tensor, step: Step, *, retain_graph: bool
+    ) -> None:
+        weights = listener.weigh(losses.detach(), step)
+        if not bool(weights.any()):
+            return
+
+        def take(path: str) -> Callable[[Tensor], None]:
+            def hook(parameter: Tensor) -> None:
+                gradient, parameter.grad = parameter.grad, None
+                assert gradient is not None
+                rows = range(len(step.keys))
+                check_finite(gradient[None], f"the gradient by {path!r}", lambda _: step.describe(rows))
+                listener.take(path, gradient)
+
+            return hook
+
+        with ExitStack() as stack:
+            for path, parameter in listener.parameters.items():
+                stack.callback(parameter.register_post_accumulate_grad_hook(take(path)).remove)
+            torch.autograd.backward(
+                losses @ weights.to(losses.device, losses.dtype),
+                inputs=list(listener.parameters.values()),
+                retain_graph=retain_graph,
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Step:
 
     Attributes:
         samples: Sample index of each row, length B.
-        keys: One number a (sample, guidance branch), length B: what a sampling trajectory is told by.
+        keys: One number per (sample, guidance branch), length B: what identifies a sampling trajectory.
         timesteps: float64 (B,), CPU.
         buckets: int64 (B,), CPU.
         weights: Timestep weights w_tau, float64 (B,), CPU.
@@ -34,19 +34,19 @@ class Step:
     buckets: Tensor
     weights: Tensor
 
-    def owner(self, rows: int, where: str) -> Tensor:
-        """Return which of the B rows each of a tensor's leading `rows` belongs to, int64 (rows,).
+    def row_of(self, count: int, where: str) -> Tensor:
+        """Return to which of the B rows each of a tensor's `count` leading entries belongs, int64 (count,).
 
         Raises:
-            PruningError: If `rows` is no multiple of B.
+            PruningError: If `count` is no multiple of B.
         """
         batch = len(self.samples)
-        if rows % batch:
+        if count % batch:
             raise PruningError(
-                f"{where} sees a batch of {rows}, which is no multiple of the denoiser's batch of {batch}; "
+                f"{where} sees a batch of {count}, which is no multiple of the denoiser's batch of {batch}; "
                 "calibration cannot tell whose rows these are"
             )
-        return torch.arange(batch).repeat_interleave(rows // batch)
+        return torch.arange(batch).repeat_interleave(count // batch)
 
     def describe(self, rows: Sequence[int]) -> str:
         """Say which samples and timestep buckets `rows` are, for error messages."""
@@ -190,17 +190,18 @@ def timestep_weights(kind: str | Sequence[float], buckets: int) -> Tensor:
         buckets: T.
 
     Raises:
-        PruningError: For an unknown kind or numbers that do not fit.
+        PruningError: For another word or numbers that do not fit.
     """
+    if kind == "uniform":
+        return torch.ones(buckets, dtype=torch.float64)
+    if kind == "obs_diff":
+        from_noise = torch.arange(buckets - 1, -1, -1, dtype=torch.float64)
+        quarter = (from_noise * 4 / buckets).floor()
+        return 1.2 - 0.4 * torch.log1p(quarter) / math.log(4)
     if isinstance(kind, str):
-        if kind == "uniform":
-            return torch.ones(buckets, dtype=torch.float64)
-        if kind == "obs_diff":
-            from_noise = torch.arange(buckets - 1, -1, -1, dtype=torch.float64)
-            quarter = (from_noise * 4 / buckets).floor()
-            return 1.2 - 0.4 * torch.log1p(quarter) / math.log(4)
         raise PruningError(
-            f"timestep_weights {kind!r} is unknown; valid: uniform, obs_diff, or {buckets} numbers"
+            f"timestep_weights {kind!r}: give {buckets} numbers, for 'sampler' those of sampler_weights(scheduler, …); "
+            "words that need none: uniform, obs_diff"
         )
     weights = torch.tensor([float(w) for w in kind], dtype=torch.float64)
     if len(weights) != buckets or not bool((torch.isfinite(weights) & (weights > 0)).all()):
@@ -208,14 +209,27 @@ def timestep_weights(kind: str | Sequence[float], buckets: int) -> Tensor:
     return weights
 
 
-def checked_weights(kind: str | Sequence[float], buckets: int, limit: float) -> Tensor:
-    """Return `timestep_weights` after checking the number of buckets and the upper end of the timesteps.
+def by_bucket(buckets: Tensor) -> Iterator[tuple[int, Tensor | slice]]:
+    """Yield every timestep bucket among `buckets` (S,) and where it is, as an index."""
+    found = buckets.unique().tolist()
+    for bucket in found:
+        yield bucket, slice(None) if len(found) == 1 else (buckets == bucket).nonzero().flatten()
 
-    Raises:
-        PruningError: For values out of range.
+
+def check_finite(x: Tensor, where: str, describe: Callable[[list[int]], str]) -> None:
+    """Raise PruningError naming module, samples and timestep bucket if `x` (S, ...) holds NaN or infinity.
+
+    Args:
+        x: The tensor.
+        where: What it is, naming the module.
+        describe: Says what some of the leading entries of `x` are.
     """
-    if buckets < 1:
-        raise PruningError(f"timestep_buckets is {buckets}; expected at least 1")
-    if not limit > 0:
-        raise PruningError(f"num_train_timesteps is {limit}; expected a positive number")
-    return timestep_weights(kind, buckets)
+    x = x.detach()
+    if bool(torch.isfinite(x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))):
+        return
+    bad = ~torch.isfinite(x).reshape(x.shape[0], -1).all(1)
+    if bool(bad.any()):
+        found = describe(bad.nonzero().flatten().tolist())
+        raise PruningError(
+            f"{where} holds NaN or infinity ({found}); check the model's weights and dtype and the data"
+        )

@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.calibration.base import VARIANTS
 from pruning.errors import PruningError
 from pruning.files import written_whole
+from pruning.settings import WEIGHTINGS
 from pruning.types import CalibrationStats
 
-FORMAT = "sinkprune-calibration-2"
+FORMAT = "sinkprune-calibration-3"
 HEADER = "sinkprune"
 """The one entry of the file's meta data: safetensors writes several in random order, and equal content shall be equal
 bytes."""
@@ -73,7 +73,7 @@ def save_stats(stats: CalibrationStats, path: str | Path) -> None:
         PruningError: If the folder cannot be written.
     """
     flat = {
-        f"{group}{SEPARATOR}{name}": v for group, found in stats.values.items() for name, v in found.items()
+        f"{place}{SEPARATOR}{name}": v for place, found in stats.values.items() for name, v in found.items()
     }
     write_tensors(path, "calibration statistics", flat, stats.meta)
 
@@ -87,36 +87,36 @@ def load_stats(path: str | Path) -> CalibrationStats:
     flat, meta = read_tensors(path, "calibration statistics")
     stats = CalibrationStats(meta=meta)
     for key, value in flat.items():
-        group, _, name = key.rpartition(SEPARATOR)
-        stats.values.setdefault(group, {})[name] = value
+        place, _, name = key.rpartition(SEPARATOR)
+        stats.values.setdefault(place, {})[name] = value
     return stats
 
 
-def view(stats: CalibrationStats, omega: str) -> CalibrationStats:
-    """Return the statistics as one omega variant sees them, so that criteria know nothing of omega.
+def view(stats: CalibrationStats, weighting: str) -> CalibrationStats:
+    """Return the statistics as one weighting of the rows sees them, so that criteria know nothing of weightings.
 
     Args:
         stats: What calibration gathered.
-        omega: ``off`` or one of `VARIANTS`.
+        weighting: One of `pruning.settings.WEIGHTINGS`.
 
     Returns:
         Statistics in which each name stands for its variant where there is one, and else for the plain sum.
 
     Raises:
-        PruningError: For an unknown variant, or one that was not gathered.
+        PruningError: For an unknown weighting, or one that was not gathered.
     """
     gathered = list(stats.meta.get("variants", []))
-    if omega not in ("off", *VARIANTS):
-        raise PruningError(f"unknown omega {omega!r}; valid: {', '.join(('off', *VARIANTS))}")
-    if omega != "off" and omega not in gathered:
+    if weighting not in WEIGHTINGS:
+        raise PruningError(f"unknown weighting {weighting!r}; valid: {', '.join(WEIGHTINGS)}")
+    if weighting not in ("off", *gathered):
         have = ", ".join(["off", *gathered])
         raise PruningError(
-            f"omega {omega!r} was not calibrated (there is: {have}); add it to the calibration's variants"
+            f"weighting {weighting!r} was not calibrated (there is: {have}); add it to the calibration's variants"
         )
+    suffix = f"@{weighting}"
     values: dict[str, dict[str, Tensor]] = {}
-    for group, found in stats.values.items():
+    for place, found in stats.values.items():
         plain = {name: value for name, value in found.items() if "@" not in name}
-        suffix = f"@{omega}"
         own = {name.removesuffix(suffix): value for name, value in found.items() if name.endswith(suffix)}
-        values[group] = {**plain, **own}
-    return CalibrationStats(values, {**stats.meta, "omega": stats.meta.get("omega"), "view": omega})
+        values[place] = {**plain, **own}
+    return CalibrationStats(values, {**stats.meta, "view": weighting})

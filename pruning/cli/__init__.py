@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from pruning.cli.console import Console
 
 STAGE_HELP = {
-    "sinks": "first calibration pass: how stable the attention sinks are",
-    "calibrate": "second calibration pass: gather statistics of the dense model",
+    "calibrate": "gather statistics of the dense model",
     "score": "score every head and channel by its importance",
     "plan": "decide which of them go, so that the target is met",
     "prune": "refit what stays, cut, and write the slim model",
@@ -37,7 +36,7 @@ Make diffusion models slimmer: sink-aware structured pruning for diffusers.
   sinkprune run my.yaml prune.target.macs=0.6        any value can be overridden
   sinkprune report runs/*                            compare runs
 
-`run` does all stages, from sinks to report; each stage is also a command, which does it and what it needs.
+`run` does all stages, from calibrate to report; each stage is also a command, which does it and what it needs.
 """
 
 EPILOG = """\
@@ -95,7 +94,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _is_expected(error: Exception) -> bool:
     """Tell whether one message says it all: a user's mistake, the file system, or too little memory."""
-    return isinstance(error, (ValueError, OSError)) or type(error).__name__ == "OutOfMemoryError"
+    torch = sys.modules.get("torch")
+    out_of_memory = (torch.OutOfMemoryError,) if torch else ()
+    return isinstance(error, (ValueError, OSError, *out_of_memory))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -121,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--until", metavar="STAGE", choices=tuple(STAGE_HELP), help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="show what would be cut; write nothing")
-    run.add_argument("--fresh", action="store_true", help="redo all stages; what is there moves to .old")
+    run.add_argument("--fresh", action="store_true", help="redo all stages; reuse nothing")
 
     _add_stages(commands, common)
     show = commands.add_parser(
@@ -132,8 +133,15 @@ def build_parser() -> argparse.ArgumentParser:
     diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
     diff.add_argument("right", metavar="RIGHT", help="another")
     listing = commands.add_parser("ls", parents=[common], help="recipes, criteria, runs", **_text("ls"))
-    what = ("recipes", "criteria", "kinds", "metrics", "runs")
+    what = ("recipes", "criteria", "kinds", "metrics", "results", "runs", "settings")
     listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
+    clean = commands.add_parser(
+        "clean", parents=[common], help="remove results that no run uses", **_text("clean")
+    )
+    clean.add_argument(
+        "folder", nargs="?", default="runs", metavar="FOLDER", help="the folder of the runs (runs)"
+    )
+    clean.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     copy = commands.add_parser("cp", parents=[common], help="copy a bundled recipe", **_text("cp"))
     copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
     copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
@@ -206,11 +214,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 _LONG = {
     "run": """\
-        Run the stages of a recipe: sinks, calibrate, score, plan, prune, recover, evaluate, export, report.
+        Run the stages of a recipe: calibrate, score, plan, prune, recover, evaluate, export, report.
 
-        Everything is written to runs/<name>. A stage whose settings and inputs are unchanged is reused; what
-        changed settings make stale, and files edited by hand, move to runs/<name>/.old. A run that was stopped
-        goes on where it was.
+        What people open is in runs/<name>, results are kept in runs/.store. A stage of which there is a result with
+        the same settings and inputs, of this run or of another, is reused; setting a key back finds the old results.
+        A run that was stopped goes on where it was.
 
         `sinkprune show RECIPE` lists all KEYs with their values.""",
     "show": """\
@@ -219,8 +227,11 @@ _LONG = {
     "diff": """\
         Show the values in which two recipes differ, and for two runs also the figures.""",
     "ls": """\
-        List the bundled recipes, the criteria, the kinds of groups, the metrics, or the runs under ./runs;
-        without WHAT: recipes, criteria and runs.""",
+        List the bundled recipes, the criteria, the kinds of groups, the metrics, the runs under ./runs, the results
+        that are kept for them, or all settings of a recipe; without WHAT: recipes, criteria and runs.""",
+    "clean": """\
+        Remove results that no run directory uses, and what interrupted or damaged work left in the store. What a run
+        uses stays. A run that was moved away keeps its own files.""",
     "cp": """\
         Copy a bundled recipe to a file of your own, to be changed.""",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe
-from pruning.stages.folder import STAGES, RunFolder, listed
+from pruning.stages.folder import LOCK, STAGES, RunFolder, listed, used_results
 from pruning.stages.summary import measured
+from pruning.store import Store, folder_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,29 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
     return Result({"recipe": str(source)}, path=str(target))
 
 
+def clean(arguments: argparse.Namespace, console: Console) -> Result:
+    """Remove results that no run uses."""
+    folder = Path(arguments.folder)
+    store = Store(folder if folder.name == ".store" else folder / ".store")
+    if not store.path.is_dir():
+        raise PruningError(f"{folder}: no results are kept there (no folder {store.path})")
+    with store.cleaning(LOCK):
+        used = {name for run in store.users() for name in used_results(run)}
+        unused = [result for result in store.results() if result.name not in used]
+        rows = [(result.name, result.bytes) for result in unused]
+        rows += [(str(path.relative_to(store.path)), folder_bytes(path)) for path in store.leftovers()]
+        if not arguments.dry_run:
+            for name, _ in rows:
+                shutil.rmtree(store.path / name)
+    freed = sum(size for _, size in rows)
+    title = f"\n{'would be removed' if arguments.dry_run else 'removed'}: {tables.size(freed)}"
+    drawn = tables.table(("result", "size"), [(name, tables.size(size)) for name, size in rows], title=title)
+    kept = len(store.results()) - (len(unused) if arguments.dry_run else 0)
+    return Result(
+        {"removed": [name for name, _ in rows], "bytes": freed, "kept": kept}, [drawn], str(store.path)
+    )
+
+
 def cannot_write(path: Path, error: OSError) -> ValueError:
     """Return the refusal for a file that the user asked for and the system does not grant."""
     if not path.parent.is_dir():
@@ -121,7 +146,7 @@ def _unfinished(path: Path) -> str:
 def _ended(folder: RunFolder, last: str) -> Result:
     """Return the end of a run: the figures, if there are any, and where the last stage wrote."""
     summary = read_json(folder.path / "summary.json") or {}
-    result = folder.manifest(last).get("result", {})
+    result = dict(folder.manifest(last).get("result", {}))
     place = folder.stage(last)
     drawn = [tables.stages(folder)]
     if last in ("evaluate", "export", "report"):
@@ -145,5 +170,6 @@ COMMANDS: dict[str, Command] = {
     "show": show,
     "diff": diff,
     "ls": list_all,
+    "clean": clean,
     "cp": copy,
 }

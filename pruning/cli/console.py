@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
+
+from pruning.errors import PruningError
 
 PIPE_WIDTH = 160
 
@@ -44,6 +47,9 @@ class Console:
         self._level = logging.WARNING if quiet else logging.INFO
         self._before: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
         self.progress = not quiet
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and not _says_all(stream):
+                stream.reconfigure(errors="replace")  # ``?`` for what a terminal in ASCII cannot show
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
@@ -66,7 +72,8 @@ class Console:
         """Print the end of a command: its tables and its path, or one line of JSON."""
         if self._json:
             path = {} if result.path is None else {"path": result.path}
-            print(json.dumps({"command": command, **result.data, **path}, ensure_ascii=False, default=str))
+            line = {"command": command, **result.data, **path}
+            print(json.dumps(line, ensure_ascii=not _says_all(sys.stdout), default=str))
             return
         for table in result.tables:
             self._out.print(table)
@@ -78,13 +85,18 @@ class Console:
         text = str(error).strip()
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: {error.strerror.lower()} (--debug shows where)"
-        elif "PruningError" not in [kind.__name__ for kind in type(error).__mro__]:
+        elif not isinstance(error, PruningError):
             text = f"{type(error).__name__}: {text} (--debug shows where)"
         self._err.print(f"[bold red]error:[/] {escape(text)}")
 
     def interrupted(self) -> None:
         """Say that the work was stopped and what that means."""
         self._err.print("stopped; what is done is kept, and the same command goes on from there")
+
+
+def _says_all(stream: TextIO) -> bool:
+    """Tell whether every character can be written to a stream."""
+    return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")
 
 
 class _Handler(logging.Handler):

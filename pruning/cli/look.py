@@ -10,14 +10,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
-from pruning.cli.console import Console, Result, facts, table, text_of
+from pruning.cli.console import Console, Result, facts, size, table, text_of
 from pruning.errors import PruningError
 from pruning.files import read_json
-from pruning.recipe import bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
-from pruning.stages.folder import OWNER, RunFolder, changes
+from pruning.hook import PRUNING_KEY
+from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
+from pruning.registry import names_of
+from pruning.settings import KINDS, knobs_of, type_words
+from pruning.stages.folder import OWNER, RunFolder, changes, used_results
 from pruning.stages.summary import measured
-
-PRUNING_KEY = "_structured_pruning"
+from pruning.store import Store
 
 
 def show(arguments: argparse.Namespace, console: Console) -> Result:
@@ -42,7 +44,6 @@ def _show_run(path: Path) -> Result:
         "run": owner["name"],
         "model": owner["model"].get("source"),
         "data": owner["data"].get("source"),
-        "earlier": len(list((path / ".old").glob("*"))) if (path / ".old").is_dir() else 0,
     }
     drawn = [facts(about), tables.stages(folder)]
     plan = folder.manifest("plan").get("result")
@@ -142,7 +143,9 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
         "criteria": _criteria,
         "kinds": _kinds,
         "metrics": _metrics,
+        "results": _results,
         "runs": _runs,
+        "settings": _settings,
     }
     chosen = [arguments.what] if arguments.what else ["recipes", "criteria", "runs"]
     data, drawn = {}, []
@@ -164,15 +167,38 @@ def _recipes() -> Listing:
 
 
 def _criteria() -> Listing:
-    from pruning.importance import CRITERIA
-
-    return ("name", ""), [(name, entry.doc.replace("``", "")) for name, entry in CRITERIA.items()]
+    return ("name", ""), [(name, text.replace("``", "")) for name, text in names_of("criterion").items()]
 
 
 def _kinds() -> Listing:
-    from pruning.types import KINDS
-
     return ("name",), [(kind,) for kind in KINDS]
+
+
+def _settings() -> Listing:
+    rows = [
+        (knob.key, text_of(knob.default), type_words(knob.type), knob.meaning) for knob in knobs_of(Recipe)
+    ]
+    return ("key", "default", "type", ""), rows
+
+
+def _results() -> Listing:
+    rows = []
+    for store in sorted(Path().glob("*/.store")):
+        kept = Store(store)
+        users: dict[str, list[str]] = {}
+        for run in kept.users():
+            for name in used_results(run):
+                users.setdefault(name, []).append(run.name)
+        rows += [
+            (
+                str(store / result.name),
+                size(result.bytes),
+                result.manifest["finished"].replace("T", " "),
+                ", ".join(users.get(result.name, ["–"])),
+            )
+            for result in kept.results()
+        ]
+    return ("result", "size", "finished", "used by"), rows
 
 
 def _metrics() -> Listing:

@@ -1,6 +1,6 @@
 """Data sets -> images -> noised batches: model call arguments, target and timestep bucket."""
 
-from pruning.data.batches import NoisedBatch, bucket_of, bucket_timesteps, noised_batches
+from pruning.data.batches import NoisedBatch, NoisedBatches, bucket_of, bucket_timesteps, noised_batches
 from pruning.data.conditioning import TEXT_ENCODERS, Conditioner, conditioner, encode_latents
 from pruning.data.digits import open_digits
 from pruning.data.images import ImageData, UnreadableRow
@@ -13,6 +13,7 @@ __all__ = [
     "Conditioner",
     "ImageData",
     "NoisedBatch",
+    "NoisedBatches",
     "UnreadableRow",
     "bucket_of",
     "bucket_timesteps",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def bucket_of(timesteps: Tensor, total: int, buckets: int) -> Tensor:
 
 
 def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int) -> Tensor:
-    """Return one timestep a sample and bucket, uniform within the bucket.
+    """Return one timestep per sample and bucket, uniform within the bucket.
 
     Args:
         indices: B sample indices.
@@ -70,6 +70,26 @@ def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int
     return edges[:-1] + (uniform * width).long().clamp(max=width - 1)
 
 
+@dataclass(frozen=True)
+class NoisedBatches:
+    """Batches that can be gone through again and again, with the same content each time.
+
+    Attributes:
+        make: Starts going through them anew.
+        num_train_timesteps: Upper end of the timesteps.
+        timestep_buckets: T.
+        num_rows: Rows of all batches together: samples times buckets.
+    """
+
+    make: Callable[[], Iterable[NoisedBatch]]
+    num_train_timesteps: int
+    timestep_buckets: int
+    num_rows: int
+
+    def __iter__(self) -> Iterator[NoisedBatch]:
+        return iter(self.make())
+
+
 def noised_batches(
     data: ImageData,
     conditioner: Conditioner,
@@ -81,8 +101,8 @@ def noised_batches(
     seed: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Iterator[NoisedBatch]:
-    """Yield every chunk of samples once at every timestep bucket, from the least noise to the most.
+) -> NoisedBatches:
+    """Return every chunk of samples once at every timestep bucket, from the least noise to the most.
 
     A sample has the *same* image and the same noise in every bucket, which the stability of sinks needs, and its
     timestep is drawn inside the bucket. All draws are seeded by (seed, sample index): neither the batch size nor
@@ -93,7 +113,7 @@ def noised_batches(
         conditioner: From `pruning.data.conditioner`.
         scheduler: The model's diffusers scheduler; not changed.
         indices: Rows of `data`.
-        batch_size: Samples a call.
+        batch_size: Samples per call.
         timestep_buckets: T.
         seed: Seed of the run.
         device: Where the calls go.
@@ -110,40 +130,29 @@ def noised_batches(
     data.check_enough(max(rows) + 1)
     total = num_train_timesteps(scheduler)
     bucket_timesteps([], total, timestep_buckets, seed)
-    return _batches(
-        data, conditioner, scheduler, rows, batch_size, timestep_buckets, total, seed, device, dtype
-    )
 
-
-def _batches(
-    data: ImageData,
-    conditioner: Conditioner,
-    scheduler: Any,
-    rows: list[int],
-    batch_size: int,
-    buckets: int,
-    total: int,
-    seed: int,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> Iterator[NoisedBatch]:
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        latent = [sample_generator(seed, i, LATENT) for i in chunk]
-        x0, conditioning = conditioner(data.images(chunk), data.labels(chunk), data.captions(chunk), latent)
-        x0 = x0.to(device, torch.float32)
-        conditioning = {name: _move(value, device, dtype) for name, value in conditioning.items()}
-        noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)
-        timesteps = bucket_timesteps(chunk, total, buckets, seed).to(device)
-        for bucket in range(buckets):
-            x_t, target, model_t = noise_and_target(scheduler, x0, noise, timesteps[:, bucket])
-            yield NoisedBatch(
-                call=denoiser_call(conditioner.model, x_t.to(dtype), model_t, conditioning),
-                target=target,
-                bucket=bucket,
-                sample_ids=torch.tensor(chunk),
-                timesteps=model_t,
+    def make() -> Iterator[NoisedBatch]:
+        for start in range(0, len(rows), batch_size):
+            chunk = rows[start : start + batch_size]
+            latent = [sample_generator(seed, i, LATENT) for i in chunk]
+            x0, conditioning = conditioner(
+                data.images(chunk), data.labels(chunk), data.captions(chunk), latent
             )
+            x0 = x0.to(device, torch.float32)
+            conditioning = {name: _move(value, device, dtype) for name, value in conditioning.items()}
+            noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)
+            timesteps = bucket_timesteps(chunk, total, timestep_buckets, seed).to(device)
+            for bucket in range(timestep_buckets):
+                x_t, target, model_t = noise_and_target(scheduler, x0, noise, timesteps[:, bucket])
+                yield NoisedBatch(
+                    call=denoiser_call(conditioner.model, x_t.to(dtype), model_t, conditioning),
+                    target=target,
+                    bucket=bucket,
+                    sample_ids=torch.tensor(chunk),
+                    timesteps=model_t,
+                )
+
+    return NoisedBatches(make, total, timestep_buckets, len(rows) * timestep_buckets)
 
 
 def _move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:

@@ -9,7 +9,8 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.registry import Registry
-from pruning.types import KINDS, ParamSlice, PrunableGroup
+from pruning.settings import KINDS
+from pruning.types import ParamSlice, PrunableGroup
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def find_groups(model: nn.Module, kinds: Collection[str] | None = None) -> list[
 
     Args:
         model: A diffusers denoiser, on any device (the meta device too).
-        kinds: Restrict to these kinds; None for all of `pruning.types.KINDS`.
+        kinds: Restrict to these kinds; None for all of `pruning.settings.KINDS`.
 
     Returns:
         Groups of two units or more, and blocks (one unit each).

@@ -3,6 +3,8 @@
 Notation (SCORES.md section 3): ``W`` (C, P) are the columns of the group's consumer weight, ``x`` (P,) a row that
 enters the consumer, ``H = E[x x^T]``, ``mu = E[x]`` and ``Sigma = H - mu mu^T``, expectations being weighted means
 over the calibration rows. A unit owns ``u = P / G`` neighbouring columns.
+
+A group that several modules read is judged at each, and its score is the sum: criteria see one consumer at a time.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pruning.calibration import VARIANTS, view
+from pruning.calibration import view
 from pruning.errors import PruningError
 from pruning.registry import Registry
+from pruning.settings import WEIGHTINGS
 from pruning.types import CalibrationStats, PrunableGroup, Scores
 
 logger = logging.getLogger(__name__)
 
 EPSILON = torch.finfo(torch.float64).eps
-OMEGAS = ("off", *VARIANTS)
 
 Weights = Mapping[str, Tensor]
 ScoreFn = Callable[[PrunableGroup, Weights, CalibrationStats, torch.Generator], Tensor]
@@ -35,13 +37,15 @@ class Criterion:
 
     Attributes:
         name: Its name in recipes.
-        fn: ``(group, weights, stats, generator) -> (num_units,) float64``.
+        fn: ``(group, weights, stats, generator) -> (num_units,) float64``; the group has one consumer, and ``stats``
+            holds what is known of both under the group's name.
         needs: Statistics that `fn` reads.
         doc: First line of the docstring of `fn`.
         instead: Criterion that scores the groups of a kind in this one's place, by kind.
         base: Criterion that `fn` calls on whatever statistics it is given; its needs count as ours.
-        omega: Token weights used unless the caller says otherwise, one of `OMEGAS`.
+        weighting: Weighting of the rows unless the caller says otherwise, one of `pruning.settings.WEIGHTINGS`.
         only: The kind that `fn` scores; empty for all.
+        whole: It judges a group as a whole, whatever reads it; else each consumer, and scores are summed.
     """
 
     name: str
@@ -50,8 +54,9 @@ class Criterion:
     doc: str
     instead: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
-    omega: str = "off"
+    weighting: str = "off"
     only: str = ""
+    whole: bool = False
 
     @property
     def blocks(self) -> str:
@@ -69,8 +74,9 @@ def criterion(
     blocks: str = "block_change",
     instead: Mapping[str, str] | None = None,
     base: str | None = None,
-    omega: str = "off",
+    weighting: str = "off",
     only: str = "",
+    whole: bool = False,
 ) -> Callable[[ScoreFn], ScoreFn]:
     """Register the decorated function as a criterion.
 
@@ -80,8 +86,9 @@ def criterion(
         blocks: Criterion that scores groups of kind ``blocks``; `name` itself if the function can.
         instead: Criteria for further kinds that the function cannot score, by kind.
         base: A criterion that the function hands its arguments to.
-        omega: Token weights used unless the caller says otherwise.
+        weighting: Weighting of the rows unless the caller says otherwise.
         only: The one kind that it scores.
+        whole: It judges a group as a whole and not each consumer.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -90,7 +97,9 @@ def criterion(
 
     def decorate(fn: ScoreFn) -> ScoreFn:
         doc = (fn.__doc__ or "").strip().split("\n")[0]
-        CRITERIA.register(name)(Criterion(name, fn, frozenset(needs), doc, routes, base, omega, only))
+        CRITERIA.register(name)(
+            Criterion(name, fn, frozenset(needs), doc, routes, base, weighting, only, whole)
+        )
         return fn
 
     return decorate
@@ -123,58 +132,63 @@ def check_kinds(criterion: str, groups: Iterable[PrunableGroup]) -> None:
 
 
 def score(
-    weights: Weights,
+    weights: Weights | nn.Module,
     groups: Iterable[PrunableGroup],
     stats: CalibrationStats | None = None,
     *,
     criterion: str,
-    omega: str | None = None,
+    weighting: str | None = None,
     seed: int = 0,
 ) -> Scores:
     """Score every unit of every group; low goes first.
 
     Args:
-        weights: Parameters by path, any float dtype; only those of `groups` are read.
+        weights: The model, or parameters by path, any float dtype; only those of `groups` are read.
         groups: What may be removed.
         stats: Sums of a calibration run with at least `needs_of(criterion, groups)`; None for criteria that need
             no data.
         criterion: A name in `CRITERIA`.
-        omega: Token weights: ``off``, ``on`` (sinks weighted), ``influence`` (tokens that later attention broadcasts
-            weighted), ``permuted`` and ``influence_permuted`` (the controls); None for the criterion's own default.
-            Groups without self or joint attention (omega = 1) are scored on plain rows.
+        weighting: Rows that are judged, one of `pruning.settings.WEIGHTINGS`; None for the criterion's own default.
+            Groups without self or joint attention are scored on plain rows.
         seed: Seed of the random draws; each group draws from a generator of its own, so that its scores do not
             depend on the other groups.
 
     Returns:
-        Checked scores; `meta` says criterion, omega, seed and how many groups have statistics of that omega.
+        Checked scores; `meta` says criterion, weighting, seed and how many groups have statistics of that weighting.
 
     Raises:
-        PruningError: For an unknown criterion or omega, an omega that was not calibrated, a missing statistic or
+        PruningError: For an unknown criterion or weighting, a weighting that was not calibrated, a missing statistic or
             parameter, or a score that is not finite.
     """
-    groups = list(groups)
-    default = _lookup(criterion).omega
-    omega = default if omega is None else omega
-    if omega not in OMEGAS:
-        raise PruningError(f"unknown omega {omega!r}; valid: {', '.join(OMEGAS)}")
+    groups, stats = list(groups), CalibrationStats() if stats is None else stats
+    weights = dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights
+    weighting = _lookup(criterion).weighting if weighting is None else weighting
+    if weighting not in WEIGHTINGS:
+        raise PruningError(f"unknown weighting {weighting!r}; valid: {', '.join(WEIGHTINGS)}")
     check_kinds(criterion, groups)
     reads = needs_of(criterion, groups)
-    stats = CalibrationStats() if stats is None else stats
-    seen = view(stats, omega) if reads else stats
+    seen = view(stats, weighting) if reads else stats
     values = {
         group.name: score_group(criterion, group, weights, seen, _generator(seed, group.name))
         for group in groups
     }
-    marked = sum(any(s.endswith(f"@{omega}") for s in stats.values.get(g.name, {})) for g in groups)
-    if omega != "off" and not (reads and marked):
+    marked = sum(_weighted(group, stats, f"@{weighting}") for group in groups)
+    if weighting != "off" and not (reads and marked):
         logger.warning(
-            "criterion %s: omega=%r weighs no row of these groups, so the scores are those of omega='off'",
+            "criterion %s: weighting=%r weighs no row of these groups, so the scores are those of weighting='off'",
             criterion,
-            omega,
+            weighting,
         )
-    scores = Scores(values, {"criterion": criterion, "omega": omega, "seed": seed, "omega_groups": marked})
+    meta = {"criterion": criterion, "weighting": weighting, "seed": seed, "weighted_groups": marked}
+    scores = Scores(values, meta)
     scores.check(groups)
     return scores
+
+
+def _weighted(group: PrunableGroup, stats: CalibrationStats, suffix: str) -> bool:
+    """Tell whether there is a statistic of a variant at a consumer of the group."""
+    found = [name for one in group.consumers for name in stats.of(one).values.get(group.name, {})]
+    return any(name.endswith(suffix) for name in found)
 
 
 def score_group(
@@ -184,9 +198,14 @@ def score_group(
     stats: CalibrationStats,
     generator: torch.Generator,
 ) -> Tensor:
-    """Score one group with the criterion that `criterion` names for its kind; returns ``(num_units,)`` float64."""
-    result = _criterion_for(criterion, group.kind).fn(group, weights, stats, generator)
-    return result.to("cpu", torch.float64)
+    """Score one group with the criterion that `criterion` names for its kind; returns ``(num_units,)`` float64.
+
+    The score is the sum over the group's consumers, unless the criterion judges groups as a whole.
+    """
+    entry = _criterion_for(criterion, group.kind)
+    judged = [group] if entry.whole or not group.consumed_by else group.consumers
+    found = [entry.fn(one, weights, stats.of(one), generator).to("cpu", torch.float64) for one in judged]
+    return torch.stack(found).sum(0)
 
 
 def _lookup(name: str) -> Criterion:
@@ -216,15 +235,15 @@ def parameter(weights: Weights, path: str, group: PrunableGroup) -> Tensor:
 
 
 def consumer_columns(group: PrunableGroup, weights: Weights) -> Tensor:
-    """Return the columns of the group's consumer weight, ``(C, P)`` float64 on the CPU.
+    """Return the columns of the weight of the group's one consumer, ``(C, P)`` float64 on the CPU.
 
     A convolution's kernel is unfolded, channel-major: ``P = num_units * unit_size * kh * kw``.
 
     Raises:
-        PruningError: If the parameter is absent or the slice is not one of columns.
+        PruningError: If there is not one consumer, its parameter is absent, or the slice is not one of columns.
     """
-    where = group.consumed_by[0] if group.consumed_by else None
-    if where is None or where.dim != 1:
+    where = group.read_by
+    if where.dim != 1:
         raise PruningError(f"group {group.name!r} has no consumer that is read by columns (dim 1): {where}")
     return consumer_slice(group, parameter(weights, where.path, group)).flatten(1).to("cpu", torch.float64)
 
@@ -235,7 +254,7 @@ def consumer_slice(group: PrunableGroup, weight: Tensor) -> Tensor:
     Raises:
         PruningError: If the weight is too narrow for the group.
     """
-    where = group.consumed_by[0]
+    where = group.read_by
     end = where.offset + group.num_units * where.unit_size
     if weight.ndim < 2 or weight.shape[1] < end:
         raise PruningError(
@@ -266,7 +285,7 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
 
 
 def _unfolded(group: PrunableGroup, asked: tuple[int, ...], found: tuple[int, ...]) -> str:
-    """Say so if `asked` takes channels for the columns of a convolution, of which `found` has several a channel."""
+    """Say so if `asked` takes channels for the columns of a convolution, of which `found` has several per channel."""
     channels = group.num_units * group.unit_size
     if len(found) != len(asked) or asked[-1] != channels or found[-1] % channels:
         return ""

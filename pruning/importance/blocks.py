@@ -9,7 +9,9 @@ from pruning.importance.base import Weights, criterion, per_sample
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("block_change", needs=("block_change", "samples"), blocks="block_change", only="blocks")
+@criterion(
+    "block_change", needs=("block_change", "samples"), blocks="block_change", only="blocks", whole=True
+)
 def block_change(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
@@ -17,7 +19,9 @@ def block_change(
     return _of_block(group, stats, "block_change")
 
 
-@criterion("block_cosine", needs=("block_cosine", "samples"), blocks="block_cosine", only="blocks")
+@criterion(
+    "block_cosine", needs=("block_cosine", "samples"), blocks="block_cosine", only="blocks", whole=True
+)
 def block_cosine(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

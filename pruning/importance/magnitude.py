@@ -12,7 +12,7 @@ from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, slices_of
 ACCUMULATOR = 2**18  # elements; fits the cache of one core
 
 
-@criterion("magnitude", blocks="magnitude")
+@criterion("magnitude", blocks="magnitude", whole=True)
 def magnitude(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

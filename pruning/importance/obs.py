@@ -8,7 +8,7 @@ additive over a sequence of removals if after each of them W and A are downdated
 
 which with ``A_gg = L L^T``, ``l = A_:g L^-T`` (P, u) and ``v = W_g L^-T`` (C, u) reads ``W -= v l^T``, ``A -= l l^T``,
 and the removal costs ``||v||^2``. The unit with the lowest cost goes next, so that of two heads that copy each
-other one is cheap and the second dear.
+other one is cheap and the second expensive.
 
 Memory: the P x P moment in float64 and about two copies while scoring (P = 5120: 0.2 GB each; a convolution of
 1280 channels with 3 x 3 kernels has P = 11520: 1.1 GB each). ResNet channels for which only `input_unit_moment` was
@@ -129,7 +129,7 @@ def _by_column(rows: Tensor, inverse: Tensor) -> tuple[list[int], list[float]]:
         rows.addmm_(left.T, moved, alpha=-1)
         if int(keep.sum()) <= 0.8 * len(
             keep
-        ):  # gathering is dear, so what is gone stays in place for a while
+        ):  # gathering is expensive, so what is gone stays in place for a while
             inverse, rows = _keep(inverse, rows, keep)
             units, keep = units[keep], keep[keep]
     return order, costs

@@ -9,7 +9,7 @@ from pruning.importance.base import Weights, criterion
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("random", blocks="random")
+@criterion("random", blocks="random", whole=True)
 def random(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sink-aware score: `BASE` on rows weighted with omega, which keeps or discounts tokens that are sinks."""
+"""The sink-aware score: `BASE` on rows weighted by the sinks, which keeps or discounts tokens that are sinks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pruning.types import CalibrationStats, PrunableGroup
 BASE = "probe_obs"  # the best criterion at equal cost where least squares follows; see docs/studies/sink-awareness.md
 
 
-@criterion("sink", base=BASE, omega="on")
+@criterion("sink", base=BASE, weighting="on")
 def sink(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
-    """Score with ``probe_obs`` on rows weighted by the sinks (``omega="on"``)."""
+    """Score with ``probe_obs`` on rows weighted by the sinks (``weighting="on"``)."""
     return score_group(BASE, group, weights, stats, generator)

@@ -14,6 +14,7 @@ from pruning.types import CalibrationStats, PrunableGroup
     "sink_mass",
     needs=("sink_mass", "samples"),
     instead={"ffn_channels": "fluctuation", "resnet_channels": "fluctuation"},
+    whole=True,
 )
 def sink_mass(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator

@@ -1,7 +1,7 @@
 """Recipes: what one experiment is, in one YAML file.
 
-The schema is in `schema`; `reading` parses, `loading` merges, `checks` has the rules for values, and `defaults` what
-null stands for.
+Its sections and their rules are in `pruning.settings`; `schema` has the whole, `reading` parses, `leaves` reads values
+as the schema says, and `loading` merges.
 """
 
 from pruning.recipe.loading import (
@@ -12,12 +12,10 @@ from pruning.recipe.loading import (
     to_dict,
     to_yaml,
 )
-from pruning.recipe.schema import Limit, Recipe, Target
+from pruning.recipe.schema import Recipe
 
 __all__ = [
-    "Limit",
     "Recipe",
-    "Target",
     "bundled_recipes",
     "find_recipe",
     "load_recipe",

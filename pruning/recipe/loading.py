@@ -1,23 +1,24 @@
 """From a YAML file and overrides to a `Recipe`; the only user of OmegaConf.
 
-A value is looked at three times: its key must be one of the schema's, its type must fit (both here, by
-`structure_problems`), and it must make sense (`checks.value_problems`). Each look reports all it finds at once.
+A value is looked at three times: its key must be one of the schema's, its type must fit (both by `leaves.typed`), and
+it must make sense (`Section.problems`). Each look reports all it finds at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pruning.errors import PruningError
-from pruning.recipe.checks import value_problems
+from pruning.recipe.leaves import typed
 from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml
 from pruning.recipe.schema import Recipe
 
@@ -71,24 +72,30 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
     Args:
         argument: What `find_recipe` takes.
         overrides: ``key.path=value`` entries, values in YAML.
-        check: Also check that the values make sense (this imports the rooms that know the valid names).
+        check: Also check that the values make sense.
 
     Raises:
         PruningError: Naming every unknown key with its nearest valid one, every value of a wrong type, or
             every value that makes no sense, each with the place it was written at.
     """
     path = find_recipe(argument)
-    written, asked = _sections_filled(read_yaml(path)), read_overrides(overrides)
+    written = _typed(str(path), read_yaml(path))
+    asked = _typed(COMMAND_LINE, read_overrides(overrides))
     if Path(argument).expanduser().is_dir():  # wherever a run directory was moved to, it is that run's
-        written["run_dir"] = str(argument)
-    _refuse([f"{path}: {p}" for p in structure_problems(written)])
-    _refuse([f"{COMMAND_LINE}: {p}" for p in structure_problems(asked)])
+        written["run_dir"] = _escaped(str(argument))
     recipe = _merge(path, written, asked)
     if check:
         where = [entry.split("=", 1)[0] for entry in overrides]
-        problems = value_problems(recipe)
+        problems = recipe.problems()
         _refuse([f"{COMMAND_LINE if _is_of(key, where) else path}: {key}: {text}" for key, text in problems])
     return recipe
+
+
+def _typed(place: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping of typed values, or raise PruningError for all that does not fit the schema."""
+    values, problems = typed(tree)
+    _refuse([f"{place}: {problem}" for problem in problems])
+    return values
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -97,13 +104,19 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Return the recipe as YAML with every value written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    """Return the recipe as YAML with every value written out; it reads back as the same recipe."""
+    return yaml.safe_dump(_escaped(to_dict(recipe)), sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def structure_problems(data: Mapping[Any, Any]) -> list[str]:
-    """Return one message for every unknown key and for every value of a wrong type."""
-    return list(_walk(Recipe, data, ""))
+def _escaped(value: Any) -> Any:
+    """Return values in which ``${`` is text and names no other key."""
+    if isinstance(value, dict):
+        return {key: _escaped(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_escaped(entry) for entry in value]
+    return (
+        re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value) if isinstance(value, str) else value
+    )
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -119,14 +132,6 @@ def _is_of(key: str, places: Iterable[str]) -> bool:
     )
 
 
-def _sections_filled(data: dict[Any, Any]) -> dict[Any, Any]:
-    """Return `data` with empty sections (``recover:`` and nothing below) as empty mappings."""
-    hints = _hints(Recipe)
-    return {
-        key: {} if value is None and _is_section(hints.get(key)) else value for key, value in data.items()
-    }
-
-
 def _merge(path: Path, written: dict[Any, Any], asked: dict[Any, Any]) -> Recipe:
     """Put the recipe over the defaults and the overrides over both."""
     if asked.get("prune", {}).get("target"):
@@ -139,79 +144,3 @@ def _merge(path: Path, written: dict[Any, Any], asked: dict[Any, Any]) -> Recipe
         raise PruningError(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error
     assert isinstance(recipe, Recipe)
     return recipe
-
-
-def _walk(schema: type, data: Mapping[Any, Any], prefix: str) -> Iterator[str]:
-    """Yield the problems of a mapping that should be a `schema`; `prefix` ends in a dot or is empty."""
-    hints = _hints(schema)
-    for key, value in data.items():
-        path = f"{prefix}{key}"
-        if key not in hints:
-            yield f"{path} is unknown{_nearest(schema, str(key), prefix)}"
-        elif _is_section(hints[key]):
-            if isinstance(value, Mapping):
-                yield from _walk(hints[key], value, f"{path}.")
-            else:
-                yield f"{path}: {value!r} is not a mapping; its keys are {', '.join(_hints(hints[key]))}"
-        elif (item := _section_item(hints[key])) and isinstance(value, list):
-            for position, entry in enumerate(value):
-                if isinstance(entry, Mapping):
-                    yield from _walk(item, entry, f"{path}[{position}].")
-                else:
-                    yield f"{path}[{position}]: {entry!r} is not a mapping; its keys are {', '.join(_hints(item))}"
-        elif not _fits(schema, key, value):
-            yield f"{path}: {value!r} is a {type(value).__name__}; expected {_type_name(hints[key])}"
-
-
-def _fits(schema: type, key: str, value: Any) -> bool:
-    """Tell whether OmegaConf takes `value` for this field."""
-    if isinstance(value, bool) and typing.get_type_hints(schema)[key] is not bool:
-        return False
-    try:
-        OmegaConf.merge(OmegaConf.structured(schema), {key: value})
-    except OmegaConfBaseException:
-        return False
-    return True
-
-
-def _nearest(schema: type, key: str, prefix: str) -> str:
-    """Return a hint: the nearest key beside it, else the same or a near key in another section."""
-    beside = difflib.get_close_matches(key, _hints(schema), n=1)
-    if beside:
-        return f"; did you mean {prefix}{beside[0]}?"
-    elsewhere: dict[str, str] = {}
-    for leaf in _leaves(Recipe, ""):
-        elsewhere.setdefault(leaf.rsplit(".", 1)[-1], leaf)
-    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.75)
-    return f"; did you mean {elsewhere[near[0]]}?" if near else f"; valid here: {', '.join(_hints(schema))}"
-
-
-def _leaves(schema: type, prefix: str) -> Iterator[str]:
-    for key, hint in _hints(schema).items():
-        yield f"{prefix}{key}"
-        if _is_section(hint):
-            yield from _leaves(hint, f"{prefix}{key}.")
-
-
-def _hints(schema: type) -> dict[str, Any]:
-    return typing.get_type_hints(schema)
-
-
-def _is_section(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint)
-
-
-def _section_item(hint: Any) -> type | None:
-    """Return the dataclass a list holds, or None."""
-    items = typing.get_args(hint) if typing.get_origin(hint) is list else ()
-    return items[0] if items and _is_section(items[0]) else None
-
-
-def _type_name(hint: Any) -> str:
-    """Return a type as a reader of YAML would say it."""
-    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    if typing.get_origin(hint) is list:
-        item = typing.get_args(hint)[0]
-        return "a list of mappings" if _is_section(item) else f"a list of {words[item]}"
-    options = typing.get_args(hint) or (hint,)
-    return " or ".join(words[option] for option in options)

@@ -21,15 +21,17 @@ from pruning.recovery.batches import MODULES, BatchSource, TrainingBatch, traini
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
 from pruning.recovery.objective import loss_weights, training_step
 from pruning.recovery.progress import RecoveryProgress
-from pruning.recovery.settings import RecoverySettings, learning_rate_at
+from pruning.recovery.schedule import learning_rate_at
+from pruning.settings import Recover
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """What one recovery run works with; only `state` changes.
 
     Attributes:
-        settings: Checked settings.
+        settings: Checked settings, null resolved.
+        seed: Of every draw.
         accelerator: Device, precision and processes.
         model: The student as accelerate prepared it.
         teacher: The dense model, or None.
@@ -40,7 +42,8 @@ class Run:
         identity: The fingerprint written into them.
     """
 
-    settings: RecoverySettings
+    settings: Recover
+    seed: int
     accelerator: Accelerator
     model: nn.Module
     teacher: nn.Module | None
@@ -52,7 +55,7 @@ class Run:
 
 
 def train(
-    run: Run, source: BatchSource, progress: Callable[[RecoveryProgress], None] | None, resumed_from: int
+    run: Training, source: BatchSource, progress: Callable[[RecoveryProgress], None] | None, resumed_from: int
 ) -> None:
     """Take the steps that are left, up to the number asked or the time limit, saving on the way and at the end.
 
@@ -82,7 +85,7 @@ def train(
         _save(run)
 
 
-def optimizer_step(run: Run, step: int, batches: Iterable[TrainingBatch]) -> float:
+def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -> float:
     """Accumulate gradients over the micro-batches of one step, then update the weights and their averages.
 
     Returns:
@@ -97,7 +100,7 @@ def optimizer_step(run: Run, step: int, batches: Iterable[TrainingBatch]) -> flo
     total = torch.zeros((), device=accelerator.device)
     for batch in batches:
         # Dropout modules can only draw from the global generator; the caller restores it.
-        torch.manual_seed(sample_generator(settings.seed, batch.position, MODULES).initial_seed())
+        torch.manual_seed(sample_generator(run.seed, batch.position, MODULES).initial_seed())
         weights = loss_weights(run.scheduler, batch.timesteps, settings.loss_weighting)
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
@@ -127,14 +130,14 @@ def _agree(accelerator: Accelerator, loss: float, elapsed: float) -> tuple[float
     return loss, elapsed
 
 
-def _save(run: Run) -> int:
+def _save(run: Training) -> int:
     if run.folder is not None and run.accelerator.is_main_process:
         write_checkpoint(run.folder, run.state, run.identity, run.settings.keep_checkpoints)
     run.accelerator.wait_for_everyone()
     return run.state.step
 
 
-def _not_finite(run: Run, step: int, loss: float, norm: float) -> PruningError:
+def _not_finite(run: Training, step: int, loss: float, norm: float) -> PruningError:
     kept = f"Earlier checkpoints in {run.folder} are whole. " if run.folder is not None else ""
     return PruningError(
         f"recovery: at step {step + 1} of {run.settings.steps} the loss is {loss} and the gradient's norm {norm} "

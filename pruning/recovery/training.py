@@ -28,10 +28,11 @@ from pruning.recovery.checkpoints import (
     resume,
 )
 from pruning.recovery.labels import hold_label_embeddings, resolve_label_dropout
-from pruning.recovery.loop import Run, train
+from pruning.recovery.loop import Training, train
 from pruning.recovery.objective import loss_weights
 from pruning.recovery.progress import RecoveryProgress
-from pruning.recovery.settings import RecoverySettings
+from pruning.recovery.schedule import course
+from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +70,8 @@ def recover(
     data: ImageData,
     conditioner: Conditioner,
     scheduler: Any,
+    settings: Recover,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float = 1e-4,
-    warmup_steps: int = 0,
-    schedule: str = "cosine",
-    weight_decay: float = 0.0,
-    distill_weight: float = 0.5,
-    label_dropout: float | None = None,
-    ema_decay: float = 0.999,
-    grad_clip: float | None = 1.0,
-    loss_weighting: str = "uniform",
-    gradient_accumulation: int = 1,
-    mixed_precision: str | None = None,
-    checkpoint_every: int = 500,
-    keep_checkpoints: int = 2,
-    max_seconds: float | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
@@ -103,23 +89,7 @@ def recover(
         data: Clean images.
         conditioner: Makes clean samples and conditioning of them; see `pruning.data.conditioning`.
         scheduler: Noises the images; not changed.
-        steps: Optimiser steps.
-        batch_size: Images an optimiser step, over all micro-batches and processes.
-        learning_rate: AdamW's, after the warm-up.
-        warmup_steps: Steps of linear warm-up.
-        schedule: ``cosine`` down to 0 at `steps`, or ``constant``.
-        weight_decay: AdamW's, on weights of two or more dimensions.
-        distill_weight: d in loss = (1 - d) data loss + d distance to the teacher's output.
-        label_dropout: Probability of training a sample without its label or caption; None takes 0.1 where the
-            model knows "no label", else 0.
-        ema_decay: Decay of the averaged weights, reached by diffusers' ramp min(decay, (1 + n) / (10 + n)).
-        grad_clip: Largest global norm of the gradient; None for no clipping.
-        loss_weighting: ``uniform`` or ``min_snr``.
-        gradient_accumulation: Micro-batches a step and process; changes memory, not the course.
-        mixed_precision: ``no``, ``bf16``, ``fp16``, or None for what ``accelerate`` is set to.
-        checkpoint_every: Steps between checkpoints; 0: only at the end.
-        keep_checkpoints: Newest checkpoints to keep.
-        max_seconds: End after this much training time (resumed time included); None for no limit.
+        settings: How to train.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
@@ -129,47 +99,37 @@ def recover(
         PruningError: For settings out of range, a folder that cannot be written or holds checkpoints of another
             configuration, or a loss or gradient that is not finite (earlier checkpoints are left whole).
     """
-    settings = RecoverySettings(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        distill_weight=distill_weight,
-        label_dropout=label_dropout,
-        ema_decay=ema_decay,
-        grad_clip=grad_clip,
-        loss_weighting=loss_weighting,
-        gradient_accumulation=gradient_accumulation,
-        mixed_precision=mixed_precision,
-        checkpoint_every=checkpoint_every,
-        keep_checkpoints=keep_checkpoints,
-        max_seconds=max_seconds,
-        seed=seed,
-    )
-    settings.check()
+    settings.check("recovery")
     _check_models(student, teacher, data, settings)
-    dropout = resolve_label_dropout(label_dropout, student, has_captions=data.fetch_caption is not None)
-    loss_weights(scheduler, torch.zeros(1, dtype=torch.long), loss_weighting)  # an impossible one fails here
+    dropout = resolve_label_dropout(
+        settings.label_dropout, student, has_captions=data.fetch_caption is not None
+    )
+    loss_weights(
+        scheduler, torch.zeros(1, dtype=torch.long), settings.loss_weighting
+    )  # an impossible one fails here
     accelerator = _accelerator(settings, device)
     settings = replace(settings, label_dropout=dropout, mixed_precision=accelerator.mixed_precision)
-    used_teacher = teacher if distill_weight > 0 else None
+    used_teacher = teacher if settings.distill_weight > 0 else None
     place = Path(folder) if folder is not None else None
-    identity = fingerprint(settings.course(), student, used_teacher, data, scheduler)
+    identity = fingerprint({**course(settings), "seed": seed}, student, used_teacher, data, scheduler)
     if place is not None and accelerator.is_main_process:
         check_writable("recovery checkpoints", place, checkpoint_bytes(student))
         clear_temporaries(place)
     accelerator.wait_for_everyone()
     plan = BatchPlan(
-        batch_size, gradient_accumulation, accelerator.process_index, accelerator.num_processes, dropout, seed
+        settings.batch_size,
+        settings.gradient_accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+        dropout,
+        seed,
     )
     source = BatchSource(student, data, conditioner, scheduler, plan, accelerator.device)
     with _training(student, used_teacher, accelerator):
-        run = _start(student, used_teacher, scheduler, settings, accelerator, place, identity)
+        run = _start(student, used_teacher, scheduler, settings, seed, accelerator, place, identity)
         resumed_from = resume(place, run.state, identity) if place is not None else 0
         if resumed_from and accelerator.is_main_process:
-            logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, steps)
+            logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, settings.steps)
         train(run, source, progress, resumed_from)
         run.state.ema.copy_to(student.parameters())
     student.eval()
@@ -180,9 +140,7 @@ def recover(
     )
 
 
-def _check_models(
-    student: nn.Module, teacher: nn.Module | None, data: ImageData, settings: RecoverySettings
-) -> None:
+def _check_models(student: nn.Module, teacher: nn.Module | None, data: ImageData, settings: Recover) -> None:
     if not any(p.requires_grad for p in student.parameters()):
         raise PruningError(
             "recovery: no parameter of the student requires a gradient; call student.requires_grad_(True)"
@@ -209,7 +167,7 @@ def _check_models(
         )
 
 
-def _accelerator(settings: RecoverySettings, device: str | None) -> Accelerator:
+def _accelerator(settings: Recover, device: str | None) -> Accelerator:
     """Make the Accelerator and check that this run fits it."""
     try:
         accelerator = Accelerator(
@@ -272,11 +230,12 @@ def _start(
     student: nn.Module,
     teacher: nn.Module | None,
     scheduler: Any,
-    settings: RecoverySettings,
+    settings: Recover,
+    seed: int,
     accelerator: Accelerator,
     folder: Path | None,
     identity: dict[str, Any],
-) -> Run:
+) -> Training:
     """Make optimiser and averages, and prepare them with accelerate."""
     trained = [p for p in student.parameters() if p.requires_grad]
     groups = [
@@ -289,4 +248,4 @@ def _start(
     prepared = accelerator.prepare_optimizer(optimizer)
     ema = EMAModel(student.parameters(), decay=settings.ema_decay, foreach=True)
     state = TrainingState(student, ema, optimizer, accelerator.scaler)
-    return Run(settings, accelerator, model, teacher, scheduler, prepared, state, folder, identity)
+    return Training(settings, seed, accelerator, model, teacher, scheduler, prepared, state, folder, identity)

@@ -3,10 +3,10 @@
 Every stage is a function of a `Run`: ``calibrate(run)`` does the stage, or finds it done, and returns the folder
 of its artefacts. Stages speak through files; what they wrote is loaded by the run when it is asked for::
 
-    from pruning.stages import Run, sinks, calibrate, score
+    from pruning.stages import Run, calibrate, score
 
     run = Run.open("quickstart", ["score.criterion=wanda"])
-    for stage in (sinks, calibrate, score):
+    for stage in (calibrate, score):
         stage(run)
     run.scores.values
 
@@ -20,7 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pruning.stages.calibration import calibrate, sinks
+    from pruning.stages.calibration import calibrate
     from pruning.stages.cutting import prune
     from pruning.stages.dryrun import dry_run
     from pruning.stages.evaluation import evaluate
@@ -47,7 +47,6 @@ _HOME = {
     "run_recipe": "runner",
     "run_stages": "runner",
     "score": "scoring",
-    "sinks": "calibration",
 }
 
 __all__ = [
@@ -64,7 +63,6 @@ __all__ = [
     "run_recipe",
     "run_stages",
     "score",
-    "sinks",
 ]
 
 

@@ -1,7 +1,8 @@
-"""Stages ``sinks`` and ``calibrate``: two passes of the dense model over the same inputs."""
+"""Stage ``calibrate``: one or two passes of the dense model over the same inputs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,22 @@ from typing import Any
 from diffusers import ModelMixin
 
 from pruning import calibration
-from pruning.calibration import FirstPass, Guidance, Omega, needs_first_pass
-from pruning.calibration.base import RowStatistic, expand_needs
-from pruning.data import TEXT_ENCODERS, num_train_timesteps
+from pruning.calibration import FirstPass, SamplingRun, find, needs_first_pass
+from pruning.calibration.seeing import Input
+from pruning.calibration.sinks.detection import detection_settings
+from pruning.data import TEXT_ENCODERS, NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
-from pruning.stages.run import FIRST_PASS, STATS, Run
+from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
-from pruning.stages.stage import stage
-from pruning.surgery import compensation_needs
+from pruning.stages.stage import pick, stage
+from pruning.store import Key
+from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup
 
-DRAWN = frozenset(
-    {"key_mass", "sink_indicator", "key_mass_error", "max_key_mass", "entropy", "value_ratio", "split_energy"}
-)
+FIRST_PASS = "first_pass.safetensors"
+DRAWN = frozenset({"key_mass", "sink_indicator"})
 """What the report draws beside `DIAGNOSTIC_NEEDS`."""
 
 SHOWN = (
@@ -52,7 +54,7 @@ class Wanted:
 
     Attributes:
         needs: Names of statistics.
-        variants: Omega variants.
+        variants: Weighted rows besides the plain ones.
     """
 
     needs: tuple[str, ...]
@@ -62,70 +64,59 @@ class Wanted:
 def wanted(run: Run) -> Wanted:
     """Return what the recipe's criteria, its compensation and the report need."""
     recipe = run.recipe
-    criteria = [recipe.score.criterion, *recipe.calibrate.criteria]
-    needs = set[str]().union(*(needs_of(name, run.groups) for name in criteria))
-    needs |= compensation_needs(recipe.prune.compensation)
+    needs, variants = needs_for([*recipe.calibrate.criteria, recipe.prune.compensation], run.groups)
+    needs |= needs_of(recipe.score.criterion, run.groups)
+    variants |= {weighting(run)} - {"off"}
     if recipe.calibrate.diagnostics and any(group.kind == "attention_heads" for group in run.groups):
         needs |= DIAGNOSTIC_NEEDS | DRAWN
-    omegas = {recipe.score.omega or CRITERIA[recipe.score.criterion].omega}
-    omegas |= {CRITERIA[name].omega for name in recipe.calibrate.criteria}
-    return Wanted(tuple(sorted(needs)), tuple(sorted(omegas - {"off"})))
+    return Wanted(tuple(sorted(needs)), tuple(sorted(variants)))
 
 
-def omega_settings(run: Run) -> Omega:
-    """Return the recipe's settings of the sink weights."""
-    section = run.recipe.calibrate.omega
-    return Omega(
-        lambda_unstable=section.unstable,
-        lambda_stable=section.stable,
-        alpha=section.alpha,
-        rho=section.rho,
-        mode=section.mode,
-        seed=run.recipe.seed,
+def weighting(run: Run) -> str:
+    """Return the weighting of the rows that the run's criterion judges."""
+    return run.recipe.score.weighting or CRITERIA[run.recipe.score.criterion].weighting
+
+
+def first_pass_key(run: Run, asked: Wanted) -> Key:
+    """Return what the first pass over the dense model depends on."""
+    return Key(
+        "first_pass",
+        {**pick(run.recipe, SHOWN), "detection": detection_settings(run.recipe.calibrate.sink_weights)},
+        run.workspace.hashes,
+        {"stability": bool(asked.variants), "kinds": sorted(run.recipe.prune.kinds)},
+        _saw_enough,
     )
-
-
-def _first_pass_settings(run: Run) -> dict[str, Any]:
-    asked, omega = wanted(run), omega_settings(run)
-    return {
-        "needed": needs_first_pass(asked.needs, asked.variants, omega),
-        "stability": bool(asked.variants),
-        "indicator": omega.indicator_settings(),
-        "kinds": sorted(run.recipe.prune.kinds),
-    }
 
 
 def _saw_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Tell whether a first pass serves one that asks for less."""
-    if not asked["needed"]:
-        return True
-    more = done["needed"] and done["stability"] >= asked["stability"]
-    return more and done["indicator"] == asked["indicator"] and set(done["kinds"]) >= set(asked["kinds"])
+    return done["stability"] >= asked["stability"] and set(done["kinds"]) >= set(asked["kinds"])
 
 
-@stage("sinks", reads=SHOWN, extra=_first_pass_settings, enough=_saw_enough)
-def sinks(run: Run, folder: Path) -> dict[str, Any]:
-    """See, before anything is weighted, how stable each sink is and what the channel means are."""
-    settings, section = _first_pass_settings(run), run.recipe.calibrate
-    if not settings["needed"]:
-        return {"needed": False}
-    common: dict[str, Any] = {
-        "num_train_timesteps": num_train_timesteps(run.scheduler),
-        "timestep_buckets": section.timestep_buckets,
-        "queries": section.queries,
-        "omega": omega_settings(run),
-        "timestep_weights": timestep_weights(run),
-        "seed": run.recipe.seed,
-    }
-    if section.provider == "sampling":
-        found = calibration.first_pass_sampling(run.dense, run.groups, _generate(run, run.dense), **common)
-    else:
-        batches, progress = _batches(run), _progress(run, "first pass")
+def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
+    """Return how stable each sink is and what the channel means are, seen before anything is weighted; None if unread.
+
+    It is a result of its own, so that changing how sinks are weighted does not take the pass again.
+    """
+    if not needs_first_pass(asked.needs, asked.variants, run.recipe.calibrate.sink_weights):
+        return None
+
+    def look(folder: Path) -> dict[str, Any]:
+        began = time.perf_counter()
         found = calibration.first_pass(
-            run.dense, run.groups, batches, **common, stability=settings["stability"], progress=progress
+            run.dense,
+            run.groups,
+            source(run, run.dense),
+            settings=run.recipe.calibrate,
+            timestep_weights=timestep_weights(run),
+            stability=bool(asked.variants),
+            seed=run.recipe.seed,
+            progress=_progress(run, "first pass"),
         )
-    found.save(folder / FIRST_PASS)
-    return {"needed": True, "attention sites": len(found.indicator), "samples": section.num_samples}
+        found.save(folder / FIRST_PASS)
+        return {"seconds": round(time.perf_counter() - began, 3)}
+
+    return FirstPass.load(run.part(first_pass_key(run, asked), look).folder / FIRST_PASS)
 
 
 def _statistics(run: Run) -> dict[str, Any]:
@@ -141,20 +132,19 @@ def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 @stage(
     "calibrate",
-    after=("sinks",),
-    reads=(*SHOWN, "calibrate.rows", "calibrate.omega"),
-    extra=_statistics,
+    reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
+    asked=_statistics,
     enough=_gathered_enough,
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""
     asked = wanted(run)
-    stats = gather(run, run.dense, run.groups, asked, _seen_first(run))
+    stats = gather(run, run.dense, run.groups, asked, _seen_first(run, asked))
     calibration.save_stats(stats, folder / STATS)
     return {
         "groups": len(run.groups),
         "statistics": len(asked.needs),
-        "omega variants": ", ".join(asked.variants) or "none",
+        "weighted rows": ", ".join(asked.variants) or "none",
         "samples": run.recipe.calibrate.num_samples if asked.needs else 0,
     }
 
@@ -171,26 +161,21 @@ def gather(
         asked: What to gather.
         seen: Result of a first pass of this very model; taken here if it is needed and None.
     """
-    section = run.recipe.calibrate
     if not asked.needs:
         return CalibrationStats(meta={"needs": [], "variants": []})
-    common: dict[str, Any] = {
-        "needs": asked.needs,
-        "num_train_timesteps": num_train_timesteps(run.scheduler),
-        "timestep_buckets": section.timestep_buckets,
-        "queries": section.queries,
-        "rows": section.rows,
-        "variants": asked.variants,
-        "omega": omega_settings(run),
-        "first_pass": seen,
-        "guidance": _guidance(run) if "guided" in asked.variants else None,
-        "timestep_weights": timestep_weights(run),
-        "seed": run.recipe.seed,
-    }
-    if section.provider == "sampling":
-        return calibration.calibrate_sampling(model, groups, _generate(run, model), **common)
-    progress = _progress(run, "statistics")
-    return calibration.calibrate(model, groups, _batches(run), **common, progress=progress)
+    return calibration.calibrate(
+        model,
+        groups,
+        source(run, model),
+        needs=asked.needs,
+        settings=run.recipe.calibrate,
+        variants=asked.variants,
+        timestep_weights=timestep_weights(run),
+        first_pass=seen,
+        conditional=conditional_half(run),
+        seed=run.recipe.seed,
+        progress=_progress(run, "statistics"),
+    )
 
 
 def check_guidance(run: Run) -> None:
@@ -199,71 +184,62 @@ def check_guidance(run: Run) -> None:
     Raises:
         PruningError: If not.
     """
-    if run.recipe.score.omega != "guided":
+    if run.recipe.score.weighting != "guided":
         return
     name, config = type(run.meta).__name__, run.meta.config
     if null_class(run.meta) is None and name not in TEXT_ENCODERS:
         raise PruningError(
-            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
-            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.omega out"
+            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.weighting out"
         )
     if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
         raise PruningError(
-            f"score.omega: 'guided' mixes a conditional and an unconditional branch, but {name} "
+            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
             f"{run.recipe.model.source!r} is told its guidance as a number (a distilled model) and has one branch; "
-            "leave score.omega out"
+            "leave score.weighting out"
         )
     criterion = run.recipe.score.criterion
     for kind in {group.kind for group in run.groups} - {"blocks"}:
-        read = expand_needs(
-            needs_of(criterion, [group for group in run.groups if group.kind == kind])
-        ).values()
-        if not read or not all(isinstance(statistic, RowStatistic) for statistic in read):
+        read = find(needs_of(criterion, [group for group in run.groups if group.kind == kind])).values()
+        if not read or not all(isinstance(observer.sees, Input) for observer in read):
             raise PruningError(
-                f"score.omega: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
-                "alone; take one that does, such as obs, or leave score.omega out"
+                f"score.weighting: 'guided' mixes rows, and the criterion {criterion!r} does not judge {kind} by rows "
+                "alone; take one that does, such as obs, or leave score.weighting out"
             )
 
 
-def _guidance(run: Run) -> Guidance:
-    """Return how the sampler of the recipe guides: its scale, and which half of a call is conditional."""
+def conditional_half(run: Run) -> int:
+    """Return which half of a guided call of the run's sampler is conditional."""
     first = run.autoencoder is None or type(run.pipeline).__name__ == "DiTPipeline"
-    return Guidance(run.recipe.calibrate.guidance_scale, conditional=0 if first else 1)
+    return 0 if first else 1
 
 
-def timestep_weights(run: Run) -> str | list[float]:
-    """Return the recipe's weights of the timestep buckets, those of the sampler as numbers.
+def timestep_weights(run: Run) -> list[float] | None:
+    """Return the weights of the timestep buckets that the recipe's sampler gives, None if it asks for others.
 
     Raises:
         PruningError: If the sampler gives none.
     """
     section = run.recipe.calibrate
     if section.timestep_weights != "sampler":
-        return section.timestep_weights
+        return None
     return calibration.sampler_weights(run.scheduler, section.timestep_buckets, section.num_steps)
 
 
-def _seen_first(run: Run) -> FirstPass | None:
-    return run.first_pass if _first_pass_settings(run)["needed"] else None
-
-
-def _batches(run: Run) -> Callable[[], Any]:
-    section = run.recipe.calibrate
-    return run.noised(run.recipe.data.split, section.num_samples, batch_size=section.batch_size)
-
-
-def _generate(run: Run, model: ModelMixin) -> Callable[[], object]:
-    """Return a function that lets `model` generate, the same every time."""
-    section = run.recipe.calibrate
+def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
+    """Return what the recipe shows `model`: noised images, or what it generates itself, the same every time."""
+    section, split = run.recipe.calibrate, run.recipe.data.split
+    if section.provider == "noised":
+        return run.noised(split, section.num_samples, batch_size=section.batch_size)
     generate = sampler(
         run,
         model,
-        split=run.recipe.data.split,
+        split=split,
         num_steps=section.num_steps,
         guidance_scale=section.guidance_scale,
         batch_size=section.batch_size,
     )
-    return lambda: generate(range(section.num_samples))
+    return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 
 def _progress(run: Run, what: str) -> Callable[[int], None]:

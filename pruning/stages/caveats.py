@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning.models.sources import bundled_root
-from pruning.recipe.defaults import DIGITS, features
+from pruning.recipe.schema import DIGITS
 from pruning.stages.evaluation import features_of
 from pruning.stages.run import Run
 from pruning.types import PRUNING_KEY
@@ -33,7 +33,7 @@ def _foreign_features(run: Run) -> str | None:
     if recipe.data.source == DIGITS or not path.is_relative_to(bundled_root().resolve()):
         return None
     return (
-        f"Features of other data: evaluate.features={features(recipe)} was trained on the digits, but the images are "
+        f"Features of other data: evaluate.features={recipe.features} was trained on the digits, but the images are "
         f"{recipe.data.source!r}. Distances on its features say little about them; leave evaluate.features out, "
         "which takes Inception."
     )

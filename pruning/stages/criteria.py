@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pruning.calibration import STATISTICS
-from pruning.calibration.base import ALWAYS, BlockStatistic
+from pruning.calibration import find
+from pruning.calibration.observer import ALWAYS
+from pruning.calibration.seeing import Block
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.base import Weights
@@ -70,13 +71,13 @@ def shares_cut(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[float
 def with_squares(stats: CalibrationStats) -> CalibrationStats:
     """Return `stats` with ``input_sq``, the diagonal of ``input_unit_moment``, where only that was gathered."""
     squares = {
-        group: {"input_sq": found["input_unit_moment"].diagonal(dim1=1, dim2=2).flatten()}
-        for group, found in stats.values.items()
+        place: {"input_sq": found["input_unit_moment"].diagonal(dim1=1, dim2=2).flatten()}
+        for place, found in stats.values.items()
         if "input_unit_moment" in found and "input_sq" not in found
     }
     if not squares:
         return stats
-    values = {group: {**found, **squares.get(group, {})} for group, found in stats.values.items()}
+    values = {place: {**found, **squares.get(place, {})} for place, found in stats.values.items()}
     return CalibrationStats(values, {**stats.meta, "needs": [*stats.meta.get("needs", []), "input_sq"]})
 
 
@@ -84,21 +85,22 @@ def reason_against(
     name: str, groups: Sequence[PrunableGroup], weights: Weights, stats: CalibrationStats
 ) -> str | None:
     """Return why a criterion cannot, or shall not, be computed from `stats`; None if nothing speaks against it."""
-    entry, needs = CRITERIA[name], needs_of(name, groups) - set(ALWAYS)
-    of_blocks = any(isinstance(STATISTICS[need], BlockStatistic) for need in entry.needs - set(ALWAYS))
+    entry, needs = CRITERIA[name], needs_of(name, groups) - {ALWAYS}
+    of_blocks = any(isinstance(observer.sees, Block) for observer in find(entry.needs).values())
     if of_blocks and any(group.kind != "blocks" for group in groups):
         return BLOCKS_ONLY
     if needs - set(stats.meta.get("needs", [])):
         return NOT_GATHERED
-    if entry.omega not in ("off", *stats.meta.get("variants", [])):
+    if entry.weighting not in ("off", *stats.meta.get("variants", [])):
         return NO_WEIGHTS
     greedy = [group for group in groups if GREEDY in needs_of(name, [group])]
-    return TOO_SLOW if any(_width(group, weights) > MAX_WIDTH for group in greedy) else None
+    widths = [_width(one, weights) for group in greedy for one in group.consumers]
+    return TOO_SLOW if max(widths, default=0) > MAX_WIDTH else None
 
 
 def _width(group: PrunableGroup, weights: Weights) -> int:
-    """Return P, the columns of the group's consumer weight, convolutions unfolded."""
-    part = group.consumed_by[0]
+    """Return P, the columns of the weight of the group's one consumer, convolutions unfolded."""
+    part = group.read_by
     return group.num_units * part.unit_size * weights[part.path].shape[2:].numel()
 
 

@@ -9,16 +9,16 @@ from diffusers import ModelMixin
 
 from pruning import checkpoint
 from pruning.files import write_json
-from pruning.importance import CRITERIA, needs_of, score
+from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
-from pruning.stages.calibration import SHOWN, Wanted, gather
+from pruning.stages.calibration import SHOWN, Wanted, gather, weighting
 from pruning.stages.run import MODEL, PLAN, Run
 from pruning.stages.stage import pick, stage
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import PruningPlan
 
-MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.omega", "score", "prune.rounds")
+MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score", "prune.rounds")
 """Keys that ``block_by_block`` depends on besides."""
 
 
@@ -60,9 +60,9 @@ def prune(run: Run, folder: Path) -> dict[str, Any]:
 def _choose_anew(run: Run, model: ModelMixin) -> tuple[PruningPlan, dict[str, dict[str, Any]]]:
     """Choose the units of `model` block by block, in the sizes of the run's plan; compensates in place."""
     section, criterion = run.recipe.prune, run.recipe.score.criterion
-    omega = run.recipe.score.omega or CRITERIA[criterion].omega
+    rows = weighting(run)
     needs = needs_of(criterion, run.groups) | compensation_needs(section.compensation)
-    asked = Wanted(tuple(sorted(needs)), () if omega == "off" else (omega,))
+    asked = Wanted(tuple(sorted(needs)), () if rows == "off" else (rows,))
     return block_by_block(
         model,
         run.all_groups,
@@ -70,12 +70,7 @@ def _choose_anew(run: Run, model: ModelMixin) -> tuple[PruningPlan, dict[str, di
         run=lambda: denoise(model, example_call(model, 1, device=run.device, dtype=run.dtype)),
         measure=lambda groups: gather(run, model, groups, asked),
         judge=lambda groups, stats: score(
-            dict(model.named_parameters()),
-            groups,
-            stats,
-            criterion=criterion,
-            omega=omega,
-            seed=run.recipe.seed,
+            model, groups, stats, criterion=criterion, weighting=rows, seed=run.recipe.seed
         ),
         compensation=section.compensation,
         ridge=section.ridge,

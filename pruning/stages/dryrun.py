@@ -12,7 +12,7 @@ from pruning.stages.caveats import caveats
 from pruning.stages.planning import cuts_of, make_plan, plan_figures
 from pruning.stages.preflight import look_ahead
 from pruning.stages.run import Run
-from pruning.stages.runner import BY_NAME
+from pruning.stages.runner import due
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,10 @@ def dry_run(run: Run) -> dict[str, Any]:
 
 
 def _has_scores(run: Run) -> bool:
-    """Tell whether the run directory holds scores that this recipe would reuse."""
-    if not run.folder.is_done("score"):
-        return False
+    """Tell whether there are scores that this recipe would reuse."""
     try:
         run.workspace.check_owner()
-        return all(BY_NAME[name].is_current(run) for name in ("sinks", "calibrate", "score"))
+        return not due(run, ("calibrate", "score"))
     except PruningError:
         return False
 

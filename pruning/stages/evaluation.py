@@ -19,13 +19,12 @@ from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
 from pruning.recipe import Recipe
-from pruning.recipe.defaults import features
 from pruning.sampling import to_uint8
-from pruning.stages.run import Run
+from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.stage import stage
 
-METRICS, SAMPLES = "metrics.json", "samples.safetensors"
+SAMPLES = "samples.safetensors"
 SHOWN_SAMPLES = 32
 """Images a subject that are kept for the report."""
 
@@ -47,12 +46,12 @@ READS = (
 )
 
 
-def features_read(run: Run) -> dict[str, Any]:
-    """Return the feature network that is meant, so that writing out what null stands for changes nothing."""
-    return {"evaluate.features": features(run.recipe)}
+def circumstances(run: Run) -> dict[str, Any]:
+    """Return the feature network that is meant, with null resolved, and the device, on which latency depends."""
+    return {"evaluate.features": run.recipe.features, "device": run.device_name}
 
 
-@stage("evaluate", after=("prune", "recover"), reads=READS, extra=features_read)
+@stage("evaluate", after=("prune", "recover"), reads=READS, extra=circumstances)
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     """Measure every metric of the recipe on the dense, the pruned and the recovered model."""
     found = {"dense": run.dense, "pruned": run.load_pruned("prune")}
@@ -72,7 +71,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
 
 def features_of(recipe: Recipe) -> str:
     """Return the recipe's feature network with null and ``bundled:`` resolved."""
-    spec = features(recipe)
+    spec = recipe.features
     return resolve_source(spec) if spec.startswith("bundled:") else spec
 
 
@@ -102,7 +101,7 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     return Context(
         subjects=subjects,
         real=_real(run, split, section.num_real),
-        noised=noised,
+        noised=lambda: noised,
         call=lambda batch: example_call(run.dense, batch),
         features=features_of(run.recipe),
         num_samples=section.num_samples,

@@ -13,8 +13,7 @@ from pruning.export import export as write_export
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
 from pruning.stages.run import Run
-from pruning.stages.stage import stage, versions
-from pruning.stages.summary import measured
+from pruning.stages.stage import stage, versions, whole_recipe
 
 MEASURED = {
     "kernel": "kernel distance",
@@ -31,7 +30,7 @@ MEASURED = {
 @stage(
     "export",
     after=("plan", "prune", "recover", "evaluate"),
-    reads=("export", "recover.enabled", "title", "name"),
+    extra=whole_recipe,
 )
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
@@ -69,7 +68,7 @@ def base_folder(run: Run) -> Path | None:
 def _card(run: Run) -> dict[str, Any]:
     """Return the facts of the model card."""
     recipe = run.recipe
-    figures = {name: run.folder.manifest(name)["result"] for name in ("plan", "recover")}
+    figures = {name: run.result(name).figures for name in ("plan", "recover")}
     section = recipe.evaluate
     return {
         "title": recipe.title or recipe.name,
@@ -82,7 +81,7 @@ def _card(run: Run) -> dict[str, Any]:
         },
         "got": {key: figures["plan"][key] for key in ("macs_ratio", "params_ratio")},
         "recovery": figures["recover"] if recipe.recover.enabled else "none",
-        "metrics": {name: _words(found) for name, found in measured(run.folder).items()},
+        "metrics": {name: _words(found) for name, found in run.metrics.items()},
         "measured": [
             f"{section.num_samples} samples, {section.num_steps} steps, guidance {section.guidance_scale:g}, "
             f"seed {recipe.seed}",

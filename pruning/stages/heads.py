@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pruning.calibration.contributions import Unit, contributions
-from pruning.data import num_train_timesteps
 from pruning.errors import PruningError
 from pruning.importance.base import consumer_columns, per_row
 from pruning.stages.grids import image_grid
@@ -74,13 +73,7 @@ def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> di
 
 def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], path: Path) -> dict[str, Any]:
     units = [_unit(run, group, row["head"]) for row, group in chosen]
-    found = contributions(
-        run.dense,
-        units,
-        run.noised(run.recipe.data.split, 1, batch_size=1)(),
-        num_train_timesteps=num_train_timesteps(run.scheduler),
-        timestep_buckets=run.recipe.calibrate.timestep_buckets,
-    )
+    found = contributions(run.dense, units, run.noised(run.recipe.data.split, 1, batch_size=1))
     tensors: dict[str, Tensor] = {}
     heads, gridless = [], []
     for (row, _), seen in zip(chosen, found, strict=True):
@@ -101,7 +94,7 @@ def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], p
 def _unit(run: Run, group: PrunableGroup, index: int) -> Unit:
     """Return a head with its columns of the output projection and the mean that folding takes."""
     columns = consumer_columns(group, dict(run.dense.named_parameters()))  # (C, P)
-    mean = per_row(group, run.stats, "input_sum", (columns.shape[1],))
+    mean = per_row(group, run.stats.of(group), "input_sum", (columns.shape[1],))
     return Unit(
         group,
         index,

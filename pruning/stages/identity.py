@@ -1,49 +1,58 @@
-"""Whose run is it? The model and the data that a run directory belongs to, by content."""
+"""Which model and which data? Both are known by their content, wherever they lie."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pruning.files import read_json
 from pruning.models import resolve_source
 from pruning.recipe import Recipe
-from pruning.stages.artefacts import file_hash
+from pruning.store import Hashes
 
 DENOISER_FOLDERS = ("unet", "transformer", "scheduler")
+INDEX = "model_index.json"
 
 
-def model_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
+def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
     """Return source and hash of the dense model.
 
-    A local model is known by the content of its denoiser's files, wherever it lies; one on the hub by its id,
-    revision and variant.
+    A local model is known by the content of its files: those of the whole pipeline, for its autoencoder and its text
+    encoders shape what is measured, or those of a bare denoiser and its scheduler. One on the hub is known by its id,
+    revision, variant and subfolder.
 
     Args:
         recipe: Names the model.
-        known: What was returned before for this run; files of the same size and time are not read again.
+        hashes: Of files; those that have not changed are not read again.
     """
     section = recipe.model
     folder = Path(resolve_source(section.source))
-    files: dict[str, dict[str, Any]] = {}
     if folder.is_dir():
-        inner = (section.subfolder, "scheduler") if section.subfolder else DENOISER_FOLDERS
-        places = [folder / name for name in inner if name and (folder / name).is_dir()] or [folder]
-        before = known.get("files") if known.get("source") == section.source else None
-        before = before if isinstance(before, Mapping) else {}
-        for path in sorted(p for place in places for p in place.iterdir() if p.is_file()):
-            name, status = path.relative_to(folder).as_posix(), path.stat()
-            entry = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-            was = before.get(name)
-            was = was if isinstance(was, Mapping) else {}
-            same = "sha256" in was and {key: was.get(key) for key in entry} == entry
-            files[name] = {**entry, "sha256": was["sha256"] if same else file_hash(path)}
-        what: Any = {name: entry["sha256"] for name, entry in files.items()}
+        files = {
+            path.relative_to(folder).as_posix(): hashes.of(path) for path in _files(folder, section.subfolder)
+        }
+        what: Any = {**files, "variant": section.variant} if section.variant else files
     else:
-        what = [section.source, section.revision, section.variant]
-    return {"source": section.source, "hash": _hash(what), "files": files}
+        what = [section.source, section.revision, section.variant, section.subfolder]
+    return {"source": section.source, "hash": _hash(what)}
+
+
+def _files(folder: Path, subfolder: str | None) -> Iterator[Path]:
+    """Yield the files that make a local model, in a fixed order."""
+    index = read_json(folder / INDEX, "it is no index of a pipeline") if (folder / INDEX).is_file() else None
+    if index is not None:
+        yield folder / INDEX
+        names: tuple[str, ...] = tuple(sorted(name for name in index if not name.startswith("_")))
+    else:
+        names = (subfolder, "scheduler") if subfolder else DENOISER_FOLDERS
+    places = [folder / name for name in names if (folder / name).is_dir()] or [folder]
+    for place in places:
+        yield from sorted(
+            path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")
+        )
 
 
 def data_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,15 @@ import torch
 from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
-from pruning.calibration.base import expand_needs, needs_targets
+from pruning.calibration import find, sum_bytes
 from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, sample_shape
-from pruning.recipe.defaults import DIGITS, features
-from pruning.recipe.schema import Prune
+from pruning.recipe.schema import DIGITS
 from pruning.sampling import fresh_scheduler
+from pruning.settings import Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
@@ -53,7 +52,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_data(run, stages)
     if "evaluate" in stages:
         check_features(run)
-    elif stages and not run.folder.is_done("evaluate"):
+    elif stages:
         _warn(look_ahead(run))
     check_room(run, stages)
     check_weights(run, stages)
@@ -105,7 +104,7 @@ def check_features_place(run: Run) -> None:
         return
     if kind == "inception" or not (path / "config.json").is_file():
         raise PruningError(
-            f"evaluate.features: there is nothing to read at {str(path)!r} (from {features(run.recipe)!r}); give the "
+            f"evaluate.features: there is nothing to read at {str(path)!r} (from {run.recipe.features!r}); give the "
             "folder of a classifier, 'inception', or 'inception:<weights file>'"
         )
 
@@ -133,7 +132,7 @@ def check_features(run: Run) -> None:
         load_features(features_of(recipe)).check_channels(channels)
     except ValueError as error:
         raise PruningError(
-            f"evaluate.features: {features(recipe)!r} cannot be used for images of {channels} channel"
+            f"evaluate.features: {recipe.features!r} cannot be used for images of {channels} channel"
             f"{'' if channels == 1 else 's'}: {error}"
         ) from error
 
@@ -209,8 +208,8 @@ def check_provider(run: Run) -> None:
     asked = [("score.criterion", recipe.score.criterion)]
     asked += [("calibrate.criteria", name) for name in recipe.calibrate.criteria]
     for key, criterion in asked:
-        for name, statistic in expand_needs(needs_of(criterion, run.groups)).items():
-            if needs_targets(statistic):
+        for name, observer in find(needs_of(criterion, run.groups)).items():
+            if observer.sees.needs_targets:
                 raise PruningError(
                     f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
                     f"{criterion!r} ({key}) needs; use calibrate.provider=noised or another criterion"
@@ -277,7 +276,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     if statistics > memory:
         raise PruningError(
             f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs "
-            f"second moments of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
+            f"statistics of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
             "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
         )
     weights = 4 * run.cost.params()
@@ -286,7 +285,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
         needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
     if "evaluate" in stages:
         needed += 3 * weights
-    check_writable(f"the run {run.recipe.name!r}", run.folder.path, needed)
+    check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path.parent, needed)
 
 
 def check_weights(run: Run, stages: Sequence[str]) -> None:
@@ -308,18 +307,9 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
 
 
 def moment_bytes(run: Run) -> int:
-    """Return the bytes of all (P, P) second moments that calibration will hold."""
-    asked = wanted(run)
-    if "input_moment" not in asked.needs:
-        return 0
-    total = 0
-    for group in run.groups:
-        if group.consumed_by:
-            shape = run.cost.shapes[group.consumer_weight]
-            width = group.num_units * group.consumed_by[0].unit_size * math.prod(shape[2:])
-            variants = len(asked.variants) if group.kind != "resnet_channels" else 0
-            total += torch.float64.itemsize * width**2 * (1 + variants)
-    return total
+    """Return the bytes that calibration will hold."""
+    asked, buckets = wanted(run), run.recipe.calibrate.timestep_buckets
+    return sum_bytes(run.meta, run.groups, asked.needs, variants=asked.variants, timestep_buckets=buckets)
 
 
 def _warn(texts: Sequence[str]) -> None:

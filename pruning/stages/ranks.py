@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pruning.errors import PruningError
 from pruning.files import read_json, write_json
 
 POLL_SECONDS = 0.5
+MEETING_SECONDS = 120.0
+"""How long the processes of a launch wait for each other at the start."""
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What every launcher of torch sets."""
 
 
 class Ranks:
@@ -32,37 +39,85 @@ class Ranks:
 
     def __init__(self, folder: Path, *, cpu: bool = False) -> None:
         self._folder = folder
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.count = _world_size()
         self.is_first = True
         self.device: torch.device | None = None
         self._launch = ""
         if self.count > 1:
             self._join(cpu)
 
-    def tell(self, stage: str, *, go: bool) -> None:
-        """Tell the others, as the first process, whether `stage` is to be worked on."""
+    def tell(self, stage: str, folder: Path | None) -> None:
+        """Tell the others, as the first process, in which folder to work on `stage`; None: there is no work."""
         if self.count > 1:
             word = self._word(stage)
             word.parent.mkdir(parents=True, exist_ok=True)
-            for old in word.parent.glob(f".{stage}-*.json"):  # of earlier launches; ours may still be read
+            for old in word.parent.glob(f"{stage}-*.json"):  # of earlier launches; ours may still be read
                 old.unlink()
-            write_json(word, {"go": go})
+            write_json(word, {"folder": None if folder is None else str(folder.absolute())})
 
-    def wait(self, stage: str) -> bool:
-        """Wait for the first process to come to `stage`; return whether there is work."""
+    def wait(self, stage: str) -> Path | None:
+        """Wait for the first process to come to `stage`; return the folder to work in, None if there is no work."""
         while (word := read_json(self._word(stage))) is None:
             time.sleep(POLL_SECONDS)
-        return bool(word["go"])
+        return None if word["folder"] is None else Path(word["folder"])
 
     def _word(self, stage: str) -> Path:
-        return self._folder / ".partial" / f".{stage}-{self._launch}.json"
+        return self._folder / ".launch" / f"{stage}-{self._launch}.json"
 
     def _join(self, cpu: bool) -> None:
-        """Agree on a name for this launch."""
+        """Meet the other processes and agree on a name for this launch.
+
+        Raises:
+            PruningError: If the variables of a launcher are there without a launch, or the others do not come.
+        """
         from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
-        state = PartialState(cpu=cpu)
-        self.is_first = state.is_main_process
-        self.device = state.device
-        self._launch = broadcast_object_list([uuid.uuid4().hex], from_process=0)[0]
+        _check_launch()
+        met: list[Any] = []
+
+        def meet() -> None:
+            try:
+                state = PartialState(cpu=cpu)
+                name = broadcast_object_list([uuid.uuid4().hex], from_process=0)[0]
+                met.append((state.is_main_process, state.device, name))
+            except Exception as error:  # raised where it can be seen
+                met.append(error)
+
+        thread = threading.Thread(target=meet, daemon=True)  # so that Ctrl-C is heard while it waits
+        thread.start()
+        began = time.monotonic()
+        while thread.is_alive() and not met:
+            thread.join(POLL_SECONDS)
+            if time.monotonic() - began > MEETING_SECONDS:
+                raise PruningError(
+                    f"{_LAUNCH_SAYS.format(self.count)} did not come within {MEETING_SECONDS:g} s; {_WAY_OUT}"
+                )
+        if isinstance(met[0], Exception):
+            raise PruningError(
+                f"{_LAUNCH_SAYS.format(self.count)} cannot be met ({met[0]}); {_WAY_OUT}"
+            ) from met[0]
+        self.is_first, self.device, self._launch = met[0]
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what was set in the other thread holds there
+
+
+_LAUNCH_SAYS = "the environment says that {} processes run together (WORLD_SIZE), but the others"
+_WAY_OUT = "start with `accelerate launch -m pruning …`, or unset WORLD_SIZE and RANK to run alone"
+
+
+def _check_launch() -> None:
+    """Raise PruningError if some of the variables that a launcher sets are missing: they were left in the shell."""
+    missing = [name for name in LAUNCHER if not os.environ.get(name)]
+    if missing:
+        there = ", ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if os.environ.get(name))
+        raise PruningError(
+            f"{there} is set, but {', '.join(missing)} is not, so this is no launch; {_WAY_OUT}"
+        )
+
+
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise PruningError(f"WORLD_SIZE={text!r} in the environment is no number of processes; {_WAY_OUT}")
+    return int(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from pruning import checkpoint, recovery
 from pruning.data import conditioner
 from pruning.files import write_json
-from pruning.recipe.defaults import warmup_steps
 from pruning.stages.run import MODEL, Run
 from pruning.stages.stage import stage
+from pruning.store import SCRATCH
 
 READS = (
     "seed",
@@ -24,17 +23,18 @@ READS = (
     "data.image_column",
     "data.label_column",
     "data.caption_column",
+    "recover",
 )
 
 
-def settings_read(run: Run) -> dict[str, Any]:
-    """Return the settings of the training, so that writing out what null stands for changes nothing."""
-    return {"recover": {**vars(run.recipe.recover), "warmup_steps": warmup_steps(run.recipe)}}
+def warmup(run: Run) -> dict[str, Any]:
+    """Return the warm-up with null resolved, so that writing out what null stands for changes nothing."""
+    return {"recover.warmup_steps": run.recipe.recover.warmup}
 
 
-@stage("recover", after=("prune",), reads=READS, extra=settings_read, resumable=True, on_all_ranks=True)
+@stage("recover", after=("prune",), reads=READS, extra=warmup, resumable=True, on_all_ranks=True)
 def recover(run: Run, folder: Path) -> dict[str, Any]:
-    """Train with the data and the dense model as teacher; goes on from the last checkpoint in `folder`."""
+    """Train with the data and the dense model as teacher; goes on from the last checkpoint."""
     section = run.recipe.recover
     if not section.enabled:
         return {"enabled": False}
@@ -45,24 +45,9 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         run.images(run.recipe.data.split),
         conditioner(run.dense, run.pipeline),
         run.scheduler,
-        steps=section.steps,
-        batch_size=section.batch_size,
-        learning_rate=section.learning_rate,
-        warmup_steps=warmup_steps(run.recipe),
-        schedule=section.schedule,
-        weight_decay=section.weight_decay,
-        distill_weight=section.distill_weight,
-        label_dropout=section.label_dropout,
-        ema_decay=section.ema_decay,
-        grad_clip=section.grad_clip,
-        loss_weighting=section.loss_weighting,
-        gradient_accumulation=section.gradient_accumulation,
-        mixed_precision=section.mixed_precision,
-        checkpoint_every=section.checkpoint_every,
-        keep_checkpoints=section.keep_checkpoints,
-        max_seconds=section.max_seconds,
+        section,
         seed=run.recipe.seed,
-        folder=folder / "checkpoints",
+        folder=folder / SCRATCH / "checkpoints",
         device=run.device.type,
         progress=_progress(run) if run.bars.enabled else None,
     )
@@ -70,7 +55,6 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         checkpoint.save(student, folder / MODEL)
         steps, losses = [step for step, _ in result.losses], [loss for _, loss in result.losses]
         write_json(folder / "losses.json", {"steps": steps, "loss": losses})
-        shutil.rmtree(folder / "checkpoints")
     return {
         "enabled": True,
         "steps": result.steps,

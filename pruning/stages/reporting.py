@@ -17,21 +17,19 @@ from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
+from pruning.stages.folder import STAGES
 from pruning.stages.grids import key_grid
 from pruning.stages.heads import write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
-from pruning.stages.stage import stage, versions
-from pruning.stages.summary import measured
+from pruning.stages.stage import stage, versions, whole_recipe
 from pruning.types import CalibrationStats
 
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 
 
-@stage(
-    "report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), reads=("title", "name")
-)
+@stage("report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), extra=whole_recipe)
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)
@@ -54,8 +52,8 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
 def _data(run: Run) -> dict[str, Any]:
     """Return everything but what only the pictures show."""
     recipe, plan = run.recipe, run.cut_plan
-    metrics = measured(run.folder)
-    manifests = {name: run.folder.manifest(name) for name in run.folder.done()}
+    metrics = run.metrics
+    manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
     figures = manifests["plan"]["result"]
     prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))
@@ -69,7 +67,7 @@ def _data(run: Run) -> dict[str, Any]:
             **target,
             "scope": recipe.prune.scope,
             "criterion": recipe.score.criterion,
-            "omega": manifests["score"]["result"]["omega"],
+            "omega": manifests["score"]["result"]["weighting"],
             "compensation": recipe.prune.compensation,
             "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
         },
@@ -82,7 +80,7 @@ def _data(run: Run) -> dict[str, Any]:
         "subjects": list(metrics),
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
-        "recovery": read_json(run.folder.stage("recover") / "losses.json"),
+        "recovery": read_json(run.file("recover", "losses.json")),
         "samples": SAMPLES,
         "warnings": caveats(run),
         **({"captions": prompts} if prompts else {}),
@@ -106,29 +104,27 @@ def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
     """Write the sink maps, means over samples, and return what sites they are of."""
     tensors: dict[str, Tensor] = {}
     sites = []
-    for group in run.groups:
-        found = _site(run.stats, group.name)
+    for module in dict.fromkeys(group.module for group in run.groups):
+        found = _site(run.stats, module)
         if not found:
             continue
-        tensors |= {f"{group.module}/{name}": value.contiguous() for name, value in found.items()}
+        tensors |= {f"{module}/{name}": value.contiguous() for name, value in found.items()}
         heads, keys = found["sink_mass"].shape[1], found["key_mass"].shape[1]
-        sites.append(
-            {"module": group.module, "heads": heads, "keys": keys, "grid": key_grid(run, group.module, keys)}
-        )
+        sites.append({"module": module, "heads": heads, "keys": keys, "grid": key_grid(run, module, keys)})
     if tensors:
         save_file(tensors, str(path))
     return sites
 
 
-def _site(stats: CalibrationStats, group: str) -> dict[str, Tensor]:
+def _site(stats: CalibrationStats, module: str) -> dict[str, Tensor]:
     """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator; empty without them."""
-    if not all(stats.has(group, name) for name in ("sink_mass", "key_mass", "samples")):
+    if not all(stats.has(module, name) for name in ("sink_mass", "key_mass", "samples")):
         return {}
-    samples = stats.get(group, "samples").clamp(min=1)[:, None]
+    samples = stats.get(module, "samples").clamp(min=1)[:, None]
     found = {
-        "sink_mass": stats.get(group, "sink_mass") / samples,
-        "key_mass": stats.get(group, "key_mass").mean(1) / samples,
+        "sink_mass": stats.get(module, "sink_mass") / samples,
+        "key_mass": stats.get(module, "key_mass").mean(1) / samples,
     }
-    if stats.has(group, "sink_indicator"):
-        found["sink_indicator"] = stats.get(group, "sink_indicator") / samples
+    if stats.has(module, "sink_indicator"):
+        found["sink_indicator"] = stats.get(module, "sink_indicator") / samples
     return {name: value.to(torch.float32) for name, value in found.items()}

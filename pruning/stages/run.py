@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,21 +13,23 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from pruning import checkpoint, models
 from pruning.allocation import CostModel
-from pruning.calibration import FirstPass, load_stats
+from pruning.calibration import load_stats
 from pruning.calibration.store import read_tensors
-from pruning.data import ImageData, NoisedBatch, conditioner, noised_batches, open_images, sample_generator
+from pruning.data import ImageData, NoisedBatches, conditioner, noised_batches, open_images, sample_generator
 from pruning.errors import PruningError
+from pruning.files import read_json
 from pruning.groups import find_groups
 from pruning.recipe import Recipe, load_recipe
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
+from pruning.store import Key, Result
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 T = TypeVar("T")
 
-FIRST_PASS, STATS, SCORES = "first_pass.safetensors", "stats.safetensors", "scores.safetensors"
-PLAN, MODEL = "plan.json", "model"
+STATS, SCORES = "stats.safetensors", "scores.safetensors"
+PLAN, MODEL, METRICS = "plan.json", "model", "metrics.json"
 SCORES_CONTENT = "importance scores"
 CHOICE = 32
 """Stream of `sample_generator` that draws which images are looked at."""
@@ -39,12 +41,22 @@ class Run:
     Args:
         recipe: What to do.
         progress: Draw progress bars (where standard error is a terminal).
+
+    Attributes:
+        anew: Stages that are to be done even if there is a result.
+        uses: Names of the shared results that the stage at work has asked for.
+        redoing: The stage at work is done anew, and so are the shared results that it asks for.
     """
 
     def __init__(self, recipe: Recipe, *, progress: bool = True) -> None:
+        recipe.check("recipe")
         self.recipe = recipe
         self.workspace = Workspace(recipe)
         self.folder = self.workspace.folder
+        self.anew: set[str] = set()
+        self.uses: set[str] = set()
+        self.redoing = False
+        self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=_device(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
         self._cache: dict[str, Any] = {}
@@ -54,10 +66,30 @@ class Run:
         """Return a run of the recipe that `pruning.recipe.load_recipe` finds."""
         return cls(load_recipe(recipe, overrides))
 
-    def forget(self, stage: str) -> None:
-        """Drop what was loaded from the files of a stage, because they are new."""
-        for key in [key for key in self._cache if key.startswith(f"{stage}/")]:
-            del self._cache[key]
+    def result(self, stage: str) -> Result:
+        """Return the result of a stage that this run uses.
+
+        Raises:
+            PruningError: If the stage has not been run.
+        """
+        return self._results.get(stage) or self.folder.whole(stage)
+
+    def use(self, stage: str, result: Result) -> None:
+        """Take `result` as that of the stage, and drop what was loaded from another one."""
+        before = self._results.get(stage)
+        if before is None or before.manifest != result.manifest:
+            for key in [key for key in self._cache if key.startswith(f"{stage}/")]:
+                del self._cache[key]
+        self._results[stage] = result
+
+    def part(self, key: Key, work: Callable[[Path], dict[str, Any]]) -> Result:
+        """Return a result that several stages or runs share, made by `work` if it is not in the store."""
+        store = self.workspace.store
+        anew = self.redoing and f"{key.kind}/{key.id}" not in self.uses
+        found = None if anew else store.find(key)
+        result = found or store.make(key, work, anew=anew)
+        self.uses.add(result.name)
+        return result
 
     def file(self, stage: str, name: str) -> Path:
         """Return the path of an artefact.
@@ -65,8 +97,7 @@ class Run:
         Raises:
             PruningError: If the stage has not been run.
         """
-        self.folder.require(stage)
-        return self.folder.stage(stage) / name
+        return self.result(stage).folder / name
 
     # Where things run.
 
@@ -231,32 +262,21 @@ class Run:
         order = torch.randperm(len(data), generator=sample_generator(self.recipe.seed, 0, CHOICE))
         return sorted(order[:count].tolist())
 
-    def noised(self, split: str, count: int, *, batch_size: int) -> Callable[[], Iterable[NoisedBatch]]:
-        """Return a function that yields `count` images of a split, noised to every timestep bucket."""
-        data, rows = self.images(split), self.choose(split, count)
-        encode = self._once("conditioner", lambda: conditioner(self.dense, self.pipeline))
-
-        def batches() -> Iterable[NoisedBatch]:
-            return noised_batches(
-                data,
-                encode,
-                self.scheduler,
-                indices=rows,
-                batch_size=batch_size,
-                timestep_buckets=self.recipe.calibrate.timestep_buckets,
-                seed=self.recipe.seed,
-                device=self.device,
-                dtype=self.dtype,
-            )
-
-        return batches
+    def noised(self, split: str, count: int, *, batch_size: int) -> NoisedBatches:
+        """Return `count` images of a split, noised to every timestep bucket."""
+        return noised_batches(
+            self.images(split),
+            self._once("conditioner", lambda: conditioner(self.dense, self.pipeline)),
+            self.scheduler,
+            indices=self.choose(split, count),
+            batch_size=batch_size,
+            timestep_buckets=self.recipe.calibrate.timestep_buckets,
+            seed=self.recipe.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     # What stages wrote.
-
-    @property
-    def first_pass(self) -> FirstPass:
-        """What the stage ``sinks`` saw."""
-        return self._once("sinks/first_pass", lambda: FirstPass.load(self.file("sinks", FIRST_PASS)))
 
     @property
     def stats(self) -> CalibrationStats:
@@ -279,6 +299,11 @@ class Run:
     def cut_plan(self) -> PruningPlan:
         """The plan that the stage ``prune`` cut by: that of ``plan``, or one of its sizes chosen anew."""
         return self._once("prune/plan", lambda: PruningPlan.load(self.file("prune", PLAN)))
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """What the stage ``evaluate`` measured, by subject."""
+        return self._once("evaluate/metrics", lambda: read_json(self.file("evaluate", METRICS)) or {})
 
     def _once(self, key: str, make: Callable[[], T]) -> T:
         if key not in self._cache:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pruning.errors import PruningError
 from pruning.recipe import Recipe, load_recipe
-from pruning.stages.calibration import calibrate, sinks
+from pruning.stages.calibration import calibrate
 from pruning.stages.cutting import prune
 from pruning.stages.evaluation import evaluate
 from pruning.stages.exporting import export
@@ -22,12 +22,12 @@ from pruning.stages.recovering import recover
 from pruning.stages.reporting import report
 from pruning.stages.run import Run
 from pruning.stages.scoring import score
-from pruning.stages.stage import Stage, keep_later
+from pruning.stages.stage import Stage
 from pruning.stages.summary import write_summary
 
 logger = logging.getLogger(__name__)
 
-_ALL = (sinks, calibrate, score, plan, prune, recover, evaluate, export, report)
+_ALL = (calibrate, score, plan, prune, recover, evaluate, export, report)
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 assert tuple(BY_NAME) == STAGES
 
@@ -46,9 +46,9 @@ def run_recipe(
     Args:
         recipe: A recipe, a path of one, or the name of a bundled one.
         overrides: ``key.path=value`` entries on top of a recipe that is read from a file.
-        start: Do this stage and those after it anew; what they wrote before moves to ``.old``.
+        start: Do this stage and those after it anew.
         until: The last stage to run.
-        fresh: Reuse nothing; everything that the run directory holds moves to ``.old``.
+        fresh: Reuse nothing: every result is made anew and takes the place of the one in the store.
         progress: Draw progress bars.
 
     Returns:
@@ -88,43 +88,32 @@ def run_stages(
         return {}
     with run.workspace.held(), without_library_bars(quiet=not run.bars.enabled):
         run.workspace.check_owner(fresh=fresh)
-        due = _due(run, names, start, fresh)
-        if say_earlier and not fresh and (earlier := [name for name in due if name != until]):
+        run.anew |= set(names if fresh else STAGES[_position(start) :] if start else ())
+        missing = due(run, names)
+        if say_earlier and not fresh and (earlier := [name for name in missing if name != until]):
             logger.info("%s", _needs(run, names[-1], earlier))
-        preflight(run, due)
+        preflight(run, missing)
+        if fresh:
+            run.workspace.take_over()
         try:
-            old = _clear_way(run, start, fresh)
-            with run.workspace.undone_on_error(old):
-                for name in names:
-                    BY_NAME[name](run)
-        except Exception:
+            for name in names:
+                BY_NAME[name](run)
+        finally:
+            run.bars.close()
             with suppress(OSError, PruningError):
                 if run.folder.done():
                     write_summary(run.folder)  # of what there is
-            raise
-        finally:
-            run.bars.close()
-        if start and not fresh:
-            keep_later(run.folder, old, names[_position(start) :])
-        run.workspace.claim()
         return write_summary(run.folder)
 
 
-def _clear_way(run: Run, start: str | None, fresh: bool) -> Path | None:
-    """Move to ``.old`` what is to be done anew whether it is out of date or not; return where it is now."""
-    if fresh:
-        return run.workspace.clear()
-    return run.folder.retire(STAGES[_position(start) :]) if start else None
-
-
-def _due(run: Run, names: Sequence[str], start: str | None, fresh: bool) -> Sequence[str]:
-    """Return the stages that are to run: those from the first that is out of date or asked for anew."""
-    if fresh:
-        return names
-    reused = 0
-    while reused < len(names) and names[reused] != start and BY_NAME[names[reused]].is_current(run):
-        reused += 1
-    return names[reused:]
+def due(run: Run, names: Sequence[str]) -> Sequence[str]:
+    """Return the stages that are to run: those from the first of which there is no result."""
+    for position, name in enumerate(names):
+        found = BY_NAME[name].find(run)
+        if found is None:
+            return names[position:]
+        run.use(name, found)
+    return ()
 
 
 def _needs(run: Run, last: str, earlier: Sequence[str]) -> str:

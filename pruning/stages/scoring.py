@@ -1,4 +1,4 @@
-"""Stage ``score``: from statistics to one score a unit."""
+"""Stage ``score``: from statistics to one score per unit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import stage
 
 
-@stage("score", after=("calibrate",), reads=("score", "prune.kinds", "seed"))
+@stage("score", after=("calibrate",), reads=("score", "prune.kinds", "model.dtype", "seed"))
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score
     scores = importance.score(
-        dict(run.dense.named_parameters()),
+        run.dense,
         run.groups,
         run.stats,
         criterion=section.criterion,
-        omega=section.omega,
+        weighting=section.weighting,
         seed=run.recipe.seed,
     )
     write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)
     return {
         "criterion": section.criterion,
-        "omega": scores.meta["omega"],
+        "weighting": scores.meta["weighting"],
         "groups": len(scores.values),
         "units": sum(len(values) for values in scores.values.values()),
     }

@@ -52,7 +52,10 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
 
 def measured(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Return what the stage ``evaluate`` measured, by subject; empty if it has not, or its files were changed since."""
-    return (folder.is_whole("evaluate") and read_json(folder.stage("evaluate") / "metrics.json")) or {}
+    result = folder.result("evaluate")
+    if result is None or result.damage():
+        return {}
+    return read_json(folder.stage("evaluate") / "metrics.json") or {}
 
 
 def write_summary(folder: RunFolder) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.files import write_json, write_text
 from pruning.recipe import Recipe, to_yaml
-from pruning.stages.folder import ANEW, OWNER, RunFolder
+from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
 from pruning.stages.identity import data_identity, difference, model_identity
-from pruning.stages.lock import locked
+from pruning.store import Hashes, Store, locked
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +24,16 @@ class Workspace:
     """Who may write to a run directory, and for what.
 
     Args:
-        recipe: Names the directory, the model and the data.
+        recipe: Names the directory, the store, the model and the data.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
+        self.store = Store(recipe.store or self.folder.path.parent / ".store")
+        self._hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
-        self._claimed = False
+        self._claimed = self._taking_over = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -48,7 +50,10 @@ class Workspace:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, path)
-                stack.enter_context(locked(path))
+                advice = (
+                    f"wait for it, choose another name=…, or delete {path / LOCK} if that process is gone"
+                )
+                stack.enter_context(locked(path / LOCK, str(path), advice))
             except OSError as error:
                 raise PruningError(
                     f"run_dir {str(path)!r} cannot be written to: {error}; choose another run_dir=…"
@@ -67,15 +72,20 @@ class Workspace:
         """Source and hash of the model and of the data."""
         known = self._known()
         return {
-            "model": model_identity(self._recipe, known.get("model", {})),
+            "model": model_identity(self._recipe, self._hashes),
             "data": data_identity(self._recipe, known.get("data", {})),
         }
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hash of the model and of the data, on which every result depends."""
+        return {kind: entry["hash"] for kind, entry in self.identity.items()}
 
     def check_owner(self, *, fresh: bool = False) -> None:
         """Make sure that the directory is empty, or of this recipe, model and data, or without any finished stage.
 
         Args:
-            fresh: It may be another run's, or nobody's, which is going to move away.
+            fresh: It may be another run's, or nobody's, which is going to be taken over.
 
         Raises:
             PruningError: Naming what is there and what is asked.
@@ -97,42 +107,44 @@ class Workspace:
         if owner is not None and done:  # before the first stage is done nothing is lost by another owner
             self._check_same(owner)
 
+    def take_over(self) -> None:
+        """Make the directory this run's at the next claim, whosever it is: ``--fresh``."""
+        self._claimed = False
+        self._taking_over = True
+        self.identity["data"] = data_identity(self._recipe, {})
+
     def claim(self) -> None:
         """Write down whose run directory this is, and the resolved recipe; does so once."""
         if self._claimed:
             return
-        self.check_owner()
-        before, now = self._known().get("data", {}), self.identity["data"]
-        if before.get("broken") and before.get("content") != now["content"]:
+        if self._taking_over:
+            self._clear_others()
+        else:
+            self.check_owner()
+        self.store.register(self.folder.path)
+        self._hashes.save()
+        known = self._known()
+        before, now = known.get("data", {}), self.identity["data"]
+        if before.get("broken") and before.get("content") != now["content"] and not self._taking_over:
             logger.warning(
                 "the data %r have been changed since a row could not be read; finished stages are kept (--fresh "
                 "redoes them)",
                 now["source"],
             )
-        self._write_owner()
+        owner = {"name": self._recipe.name, **self.identity, "results": known.get("results", {})}
+        write_json(self.folder.path / OWNER, owner)
+        write_text(self.folder.path / "recipe.yaml", to_yaml(self._recipe))
+        self._claimed = True
 
-    def clear(self) -> Path | None:
-        """Move everything to ``.old`` and take the directory over; return where it is now, or None."""
-        old = self.folder.retire_all()
-        if old is not None:
-            logger.info("what was there is in %s", old)
-        self.identity["data"] = data_identity(self._recipe, {})
-        self._write_owner()
-        return old
-
-    @contextmanager
-    def undone_on_error(self, old: Path | None) -> Iterator[None]:
-        """Put back what was moved to `old` if what replaces it fails; after a stage was replaced, say where it is."""
-        try:
-            yield
-        except Exception:
-            if old is not None and old.is_dir():
-                if self.folder.put_back(old):
-                    self._claimed = False
-                    logger.info("what was moved to %s is back in its place", old)
-                else:
-                    logger.warning("earlier results are in %s", old)
-            raise
+    def _clear_others(self) -> None:
+        """Take what is of another experiment out of the view; it stays in the store."""
+        known = self._known()
+        if known and not self._differences(known):
+            return
+        if not known and (self.folder.path / OWNER).exists():
+            self.store.set_aside(self.folder.path / OWNER, OWNER)
+        self.folder.detach(STAGES, self.store)
+        (self.folder.path / OWNER).unlink(missing_ok=True)
 
     def _known(self) -> dict[str, Any]:
         """Return what ``run.json`` says, empty if that is nothing of use."""
@@ -142,25 +154,24 @@ class Workspace:
 
     def _check_same(self, owner: dict[str, Any]) -> None:
         """Raise PruningError unless recipe, model and data are the owner's."""
+        if found := self._differences(owner):
+            raise PruningError(
+                f"run directory {self.folder.path} belongs to another experiment: {'; '.join(found)}. Choose another "
+                f"name=… or run_dir=…, or {ANEW}"
+            )
+
+    def _differences(self, owner: dict[str, Any]) -> list[str]:
+        """Say in what the owner differs from the recipe."""
         reasons = [difference(kind, owner[kind], now) for kind, now in self.identity.items()]
         if owner["name"] != self._recipe.name:
             reasons.insert(0, f"it is of the recipe {owner['name']!r}, this one is {self._recipe.name!r}")
-        if found := [reason for reason in reasons if reason]:
-            raise PruningError(
-                f"run directory {self.folder.path} belongs to another experiment: {'; '.join(found)}. Choose another "
-                "name=… or run_dir=…, or start anew with --fresh (what is there moves to .old)"
-            )
+        return [reason for reason in reasons if reason]
 
     def _expect_repair(self) -> None:
         """Note that the data are broken: mending them does not make them the data of another experiment."""
         owner, data = self._known(), self.identity["data"]
         if owner.get("data", {}).get("hash") == data["hash"]:
             write_json(self.folder.path / OWNER, {**owner, "data": {**data, "broken": True}})
-
-    def _write_owner(self) -> None:
-        write_json(self.folder.path / OWNER, {"name": self._recipe.name, **self.identity})
-        write_text(self.folder.path / "recipe.yaml", to_yaml(self._recipe))
-        self._claimed = True
 
 
 def _visible(path: Path) -> list[str]:

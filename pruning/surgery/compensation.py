@@ -1,8 +1,8 @@
 """Let what stays make up for what goes: bias folding and least squares (SCORES.md section 5).
 
-Both edit the consumer of a group in the *dense* model, before the cut: the removed columns R are still there and
-are dropped by `apply_plan` (or zeroed by `mask_plan`). Rows are the plain calibration rows, never omega-weighted:
-omega ranks units, it does not say which error counts.
+Both edit every consumer of a group in the *dense* model, before the cut: the removed columns R are still there and
+are dropped by `apply_plan` (or zeroed by `mask_plan`). Rows are the plain calibration rows, never weighted ones:
+weightings rank units, they do not say which error counts.
 
 - ``fold``: ``b += W_R mu_R``; the removed units are replaced by their means.
 - ``least_squares``: ``W_K += dW`` with ``dW = W_R Sigma_RK (Sigma_KK + lambda mean(diag Sigma_KK) I)^-1``, and
@@ -10,20 +10,21 @@ omega ranks units, it does not say which error counts.
   pulls towards the old weights.
 
 A folded convolution takes the mean over its unfolded columns, zero padding included, so at the borders the fold is
-right on average only. A group that several modules read (joint attention) is compensated in the first of them,
-the one whose rows calibration measures.
+right on average only. A group that several modules read (joint attention) is compensated in each of them, with that
+one's own moments.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
+from pruning.importance import CRITERIA, needs_of
 from pruning.importance.base import (
     consumer_columns,
     consumer_slice,
@@ -32,12 +33,14 @@ from pruning.importance.base import (
     ridge_cholesky,
     rounding_floor,
 )
+from pruning.registry import unknown
+from pruning.settings import COMPENSATIONS
 from pruning.surgery.check import check_plan
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 
 logger = logging.getLogger(__name__)
 
-METHODS = {
+NEEDS = {
     "none": frozenset[str](),
     "fold": frozenset({"input_sum", "row_weight"}),
     "least_squares": frozenset({"input_moment", "input_sum", "row_weight"}),
@@ -50,9 +53,29 @@ def compensation_needs(method: str) -> set[str]:
     Raises:
         PruningError: For an unknown method.
     """
-    if method not in METHODS:
-        raise PruningError(f"unknown compensation {method!r}; valid: {', '.join(METHODS)}")
-    return set(METHODS[method])
+    if method not in COMPENSATIONS:
+        raise PruningError(f"unknown compensation {method!r}; valid: {', '.join(COMPENSATIONS)}")
+    return set(NEEDS[method])
+
+
+def needs_for(names: Iterable[str], groups: Sequence[PrunableGroup]) -> tuple[set[str], set[str]]:
+    """Return what to calibrate for criteria and compensations: names of statistics, and variants of weighted rows.
+
+    Raises:
+        PruningError: For a name that is neither a criterion nor a compensation.
+    """
+    needs, variants = set[str](), set[str]()
+    for name in names:
+        if name in COMPENSATIONS:
+            needs |= compensation_needs(name)
+        elif name in CRITERIA:
+            needs |= needs_of(name, groups)
+            variants |= {CRITERIA[name].weighting} - {"off"}
+        else:
+            raise PruningError(
+                f"{unknown('criterion', name, CRITERIA)}; compensations: {', '.join(COMPENSATIONS)}"
+            )
+    return needs, variants
 
 
 @torch.no_grad()
@@ -76,9 +99,10 @@ def compensate(
             group whose covariance is singular.
 
     Returns:
-        For each compensated group JSON types: ``method``, ``removed_units``, ``ridge`` (as used; None for fold),
-        ``error_before`` and ``error_after`` (squared output error a calibration row) and ``error_removed``
-        (1 - after / before). The errors are None where `input_moment` was not gathered.
+        For each compensated group JSON types: ``method``, ``removed_units``, ``ridge`` (the largest used; None for
+        fold), ``error_before`` and ``error_after`` (squared output error per calibration row, summed over the
+        consumers) and ``error_removed`` (1 - after / before). The errors are None where `input_moment` was not
+        gathered.
 
     Raises:
         PruningError: For an unknown method, a negative ridge, a plan that does not fit, a statistic that is missing
@@ -96,8 +120,8 @@ def compensate(
         for group in groups
         if group.kind != "blocks" and plan.removed_units(group) and not plan.removes(group.module)
     ]
-    for group in affected:
-        _check(model, group, stats, method, needs)
+    for one in [one for group in affected for one in group.consumers]:
+        _check(model, one, stats.of(one), method, needs)
     return {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}
 
 
@@ -139,24 +163,56 @@ def _compensate_group(
     method: str,
     ridge: float,
 ) -> dict[str, Any]:
+    """Compensate at every consumer of `group`; returns its report."""
+    found = [_at_consumer(model, one, plan, stats.of(one), method, ridge) for one in group.consumers]
+    ridges = [used for used, _, _ in found if used is not None]
+    before = _total(error for _, error, _ in found)
+    after = _total(error for _, _, error in found)
+    removed = None
+    if before is not None and after is not None:
+        removed = 1.0 - after / before if before > 0 else 0.0
+    return {
+        "method": method,
+        "removed_units": len(plan.removed_units(group)),
+        "ridge": max(ridges) if ridges else None,
+        "error_before": before,
+        "error_after": after,
+        "error_removed": removed,
+    }
+
+
+def _total(errors: Iterable[float | None]) -> float | None:
+    """Return the sum, or None if one is not known."""
+    found = list(errors)
+    known = [error for error in found if error is not None]
+    return sum(known) if len(known) == len(found) else None
+
+
+def _at_consumer(
+    model: nn.Module,
+    group: PrunableGroup,
+    plan: PruningPlan,
+    stats: CalibrationStats,
+    method: str,
+    ridge: float,
+) -> tuple[float | None, float | None, float | None]:
+    """Compensate at the one consumer of `group`; returns the ridge used, and the error before and after."""
     columns = _columns(model, group)
     width = columns.shape[1]
     gone = removed_columns(group, plan, width)
-    removed = len(plan.removed_units(group))
-    report: dict[str, Any] = {"method": method, "removed_units": removed, "ridge": None}
     if stats.has(group.name, "input_moment"):
         mean, sigma = covariance(group, stats, width)
     else:
         mean, sigma = per_row(group, stats, "input_sum", (width,)), None
     shift = columns[:, gone] @ mean[gone]
-    update = None
+    update, used = None, None
     if method == "least_squares":
         assert sigma is not None
-        update, report["ridge"] = explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
+        update, used = explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
         shift = shift - update @ mean[~gone]
         _add_to_columns(model.get_parameter(group.consumer_weight), group, columns, gone, update)
     _add_to_bias(model.get_submodule(group.consumer), shift)
-    return report | _errors(columns, mean, sigma, gone, update)
+    return used, *_errors(columns, mean, sigma, gone, update)
 
 
 def removed_columns(group: PrunableGroup, plan: PruningPlan, width: int) -> Tensor:
@@ -207,16 +263,14 @@ def residual(columns: Tensor, gone: Tensor, update: Tensor | None) -> Tensor:
 
 def _errors(
     columns: Tensor, mean: Tensor, sigma: Tensor | None, gone: Tensor, update: Tensor | None
-) -> dict[str, float | None]:
+) -> tuple[float | None, float | None]:
     """Return E||W_R x_R||^2 and what is left of it, from centred moments; None where there are none."""
     if sigma is None:
-        return {"error_before": None, "error_after": None, "error_removed": None}
+        return None, None
 
     def error(left: Tensor) -> float:
         return float(((left @ sigma) * left).sum().clamp(min=0))
 
     folded = error(residual(columns, gone, None))
     before = folded + float((columns[:, gone] @ mean[gone]).square().sum())
-    after = folded if update is None else error(residual(columns, gone, update))
-    removed = 1.0 - after / before if before > 0 else 0.0
-    return {"error_before": before, "error_after": after, "error_removed": removed}
+    return before, folded if update is None else error(residual(columns, gone, update))

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Target, allocate
-from pruning.calibration import Omega, calibrate
-from pruning.data import NoisedBatch, conditioner, noised_batches, num_train_timesteps
+from pruning.calibration import calibrate
+from pruning.data import NoisedBatch, NoisedBatches, conditioner, noised_batches
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
+from pruning.settings import Calibrate, SinkWeights
 from pruning.stages.run import Run
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash
@@ -82,9 +83,7 @@ class Bench:
             raise SystemExit(f"{self.subject.name}: no images left for calibration set {number}")
         return found
 
-    def batches(
-        self, split: str, rows: Sequence[int], seed: int, batch_size: int = 128
-    ) -> Iterable[NoisedBatch]:
+    def batches(self, split: str, rows: Sequence[int], seed: int, batch_size: int = 128) -> NoisedBatches:
         """Return images of a split, noised to every timestep bucket."""
         return noised_batches(
             self.run.images(split),
@@ -106,23 +105,23 @@ class Bench:
         number: int,
         needs: Iterable[str],
         variants: Iterable[str] = (),
-        omega: Omega | None = None,
+        sink_weights: SinkWeights | None = None,
         *,
+        draw: int = 0,
         model: nn.Module | None = None,
         groups: Sequence[PrunableGroup] | None = None,
     ) -> CalibrationStats:
-        """Measure the dense model (or `model`) on a calibration set."""
-        rows = self.rows(number)
+        """Measure the dense model (or `model`) on a calibration set; `draw` is the seed of permuted weights."""
+        settings = Calibrate(timestep_buckets=BUCKETS, sink_weights=sink_weights or SinkWeights())
         return calibrate(
             self.dense if model is None else model,
             self.groups if groups is None else groups,
-            lambda: self.batches("train", rows, seed=1000 + number, batch_size=32),
+            self.batches("train", self.rows(number), seed=1000 + number, batch_size=32),
             needs=sorted(needs),
-            num_train_timesteps=num_train_timesteps(self.run.scheduler),
-            timestep_buckets=BUCKETS,
             variants=sorted(variants),
-            omega=omega,
+            settings=settings,
             seed=number,
+            permutation_seed=draw,
         )
 
     @cached_property
@@ -160,9 +159,8 @@ class Bench:
 
     def prune(self, cell: Cell, stats: CalibrationStats) -> tuple[nn.Module, PruningPlan]:
         """Return a pruned copy of the dense model, and its plan."""
-        weights = dict(self.dense.named_parameters())
-        options = {"criterion": cell.criterion, "omega": cell.omega, "seed": cell.seed}
-        plan = self.plan(cell, score(weights, self.groups, stats, **options))
+        options = {"criterion": cell.criterion, "weighting": cell.omega, "seed": cell.seed}
+        plan = self.plan(cell, score(self.dense, self.groups, stats, **options))
         model = copy.deepcopy(self.dense)
         if cell.selection == "block_by_block":
             needs = needed(cell, self.groups)
@@ -173,9 +171,15 @@ class Bench:
                 plan,
                 run=lambda: denoise(model, example_call(model, 1)),
                 measure=lambda groups: self.calibrate(
-                    cell.seed, needs, variants, omega_of(cell), model=model, groups=groups
+                    cell.seed,
+                    needs,
+                    variants,
+                    sink_weights_of(cell),
+                    draw=cell.draw,
+                    model=model,
+                    groups=groups,
                 ),
-                judge=lambda groups, found: score(dict(model.named_parameters()), groups, found, **options),
+                judge=lambda groups, found: score(model, groups, found, **options),
                 compensation=cell.compensation,
             )
         else:
@@ -183,9 +187,9 @@ class Bench:
         return apply_plan(model, plan), plan
 
 
-def omega_of(cell: Cell) -> Omega:
+def sink_weights_of(cell: Cell) -> SinkWeights:
     """Return the settings of a cell's row weights."""
-    return Omega(lambda_unstable=cell.unstable, lambda_stable=cell.stable, seed=cell.draw)
+    return SinkWeights(unstable=cell.unstable, stable=cell.stable)
 
 
 def needed(cell: Cell, groups: Sequence[PrunableGroup]) -> set[str]:

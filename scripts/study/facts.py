@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Omega, first_pass
+from pruning.calibration import first_pass
 from pruning.calibration.step import MAX_BRANCHES
-from pruning.data import num_train_timesteps
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics, needs_of, score
-from pruning.importance.base import consumer_columns, covariance
+from pruning.importance.base import consumer_columns, covariance, per_sample
 from pruning.importance.obs import RIDGE
 from pruning.models import denoise
+from pruning.settings import SinkWeights
 from pruning.surgery import apply_plan, compensate
 from pruning.surgery.compensation import explain, removed_columns, residual
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
-from study.bench import BUCKETS, Bench
+from study.bench import Bench
 from study.inference import by_layer_bootstrap, partial_spearman
 from study.subjects import DEFAULT, LOOKING, Cell
 
@@ -40,15 +40,14 @@ def precondition(bench: Bench) -> dict[str, Any]:
     """
     needs = {"max_key_mass", "key_mass", "input_moment", "input_sum", "row_weight"}
     heads = [g for g in bench.groups if g.kind == "attention_heads"]
-    omega = Omega(lambda_unstable=1.0, lambda_stable=1.0)
-    stats = bench.calibrate(LOOKING[0], needs, {"on"}, omega, groups=heads)
-    samples = [float(stats.get(g.name, "samples").sum()) for g in heads]
-    mass = [stats.get(g.name, "max_key_mass").sum(0) / n for g, n in zip(heads, samples, strict=True)]
-    keys = [stats.get(g.name, "key_mass") for g in heads]
+    drop = SinkWeights(unstable=1.0, stable=1.0)
+    stats = bench.calibrate(LOOKING[0], needs, {"on"}, drop, groups=heads)
+    samples = [float(stats.get(g.module, "samples").sum()) for g in heads]
+    mass = [stats.get(g.module, "max_key_mass").sum(0) / n for g, n in zip(heads, samples, strict=True)]
+    keys = [stats.get(g.module, "key_mass") for g in heads]
     largest = [float((k.sum(0) / n).max()) * k.shape[-1] for k, n in zip(keys, samples, strict=True)]
-    weights = dict(bench.dense.named_parameters())
-    plain = score(weights, heads, stats, criterion="obs", omega="off").values
-    weighted = score(weights, heads, stats, criterion="obs", omega="on").values
+    plain = score(bench.dense, heads, stats, criterion="obs", weighting="off").values
+    weighted = score(bench.dense, heads, stats, criterion="obs", weighting="on").values
     changed = torch.cat([(weighted[g.name] / plain[g.name].clamp(min=1e-30) - 1).abs() for g in heads])
     strong = float((torch.cat(mass) > STRONG).double().mean())
     phi = _stabilities(bench, heads)
@@ -68,10 +67,7 @@ def _first_pass(bench: Bench, groups: list[PrunableGroup]) -> Any:
     return first_pass(
         bench.dense,
         groups,
-        lambda: bench.batches("train", rows, seed=1000, batch_size=32),
-        num_train_timesteps=num_train_timesteps(bench.run.scheduler),
-        timestep_buckets=BUCKETS,
-        omega=Omega(),
+        bench.batches("train", rows, seed=1000, batch_size=32),
     )
 
 
@@ -151,11 +147,12 @@ def head_truth(bench: Bench, batches: int | None = None) -> list[dict[str, Any]]
         diagnostics of SCORES.md section 4.
     """
     heads = [g for g in bench.groups if g.kind == "attention_heads"]
-    needs = set(DIAGNOSTIC_NEEDS).union(*(needs_of(name, heads) for name in SCORES))
-    stats = bench.calibrate(LOOKING[0], needs, {"on"}, Omega(), groups=heads)
+    needs = {*DIAGNOSTIC_NEEDS, "max_key_mass"}.union(*(needs_of(name, heads) for name in SCORES))
+    stats = bench.calibrate(LOOKING[0], needs, {"on"}, groups=heads)
     weights = dict(bench.dense.named_parameters())
     scored = {name: score(weights, heads, stats, criterion=name).values for name in SCORES}
     diagnostics = {(d["group"], d["head"]): d for d in head_diagnostics(weights, heads, stats)}
+    largest = {g.name: per_sample(g, stats.of(g), "max_key_mass").sum(0) for g in heads}
     rows = []
     for group, unit, plan in _single_cuts(bench, heads):
         row: dict[str, Any] = {"group": group.name, "unit": unit}
@@ -165,7 +162,8 @@ def head_truth(bench: Bench, batches: int | None = None) -> list[dict[str, Any]]
             row[how] = bench.damage(apply_plan(model, plan), batches).excess_error
         row |= {name: float(values[group.name][unit]) for name, values in scored.items()}
         about = diagnostics.get((group.name, unit), {})
-        rows.append(row | {k: about[k] for k in ("label", "fluctuation_ratio", "max_key_mass") if k in about})
+        row |= {k: about[k] for k in ("label", "fluctuation_ratio") if k in about}
+        rows.append(row | {"max_key_mass": float(largest[group.name][unit])})
     return rows
 
 
@@ -215,7 +213,7 @@ def timestep_share(bench: Bench) -> dict[str, Any]:
         columns = consumer_columns(group, weights)
         gone = removed_columns(group, plan, columns.shape[1])
         if gone.any() and not gone.all():
-            for method, share in _shares(group, stats, columns, gone).items():
+            for method, share in _shares(group, stats.of(group), columns, gone).items():
                 shares[method].append(share)
     return {
         method: {"median": float(np.median(found)), "largest": max(found)} for method, found in shares.items()

@@ -14,14 +14,16 @@ from eval.fid import frechet_distance
 from pruning.models import resolve_source
 from pruning.recovery import recover
 from pruning.sampling import sample, to_uint8
+from pruning.settings import Recover
 from pruning.stages.sampling import labels_of
-from study.bench import Bench, needed, omega_of
+from study.bench import Bench, needed, sink_weights_of
 from study.store import Store
 from study.subjects import Cell
 
 log = logging.getLogger("study")
 
-STEPS, BATCH = 120, 64
+STEPS = 120
+SETTINGS = Recover(steps=STEPS, batch_size=64, learning_rate=2e-4, warmup_steps=20, ema_decay=0.999)
 SAMPLES, SAMPLING_STEPS = 600, 20
 HELD_OUT = 2000  # real images, or as many as there are
 
@@ -29,7 +31,8 @@ HELD_OUT = 2000  # real images, or as many as there are
 def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
     """Train the pruned model of a cell back; keep excess error and Fréchet distance before and after."""
     variants = {cell.omega} - {"off"}
-    stats = bench.calibrate(cell.seed, needed(cell, bench.groups), variants, omega_of(cell))
+    needs, weights = needed(cell, bench.groups), sink_weights_of(cell)
+    stats = bench.calibrate(cell.seed, needs, variants, weights, draw=cell.draw)
     model, plan = bench.prune(cell, stats)
     before = frechet(bench, model)
     recover(
@@ -38,11 +41,7 @@ def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
         bench.run.images("train"),
         bench.conditioner,
         bench.run.scheduler,
-        steps=STEPS,
-        batch_size=BATCH,
-        learning_rate=2e-4,
-        warmup_steps=20,
-        distill_weight=0.5,
+        SETTINGS,
         seed=cell.seed,
         device="cpu",
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from pruning.recipe.schema import Data, Evaluate, Model, Recipe
+from pruning.recipe import Recipe
+from pruning.settings import Data, Evaluate, Model
 
 LOOKING = range(3)
 """Calibration sets for looking around and for choosing what is compared. Set 3 was looked at while this was written."""

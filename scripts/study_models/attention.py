@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.calibration.sites import is_attention
+from pruning.calibration.attention.sites import is_attention
 from pruning.models import load_denoiser
 
 OFF_BY_ONE = "off_by_one"

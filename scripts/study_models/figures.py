@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 
 from pruning.calibration import calibrate
 from pruning.data import ImageData, conditioner, noised_batches
-from pruning.data.batches import NoisedBatch
 from pruning.groups import find_groups
 from pruning.models import denoise
 
@@ -47,31 +45,22 @@ def step_zero(
     """
     rows = torch.linspace(0, len(data) - 1, min(samples, len(data))).long()
 
-    def batches() -> Iterable[NoisedBatch]:
-        return noised_batches(
-            data,
-            conditioner(model, pipeline),
-            scheduler,
-            indices=rows,
-            batch_size=32,
-            timestep_buckets=buckets,
-            seed=seed,
-        )
-
-    with torch.no_grad():
-        errors = [(denoise(model, b.call) - b.target).square().double().mean((1, 2, 3)) for b in batches()]
-    groups = find_groups(model, ["attention_heads"])
-    stats = calibrate(
-        model,
-        groups,
-        batches,
-        needs=["key_mass", "max_key_mass"],
-        num_train_timesteps=scheduler.config.num_train_timesteps,
+    batches = noised_batches(
+        data,
+        conditioner(model, pipeline),
+        scheduler,
+        indices=rows,
+        batch_size=32,
         timestep_buckets=buckets,
+        seed=seed,
     )
+    with torch.no_grad():
+        errors = [(denoise(model, b.call) - b.target).square().double().mean((1, 2, 3)) for b in batches]
+    groups = find_groups(model, ["attention_heads"])
+    stats = calibrate(model, groups, batches, needs=["key_mass", "max_key_mass"])
     found: dict[str, Any] = {"loss": float(torch.cat(errors).mean())}
     for kind in ("self", "cross"):
-        names = [g.name for g in groups if _is_cross(model, g.module) == (kind == "cross")]
+        names = [g.module for g in groups if _is_cross(model, g.module) == (kind == "cross")]
         if names:
             found[kind] = _figures(
                 [

@@ -31,10 +31,11 @@ from pruning.cli import main
 from pruning.errors import PruningError
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
+from pruning.store import Store
 from tests.models import dit, unet2d
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
 
-STAGES = ("sinks", "calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
+STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 
 RECIPE = """
 name: tiny
@@ -90,7 +91,7 @@ def check_complete(run: Path, macs: float) -> dict:
     """Check what every finished run must hold; return its summary."""
     for stage in STAGES:
         assert (run / stage / "DONE").is_file(), stage
-    assert not list((run / ".partial").iterdir())
+    assert not list((run.parent / ".store" / ".partial").iterdir())
     assert not (run / ".lock").exists()
     summary = json.loads((run / "summary.json").read_text())
     asked = {
@@ -138,7 +139,8 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
     sites = json.loads(Path("runs/tiny/report/data.json").read_text())["sink_sites"]
     assert [(site["heads"], site["keys"], site["grid"]) for site in sites] == [(4, 16, [4, 4])] * 3
 
-    # A second time nothing is done; another target redoes the plan and what follows, with the same scores.
+    # A second time nothing is done; another target redoes the plan and what follows, with the same scores; the first
+    # target again brings everything back.
     before = {stage: (workplace / "runs/tiny" / stage / "DONE").stat().st_mtime_ns for stage in STAGES}
     with monkeypatch.context() as full:  # what is done needs no room
         full.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
@@ -148,10 +150,12 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
     run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
     after = {s: (workplace / "runs/tiny" / s / "DONE") for s in STAGES}
     reused = [s for s in STAGES if after[s].exists() and after[s].stat().st_mtime_ns == before[s]]
-    assert reused == ["sinks", "calibrate", "score"]
+    assert reused == ["calibrate", "score"]
     assert not after["recover"].exists()
-    (old,) = (workplace / "runs/tiny/.old").iterdir()
-    assert (old / "report" / "report.html").is_file()
+    with monkeypatch.context() as nothing:
+        nothing.setattr("pruning.store.store.Store.make", lambda *a, **k: 1 / 0)
+        assert run_recipe(recipe) == summary
+    assert {stage: done.stat().st_mtime_ns for stage, done in after.items()} == before
 
 
 def test_a_unet_with_classes_and_without_recovery(workplace, features):
@@ -288,13 +292,13 @@ def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(
 
     monkeypatch.setattr(recovery, "ProgressBar", lambda: stop)
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe, ["name=stopped"], until="recover")
+        run_recipe(recipe, ["name=stopped", "store=elsewhere"], until="recover")
     assert not (workplace / "runs/stopped/recover").exists()
     assert not (workplace / "runs/stopped/.lock").exists()
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
     with caplog.at_level("INFO"):
-        run_recipe(recipe, ["name=stopped"], until="recover")
+        run_recipe(recipe, ["name=stopped", "store=elsewhere"], until="recover")
     assert "recover   resumed at step 2 of 3" in caplog.text
     assert re.search(r"recover   done in [\d.]+ s in all, [\d.]+ s of them in this session", caplog.text)
     losses = [
@@ -315,23 +319,24 @@ def test_a_criterion_that_needs_less_reuses_the_calibration(workplace, features)
         "prune.target.macs=0.9",
     ]
     run_recipe(recipe, less, until="prune")
-    (old,) = (workplace / "runs/tiny/.old").iterdir()
-    assert sorted(p.name for p in old.iterdir() if p.is_dir()) == ["plan", "score"]
+    store = Store("runs/.store")
+    assert [result.kind for result in store.results()].count("calibrate") == 1
     run_recipe(recipe, ["score.criterion=taylor"], until="score")
-    assert (
-        "taylor"
-        in json.loads((workplace / "runs/tiny/calibrate/manifest.json").read_text())["config"]["needs"]
-    )
+    asked = json.loads((workplace / "runs/tiny/calibrate/manifest.json").read_text())["asked"]
+    assert "taylor" in asked["needs"]
 
 
-def test_fresh_reuses_nothing_and_keeps_what_was_there(workplace, features):
+def test_fresh_reuses_nothing(workplace, features):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, until="plan")
+    before = times(workplace / "runs/tiny")
+    kept = {result.name for result in Store("runs/.store").results()}
     run_recipe(recipe, until="plan", fresh=True)
-    (old,) = (workplace / "runs/tiny/.old").iterdir()
-    assert sorted(p.name for p in old.iterdir() if p.is_dir()) == ["calibrate", "plan", "score", "sinks"]
-    assert (workplace / "runs/tiny/plan/DONE").is_file()
+    after = times(workplace / "runs/tiny")
+    assert after.keys() == before.keys() == {"calibrate", "score", "plan"}
+    assert not set(after.values()) & set(before.values())
+    assert {result.name for result in Store("runs/.store").results()} == kept
     with pytest.raises(PruningError, match=r"--from prune comes after --until plan"):
         run_recipe(load_recipe(recipe), start="prune", until="plan")
 
@@ -359,12 +364,13 @@ def test_a_damaged_file_is_made_again_as_it_was_so_that_what_follows_stays(
     whole = (run / file).read_bytes()
     (run / file).write_bytes(whole[: len(whole) // 2])
     run_recipe(recipe, until="prune")
-    assert f"{file} was changed since the stage wrote it; doing {redone} again" in caplog.text
+    assert f"{file} was changed since it was written; what is there is in " in caplog.text
     after = times(run)
     assert [stage for stage in before if after[stage] != before[stage]] == [redone]
     assert (run / file).read_bytes() == whole
-    (old,) = (run / ".old").iterdir()
-    assert (old / file).read_bytes() == whole[: len(whole) // 2]
+    kept = list((workplace / "runs/.store/.aside").glob(f"*/*/{file.partition('/')[2]}"))
+    assert kept
+    assert all(path.read_bytes() == whole[: len(whole) // 2] for path in kept)
 
 
 def test_an_earlier_stage_that_is_damaged_is_redone_before_the_one_asked_for(workplace, features, caplog):
@@ -373,8 +379,8 @@ def test_an_earlier_stage_that_is_damaged_is_redone_before_the_one_asked_for(wor
     run_recipe(recipe, until="prune")
     (workplace / "runs/tiny/plan/plan.json").write_text("{}")
     run_recipe(recipe, start="prune", until="prune")
-    assert "plan/plan.json was changed since the stage wrote it; doing plan again" in caplog.text
-    assert times(workplace / "runs/tiny").keys() == {"sinks", "calibrate", "score", "plan", "prune"}
+    assert "plan/plan.json was changed since it was written" in caplog.text
+    assert times(workplace / "runs/tiny").keys() == {"calibrate", "score", "plan", "prune"}
 
 
 def test_a_stage_redone_on_demand_with_the_same_result_leaves_those_after_it(workplace, features):
@@ -388,18 +394,21 @@ def test_a_stage_redone_on_demand_with_the_same_result_leaves_those_after_it(wor
 
 
 @pytest.mark.parametrize("how", [{"start": "export"}, {"fresh": True}])
-def test_what_cannot_be_done_anew_is_put_back(workplace, features, monkeypatch, how):
+def test_what_cannot_be_done_anew_stays_as_it_was(workplace, features, monkeypatch, how):
     save_bare(dit(sample_size=16), workplace)
     recipe, run = write_recipe(workplace, features[1]), workplace / "runs/tiny"
     run_recipe(recipe, ["evaluate.metrics=[denoising,cost]"])
-    kept = ("run.json", "recipe.yaml", "summary.json", "export/manifest.json", "report/report.html")
+    kept = ("summary.json", "calibrate/manifest.json", "export/manifest.json", "report/report.html")
     before = {name: (run / name).read_bytes() for name in kept}
     for stage in ("pruning.stages.exporting.write_export", "pruning.calibration.first_pass"):
         monkeypatch.setattr(stage, lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe, ["evaluate.metrics=[denoising,cost]", "title=New"], **how)
     assert {name: (run / name).read_bytes() for name in kept} == before
-    assert not (run / ".old").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    run_recipe(recipe, ["evaluate.metrics=[denoising,cost]"])
+    assert {name: (run / name).read_bytes() for name in kept} == before
 
 
 def test_a_first_stage_that_failed_does_not_hold_the_directory(workplace, features, monkeypatch):
@@ -408,10 +417,10 @@ def test_a_first_stage_that_failed_does_not_hold_the_directory(workplace, featur
     with monkeypatch.context() as broken:
         broken.setattr("pruning.calibration.first_pass", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_recipe(recipe, until="sinks")
+            run_recipe(recipe, until="calibrate")
     assert (workplace / "runs/tiny/run.json").is_file()
     save_bare(dit(sample_size=16, num_layers=2), workplace)
-    run_recipe(recipe, until="sinks")
+    run_recipe(recipe, until="calibrate")
 
 
 def test_a_broken_image_is_named_and_the_run_goes_on_when_it_is_mended(workplace, features, monkeypatch):
@@ -434,7 +443,7 @@ def test_a_broken_image_is_named_and_the_run_goes_on_when_it_is_mended(workplace
     with pytest.raises(PruningError, match=message):
         run_recipe(recipe, until="recover")
     before = times(workplace / "runs/tiny")
-    assert before.keys() == {"sinks", "calibrate", "score", "plan", "prune"}
+    assert before.keys() == {"calibrate", "score", "plan", "prune"}
     Image.new("L", (16, 16)).save(broken)
     run_recipe(recipe, until="recover")
     after = times(workplace / "runs/tiny")
@@ -455,7 +464,7 @@ def wait(*args, **kwargs):
     return first_pass(*args, **kwargs)
 
 first_pass, calibration.first_pass = calibration.first_pass, wait
-sys.exit(main(["sinks", "tiny.yaml"]))
+sys.exit(main(["calibrate", "tiny.yaml"]))
 """
 
 
@@ -469,14 +478,16 @@ def test_a_second_process_is_refused_in_the_middle_of_a_stage_and_the_first_goes
         while not Path("inside").exists():
             assert first.poll() is None, first.stderr.read()
             time.sleep(0.05)
-        second = subprocess.run([sys.executable, "-m", "pruning", "sinks", "tiny.yaml", "seed=1"], **options)
+        second = subprocess.run(
+            [sys.executable, "-m", "pruning", "calibrate", "tiny.yaml", "seed=1"], **options
+        )
         assert second.returncode == 2
         assert f"in use by process {first.pid} on " in second.stderr
     finally:
         Path("go").touch()
         errors = first.communicate(timeout=120)[1]
     assert first.returncode == 0, errors
-    assert (workplace / "runs/tiny/sinks/DONE").is_file()
+    assert (workplace / "runs/tiny/calibrate/DONE").is_file()
     assert "seed: 0" in (workplace / "runs/tiny/recipe.yaml").read_text()
     assert not (workplace / "runs/tiny/.lock").exists()
 
@@ -491,14 +502,12 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     assert last["path"] == "runs/tiny/report/report.html"
     assert last["frechet_pruned"] > 0
     assert "running them first" not in captured.err
-    assert main(["plan", "tiny.yaml", "name=other", "prune.target.macs=0.85"]) == 0
+    assert main(["plan", "tiny.yaml", "name=other", "seed=1", "prune.target.macs=0.85"]) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("runs/other/plan\n")
-    said = (
-        "plan needs sinks, calibrate and score, which have not been run: running them first; stop with Ctrl-C"
-    )
+    said = "plan needs calibrate and score, which have not been run: running them first; stop with Ctrl-C"
     assert captured.err.startswith(said)
-    assert main(["run", "tiny.yaml", "name=other", "prune.target.macs=0.85", *few]) == 0
+    assert main(["run", "tiny.yaml", "name=other", "seed=1", "prune.target.macs=0.85", *few]) == 0
     out = capsys.readouterr()
     assert "Fréchet distance on random features" in out.out
     assert "score     unchanged, reused" in out.err
@@ -573,7 +582,7 @@ def test_units_are_chosen_block_by_block_where_asked(workplace, features):
 def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])
-    run_recipe(recipe, ["calibrate.timestep_weights=sampler", "score.omega=influence"], until="score")
+    run_recipe(recipe, ["calibrate.timestep_weights=sampler", "score.weighting=influence"], until="score")
     run = Run.open(recipe)
     uniform = Run.open(recipe, ["run_dir=runs/uniform"])
     run_recipe(recipe, ["run_dir=runs/uniform"], until="score")

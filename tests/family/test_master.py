@@ -9,8 +9,8 @@ import torch
 
 from pruning.checkpoint import install_hook, load, save
 from pruning.groups import find_groups
+from pruning.settings import KINDS
 from pruning.surgery import apply_plan, mask_plan, storage
-from pruning.types import KINDS
 from tests.models import MODELS, run
 from tests.plans import random_plan
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from pruning.calibration.softmax import AttentionCall
-from pruning.data.batches import NoisedBatch
+from pruning.calibration.attention.softmax import AttentionCall
+from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.settings import Calibrate, SinkWeights
 from tests.models import call
 
 BUCKETS = 4
 
 
-def noised(model: nn.Module, samples: int = 4, batch_size: int = 4) -> Callable[[], Iterator[NoisedBatch]]:
-    """Return a source of batches: the same inputs for a sample at every timestep bucket, whatever the batch size."""
+def noised(model: nn.Module, samples: int = 4, batch_size: int = 4) -> NoisedBatches:
+    """Return batches: the same inputs for a sample at every timestep bucket, whatever the batch size."""
     arguments = call(model, samples)
     generator = torch.Generator().manual_seed(5)
     targets = torch.randn(samples, BUCKETS, *main_input(arguments).shape[1:], generator=generator)
@@ -29,7 +31,18 @@ def noised(model: nn.Module, samples: int = 4, batch_size: int = 4) -> Callable[
                 chosen = {name: value[part] for name, value in arguments.items()}
                 yield NoisedBatch({**chosen, "timestep": times}, targets[part, bucket], bucket, ids, times)
 
-    return batches
+    return NoisedBatches(batches, 1000, BUCKETS, samples * BUCKETS)
+
+
+def held(batches: Sequence[NoisedBatch]) -> NoisedBatches:
+    """Return batches that are in memory already."""
+    return NoisedBatches(lambda: batches, 1000, BUCKETS, sum(len(batch.sample_ids) for batch in batches))
+
+
+def settings(**values: Any) -> Calibrate:
+    """Return settings with the timestep buckets of `noised`; those of `SinkWeights` may be among them."""
+    sinks = {name: values.pop(name) for name in list(values) if name in SinkWeights.__dataclass_fields__}
+    return Calibrate(timestep_buckets=BUCKETS, sink_weights=SinkWeights(**sinks), **values)
 
 
 def main_input(arguments: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from pruning.data import ImageData, conditioner
 from pruning.recovery import RecoveryResult, checkpoints, recover
+from pruning.settings import Recover
 from tests.models import dit
 
 
@@ -44,20 +46,26 @@ def run(
     scheduler: Any = None,
     **changes: Any,
 ) -> RecoveryResult:
-    """Recover with small settings."""
-    settings: dict[str, Any] = {
+    """Recover with small settings; `changes` are knobs of `Recover` or arguments of `recover`."""
+    knobs: dict[str, Any] = {
         "steps": 8,
         "batch_size": 4,
         "learning_rate": 1e-3,
         "warmup_steps": 2,
         "checkpoint_every": 3,
+        "keep_checkpoints": 2,
+        "ema_decay": 0.999,
+    }
+    names = {field.name for field in dataclasses.fields(Recover)}
+    settings = Recover(**{**knobs, **{key: value for key, value in changes.items() if key in names}})
+    others = {
         "seed": 5,
         "device": "cpu",
-        **changes,
+        **{key: value for key, value in changes.items() if key not in names},
     }
     data = stripes() if data is None else data
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    return recover(student, teacher, data, conditioner(student), scheduler, **settings)
+    return recover(student, teacher, data, conditioner(student), scheduler, settings, **others)
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pruning.allocation import CostModel, Limit, Target, allocate
 from pruning.errors import PruningError
 from pruning.groups import find_groups
+from pruning.settings import KINDS
 from pruning.surgery import apply_plan
-from pruning.types import KINDS, Scores
+from pruning.types import Scores
 from tests.models import MODELS, call, dit, unet2d
 from tests.plans import random_plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,27 +11,35 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry, atten
 from diffusers.models.attention_processor import Attention, AttnProcessor, SlicedAttnProcessor
 from torch import nn
 
-from pruning.calibration import Calibrator, Omega
-from pruning.calibration.capture import AttentionCapture
-from pruning.calibration.recorder import FirstPassRecorder
-from pruning.calibration.sites import is_attention, measured_sites, weighting_site
-from pruning.calibration.softmax import AttentionCall
+from pruning.calibration import Calibrator
+from pruning.calibration.attention.capture import AttentionCapture
+from pruning.calibration.attention.sites import is_attention, measured_sites, weighting_site
+from pruning.calibration.attention.softmax import AttentionCall
+from pruning.calibration.sinks.stability import first_observers
 from pruning.errors import PruningError
 from pruning.groups import find_groups
+from pruning.settings import Calibrate, SinkWeights
 from pruning.types import CalibrationStats, PrunableGroup
 from tests.models import MODELS, call, dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import dense_attention
 
-SINKS = ("key_mass", "entropy", "sink_indicator", "split_energy", "value_ratio")
+SINKS = ("key_mass", "sink_indicator", "sink_mass", "max_key_mass")
 ROWS = ("input_sum", "input_unit_moment", "block_cosine")
+DROP = SinkWeights(unstable=1.0, stable=1.0)
 
 
 def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def calibrator(model: nn.Module, needs: tuple[str, ...] = SINKS + ROWS, **settings) -> Calibrator:
-    return Calibrator(model, find_groups(model), needs=needs, num_train_timesteps=1000, **settings)
+def calibrator(
+    model: nn.Module, needs: Any = SINKS + ROWS, variants: tuple[str, ...] = (), buckets: int = 8
+) -> Calibrator:
+    settings = Calibrate(timestep_buckets=buckets, sink_weights=DROP)
+    groups = find_groups(model)
+    return Calibrator(
+        model, groups, needs=needs, num_train_timesteps=1000, variants=variants, settings=settings
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -39,7 +48,7 @@ def test_outputs_are_bitwise_the_same_and_no_hook_stays(name: str) -> None:
     arguments = call(model)
     with torch.no_grad():
         before = model(**arguments, return_dict=False)[0]
-        with calibrator(model, variants=("on", "permuted"), omega=Omega(1.0, 1.0)) as stats:
+        with calibrator(model, variants=("on", "permuted")) as stats:
             during = model(**arguments, return_dict=False)[0]
     assert torch.equal(before, during)
     assert hooks(model) == 0
@@ -82,7 +91,7 @@ def test_a_failed_call_does_not_confuse_the_next() -> None:
         model(**arguments)
     with torch.no_grad(), calibrator(model, SINKS) as clean:
         model(**arguments)
-    name = "mid_block.attentions.0:attention_heads"
+    name = "mid_block.attentions.0"
     assert torch.equal(stats.get(name, "key_mass"), clean.get(name, "key_mass"))
 
 
@@ -141,10 +150,10 @@ def test_key_mass_is_that_of_the_models_own_probabilities() -> None:
 
         module.get_attention_scores = spy
         originals.append(module)
-    with torch.no_grad(), calibrator(model, ("key_mass",), timestep_buckets=2) as stats:
+    with torch.no_grad(), calibrator(model, ("key_mass",), buckets=2) as stats:
         model(**arguments)
     for path, dense in theirs.items():
-        found = stats.get(f"{path}:attention_heads", "key_mass")  # one sample in each of the two buckets
+        found = stats.get(path, "key_mass")  # one sample in each of the two buckets
         torch.testing.assert_close(found, dense.double().mean(2), atol=1e-6, rtol=0)
     assert len(theirs) == len(attentions(model)) > 0
 
@@ -184,18 +193,19 @@ def test_sites_of_groups() -> None:
     groups = find_groups(single)
     assert not any(g.kind == "attention_heads" for g in groups)
     sites = measured_sites(single, groups)
-    assert sites["mid_block.attentions.0"] == "mid_block.attentions.0:blocks"
+    assert "mid_block.attentions.0" in sites
+    assert len(sites) == len(set(sites))
     assert all(is_attention(single.get_submodule(path)) for path in sites)
 
 
 def test_single_head_attention_is_measured_under_its_block() -> None:
     model = MODELS["unet2d-single-head"]()
-    with torch.no_grad(), calibrator(model, SINKS, timestep_buckets=2) as stats:
+    with torch.no_grad(), calibrator(model, SINKS, buckets=2) as stats:
         model(**call(model))
-    found = stats.get("mid_block.attentions.0:blocks", "key_mass")
+    (block,) = [g for g in find_groups(model) if g.module == "mid_block.attentions.0"]
+    found = stats.of(block).get("mid_block.attentions.0:blocks", "key_mass")
     assert found.shape == (2, 1, 16)
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 1).double(), atol=1e-6, rtol=0)
-    assert not stats.has("mid_block.attentions.0:blocks", "split_energy")
 
 
 def nan_in(model: nn.Module, path: str) -> nn.Module:
@@ -238,11 +248,11 @@ def test_nan_in_one_sample_names_that_sample() -> None:
 
 def test_nan_is_found_in_the_first_pass_too() -> None:
     model = nan_in(dit(), "transformer_blocks.1.attn1.to_k.weight")
-    recorder = FirstPassRecorder(model, find_groups(model), num_train_timesteps=1000)
+    needs = first_observers(model, find_groups(model), sinks=True)
     with (
         pytest.raises(PruningError, match=r"attention 'transformer_blocks\.1\.attn1' holds NaN"),
         torch.no_grad(),
-        recorder,
+        calibrator(model, needs),
     ):
         model(**call(model))
     assert hooks(model) == 0

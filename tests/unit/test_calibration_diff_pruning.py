@@ -9,34 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import STATISTICS, Calibrator, calibrate, calibrate_sampling
-from pruning.calibration.base import WeightStatistic
-from pruning.calibration.diff_pruning import THRESHOLD, diff_pruning
+from pruning.calibration import STATISTICS, Calibrator, Observer, SamplingRun, calibrate
+from pruning.calibration.seeing import Owned, WeightGradient
+from pruning.calibration.seeing.weights import _Tap
+from pruning.calibration.statistics.diff_pruning import THRESHOLD, diff_pruning
 from pruning.calibration.step import timestep_weights
-from pruning.calibration.weight_tap import WeightTap
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import score
 from pruning.models.families import denoise
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, slices_of
 from tests.models import dit, unet2d, unet2d_condition
-from tests.unit.calibration_setup import BUCKETS, noised
+from tests.unit.calibration_setup import BUCKETS, held, noised, settings
 
 SAMPLES = 3
 NEEDS = ["diff_pruning"]
 
 
-def gather(model: nn.Module, groups: list[PrunableGroup], **settings) -> CalibrationStats:
-    batches = settings.pop("batches", None) or noised(model, SAMPLES, settings.pop("batch_size", SAMPLES))
-    return calibrate(
-        model,
-        groups,
-        batches,
-        needs=settings.pop("needs", NEEDS),
-        num_train_timesteps=1000,
-        timestep_buckets=BUCKETS,
-        **settings,
-    )
+def gather(model: nn.Module, groups: list[PrunableGroup], **values) -> CalibrationStats:
+    batches = values.pop("batches", None) or noised(model, SAMPLES, values.pop("batch_size", SAMPLES))
+    return calibrate(model, groups, batches, needs=values.pop("needs", NEEDS), **values)
 
 
 def by_definition(model: nn.Module, group: PrunableGroup, threshold: float, weights: Tensor) -> Tensor:
@@ -44,7 +36,7 @@ def by_definition(model: nn.Module, group: PrunableGroup, threshold: float, weig
     total = {path: torch.zeros_like(p, dtype=torch.float64) for path, p in model.named_parameters()}
     for sample in range(SAMPLES):
         largest = 0.0
-        for batch in noised(model, SAMPLES, 1)():
+        for batch in noised(model, SAMPLES, 1):
             if batch.sample_ids.tolist() != [sample]:
                 continue
             model.zero_grad()
@@ -78,13 +70,12 @@ def by_definition(model: nn.Module, group: PrunableGroup, threshold: float, weig
 )
 @pytest.mark.parametrize("threshold", [THRESHOLD, 0.95])
 def test_scores_are_those_of_the_definition(
-    make: Callable[[], nn.Module], name: str, threshold: float, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module], name: str, threshold: float
 ) -> None:
-    entries = {**dict(STATISTICS.items()), "diff_pruning": WeightStatistic(diff_pruning, threshold)}
-    monkeypatch.setattr(STATISTICS, "_entries", entries)
+    needs = {"diff_pruning": Observer(WeightGradient(threshold), diff_pruning, lambda at: (at.units,))}
     model = make()
     group = next(g for g in find_groups(model) if g.name == name)
-    stats = gather(model, [group], timestep_weights="obs_diff")
+    stats = gather(model, [group], needs=needs, settings=settings(timestep_weights="obs_diff"))
     expected = by_definition(model, group, threshold, timestep_weights("obs_diff", BUCKETS))
     assert float(expected.min()) > 0
     torch.testing.assert_close(stats.get(name, "diff_pruning"), expected, rtol=2e-3, atol=1e-6)
@@ -104,27 +95,27 @@ def test_a_units_weights_by_hand() -> None:
     tensors = (
         {path: torch.tensor(value) for path, value in by_path.items()} for by_path in (weights, gradients)
     )
-    assert diff_pruning(*tensors, group).tolist() == [2 + 3 + 2 + 0, 2 + 0 + 3 + 4]
+    assert diff_pruning(Owned(*tensors, group)).tolist() == [2 + 3 + 2 + 0, 2 + 0 + 3 + 4]
 
 
 def test_a_sample_is_done_at_the_first_small_loss() -> None:
-    with WeightTap(nn.Linear(1, 1), "s", WeightStatistic(diff_pruning, 0.05), []) as tap:
-        losses = [1.0, 4.0, 0.2, 0.199, 9.0]  # 0.05 of the largest so far is 0.05, 0.2, 0.2, 0.2
-        assert [tap._counts(0, t, loss) for t, loss in enumerate(losses)] == [True, True, True, False, False]
-        assert tap._counts(1, 0, 1e-9)  # another sample has its own losses
+    tap = _Tap([], {"s": STATISTICS["diff_pruning"]}, None, 0.05)  # type: ignore[arg-type]
+    losses = [1.0, 4.0, 0.2, 0.199, 9.0]  # 0.05 of the largest so far is 0.05, 0.2, 0.2, 0.2
+    assert [tap._counts(0, t, loss) for t, loss in enumerate(losses)] == [True, True, True, False, False]
+    assert tap._counts(1, 0, 1e-9)  # another sample has its own losses
 
 
 def test_signs_count_over_samples_and_timesteps() -> None:
     """Two samples whose gradients cancel leave nothing, which a sum of sizes would not."""
     model = unet2d()
     groups = find_groups(model, ["resnet_channels"])
-    batch = next(noised(model, 1, 1)())
+    batch = next(iter(noised(model, 1, 1)))
     output = denoise(model, batch.call).detach()
     pair = [
         replace(batch, target=output + sign * 0.1, sample_ids=torch.tensor([i]))
         for i, sign in enumerate((1, -1))
     ]
-    one, both = (gather(model, groups, batches=lambda part=part: part) for part in (pair[:1], pair))
+    one, both = (gather(model, groups, batches=held(part)) for part in (pair[:1], pair))
     for group in groups:
         scale = one.get(group.name, "diff_pruning").max()
         assert both.get(group.name, "diff_pruning").max() < 1e-4 * scale
@@ -143,7 +134,7 @@ def test_results_do_not_depend_on_the_batch_size_or_on_other_statistics() -> Non
         value = whole.get(group.name, "diff_pruning")
         for other in (single, beside):
             torch.testing.assert_close(other.get(group.name, "diff_pruning"), value, rtol=1e-3, atol=1e-7)
-        torch.testing.assert_close(beside.get(group.name, "taylor"), alone.get(group.name, "taylor"))
+        torch.testing.assert_close(beside.get(group.consumer, "taylor"), alone.get(group.consumer, "taylor"))
 
 
 def test_memory_is_one_copy_and_everything_is_put_back() -> None:
@@ -156,16 +147,18 @@ def test_memory_is_one_copy_and_everything_is_put_back() -> None:
     model.proj_out_1.weight.grad, model.transformer_blocks[0].ff.net[2].weight.grad = kept
     model.transformer_blocks[1].ff.net[2].weight.requires_grad_(False)
     before = [p.requires_grad for p in model.parameters()]
-    calibrator = Calibrator(model, groups, needs=NEEDS, num_train_timesteps=1000, timestep_buckets=BUCKETS)
+    calibrator = Calibrator(model, groups, needs=NEEDS, num_train_timesteps=1000, settings=settings())
     with calibrator:
-        for batch in noised(model, SAMPLES)():
+        for batch in noised(model, SAMPLES):
             call = {**batch.call, "hidden_states": batch.call["hidden_states"].bfloat16()}
-            calibrator.backward(denoise(model, call), batch.target)
-            (tap,) = calibrator._weight_taps.values()
-            assert all(p.grad is None for p in tap._parameters.values())
+            gradients = calibrator.driver.gradients
+            gradients.backward(denoise(model, call), batch.target, calibrator.driver.step)
+            (tap,) = gradients.listeners
+            assert isinstance(tap, _Tap)
+            assert all(p.grad is None for p in tap.parameters.values())
             assert all(total.dtype == torch.float32 for total in tap._sums.values())
             assert sum(total.numel() for total in tap._sums.values()) == sum(
-                p.numel() for p in tap._parameters.values()
+                p.numel() for p in tap.parameters.values()
             )
     assert [p.requires_grad for p in model.parameters()] == before
     assert model.proj_out_1.weight.grad is kept[0]
@@ -176,18 +169,18 @@ def test_memory_is_one_copy_and_everything_is_put_back() -> None:
 def test_mistakes_are_named() -> None:
     model = dit()
     groups = find_groups(model, ["ffn_channels"])
-    batches = list(noised(model, SAMPLES)())
+    batches = list(noised(model, SAMPLES))
     with pytest.raises(
         PruningError, match=r"'diff_pruning' sums over timesteps from the least noise upwards.*530 after 780"
     ):
-        gather(model, groups, batches=lambda: batches[::-1])
+        gather(model, groups, batches=held(batches[::-1]))
     with pytest.raises(PruningError, match="'diff_pruning' cannot be gathered from a sampling run"):
-        calibrate_sampling(model, groups, lambda: None, needs=NEEDS, num_train_timesteps=1000)
+        calibrate(model, groups, SamplingRun(lambda: None, 1000), needs=NEEDS)
     batches[2].target[1] = torch.inf
     with pytest.raises(
         PruningError, match=r"the data loss of calibration holds NaN .*sample 1, timestep bucket 2"
     ):
-        gather(model, groups, batches=lambda: batches)
+        gather(model, groups, batches=held(batches))
     assert not any(p.grad is not None for p in model.parameters())
 
 
@@ -197,7 +190,7 @@ def test_torch_pruning_ranks_resnet_channels_alike() -> None:
     model = unet2d()
     groups = find_groups(model, ["resnet_channels"])
     ours = gather(model, groups, batches=noised(model, 1, 1))
-    batches = list(noised(model, 1, 1)())
+    batches = list(noised(model, 1, 1))
     graph = tp.DependencyGraph().build_dependency(model, batches[0].call)
     model.zero_grad()
     largest = 0.0

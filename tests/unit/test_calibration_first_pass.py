@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from pruning.calibration import FirstPass, Omega, calibrate, first_pass, needs_first_pass
-from pruning.calibration.first_pass import StabilitySums
-from pruning.calibration.reading import Reading
-from pruning.calibration.softmax import AttentionCall
+from pruning.calibration import FirstPass, calibrate, first_pass, needs_first_pass
+from pruning.calibration.attention.reading import Reading
+from pruning.calibration.attention.softmax import AttentionCall
+from pruning.calibration.sinks.stability import sink_moments
 from pruning.calibration.step import Step
+from pruning.calibration.sums import Sums
 from pruning.errors import PruningError
 from pruning.groups import find_groups
+from pruning.settings import SinkWeights
+from pruning.types import CalibrationStats
 from tests.models import dit
-from tests.unit.calibration_setup import BUCKETS, noised
+from tests.unit.calibration_setup import noised, settings
 
 SITE = "attn"
 
@@ -35,15 +37,25 @@ def reading(sink: int | None, keys: int = 16, path: str = SITE) -> Reading:
     key = torch.zeros(1, 1, keys, 1)
     if sink is not None:
         key[0, 0, sink] = 100.0
-    return Reading(AttentionCall(path, torch.ones(1, 1, 4, 1), key, key), Omega())
+    return Reading(AttentionCall(path, torch.ones(1, 1, 4, 1), key, key), SinkWeights())
+
+
+def add(sums: Sums, seen: Reading, sample: int) -> None:
+    sums.add_trajectories(SITE, "sink_moments", sink_moments(seen), step(sample), torch.zeros(1).long())
+
+
+def finished(sums: Sums) -> FirstPass:
+    values, keys = sums.finish()
+    for found in values.values():
+        found["received"] = found["sink_moments"][:, 0]
+    return FirstPass.of(CalibrationStats(values, {"samples_seen": keys}), {})
 
 
 def gathered(*sinks: int | None) -> FirstPass:
-    sums = StabilitySums()
+    sums = Sums(1)
     for sink in sinks:
-        sums.add(reading(sink), step(5), torch.zeros(1).long())
-    keys, mean, square = sums.finish()
-    return FirstPass(keys, mean, square, meta={"indicator": Omega().indicator_settings()})
+        add(sums, reading(sink), 5)
+    return finished(sums)
 
 
 def test_a_sink_at_every_timestep_is_stable_and_one_at_a_single_timestep_is_not() -> None:
@@ -57,21 +69,24 @@ def test_a_sink_at_every_timestep_is_stable_and_one_at_a_single_timestep_is_not(
     assert float(moving.stability(SITE, [40], 16)[0, 9]) == pytest.approx(1 / 2, rel=1e-3)
 
 
-def test_stability_is_not_reported_where_it_means_nothing() -> None:
-    found = gathered(*[3] * 8).reported_stability(SITE)[0]
-    assert float(found[3]) == pytest.approx(1.0, abs=1e-6)
-    assert all(math.isnan(v) for j, v in enumerate(found.tolist()) if j != 3)
-
-
 def test_samples_are_kept_apart_and_looked_up() -> None:
-    sums = StabilitySums()
+    sums = Sums(1)
     for sink_a, sink_b in ((3, 3), (3, None)):
-        sums.add(reading(sink_b), step(7), torch.zeros(1).long())
-        sums.add(reading(sink_a), step(2), torch.zeros(1).long())
-    keys, mean, square = sums.finish()
-    assert keys.tolist() == [16, 56]
-    phi = FirstPass(keys, mean, square).stability(SITE, [56, 16, 56], 16)[:, 3]
+        add(sums, reading(sink_b), 7)
+        add(sums, reading(sink_a), 2)
+    found = finished(sums)
+    assert found.keys.tolist() == [16, 56]
+    phi = found.stability(SITE, [56, 16, 56], 16)[:, 3]
     assert phi.tolist() == pytest.approx([1 / 2, 1.0, 1 / 2], rel=0.02)
+
+
+def test_entries_of_one_sample_are_averaged() -> None:
+    sums = Sums(1)
+    values = torch.tensor([[1.0, 2], [3, 4], [10, 20], [30, 40]]).double()
+    sums.add_trajectories(SITE, "x", values, step(2, 5), torch.tensor([0, 0, 1, 1]))
+    found, keys = sums.finish()
+    assert keys == [16, 40]
+    assert found[SITE]["x"].tolist() == [[2, 3], [20, 30]]
 
 
 def test_what_was_not_seen_is_named() -> None:
@@ -85,27 +100,20 @@ def test_what_was_not_seen_is_named() -> None:
 
 
 def test_changing_sizes_are_named() -> None:
-    sums = StabilitySums()
-    sums.add(reading(3), step(5), torch.zeros(1).long())
+    sums = Sums(1)
+    add(sums, reading(3), 5)
     with pytest.raises(
         PruningError, match="sample 5 has 20 keys now and had 16 before; calibrate at one resolution"
     ):
-        sums.add(reading(3, 20), step(5), torch.zeros(1).long())
-    sums.add(reading(3, 20), step(6), torch.zeros(1).long())
+        add(sums, reading(3, 20), 5)
+    add(sums, reading(3, 20), 6)
     with pytest.raises(PruningError, match=r"saw 2 of 2 samples and \[16, 20\] keys"):
         sums.finish()
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     model = dit()
-    found = first_pass(
-        model,
-        find_groups(model),
-        noised(model),
-        num_train_timesteps=1000,
-        timestep_buckets=BUCKETS,
-        queries=5,
-    )
+    found = first_pass(model, find_groups(model), noised(model), settings=settings(queries=5))
     found.save(tmp_path / "first.safetensors")
     loaded = FirstPass.load(tmp_path / "first.safetensors")
     assert loaded.meta == found.meta
@@ -118,34 +126,30 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert len(found.means) == 6
 
 
-def run(model: nn.Module, omega: Omega, found: FirstPass | None):
+def run(model: nn.Module, found: FirstPass | None, **weights: float):
     return calibrate(
         model,
         find_groups(model, ["attention_heads"]),
         noised(model),
         needs=["input_sq"],
         variants=("on",),
-        omega=omega,
+        settings=settings(**weights),
         first_pass=found,
-        num_train_timesteps=1000,
-        timestep_buckets=BUCKETS,
     )
 
 
-def test_lambdas_may_change_after_the_first_pass_but_not_how_sinks_are_told() -> None:
+def test_weights_may_change_after_the_first_pass_but_not_how_sinks_are_detected() -> None:
     model = dit()
-    found = first_pass(
-        model, find_groups(model), noised(model), num_train_timesteps=1000, timestep_buckets=BUCKETS
-    )
-    given, own = run(model, Omega(0.0, 1.0), found), run(model, Omega(0.0, 1.0), None)
-    for name, values in own.values.items():
-        assert torch.equal(values["input_sq@on"], given.get(name, "input_sq@on"))
-    with pytest.raises(PruningError, match=r"the first pass told sinks by .*run the first pass again"):
-        run(model, Omega(alpha=2.0), found)
+    found = first_pass(model, find_groups(model), noised(model))
+    given, own = (run(model, one, unstable=0.0, stable=1.0) for one in (found, None))
+    for place, values in own.values.items():
+        assert torch.equal(values["input_sq@on"], given.get(place, "input_sq@on"))
+    with pytest.raises(PruningError, match=r"the first pass detected sinks by .*run the first pass again"):
+        run(model, found, alpha=2.0)
 
 
 def test_when_a_first_pass_is_needed() -> None:
     assert not needs_first_pass(["input_sq", "taylor"], ())
     assert needs_first_pass(["input_sq"], ("on",))
-    assert not needs_first_pass(["input_sq"], ("on",), Omega(1.0, 1.0))
+    assert not needs_first_pass(["input_sq"], ("on",), SinkWeights(unstable=1.0, stable=1.0))
     assert needs_first_pass(["probe_diag"], ())

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.calibration import Calibrator, FirstPass, Omega, calibrate, first_pass, needs_first_pass
+from pruning.calibration import Calibrator, FirstPass, calibrate, first_pass, needs_first_pass
+from pruning.calibration.attention.reading import Reading
+from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.draws import permutations
-from pruning.calibration.influence import InfluenceSums, head_gain
-from pruning.calibration.reading import Reading
-from pruning.calibration.softmax import AttentionCall
+from pruning.calibration.sinks.influence import head_gain
+from pruning.calibration.sinks.stability import receives
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score
+from pruning.settings import SinkWeights
 from tests.models import dit, unet2d_condition
-from tests.unit.calibration_setup import BUCKETS, noised
-from tests.unit.test_calibration_first_pass import step
+from tests.unit.calibration_setup import BUCKETS, noised, settings
 from tests.unit.test_calibration_moments import direct, rows_by_bucket
 
-COMMON = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS}
 MOMENTS = ("row_weight", "input_sum", "input_moment")
 
 
@@ -52,27 +52,22 @@ def attended(sink: int | None, queries: int = 4, cross: bool = False) -> Reading
     key = torch.zeros(1, 2, 16, 1)
     if sink is not None:
         key[0, 1, sink] = 100.0
-    return Reading(AttentionCall("a", torch.ones(1, 2, queries, 1), key, key, cross=cross), Omega())
+    return Reading(AttentionCall("a", torch.ones(1, 2, queries, 1), key, key, cross=cross), SinkWeights())
 
 
 def test_received_by_hand() -> None:
     # Gains 2 and 3. Even attention of 4 queries: 4 / 256 each key. The sink: 4 at its key, nothing elsewhere.
-    sums = InfluenceSums({"a": torch.tensor([2.0, 3.0]).double()})
-    for sink in (5, None):  # two timesteps
-        sums.add(attended(sink), step(7), torch.zeros(1).long())
-    received = sums.finish()["a"][0]
+    measure = receives({"a": torch.tensor([2.0, 3.0]).double()})
+    received = (measure(attended(5)) + measure(attended(None)))[0] / 2  # the mean over two timesteps
     even = 4 / 256
     assert float(received[5]) == pytest.approx(2 * even + (3 * 4 + 3 * even) / 2, rel=1e-5)
     assert float(received[0]) == pytest.approx(2 * even + (0 + 3 * even) / 2, rel=1e-5)
 
 
 def test_cross_attention_and_unknown_projections_broadcast_nothing() -> None:
-    sums = InfluenceSums({"a": torch.ones(2).double()})
-    sums.add(attended(5, cross=True), step(7), torch.zeros(1).long())
-    assert sums.finish() == {}
-    blind = InfluenceSums({})
-    blind.add(attended(5), step(7), torch.zeros(1).long())
-    assert blind.finish() == {}
+    seeing, blind = receives({"a": torch.ones(2).double()}), receives({"a": None})
+    assert seeing(attended(5, cross=True)).tolist() == blind(attended(5)).tolist() == [[0.0] * 16]
+    assert float(seeing(attended(5)).sum()) > 0
 
 
 def test_later_sites_of_as_many_tokens_add_up() -> None:
@@ -109,7 +104,7 @@ def dense_received(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[Te
 
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(F, "scaled_dot_product_attention", spy)
-        for batch in noised(model)():
+        for batch in noised(model):
             model(**batch.call)
     layers = len(model.transformer_blocks)
     found = []
@@ -124,10 +119,18 @@ def dense_received(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[Te
 
 
 def test_rows_are_weighted_by_the_dense_influence(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, omega = dit(), Omega(kappa=3.0, seed=2)
+    model = dit()
     groups = find_groups(model, ["attention_heads", "ffn_channels"])
     variants = ("influence", "influence_permuted")
-    stats = calibrate(model, groups, noised(model), needs=MOMENTS, variants=variants, omega=omega, **COMMON)
+    stats = calibrate(
+        model,
+        groups,
+        noised(model),
+        needs=MOMENTS,
+        variants=variants,
+        settings=settings(kappa=3.0),
+        permutation_seed=2,
+    )
     received = dense_received(model, monkeypatch)
     for layer in range(3):
         influence = sum(received[layer + 1 :], torch.zeros(4, 16).double())
@@ -141,7 +144,7 @@ def test_rows_are_weighted_by_the_dense_influence(monkeypatch: pytest.MonkeyPatc
             for variant, w in (("influence", weight), ("influence_permuted", moved)):
                 for statistic, expected in direct(rows, [w] * BUCKETS, group.num_units).items():
                     if statistic in MOMENTS:
-                        got = stats.get(name, f"{statistic}@{variant}")
+                        got = stats.get(group.consumer, f"{statistic}@{variant}")
                         torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -155,12 +158,11 @@ def test_sink_influence_is_set_obs_on_these_rows() -> None:
         noised(model),
         needs=needs_of("sink_influence", groups),
         variants=["influence"],
-        **COMMON,
     )
     weights = dict(model.named_parameters())
     by_default = score(weights, groups, stats, criterion="sink_influence")
-    assert by_default.meta["omega"] == "influence"
-    same = score(weights, groups, stats, criterion="obs", omega="influence")
+    assert by_default.meta["weighting"] == "influence"
+    same = score(weights, groups, stats, criterion="obs", weighting="influence")
     plain = score(weights, groups, stats, criterion="obs")
     for group in groups:
         assert torch.equal(by_default.values[group.name], same.values[group.name])
@@ -172,28 +174,29 @@ def test_rows_of_cross_attention_are_image_tokens() -> None:
     model = unet2d_condition()
     group = next(g for g in find_groups(model) if "down_blocks.0" in g.name and "attn2:" in g.name)
     groups = find_groups(model, ["attention_heads"])
-    seen = first_pass(model, groups, noised(model), **COMMON)
-    assert not any("attn2" in site for site in seen.received)
+    seen = first_pass(model, groups, noised(model))
+    assert not any(bool(v.any()) for site, v in seen.received.items() if "attn2" in site)
     influence = seen.influence(group.module, seen.keys.tolist(), 64)
     later = [v for site, v in seen.received.items() if v.shape[1] == 64 and site.startswith("up_blocks")]
     assert later
     torch.testing.assert_close(influence, sum(v.double() for v in later))
-    stats = calibrate(model, groups, noised(model), needs=["row_weight"], variants=["influence"], **COMMON)
-    assert float(stats.get(group.name, "row_weight@influence").sum()) > 4 * 64 * BUCKETS
+    stats = calibrate(model, groups, noised(model), needs=["row_weight"], variants=["influence"])
+    assert float(stats.get(group.consumer, "row_weight@influence").sum()) > 4 * 64 * BUCKETS
 
 
 def test_a_first_pass_is_needed_and_saved(tmp_path: Path) -> None:
     model = dit()
     groups = find_groups(model, ["attention_heads"])
-    assert needs_first_pass([], ["influence"], Omega(1.0, 1.0))
-    assert not needs_first_pass([], ["on"], Omega(1.0, 1.0))
+    alike = SinkWeights(unstable=1.0, stable=1.0)
+    assert needs_first_pass([], ["influence"], alike)
+    assert not needs_first_pass([], ["on"], alike)
     with pytest.raises(
-        PruningError, match="omega variants influence weigh by stability or influence; give the"
+        PruningError, match="the variants influence weigh by stability or influence; give the"
     ):
         Calibrator(model, groups, needs=["row_weight"], variants=["influence"], num_train_timesteps=1000)
-    with pytest.raises(PruningError, match="omega: kappa is -1; it must be at least 0"):
-        Omega(kappa=-1).check()
-    found = first_pass(model, groups, noised(model), **COMMON)
+    with pytest.raises(PruningError, match=r"calibration: sink_weights\.kappa: -1 must be at least 0"):
+        calibrate(model, groups, noised(model), needs=["row_weight"], settings=settings(kappa=-1))
+    found = first_pass(model, groups, noised(model))
     found.save(tmp_path / "first.safetensors")
     loaded = FirstPass.load(tmp_path / "first.safetensors")
     assert loaded.meta["sites"] == [f"transformer_blocks.{i}.attn1" for i in range(3)]

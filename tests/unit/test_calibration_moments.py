@@ -4,41 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.calibration import Omega, calibrate, first_pass
-from pruning.calibration.consumer import Consumer
+from pruning.calibration import STATISTICS, calibrate, first_pass
+from pruning.calibration.attention.softmax import AttentionCall, StreamedSoftmax
+from pruning.calibration.attention.streaming import attended, sink_sums
 from pruning.calibration.draws import permutations
-from pruning.calibration.indicator import soft_indicator, stability, token_weights
-from pruning.calibration.moments import input_moment
-from pruning.calibration.softmax import AttentionCall, StreamedSoftmax
-from pruning.calibration.step import timestep_weights
-from pruning.calibration.streaming import attended, sink_sums
+from pruning.calibration.observer import Bench
+from pruning.calibration.rows import Consumer
+from pruning.calibration.seeing.inputs import Rows, _Tap
+from pruning.calibration.sinks.detection import soft_indicator
+from pruning.calibration.sinks.stability import stability
+from pruning.calibration.sinks.weights import token_weights
+from pruning.calibration.statistics.moments import input_moment
+from pruning.calibration.step import Step, timestep_weights
+from pruning.calibration.sums import Sums
 from pruning.errors import PruningError
 from pruning.groups import find_groups
+from pruning.settings import SinkWeights
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup
 from tests.models import MODELS, dit, unet2d, unet2d_condition
-from tests.unit.calibration_setup import BUCKETS, noised
+from tests.unit.calibration_setup import BUCKETS, held, noised, settings
 
 NEEDS = ("row_weight", "input_sum", "input_sq", "input_unit_moment", "input_moment")
 VARIANTS = ("on", "permuted")
 
 
-def run(model: nn.Module, samples: int = 4, batch_size: int = 4, **settings) -> CalibrationStats:
-    groups = settings.pop("groups", None) or find_groups(model)
-    return calibrate(
-        model,
-        groups,
-        noised(model, samples, batch_size),
-        needs=NEEDS,
-        num_train_timesteps=1000,
-        timestep_buckets=BUCKETS,
-        **settings,
-    )
+def run(model: nn.Module, samples: int = 4, batch_size: int = 4, **values) -> CalibrationStats:
+    """Gather `NEEDS`; values that `calibrate` does not take are settings."""
+    groups = values.pop("groups", None) or find_groups(model)
+    arguments = {k: values.pop(k) for k in ("variants", "seed", "permutation_seed") if k in values}
+    batches = noised(model, samples, batch_size)
+    return calibrate(model, groups, batches, needs=NEEDS, settings=settings(**values), **arguments)
 
 
 def rows_by_bucket(model: nn.Module, group: PrunableGroup) -> list[Tensor]:
@@ -46,7 +48,7 @@ def rows_by_bucket(model: nn.Module, group: PrunableGroup) -> list[Tensor]:
     consumer, caught = model.get_submodule(group.consumer), []
     handle = consumer.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
     with torch.no_grad():
-        for batch in noised(model)():
+        for batch in noised(model):
             model(**batch.call)
     handle.remove()
     if isinstance(consumer, nn.Conv2d):
@@ -84,7 +86,7 @@ def test_plain_moments(make: Callable[[], nn.Module], name: str) -> None:
     model = make()
     groups = find_groups(model)
     group = next(g for g in groups if g.name == name)
-    stats = run(model, groups=[group], timestep_weights="obs_diff")
+    stats = run(model, groups=[group], timestep_weights="obs_diff").of(group)
     rows = rows_by_bucket(model, group)
     w = timestep_weights("obs_diff", BUCKETS)
     weights = [torch.full(x.shape[:2], float(w[bucket])).double() for bucket, x in enumerate(rows)]
@@ -99,8 +101,8 @@ def test_a_moment_in_strips_is_the_whole_product(columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, columns, generator=generator, dtype=torch.float64)
     u = torch.rand(20, generator=generator, dtype=torch.float64)
-    group = PrunableGroup("g", "m", "ffn_channels", columns, 1, (), (ParamSlice("out.weight", 1, 1),))
-    found = input_moment(x, u, group)
+    place = Consumer("out", "out", nn.Linear(columns, 1), 0, columns, columns)
+    found = input_moment(Rows(x, u, place))
     torch.testing.assert_close(found, (x * u[:, None]).T @ x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, found.T, rtol=1e-12, atol=1e-12)
 
@@ -109,16 +111,13 @@ def test_a_moment_in_strips_is_the_whole_product(columns: int) -> None:
 def test_a_statistic_that_is_part_of_another_is_the_same_without_it(make: Callable[[], nn.Module]) -> None:
     model = make()
     groups = find_groups(model, ["attention_heads", "ffn_channels", "resnet_channels"])
-    settings = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS, "variants": ("on",)}
     alone, both = (
-        calibrate(model, groups, noised(model), needs=needs, **settings)
+        calibrate(model, groups, noised(model), needs=needs, variants=("on",))
         for needs in (("input_unit_moment",), ("input_unit_moment", "input_moment"))
     )
-    for group in groups:
-        for name in [n for n in alone.values[group.name] if n.startswith("input_unit_moment")]:
-            torch.testing.assert_close(
-                both.get(group.name, name), alone.get(group.name, name), rtol=1e-5, atol=1e-5
-            )
+    for place, found in alone.values.items():
+        for name in [n for n in found if n.startswith("input_unit_moment")]:
+            torch.testing.assert_close(both.get(place, name), found[name], rtol=1e-5, atol=1e-5)
 
 
 def test_unfolded_rows_are_what_the_convolutions_weight_reads() -> None:
@@ -131,7 +130,7 @@ def test_unfolded_rows_are_what_the_convolutions_weight_reads() -> None:
     torch.testing.assert_close(y.transpose(1, 2).unflatten(2, (6, 5)), conv(x), atol=1e-5, rtol=1e-5)
 
 
-def omegas(model: nn.Module, path: str, omega: Omega) -> list[dict[str, Tensor]]:
+def omegas(model: nn.Module, path: str, weights: SinkWeights, seed: int) -> list[dict[str, Tensor]]:
     """Compute omega by bucket from the definition, with a hook of the test's own on the fused attention."""
     module, calls = model.get_submodule(path), []
     original = F.scaled_dot_product_attention
@@ -154,22 +153,22 @@ def omegas(model: nn.Module, path: str, omega: Omega) -> list[dict[str, Tensor]]
     F.scaled_dot_product_attention = spy
     try:
         with torch.no_grad():
-            for batch in noised(model)():
+            for batch in noised(model):
                 model(**batch.call)
     finally:
         F.scaled_dot_product_attention = original
         for handle in handles:
             handle.remove()
-    s = torch.stack([soft_indicator(sink_sums(StreamedSoftmax(c)), omega) for c in calls])  # (T, B, M)
+    s = torch.stack([soft_indicator(sink_sums(StreamedSoftmax(c)), weights) for c in calls])  # (T, B, M)
     phi = stability(s.mean(0), s.square().mean(0))
     found = []
     for bucket, c in enumerate(calls):
         if c.cross:
-            lost = (s[bucket] >= 0.5) * (omega.lambda_unstable * (1 - phi) + omega.lambda_stable * phi)
+            lost = (s[bucket] >= 0.5) * (weights.unstable * (1 - phi) + weights.stable * phi)
             on = 1 - attended(StreamedSoftmax(c), lost)
         else:
-            on = token_weights(s[bucket], phi, omega)
-        order = permutations(omega.seed, range(4), on.shape[1])
+            on = token_weights(s[bucket], phi, weights)
+        order = permutations(seed, range(4), on.shape[1])
         found.append({"on": on, "permuted": on.gather(1, order)})
     return found
 
@@ -189,20 +188,20 @@ def test_variants_equal_direct_weighting(
     make: Callable[[], nn.Module], name: str, lambdas: tuple[float, float]
 ) -> None:
     # rho is low, so that random attention has many sinks of mixed stability
-    omega = Omega(*lambdas, rho=1.05, alpha=20.0, seed=3)
+    weights = {"unstable": lambdas[0], "stable": lambdas[1], "rho": 1.05, "alpha": 20.0}
     model = make()
     if "attn2" in name:
         model = unet2d_condition()
         with torch.no_grad():
             model.get_submodule(SITES[name]).to_k.weight.mul_(4.0)
     group = next(g for g in find_groups(model) if g.name == name)
-    stats = run(model, groups=[group], variants=VARIANTS, omega=omega)
-    rows, by_bucket = rows_by_bucket(model, group), omegas(model, SITES[name], omega)
-    plain = run(model, groups=[group])
+    stats = run(model, groups=[group], variants=VARIANTS, permutation_seed=3, **weights).of(group)
+    rows, by_bucket = rows_by_bucket(model, group), omegas(model, SITES[name], SinkWeights(**weights), 3)
+    plain = run(model, groups=[group]).of(group)
     for variant in VARIANTS:
-        weights = [omega_t[variant].square() for omega_t in by_bucket]
-        assert any((w != 1).any() for w in weights) or "attn2" in name
-        for statistic, expected in direct(rows, weights, group.num_units).items():
+        of_rows = [omega_t[variant].square() for omega_t in by_bucket]
+        assert any((w != 1).any() for w in of_rows) or "attn2" in name
+        for statistic, expected in direct(rows, of_rows, group.num_units).items():
             torch.testing.assert_close(
                 stats.get(name, f"{statistic}@{variant}"), expected, rtol=1e-5, atol=1e-5
             )
@@ -212,7 +211,7 @@ def test_variants_equal_direct_weighting(
 
 
 def test_omega_off_leaves_every_weight_one() -> None:
-    stats = run(dit(), variants=VARIANTS, omega=Omega(0.0, 0.0, rho=1.0))
+    stats = run(dit(), variants=VARIANTS, unstable=0.0, stable=0.0, rho=1.0)
     for name, found in stats.values.items():
         for statistic in NEEDS if "row_weight" in found else ():
             for variant in VARIANTS:
@@ -222,53 +221,53 @@ def test_omega_off_leaves_every_weight_one() -> None:
 
 
 def test_resnet_channels_have_no_variants() -> None:
-    stats = run(unet2d(), variants=("on",), omega=Omega(1.0, 1.0))
-    assert not any("@" in key for name, v in stats.values.items() if "resnet" in name for key in v)
-    assert stats.has("down_blocks.1.attentions.0:attention_heads", "input_sq@on")
+    stats = run(unet2d(), variants=("on",), unstable=1.0, stable=1.0)
+    assert not any("@" in key for place, v in stats.values.items() if "resnet" in place for key in v)
+    assert stats.has("down_blocks.1.attentions.0.to_out.0", "input_sq@on")
 
 
 @pytest.mark.parametrize("name", ["dit", "unet2d", "unet2d-condition"])
 def test_results_do_not_depend_on_the_batch_size(name: str) -> None:
     model = MODELS[name]()
-    settings = {"variants": VARIANTS, "queries": 5, "rows": 6, "omega": Omega(rho=1.05, alpha=10.0)}
-    whole, single = (run(model, 3, size, **settings) for size in (3, 1))
+    values = {"variants": VARIANTS, "queries": 5, "rows": 6, "rho": 1.05, "alpha": 10.0}
+    whole, single = (run(model, 3, size, **values) for size in (3, 1))
     assert whole.values.keys() == single.values.keys()
-    for group, found in whole.values.items():
+    for place, found in whole.values.items():
         for statistic, value in found.items():
             scale = float(value.abs().max())
-            torch.testing.assert_close(value, single.get(group, statistic), rtol=1e-4, atol=1e-5 * scale)
+            torch.testing.assert_close(value, single.get(place, statistic), rtol=1e-4, atol=1e-5 * scale)
 
 
 def test_looking_at_some_rows_is_unbiased() -> None:
     model = dit(num_layers=2)
     group = next(g for g in find_groups(model) if g.kind == "ffn_channels")
-    exact = run(model, groups=[group]).get(group.name, "input_sum").sum(0)
+    exact = run(model, groups=[group]).get(group.consumer, "input_sum").sum(0)
     draws = torch.stack(
-        [run(model, groups=[group], rows=4, seed=s).get(group.name, "input_sum").sum(0) for s in range(60)]
+        [
+            run(model, groups=[group], rows=4, seed=s).get(group.consumer, "input_sum").sum(0)
+            for s in range(60)
+        ]
     )
     assert ((draws.mean(0) - exact).abs() < 5 * draws.std(0) / 60**0.5).all()
-    some = run(model, groups=[group], rows=4).get(group.name, "row_weight")
+    some = run(model, groups=[group], rows=4).get(group.consumer, "row_weight")
     assert some.tolist() == pytest.approx([4 * 16] * BUCKETS)  # scaled up to all 16 tokens of 4 samples
 
 
 def test_a_few_huge_rows_do_not_spoil_what_is_left_without_them() -> None:
     """The sum without sink rows is gathered, not found as a difference of two large numbers."""
-    from pruning.calibration.base import STATISTICS
-    from pruning.calibration.row_tap import RowTap
-    from pruning.calibration.step import Step
-    from pruning.calibration.sums import Sums
-
     model = dit()
     group = next(g for g in find_groups(model) if g.kind == "ffn_channels")
-    sums = Sums(1)
-    tap = RowTap(Consumer.of(model, group), {"input_sq": STATISTICS["input_sq"]}, sums, None, 0)
     x = torch.randn(1, 16, group.num_units, generator=torch.Generator().manual_seed(0))
     x[0, 3] = 1e6
     omega = torch.ones(1, 16).double()
     omega[0, 3] = 0.0
+    given = type("Given", (), {"at": lambda self, place, x: {"on": omega}})()
+    sums: Any = Sums(1)
+    bench: Any = Bench(None, sums, None, given, {}, None, None, 0)  # type: ignore[arg-type]
+    tap = _Tap(Consumer.of(model, group), {"input_sq": STATISTICS["input_sq"]}, bench, unfolded=True)
     step = Step((0,), (0,), torch.zeros(1).double(), torch.zeros(1).long(), torch.ones(1).double())
-    tap.see(x, step, torch.zeros(1).long(), {"on": omega})
-    found = {name: value for _, name, value in sums.items()}
+    tap.see(x, step, torch.zeros(1).long())
+    found = sums.finish()[0][group.consumer]
     x[0, 3] = 0.0
     torch.testing.assert_close(found["input_sq@on"], x[0].double().square().sum(0), rtol=1e-5, atol=0)
 
@@ -278,21 +277,13 @@ def test_bfloat16_models_are_summed_in_float() -> None:
     model = dit().to(torch.bfloat16)
     group = next(g for g in find_groups(model) if g.name == "transformer_blocks.1.ff:ffn_channels")
     batches, caught = [], []
-    for batch in noised(model, 40, 40)():
+    for batch in noised(model, 40, 40):
         batches.append(
             replace(batch, call={**batch.call, "hidden_states": batch.call["hidden_states"].bfloat16()})
         )
     handle = model.get_submodule(group.consumer).register_forward_pre_hook(lambda m, a: caught.append(a[0]))
-    stats = calibrate(
-        model,
-        [group],
-        lambda: batches,
-        needs=NEEDS,
-        num_train_timesteps=1000,
-        timestep_buckets=BUCKETS,
-        variants=("on",),
-        omega=Omega(1.0, 1.0),
-    )
+    drop = settings(unstable=1.0, stable=1.0)
+    stats = calibrate(model, [group], held(batches), needs=NEEDS, variants=("on",), settings=drop).of(group)
     handle.remove()
     rows = [x.double() for x in caught]
     weights = [torch.ones(x.shape[:2]).double() for x in rows]
@@ -326,20 +317,20 @@ def test_chunked_feed_forward_cannot_be_weighted() -> None:
     with pytest.raises(
         PruningError, match=r"'transformer_blocks\.1\.ff\.net\.2' sees 4 x 8 rows, but the attention"
     ):
-        run(model, variants=("on",), omega=Omega(1.0, 1.0))
+        run(model, variants=("on",), unstable=1.0, stable=1.0)
 
 
 def test_first_pass_means_are_channel_means_before_unfolding() -> None:
     model = unet2d()
     groups = find_groups(model)
-    found = first_pass(model, groups, noised(model), num_train_timesteps=1000, timestep_buckets=BUCKETS)
+    found = first_pass(model, groups, noised(model))
     group = next(g for g in groups if g.kind == "resnet_channels")
     caught = []
     handle = model.get_submodule(group.consumer).register_forward_pre_hook(lambda m, a: caught.append(a[0]))
     with torch.no_grad():
-        for batch in noised(model)():
+        for batch in noised(model):
             model(**batch.call)
     handle.remove()
     torch.testing.assert_close(
-        found.means[group.name], torch.stack(caught).double().mean((0, 1, 3, 4)), rtol=1e-5, atol=1e-6
+        found.means[group.consumer], torch.stack(caught).double().mean((0, 1, 3, 4)), rtol=1e-5, atol=1e-6
     )

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.calibration import STATISTICS
-from pruning.calibration.consumer import Consumer
-from pruning.types import ParamSlice, PrunableGroup
+from pruning.calibration.rows import Consumer
+from pruning.calibration.seeing import Image, Rows
 
 
-def group_of(units: int, channels: int, start: int = 0) -> PrunableGroup:
-    part = ParamSlice("conv.weight", 1, channels // units, start)
-    return PrunableGroup("g", "m", "resnet_channels", units, (), (part,))
+def consumer(units: int, channels: int, conv: nn.Module, start: int = 0) -> Consumer:
+    return Consumer("conv", "conv", conv, start, channels, units)
 
 
 def unfolded(x: Tensor) -> Tensor:
@@ -34,10 +33,10 @@ def test_sums_are_those_of_the_unfolded_rows(name: str, size: tuple[int, int], u
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 6, *size, generator=generator, dtype=torch.float64)
     u = torch.rand(4, generator=generator, dtype=torch.float64)
-    group = group_of(units, 6)
+    place = consumer(units, 6, nn.Conv2d(6, 4, 3, padding=1))
     rows = u.repeat_interleave(size[0] * size[1])
-    expected = statistic.measure(unfolded(x), rows, group)
-    found = statistic.of_image(x, u, group)
+    expected = statistic.measure(Rows(unfolded(x), rows, place))
+    found = statistic.of_image(Image(x, u, place))
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -54,9 +53,8 @@ def test_sums_are_those_of_the_unfolded_rows(name: str, size: tuple[int, int], u
 )
 def test_only_convolutions_that_keep_the_size_are_read_as_images(options: dict[str, Any], fast: bool) -> None:
     conv = nn.Conv2d(8, 4, 3, **options)
-    consumer = Consumer(group_of(3, 6, start=2), conv, 2, 6)
-    image = consumer.image(torch.arange(8.0).view(1, 8, 1, 1).expand(2, 8, 4, 4))
+    image = consumer(3, 6, conv, start=2).image(torch.arange(8.0).view(1, 8, 1, 1).expand(2, 8, 4, 4))
     assert (image is not None) is fast
     if image is not None:
         assert image[0, :, 0, 0].tolist() == [2, 3, 4, 5, 6, 7]
-    assert Consumer(group_of(3, 6), nn.Linear(6, 2), 0, 6).image(torch.zeros(1, 5, 6)) is None
+    assert consumer(3, 6, nn.Linear(6, 2)).image(torch.zeros(1, 5, 6)) is None

@@ -8,25 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import calibrate, calibrate_sampling, needs_first_pass
+from pruning.calibration import SamplingRun, calibrate, needs_first_pass
 from pruning.calibration.draws import random_signs
-from pruning.calibration.sensitivity import output_sensitivity
+from pruning.calibration.rows import Consumer
+from pruning.calibration.seeing import Rows
+from pruning.calibration.statistics.sensitivity import output_sensitivity
 from pruning.calibration.step import MAX_BRANCHES, timestep_weights
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.models.families import denoise
 from pruning.types import CalibrationStats, PrunableGroup
 from tests.models import dit, unet2d, unet2d_condition
-from tests.unit.calibration_setup import BUCKETS, noised
+from tests.unit.calibration_setup import BUCKETS, noised, settings
 
 SAMPLES = 3
 NEEDS = ["output_sensitivity"]
 
 
-def gather(model: nn.Module, groups: list[PrunableGroup], **settings) -> CalibrationStats:
-    batches = noised(model, SAMPLES, settings.pop("batch_size", SAMPLES))
-    common = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS, "needs": NEEDS}
-    return calibrate(model, groups, batches, **{**common, **settings})
+def gather(model: nn.Module, groups: list[PrunableGroup], **values) -> CalibrationStats:
+    batches = noised(model, SAMPLES, values.pop("batch_size", SAMPLES))
+    return calibrate(model, groups, batches, **{"needs": NEEDS, **values})
 
 
 def by_definition(model: nn.Module, group: PrunableGroup, weights: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def by_definition(model: nn.Module, group: PrunableGroup, weights: Tensor) -> Te
         return output + added[-1]
 
     handle = model.get_submodule(group.consumer).register_forward_hook(add)
-    for batch in noised(model, SAMPLES, SAMPLES)():
+    for batch in noised(model, SAMPLES, SAMPLES):
         output = denoise(model, batch.call)
         keys = [int(s) * MAX_BRANCHES for s in batch.sample_ids]
         signs = random_signs(0, keys, batch.timesteps.tolist(), output.shape[1:])
@@ -61,7 +62,8 @@ def by_definition(model: nn.Module, group: PrunableGroup, weights: Tensor) -> Te
 def test_sensitivity_is_that_of_the_definition(make: Callable[[], nn.Module], name: str) -> None:
     model = make()
     group = next(g for g in find_groups(model) if g.name == name)
-    got = gather(model, [group], timestep_weights="obs_diff").get(name, "output_sensitivity")
+    stats = gather(model, [group], settings=settings(timestep_weights="obs_diff"))
+    got = stats.get(group.consumer, "output_sensitivity")
     expected = by_definition(model, group, timestep_weights("obs_diff", BUCKETS))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     assert float(expected.trace()) > 0
@@ -69,19 +71,21 @@ def test_sensitivity_is_that_of_the_definition(make: Callable[[], nn.Module], na
 
 def test_by_hand() -> None:
     q = torch.tensor([[1.0, 2], [3, 0]])
-    assert output_sensitivity(q, torch.tensor([1.0, 2.0])).tolist() == [[1 + 18, 2], [2, 4]]
+    place = Consumer("out", "out", nn.Linear(1, 2), 0, 1, 1)
+    assert output_sensitivity(Rows(q, torch.tensor([1.0, 2.0]), place)).tolist() == [[1 + 18, 2], [2, 4]]
 
 
 def test_it_does_not_depend_on_batches_or_on_other_statistics() -> None:
     model = unet2d_condition()
     groups = find_groups(model, ["attention_heads", "ffn_channels", "resnet_channels"])
     whole, single = (gather(model, groups, batch_size=size) for size in (SAMPLES, 1))
-    beside = gather(model, groups, needs=[*NEEDS, "taylor", "probe_diag", "diff_pruning", "input_sq"], rows=4)
+    more = [*NEEDS, "taylor", "probe_diag", "diff_pruning", "input_sq"]
+    beside = gather(model, groups, needs=more, settings=settings(rows=4))
     for group in groups:
-        value = whole.get(group.name, "output_sensitivity")
+        value = whole.get(group.consumer, "output_sensitivity")
         assert value.dtype == torch.float64
         for other in (single, beside):
-            got = other.get(group.name, "output_sensitivity")
+            got = other.get(group.consumer, "output_sensitivity")
             torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-5 * float(value.abs().max()))
 
 
@@ -90,4 +94,4 @@ def test_it_needs_backward_passes_but_no_first_pass() -> None:
     groups = find_groups(model, ["ffn_channels"])
     assert not needs_first_pass(NEEDS, ())
     with pytest.raises(PruningError, match="'output_sensitivity' cannot be gathered from a sampling run"):
-        calibrate_sampling(model, groups, lambda: None, needs=NEEDS, num_train_timesteps=1000)
+        calibrate(model, groups, SamplingRun(lambda: None, 1000), needs=NEEDS)

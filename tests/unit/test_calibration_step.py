@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.calibration.draws import check_count, permutations, random_signs, subset
-from pruning.calibration.step import Step, StepReader, checked_weights, timestep_weights
+from pruning.calibration.draws import permutations, random_signs, subset
+from pruning.calibration.step import Step, StepReader, by_bucket, timestep_weights
 from pruning.errors import PruningError
 
 
@@ -64,11 +64,11 @@ def test_guidance_branches_are_the_same_samples() -> None:
 
 def test_rows_of_a_larger_batch_belong_to_its_samples() -> None:
     step = read(reader(), (1, 2), 10)
-    assert step.owner(6, "x").tolist() == [0, 0, 0, 1, 1, 1]
+    assert step.row_of(6, "x").tolist() == [0, 0, 0, 1, 1, 1]
     with pytest.raises(
         PruningError, match="'ff' sees a batch of 3, which is no multiple of the denoiser's batch of 2"
     ):
-        step.owner(3, "'ff'")
+        step.row_of(3, "'ff'")
 
 
 @pytest.mark.parametrize("timestep", [-1, 1001, math.nan])
@@ -106,18 +106,23 @@ def test_timestep_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("kind", "buckets", "message"),
     [
-        (("snr", 4, 1000), "timestep_weights 'snr' is unknown; valid: uniform, obs_diff, or 4 numbers"),
-        (([1.0], 4, 1000), r"must be 4 positive numbers, found \[1\.0\]"),
-        (([1.0, -1.0], 2, 1000), "must be 2 positive numbers"),
-        (("uniform", 0, 1000), "timestep_buckets is 0; expected at least 1"),
-        (("uniform", 4, 0), "num_train_timesteps is 0; expected a positive number"),
+        ("snr", 4, "timestep_weights 'snr': give 4 numbers.*words that need none: uniform, obs_diff"),
+        ([1.0], 4, r"must be 4 positive numbers, found \[1\.0\]"),
+        ([1.0, -1.0], 2, "must be 2 positive numbers"),
+        ([1.0, math.nan], 2, "must be 2 positive numbers"),
     ],
 )
-def test_weights_out_of_range(arguments: tuple, message: str) -> None:
+def test_weights_out_of_range(kind: str | list[float], buckets: int, message: str) -> None:
     with pytest.raises(PruningError, match=message):
-        checked_weights(*arguments)
+        timestep_weights(kind, buckets)
+
+
+def test_rows_are_sorted_by_bucket() -> None:
+    assert list(by_bucket(torch.tensor([2, 2]))) == [(2, slice(None))]
+    found = {bucket: where.tolist() for bucket, where in by_bucket(torch.tensor([3, 0, 3]))}
+    assert found == {0: [1], 3: [0, 2]}
 
 
 def test_draws_belong_to_the_sample_and_not_to_the_batch() -> None:
@@ -138,8 +143,3 @@ def test_signs_are_fair_and_fresh_at_every_timestep() -> None:
     assert signs.mean(1).abs().max() < 0.15
     assert (signs @ signs.T / 1000 - torch.eye(3)).abs().max() < 0.15
     assert torch.equal(signs[1], random_signs(0, [1], [20.0], (1000,))[0])
-
-
-def test_counts_too_small() -> None:
-    with pytest.raises(PruningError, match="queries is 1; expected at least 2, or null for all"):
-        check_count("queries", 1)

@@ -1,4 +1,4 @@
-"""Statistics on disk and as omega variants see them."""
+"""Statistics on disk and as weightings see them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def stats() -> CalibrationStats:
 
     return CalibrationStats(
         {
-            "a.attn1:attention_heads": {"input_sq": one(1), "input_sq@on": one(2), "samples": one(3)},
-            "b:resnet_channels": {"input_sq": one(4)},
+            "a.attn1.to_out.0": {"input_sq": one(1), "input_sq@on": one(2), "samples": one(3)},
+            "b.conv2": {"input_sq": one(4)},
         },
-        {"variants": ["on"], "seed": 3, "omega": {"rho": None}},
+        {"variants": ["on"], "seed": 3, "sink_weights": {"rho": None}},
     )
 
 
 def test_round_trip(tmp_path: Path) -> None:
     ours = stats()
-    ours.values["b:resnet_channels"]["input_moment"] = torch.randn(3, 3).double().T  # not contiguous
+    ours.values["b.conv2"]["input_moment"] = torch.randn(3, 3).double().T  # not contiguous
     save_stats(ours, tmp_path / "deep" / "stats.safetensors")
     theirs = load_stats(tmp_path / "deep" / "stats.safetensors")
     assert theirs.meta == ours.meta
@@ -52,18 +52,18 @@ def test_equal_statistics_are_equal_bytes(tmp_path: Path) -> None:
 
 def test_views() -> None:
     on = view(stats(), "on")
-    assert float(on.get("a.attn1:attention_heads", "input_sq")) == 2
-    assert float(on.get("a.attn1:attention_heads", "samples")) == 3
-    assert float(on.get("b:resnet_channels", "input_sq")) == 4  # no variant: omega is one
+    assert float(on.get("a.attn1.to_out.0", "input_sq")) == 2
+    assert float(on.get("a.attn1.to_out.0", "samples")) == 3
+    assert float(on.get("b.conv2", "input_sq")) == 4  # no variant: all rows weigh the same
     off = view(stats(), "off")
-    assert float(off.get("a.attn1:attention_heads", "input_sq")) == 1
+    assert float(off.get("a.attn1.to_out.0", "input_sq")) == 1
     assert not any("@" in name for seen in (on, off) for found in seen.values.values() for name in found)
 
 
 def test_views_that_are_not_there() -> None:
-    with pytest.raises(PruningError, match="unknown omega 'half'; valid: off, on, permuted"):
+    with pytest.raises(PruningError, match="unknown weighting 'half'; valid: off, on, permuted"):
         view(stats(), "half")
-    with pytest.raises(PruningError, match=r"omega 'permuted' was not calibrated \(there is: off, on\)"):
+    with pytest.raises(PruningError, match=r"weighting 'permuted' was not calibrated \(there is: off, on\)"):
         view(stats(), "permuted")
 
 

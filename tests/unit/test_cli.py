@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, comma
 from pruning.data import UnreadableRow
 from pruning.files import write_json
 from pruning.recipe import bundled_recipes
-from pruning.stages.folder import STAGES
+from pruning.stages.folder import STAGES, RunFolder
+from pruning.store import Key, Store, locked
 from tests.shared import SHARED
 
 CONFIGS = SHARED / "configs"
+ROOT = str(Path(__file__).parents[2])
 
 DIT = {
     "_class_name": "DiTTransformer2DModel",
@@ -65,12 +68,12 @@ def test_help_imports_nothing_heavy():
 
 def test_every_command_explains_itself(capsys):
     parser = build_parser()
-    for command in ("run", *STAGE_HELP, "show", "diff", "ls", "cp"):
+    for command in ("run", *STAGE_HELP, "show", "diff", "ls", "cp", "clean"):
         with pytest.raises(SystemExit) as end:
             parser.parse_args([command, "--help"])
         assert end.value.code == 0
     assert tuple(STAGE_HELP) == STAGES
-    assert set(commands.COMMANDS) == {"run", *STAGES, "show", "diff", "ls", "cp"}
+    assert set(commands.COMMANDS) == {"run", *STAGES, "show", "diff", "ls", "cp", "clean"}
     assert "usage: sinkprune run" in capsys.readouterr().out
 
 
@@ -209,7 +212,7 @@ def test_a_single_stage_says_which_stages_before_it_it_will_run(workplace, monke
 
     run, done = (
         Run(load_recipe("quickstart"), progress=False),
-        {"sinks", "calibrate", "score", "plan", "prune"},
+        {"calibrate", "score", "plan", "prune"},
     )
     monkeypatch.setattr(run.folder, "is_done", done.__contains__)
     assert runner._needs(run, "report", ["recover", "evaluate", "export"]) == (
@@ -264,7 +267,7 @@ def test_show_names_a_broken_run(workplace, capsys, text):
 
 
 def test_every_stage_takes_the_advice_of_its_errors():
-    """Errors of a run directory end in "start anew with --fresh", whichever command met them."""
+    """Errors of a run directory end in "take it over with --fresh", whichever command met them."""
     parser = build_parser()
     assert all(parser.parse_args([command, "r", "--fresh"]).fresh for command in ("run", *STAGE_HELP))
 
@@ -361,3 +364,90 @@ def test_show_survives_a_checkpoint_that_is_none(workplace, capsys):
 def test_show_prints_every_value_of_a_recipe(workplace, capsys):
     assert main(["show", "quickstart"]) == 0
     assert "max_shard_size: 10GB" in capsys.readouterr().out
+
+
+def keep(run: Path, kind: str, seed: int) -> str:
+    """Make a result in the store beside `run`, show it there, and return its name."""
+    folder, store = RunFolder(run), Store(run.parent / ".store")
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / "run.json").exists():
+        write_json(run / "run.json", {"name": run.name, "model": {}, "data": {}, "results": {}})
+    store.register(run)
+
+    def work(folder: Path) -> dict:
+        (folder / "sums").write_text("x" * 1000 * (seed + 1))
+        return {"seconds": 1.0}
+
+    result = store.make(Key(kind, {"seed": seed}, {}), work)
+    folder.attach(kind, result, store)
+    return result.name
+
+
+def test_clean_takes_what_no_run_uses_and_nothing_else(workplace, capsys):
+    used = {keep(Path("runs/a"), "calibrate", 0), keep(Path("runs/b"), "calibrate", 1)}
+    unused = keep(Path("runs/b"), "plan", 2)
+    used.add(keep(Path("runs/b"), "plan", 3))
+    Path("runs/.store/.partial/recover-x").mkdir()
+    assert main(["clean", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["removed"] == [unused, ".partial/recover-x"]
+    assert (found["bytes"], found["kept"]) == (3000, 3)
+    assert main(["ls", "results", "--json"]) == 0
+    listed = {row["result"]: row["used by"] for row in json.loads(capsys.readouterr().out)["results"]}
+    assert listed.keys() == {f"runs/.store/{name}" for name in (*used, unused)}
+    assert listed[f"runs/.store/{unused}"] == "–"
+    assert main(["clean"]) == 0
+    assert "removed: " in capsys.readouterr().out
+    store = Store("runs/.store")
+    assert {result.name for result in store.results()} == used
+    assert not list(Path("runs/.store/.partial").iterdir())
+    Path("runs/b").rename("elsewhere")
+    assert main(["clean"]) == 0
+    assert [result.kind for result in store.results()] == ["calibrate"]
+    assert RunFolder("elsewhere").whole("plan").figures == {}  # what was moved away keeps its files
+
+
+def test_clean_waits_for_no_run_and_names_what_is_not_there(workplace, capsys):
+    assert main(["clean", "nothing"]) == USER_ERROR
+    assert "nothing: no results are kept there (no folder nothing/.store)" in capsys.readouterr().err
+    keep(Path("runs/a"), "calibrate", 0)
+    with locked(Path("runs/a/.lock"), "a", ""):
+        assert main(["clean"]) == USER_ERROR
+    assert "runs/a is at work; clean when it has ended" in capsys.readouterr().err
+
+
+def test_every_setting_is_listed_with_its_default_and_meaning(capsys):
+    assert main(["ls", "settings", "--json"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert rows["recover.steps"] == {
+        "key": "recover.steps",
+        "default": "1,000",
+        "type": "a whole number",
+        "": "Optimizer steps.",
+    }
+
+
+def test_what_people_wait_for_imports_neither_torch_nor_diffusers(workplace):
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    typo = ["run", "quickstart", "score.criterion=x"]
+    for words in (["ls"], ["ls", "criteria"], ["ls", "settings"], typo, ["clean"]):
+        code = (
+            f"import sys; from pruning.cli import main; main({words!r})\n"
+            "print([m for m in ('torch', 'diffusers') if m in sys.modules])"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.splitlines()[-1] == "[]", words
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_reason_to_fail(workplace):
+    keep(Path("runs/a"), "calibrate", 0)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for words in (["ls"], ["ls", "--json"], ["show", "runs/a"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pruning", *words],
+            capture_output=True,
+            env={**environment, "PYTHONPATH": ROOT},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.isascii()

@@ -23,9 +23,19 @@ def test_every_chunk_goes_through_every_bucket():
     assert found == [(0, [4, 1]), (1, [4, 1]), (2, [4, 1]), (0, [30]), (1, [30]), (2, [30])]
 
 
+def test_batches_can_be_gone_through_again_and_know_their_size():
+    found = batches()
+    assert (found.num_train_timesteps, found.timestep_buckets, found.num_rows) == (1000, 3, 9)
+    first, second = list(found), list(found)
+    assert sum(len(batch.sample_ids) for batch in first) == found.num_rows
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.target, b.target)
+        assert all(torch.equal(value, b.call[name]) for name, value in a.call.items())
+
+
 def test_call_and_target():
     data = open_images("digits", split="test", channels=1, resolution=8)
-    batch = next(batches())
+    batch = next(iter(batches()))
     assert set(batch.call) == {"hidden_states", "timestep", "class_labels"}
     labels = data.labels([4, 1])
     assert labels is not None
@@ -63,11 +73,11 @@ def test_nothing_depends_on_the_batch_size_or_the_order(scheduler):
 
 
 def test_another_seed_gives_other_noise():
-    assert not torch.equal(next(batches()).target, next(batches(seed=6)).target)
+    assert not torch.equal(next(iter(batches())).target, next(iter(batches(seed=6))).target)
 
 
 def test_calls_take_the_asked_dtype():
-    batch = next(batches(model=unet2d(num_class_embeds=10), dtype=torch.bfloat16))
+    batch = next(iter(batches(model=unet2d(num_class_embeds=10), dtype=torch.bfloat16)))
     assert batch.call["sample"].dtype == torch.bfloat16
     assert batch.call["class_labels"].dtype == batch.timesteps.dtype == torch.int64
     assert batch.target.dtype == torch.float32

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics
-from pruning.importance.diagnostics import REQUIRED, label
+from pruning.importance.diagnostics import label
 from pruning.types import CalibrationStats
 from tests.unit.importance_rows import linear_group, stats_of
 
 # Four heads of one channel, W = (1, 1, 1, 1). Even rows are bucket 0, odd rows bucket 1.
 #   head 0: 2 always                     energy 4, variance 0
-#   head 1: 3 in bucket 0, -1 in 1       energy 5, variance 4, all of it between buckets
-#   head 2: 1 and -1 in either bucket    energy 1, variance 1, all of it within
+#   head 1: 3 in bucket 0, -1 in 1       energy 5, variance 4
+#   head 2: 1 and -1 in either bucket    energy 1, variance 1
 #   head 3: 0 always
 ROWS = torch.tensor([[2.0, 3, 1, 0], [2, -1, 1, 0], [2, 3, -1, 0], [2, -1, -1, 0]])
 WEIGHTS = {"m.out.weight": torch.ones(1, 4)}
@@ -27,9 +28,6 @@ def stats() -> CalibrationStats:
     gathered.values[HEADS.name] |= {
         "samples": torch.tensor([1.0, 1.0]),
         "sink_mass": torch.tensor([[0.9, 0.8, 0.1, 0.5], [0.7, 0.8, 0.1, 0.5]]),  # sums over samples, (T, H)
-        "value_ratio": torch.tensor([0.5, 1.0, 0.0, 3.0]),
-        "value_ratio_count": torch.tensor([2.0, 2.0, 0.0, 1.0]),
-        "split_energy": torch.tensor([[8.0, 4.0, 2.0]]).repeat(4, 1),  # sums over four rows
     }
     return gathered
 
@@ -43,13 +41,6 @@ def test_figures_and_labels_by_hand():
     assert [h["energy"] for h in heads] == pytest.approx([4, 5, 1, 0])
     assert [h["energy_share"] for h in heads] == pytest.approx([0.4, 0.5, 0.1, 0])
     assert [h["fluctuation_ratio"] for h in heads] == pytest.approx([0, 0.8, 1, 0])
-    assert [h["between_variance"] for h in heads] == pytest.approx([0, 4, 0, 0])
-    assert [h["within_variance"] for h in heads] == pytest.approx([0, 0, 1, 0])
-    assert [h["value_ratio"] for h in heads] == [0.25, 0.5, None, 3.0]
-    assert [h["sink_energy"] for h in heads] == [2.0] * 4
-    assert [h["content_energy"] for h in heads] == [1.0] * 4
-    assert [h["sink_content_product"] for h in heads] == [0.5] * 4
-    assert [h["entropy"] for h in heads] == [None] * 4
     assert [h["label"] for h in heads] == ["constant", "gate", "ordinary", "nop"]
     json.dumps(heads, allow_nan=False)
 
@@ -66,8 +57,26 @@ def test_a_bucket_that_saw_nothing_weighs_nothing():
     site = gathered.values[HEADS.name]
     site["row_weight"] = torch.cat([site["row_weight"], torch.zeros(1)])
     site["input_sum"] = torch.cat([site["input_sum"], torch.zeros(1, 4)])
-    heads = head_diagnostics(WEIGHTS, [HEADS], gathered)
-    assert [h["between_variance"] for h in heads] == pytest.approx([0, 4, 0, 0])
+    assert head_diagnostics(WEIGHTS, [HEADS], gathered) == head_diagnostics(WEIGHTS, [HEADS], stats())
+
+
+def test_heads_that_two_projections_read_are_judged_by_both():
+    second = replace(HEADS.read_by, path="m.add.weight")
+    joint = replace(HEADS, consumed_by=(HEADS.read_by, second))
+    gathered = stats()
+    found = gathered.values.pop(HEADS.name)
+    of_rows = {name: found.pop(name) for name in ("row_weight", "input_sum", "input_unit_moment")}
+    still = {
+        **of_rows,
+        "input_unit_moment": torch.ones(4, 1, 1) * 8,
+        "input_sum": torch.zeros(2, 4),
+    }  # energy 2
+    gathered.values |= {"m": found, "m.out": of_rows, "m.add": still}
+    heads = head_diagnostics({**WEIGHTS, "m.add.weight": torch.ones(1, 4)}, [joint], gathered)
+    assert [h["energy"] for h in heads] == pytest.approx([6, 7, 3, 2])
+    assert [h["fluctuation_ratio"] for h in heads] == pytest.approx([2 / 6, 6 / 7, 1, 1])
+    del gathered.values["m.add"]["row_weight"]
+    assert head_diagnostics(WEIGHTS, [joint], gathered) == []
 
 
 def test_shared_keys_average_their_query_heads():
@@ -77,29 +86,12 @@ def test_shared_keys_average_their_query_heads():
     assert [h["sink_mass"] for h in heads] == [0.5, 0.5, 0.0, 0.5]
 
 
-@pytest.mark.parametrize("missing", sorted(REQUIRED))
+@pytest.mark.parametrize("missing", sorted(DIAGNOSTIC_NEEDS))
 def test_sites_that_were_not_measured_are_left_out(missing: str):
     gathered = stats()
     del gathered.values[HEADS.name][missing]
     assert head_diagnostics(WEIGHTS, [HEADS], gathered) == []
     assert head_diagnostics(WEIGHTS, [linear_group(4, 1, kind="ffn_channels")], stats()) == []
-
-
-def test_what_was_not_gathered_is_none():
-    gathered = stats()
-    for name in DIAGNOSTIC_NEEDS - REQUIRED:
-        gathered.values[HEADS.name].pop(name, None)
-    first = head_diagnostics(WEIGHTS, [HEADS], gathered)[0]
-    names = (
-        "value_ratio",
-        "sink_energy",
-        "content_energy",
-        "sink_content_product",
-        "max_key_mass",
-        "entropy",
-    )
-    assert [first[name] for name in names] == [None] * 6
-    assert first["label"] == "constant"
 
 
 def test_a_silent_site_is_all_nop():

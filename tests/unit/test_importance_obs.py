@@ -98,7 +98,7 @@ def test_scores_sum_to_the_cost_of_removing_everything_and_sort_into_the_greedy_
     assert float(scores.sum()) == pytest.approx(everything, rel=1e-7)
 
 
-def test_heads_that_copy_each_other_are_cheap_alone_and_dear_together():
+def test_heads_that_copy_each_other_are_cheap_alone_and_expensive_together():
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(400, 2, generator=generator, dtype=torch.float64)
     other = 0.5 * torch.randn(400, 2, generator=generator, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_a_missing_statistic_is_named(missing: str):
     group = linear_group(2, 1)
     stats = stats_of(group, random_rows(20, 2))
     del stats.values[group.name][missing]
-    with pytest.raises(PruningError, match=f"{missing!r} was not gathered for group 'm:attention_heads'"):
+    with pytest.raises(PruningError, match=f"{missing!r} was not gathered for 'm:attention_heads'"):
         score({"m.out.weight": torch.ones(1, 2)}, [group], stats, criterion="obs")
 
 

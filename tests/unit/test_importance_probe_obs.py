@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning.calibration import Omega, calibrate
+from pruning.calibration import calibrate
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score
 from pruning.importance.obs import RIDGE
@@ -14,7 +14,7 @@ from pruning.models.families import denoise
 from pruning.surgery import compensate, mask_plan
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 from tests.models import dit
-from tests.unit.calibration_setup import BUCKETS, noised
+from tests.unit.calibration_setup import noised, settings
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of
 from tests.unit.test_importance_obs import brute_force, regularised
 
@@ -117,17 +117,16 @@ def test_costs_are_the_change_of_the_output_where_the_assumptions_hold():
         assert float(got[order[:count]].sum()) == pytest.approx(float(z.square().mean()), rel=0.06)
 
 
-def test_omega_weighs_the_rows_of_every_part():
+def test_token_weights_weigh_the_rows_of_every_part():
     model = dit()
     groups = find_groups(model, ["attention_heads", "ffn_channels"])
-    common = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS}
     needs = needs_of("probe_obs", groups) | needs_of("flap", groups)
-    variants, omega = ("on", "permuted"), Omega(1.0, 1.0, rho=1.05, alpha=20.0)
-    stats = calibrate(model, groups, noised(model), needs=needs, variants=variants, omega=omega, **common)
+    variants, drop = ("on", "permuted"), settings(unstable=1.0, stable=1.0, rho=1.05, alpha=20.0)
+    stats = calibrate(model, groups, noised(model), needs=needs, variants=variants, settings=drop)
     weights = dict(model.named_parameters())
     for criterion in ("probe_obs", "flap"):
         off, on, permuted = (
-            score(weights, groups, stats, criterion=criterion, omega=name).values
+            score(weights, groups, stats, criterion=criterion, weighting=name).values
             for name in ("off", *variants)
         )
         for group in groups:
@@ -139,9 +138,8 @@ def test_scores_predict_what_real_removals_change():
     """Summed scores of the lowest half of the heads, in absolute units, against the change after least squares."""
     model = dit()
     groups = find_groups(model, ["attention_heads"])
-    common = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS}
     batches = noised(model, 64, 32)
-    stats = calibrate(model, groups, batches, needs=needs_of("probe_obs", groups), **common)
+    stats = calibrate(model, groups, batches, needs=needs_of("probe_obs", groups))
     scores = score(dict(model.named_parameters()), groups, stats, criterion="probe_obs").values
     for group in groups:
         order = scores[group.name].argsort().tolist()
@@ -151,7 +149,7 @@ def test_scores_predict_what_real_removals_change():
         slim = mask_plan(slim, plan, groups)
         changes = []
         with torch.no_grad():
-            for batch in batches():
+            for batch in batches:
                 change = denoise(model, batch.call) - denoise(slim, batch.call)
                 changes.append(change.double().square().flatten(1).sum(1))
         predicted = float(scores[group.name][order[:2]].sum())

@@ -18,7 +18,8 @@ from pruning.groups import find_groups
 from pruning.recovery import ProgressBar, RecoveryProgress, loop, training
 from pruning.recovery.batches import TrainingBatch
 from pruning.recovery.objective import loss_weights, training_step
-from pruning.recovery.settings import RecoverySettings, learning_rate_at
+from pruning.recovery.schedule import learning_rate_at
+from pruning.settings import Recover
 from pruning.surgery import apply_plan
 from tests.models import run as output_of
 from tests.models import unet2d
@@ -105,27 +106,8 @@ def test_min_snr_needs_a_signal_to_noise_ratio():
         run(small(1), small(), scheduler=FlowMatchEulerDiscreteScheduler(), loss_weighting="min_snr")
 
 
-def _settings(**changes: Any) -> RecoverySettings:
-    values: dict[str, Any] = {
-        "steps": 10,
-        "batch_size": 4,
-        "learning_rate": 0.8,
-        "warmup_steps": 4,
-        "schedule": "cosine",
-        "weight_decay": 0.0,
-        "distill_weight": 0.5,
-        "label_dropout": 0.1,
-        "ema_decay": 0.9,
-        "grad_clip": 1.0,
-        "loss_weighting": "uniform",
-        "gradient_accumulation": 1,
-        "mixed_precision": None,
-        "checkpoint_every": 0,
-        "keep_checkpoints": 1,
-        "max_seconds": None,
-        "seed": 0,
-    }
-    return RecoverySettings(**{**values, **changes})
+def _settings(**changes: Any) -> Recover:
+    return Recover(**{"steps": 10, "learning_rate": 0.8, "warmup_steps": 4, **changes})
 
 
 def test_the_learning_rate_by_hand():
@@ -348,7 +330,7 @@ def test_nan_in_the_student_is_found_at_the_first_step():
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(
         PruningError,
-        match=r"steps=0 must be at least 1; warmup_steps=2 .*; ema_decay=1.5 must be in \[0, 1\)",
+        match=r"recovery: steps: 0 must be at least 1; recovery: ema_decay: 1\.5 is not in \[0, 1\)",
     ):
         run(small(1), small(), steps=0, ema_decay=1.5)
 
@@ -356,22 +338,27 @@ def test_all_wrong_settings_are_named_at_once():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size: 0 must be at least 1"),
         ({"steps": 2**31}, "less than 2\\^32 images"),
-        ({"learning_rate": math.inf}, "learning_rate=inf must be positive and finite"),
-        ({"warmup_steps": 9}, r"warmup_steps=9 must be in \[0, steps=8\]"),
-        ({"schedule": "linear"}, "schedule='linear' must be one of cosine, constant"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
-        ({"distill_weight": 1.1}, r"distill_weight=1.1 must be in \[0, 1\]"),
-        ({"label_dropout": 1.0}, r"label_dropout=1.0 must be in \[0, 1\)"),
-        ({"grad_clip": 0.0}, "grad_clip=0.0 must be positive, or null"),
-        ({"loss_weighting": "snr"}, "loss_weighting='snr' must be one of uniform, min_snr"),
-        ({"gradient_accumulation": 0}, "gradient_accumulation=0 must be at least 1"),
+        ({"learning_rate": math.inf}, "learning_rate: inf must be a finite number"),
+        ({"warmup_steps": 9}, "warmup_steps: 9 is more than steps, 8"),
+        ({"steps": "8"}, "steps: '8' is a str; expected a whole number"),
+        ({"enabled": 1}, "enabled: 1 is a int; expected true or false"),
+        ({"schedule": "linear"}, "schedule: 'linear' is not valid; valid: cosine, constant"),
+        ({"weight_decay": -1.0}, "weight_decay: -1.0 must be at least 0"),
+        ({"distill_weight": 1.1}, r"distill_weight: 1.1 is not in \[0, 1\]"),
+        ({"label_dropout": 1.0}, r"label_dropout: 1.0 is not in \[0, 1\)"),
+        ({"grad_clip": 0.0}, "grad_clip: 0.0 must be > 0"),
+        (
+            {"loss_weighting": "snr"},
+            "loss_weighting: 'snr' is not valid .did you mean 'min_snr'..; valid: uniform, min_snr",
+        ),
+        ({"gradient_accumulation": 0}, "gradient_accumulation: 0 must be at least 1"),
         ({"gradient_accumulation": 3}, r"batch_size=4 must be a multiple of .* 3 x 1 = 3"),
-        ({"mixed_precision": "fp8"}, "mixed_precision='fp8' must be one of no, bf16, fp16"),
-        ({"checkpoint_every": -1}, "checkpoint_every=-1 must be at least 0"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be at least 1"),
-        ({"max_seconds": 0}, "max_seconds=0 must be positive"),
+        ({"mixed_precision": "fp8"}, "mixed_precision: 'fp8' is not valid.*; valid: no, bf16, fp16"),
+        ({"checkpoint_every": -1}, "checkpoint_every: -1 must be at least 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: 0 must be at least 1"),
+        ({"max_seconds": 0}, "max_seconds: 0 must be > 0"),
         ({"device": "xpu"}, "device='xpu' asked, but accelerate runs on"),
     ],
 )

@@ -1,217 +1,134 @@
-"""The run directory: fingerprints, commits, what moves to .old."""
+"""The run directory as a view: what it shows, what leaves it, and that nothing is lost."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+from pathlib import Path
 
 import pytest
 
 from pruning.errors import PruningError
-from pruning.files import read_json, write_json
-from pruning.stages import artefacts
-from pruning.stages.folder import STAGES, RunFolder, changes, fingerprint
+from pruning.stages.folder import RunFolder, changes, listed, used_results
+from pruning.store import Key, Result, Store
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return RunFolder(tmp_path / "run")
+def place(tmp_path):
+    """An empty view of a run, and its store."""
+    folder = RunFolder(tmp_path / "runs" / "r")
+    folder.path.mkdir(parents=True)
+    (folder.path / "run.json").write_text(json.dumps({"name": "r", "model": {}, "data": {}, "results": {}}))
+    return folder, Store(tmp_path / "runs" / ".store")
 
 
-def finish(folder: RunFolder, name: str, text: str = "x", mark: str = "f") -> None:
-    partial = folder.begin(name, mark, resumable=False)
-    (partial / "out.txt").write_text(text)
-    rest = {"config": {}, "inputs": {}, "result": {}, "seconds": 1.0, "finished": "2026-01-02T03:04:05"}
-    folder.commit(name, {"fingerprint": mark, **rest})
+def result(store: Store, stage: str, seed: int = 0) -> Result:
+    def work(folder: Path) -> dict:
+        (folder / "file").write_text(f"{stage} {seed}")
+        return {"seconds": 2.0, "uses": ["first_pass/x"] if stage == "calibrate" else []}
+
+    return store.make(Key(stage, {"seed": seed}, {}), work)
 
 
-def test_a_fingerprint_changes_with_stage_config_and_input_and_with_nothing_else():
-    base = fingerprint("plan", {"a": 1, "b": [1, 2]}, {"score": "h"})
-    assert fingerprint("plan", {"b": [1, 2], "a": 1}, {"score": "h"}) == base
-    others = [
-        fingerprint("score", {"a": 1, "b": [1, 2]}, {"score": "h"}),
-        fingerprint("plan", {"a": 2, "b": [1, 2]}, {"score": "h"}),
-        fingerprint("plan", {"a": 1, "b": [2, 1]}, {"score": "h"}),
-        fingerprint("plan", {"a": 1, "b": [1, 2]}, {"score": "i"}),
-    ]
-    assert len({base, *others}) == 5
+def test_a_stage_that_is_attached_has_its_files_its_manifest_and_done(place):
+    folder, store = place
+    assert folder.done() == []
+    assert folder.attach("calibrate", result(store, "calibrate"), store) is None
+    assert sorted(p.name for p in folder.stage("calibrate").iterdir()) == ["DONE", "file", "manifest.json"]
+    assert folder.stage("calibrate").joinpath("file").samefile(result(store, "calibrate").folder / "file")
+    assert folder.done() == ["calibrate"]
+    assert folder.manifest("calibrate")["seconds"] == 2.0
+    assert folder.whole("calibrate").id == result(store, "calibrate").id
+    assert used_results(folder.path) == {result(store, "calibrate").name, "first_pass/x"}
 
 
-def test_a_commit_lists_its_files_with_their_hashes_and_ends_with_done(folder):
-    finish(folder, "plan", "abc")
-    assert (folder.stage("plan") / "DONE").is_file()
-    entry = folder.manifest("plan")["artefacts"]
-    assert list(entry) == ["out.txt"]
-    assert entry["out.txt"]["bytes"] == 3
-    assert entry["out.txt"]["sha256"].startswith("ba7816bf")  # SHA-256 of "abc"
-    assert not folder.partial("plan").exists()
+def test_another_result_takes_the_place_and_those_after_it_leave_the_view_not_the_store(place):
+    folder, store = place
+    for stage in ("calibrate", "score", "plan"):
+        folder.attach(stage, result(store, stage), store)
+    folder.attach("score", result(store, "score", seed=1), store)
+    assert folder.done() == ["calibrate", "score"]
+    assert (folder.stage("score") / "file").read_text() == "score 1"
+    assert len(store.results()) == 4
+    assert used_results(folder.path) == {
+        result(store, "calibrate").name,
+        "first_pass/x",
+        result(store, "score", seed=1).name,
+    }
+    folder.attach("score", result(store, "score"), store)
+    folder.attach("plan", result(store, "plan"), store)
+    assert folder.done() == ["calibrate", "score", "plan"]
 
 
-def test_a_stage_without_done_is_not_done(folder):
-    finish(folder, "plan")
-    (folder.stage("plan") / "DONE").unlink()
-    assert not folder.is_current("plan", "f")
-    with pytest.raises(PruningError, match=r"stage 'plan' has not been run; run `sinkprune plan` first"):
-        folder.output_hash("plan")
+def test_the_same_result_again_touches_nothing(place):
+    folder, store = place
+    for stage in ("calibrate", "score"):
+        folder.attach(stage, result(store, stage), store)
+    before = folder.stage("calibrate").stat().st_ino
+    assert folder.attach("calibrate", result(store, "calibrate"), store) is None
+    assert folder.stage("calibrate").stat().st_ino == before
+    assert folder.done() == ["calibrate", "score"]
 
 
-def test_another_fingerprint_is_not_current(folder):
-    finish(folder, "plan")
-    assert folder.is_current("plan", "f")
-    assert not folder.is_current("plan", "g")
+@pytest.mark.parametrize("harm", ["edit", "replace", "remove", "manifest"])
+def test_what_was_changed_by_hand_is_mended_and_kept_beside(place, harm):
+    folder, store = place
+    whole = result(store, "calibrate")
+    folder.attach("calibrate", whole, store)
+    file = folder.stage("calibrate") / ("manifest.json" if harm == "manifest" else "file")
+    file.unlink()  # so that the file in the store stays as it was
+    if harm != "remove":
+        file.write_text("by hand")
+    if harm != "manifest":
+        with pytest.raises(
+            PruningError, match=r"calibrate/file (is missing|was changed) since the stage wrote it"
+        ):
+            folder.whole("calibrate")
+    aside = folder.attach("calibrate", whole, store)
+    assert (folder.stage("calibrate") / "file").read_text() == "calibrate 0"
+    assert harm == "remove" or (aside / file.name).read_text() == "by hand"
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, "plan/out.txt is missing"),
-        ("ab", "plan/out.txt was changed since the stage wrote it"),
-        ("abd", "plan/out.txt was changed since the stage wrote it"),
-    ],
-)
-def test_an_artefact_that_is_missing_cut_short_or_edited_is_seen(folder, content, reason):
-    finish(folder, "plan", "abc")
-    assert folder.damage("plan") is None
-    path = folder.stage("plan") / "out.txt"
-    status = path.stat()
-    path.unlink() if content is None else path.write_text(content)
-    if content is not None:  # a small file is read: an equal size is no proof
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert folder.damage("plan") == reason
-    assert not folder.is_current("plan", "f")
-    with pytest.raises(PruningError, match=rf"{reason}; run `sinkprune plan`"):
-        folder.output_hash("plan")
+def test_a_view_without_its_store_loses_nothing_when_another_result_comes(place, tmp_path):
+    folder, store = place
+    folder.attach("calibrate", result(store, "calibrate"), store)
+    moved = Store(tmp_path / "new")
+    folder.attach("calibrate", result(moved, "calibrate", seed=1), moved)
+    assert moved.find(Key("calibrate", {"seed": 0}, {})) is not None
+    folder.detach(["calibrate"], moved)
+    assert folder.done() == []
+    assert moved.find(Key("calibrate", {"seed": 1}, {})) is not None
 
 
-def test_a_copied_run_is_whole(folder, tmp_path):
-    finish(folder, "plan", "abc")
-    shutil.copytree(folder.path, tmp_path / "copy")
-    os.utime(tmp_path / "copy" / "plan" / "out.txt", ns=(1, 1))
-    assert RunFolder(tmp_path / "copy").is_current("plan", "f")
+def test_a_stage_that_has_not_been_run_is_named(place):
+    folder, _ = place
+    with pytest.raises(PruningError, match="stage 'plan' has not been run; run `sinkprune plan` first"):
+        folder.whole("plan")
+    assert folder.manifest("plan") == {}
 
 
-def test_the_output_hash_is_of_names_and_contents(folder):
-    hashes = set()
-    for text in ("abc", "abd", "abc"):
-        folder.retire(["plan"])
-        finish(folder, "plan", text)
-        hashes.add(folder.output_hash("plan"))
-    assert len(hashes) == 2
-
-
-def test_a_large_file_is_read_only_if_its_size_or_time_changed(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    path.write_text("abc")
-    entry = artefacts.describe_files(tmp_path, ())["a"]
-    path.write_text("xyz")
-    os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
-    assert artefacts.hash_now(path, entry) != entry["sha256"]
-    monkeypatch.setattr(artefacts, "LARGE", 2)
-    assert artefacts.hash_now(path, entry) == entry["sha256"]  # documented: this change goes unseen
-    os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"] + 1))
-    assert artefacts.hash_now(path, entry) != entry["sha256"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["[1]", "3", "", "{", "{}", '{"fingerprint": 3}', "[" * 100_000, "\udc80"],
-)
-def test_a_broken_record_of_a_stage_is_named_and_deleting_it_redoes_the_stage(folder, content):
-    finish(folder, "plan")
-    path = folder.stage("plan") / "manifest.json"
-    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+def test_a_directory_of_an_earlier_version_is_told_what_to_do(place):
+    folder, _ = place
+    (folder.path / "run.json").write_text(json.dumps({"name": "r", "model": {}, "data": {}}))
+    (folder.path / "sinks").mkdir()
+    (folder.path / "sinks" / "DONE").touch()
     with pytest.raises(
-        PruningError, match=r"plan/manifest\.json: .*; delete it, and the stage is done again$"
+        PruningError, match=r"was written by an earlier version .*; move it away, or choose another"
     ):
-        folder.manifest("plan")
-    path.unlink()
-    assert not folder.is_done("plan")
+        folder.owner()
 
 
-@pytest.mark.parametrize("broken", [{"bytes": "3"}, {"sha256": None}])
-def test_a_record_with_a_broken_entry_is_named(folder, broken):
-    finish(folder, "plan")
-    path = folder.stage("plan") / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["artefacts"]["out.txt"] |= broken
-    write_json(path, manifest)
-    with pytest.raises(PruningError, match=r"is no record of a stage: 'artefacts' is"):
-        folder.damage("plan")
+@pytest.mark.parametrize("text", ["[1]", "{", "{}", '{"name": "r", "model": 3, "data": {}}', ""])
+def test_a_broken_owner_is_named(place, text):
+    folder, _ = place
+    (folder.path / "run.json").write_text(text)
+    with pytest.raises(PruningError, match=r"run\.json: .*; advice"):
+        folder.owner("advice")
 
 
-def test_later_stages_come_back_if_the_redone_one_ends_as_before(folder):
-    for text, mark, back in (("a", "f", ["score", "plan"]), ("b", "f", []), ("b", "g", [])):
-        folder.retire(STAGES)
-        for name in ("calibrate", "score", "plan"):
-            finish(folder, name, "a")
-        old = folder.retire(["calibrate", "score", "plan"])
-        finish(folder, "calibrate", text, mark)
-        assert folder.restore(old, ["calibrate"]) == back
-        assert folder.done() == ["calibrate", *back]
-
-
-def test_begin_gives_an_empty_folder_unless_an_equal_attempt_can_be_resumed(folder):
-    for resumable, mark, kept in ((True, "f", True), (False, "f", False), (True, "g", False)):
-        partial = folder.begin("recover", "f", resumable=True)
-        (partial / "checkpoint").write_text("1")
-        again = folder.begin("recover", mark, resumable=resumable)
-        assert again == partial
-        assert (again / "checkpoint").exists() == kept
-    old = list((folder.path / ".old").glob("*/.partial/recover/checkpoint"))
-    assert len(old) == 1  # the last case: an attempt worth resuming is kept when the settings change
-
-
-def test_retired_stages_move_together_with_the_recipe_of_their_time(folder):
-    for name in ("score", "plan", "prune"):
-        finish(folder, name, name)
-    (folder.path / "recipe.yaml").write_text("seed: 1")
-    folder.begin("recover", "f", resumable=True)
-    old = folder.retire(["plan", "prune", "recover"])
-    assert old is not None
-    assert (old / "plan" / "out.txt").read_text() == "plan"
-    assert (old / "prune" / "DONE").is_file()
-    assert (old / ".partial" / "recover").is_dir()
-    assert (old / "recipe.yaml").read_text() == "seed: 1"
-    assert folder.is_done("score")
-    assert not folder.is_done("plan")
-    assert folder.retire(["plan"]) is None
-
-
-def test_two_retirements_in_one_second_have_two_folders(folder):
-    finish(folder, "plan", "1")
-    first = folder.retire(["plan"])
-    finish(folder, "plan", "2")
-    second = folder.retire(["plan"])
-    assert first is not None
-    assert second is not None
-    assert first != second
-    assert {(f / "plan" / "out.txt").read_text() for f in (first, second)} == {"1", "2"}
-
-
-def test_retire_all_leaves_no_owner(folder):
-    finish(folder, "plan")
-    write_json(folder.path / "run.json", {})
-    (folder.path / "recipe.yaml").write_text("seed: 1")
-    old = folder.retire_all()
-    assert [p.name for p in folder.path.iterdir() if p.name != ".partial"] == [".old"]
-    assert old is not None
-    assert sorted(p.name for p in old.iterdir()) == ["plan", "recipe.yaml", "run.json"]
-
-
-def test_json_is_written_whole_and_a_broken_file_is_named(tmp_path):
-    write_json(tmp_path / "a.json", {"é": 1})
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert read_json(tmp_path / "a.json") == {"é": 1}
-    assert read_json(tmp_path / "b.json") is None
-    for text, found in (("{", "cannot be read as JSON"), ("[1]", r"expected a mapping, found \[1\]")):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(PruningError, match=rf"a\.json: {found}.*; delete it"):
-            read_json(tmp_path / "a.json")
+def test_names_are_listed_as_in_a_sentence():
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 
 def test_changes_name_every_leaf_that_differs():
-    before = {"a": 1, "b": {"c": [1], "d": 2}, "gone": 0}
-    after = {"a": 1, "b": {"c": [2], "d": 2}, "new": {"x": 1}}
-    assert changes(before, after) == [("b.c", [1], [2]), ("gone", 0, None), ("new.x", None, 1)]
-    assert changes(json.loads(json.dumps(before)), before) == []
+    before, after = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
+    assert changes(before, after) == [("a.c", [1], [2]), ("d", 2, None), ("e", None, 3)]

@@ -1,4 +1,4 @@
-"""``score.omega: guided`` in a recipe: which half of a call is conditional, what is gathered, what is refused."""
+"""``score.weighting: guided`` in a recipe: which half of a call is conditional, what is gathered, what is refused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from pruning.calibration import SamplingRun
 from pruning.errors import PruningError
 from pruning.importance import score
 from pruning.recipe import Recipe
-from pruning.stages.calibration import _generate, _guidance, check_guidance, gather, wanted
+from pruning.stages.calibration import check_guidance, conditional_half, gather, source, wanted
 from pruning.stages.run import Run
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.test_stages_preflight import change
@@ -31,7 +32,7 @@ def asked(folder: Path, data: str = "digits", **values: Any) -> Recipe:
     recipe = change(plain, model__source=str(folder / "model"), data__source=data, prune__target=target)
     recipe = change(recipe, calibrate__provider="sampling", calibrate__num_steps=3, calibrate__batch_size=2)
     recipe = change(recipe, calibrate__num_samples=4, calibrate__guidance_scale=3.0)
-    return change(recipe, **{"score__criterion": "obs", "score__omega": "guided", **values})
+    return change(recipe, **{"score__criterion": "obs", "score__weighting": "guided", **values})
 
 
 def bare(model: Any, folder: Path) -> None:
@@ -65,7 +66,9 @@ def calls(run: Run, argument: str) -> list[Tensor]:
 
     handle = run.dense.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        _generate(run, run.dense)()
+        shown = source(run, run.dense)
+        assert isinstance(shown, SamplingRun)
+        shown.generate()
     finally:
         handle.remove()
     return found
@@ -79,14 +82,13 @@ def test_the_conditional_half_has_the_classes(tmp_path, latent):
         bare(dit(sample_size=16), tmp_path)
     run = Run(asked(tmp_path, captioned(tmp_path / "images") if latent else "digits"))
     check_guidance(run)
-    guidance, empty = _guidance(run), 1000 if latent else 10
+    conditional, empty = conditional_half(run), 1000 if latent else 10
     labels = calls(run, "class_labels")
-    assert guidance.scale == 3.0
     assert [tuple(label.shape) for label in labels] == [(4,)] * 6  # 2 batches of 2 samples, 3 steps
     for label in labels:
         halves = label.chunk(2)
-        assert (halves[1 - guidance.conditional] == empty).all()
-        assert (halves[guidance.conditional] != empty).all()
+        assert (halves[1 - conditional] == empty).all()
+        assert (halves[conditional] != empty).all()
 
 
 def test_the_conditional_half_has_the_prompts(tmp_path):
@@ -95,7 +97,7 @@ def test_the_conditional_half_has_the_prompts(tmp_path):
     check_guidance(run)
     for text in calls(run, "encoder_hidden_states"):
         halves = text.chunk(2)
-        empty, prompts = halves[1 - _guidance(run).conditional], halves[_guidance(run).conditional]
+        empty, prompts = halves[1 - conditional_half(run)], halves[conditional_half(run)]
         assert torch.equal(empty[0], empty[1])  # the empty prompt, twice
         assert not torch.equal(prompts[0], prompts[1])
 
@@ -108,12 +110,12 @@ def test_a_recipe_gathers_and_ranks_on_guided_rows(tmp_path):
     stats = gather(run, run.dense, groups, wanted(run))
     assert stats.meta["guidance"] == {"scale": 3.0, "conditional": 0}
     for group in groups:
-        both, mixed = (stats.get(group.name, f"row_weight{suffix}").sum() for suffix in ("", "@guided"))
+        both, mixed = (stats.get(group.consumer, f"row_weight{suffix}").sum() for suffix in ("", "@guided"))
         assert float(both) == 2 * float(mixed)
     weights = dict(run.dense.named_parameters())
-    guided = score(weights, groups, stats, criterion="obs", omega="guided")
-    plain = score(weights, groups, stats, criterion="obs", omega="off")
-    assert guided.meta["omega_groups"] == len(groups)
+    guided = score(weights, groups, stats, criterion="obs", weighting="guided")
+    plain = score(weights, groups, stats, criterion="obs", weighting="off")
+    assert guided.meta["weighted_groups"] == len(groups)
     name = groups[0].name
     assert not torch.allclose(guided.values[name], plain.values[name])
 
@@ -124,7 +126,7 @@ def test_a_recipe_gathers_and_ranks_on_guided_rows(tmp_path):
         (
             lambda: unet2d(sample_size=16, num_class_embeds=10),
             {},
-            r"score.omega: 'guided' mixes .* UNet2DModel '.*' has no unconditional one",
+            r"score.weighting: 'guided' mixes .* UNet2DModel '.*' has no unconditional one",
         ),
         (
             lambda: unet2d_condition(sample_size=16, time_cond_proj_dim=6),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pruning import settings as schema
 from pruning.allocation import CostModel, Target, allocate
 from pruning.calibration import calibrate
 from pruning.calibration.contributions import Unit, contributions
@@ -19,8 +20,8 @@ from pruning.importance import score
 from pruning.importance.base import consumer_columns
 from pruning.models import example_call
 from pruning.models.families import denoise
-from pruning.recipe import schema
-from pruning.recipe.schema import Prune, Recipe, Score
+from pruning.recipe import Recipe
+from pruning.settings import Prune, Score
 from pruning.stages.criteria import (
     BLOCKS_ONLY,
     NO_WEIGHTS,
@@ -35,9 +36,7 @@ from pruning.stages.grids import image_grid
 from pruning.stages.heads import choose_heads, write_folding
 from pruning.types import CalibrationStats, PruningPlan
 from tests.models import dit, unet2d
-from tests.unit.calibration_setup import BUCKETS, noised
-
-WHEN: dict[str, Any] = {"num_train_timesteps": 1000, "timestep_buckets": BUCKETS}
+from tests.unit.calibration_setup import held, noised
 
 
 @pytest.mark.parametrize("build", [dit, unet2d])
@@ -47,12 +46,12 @@ def test_contributions_are_those_of_a_dense_computation(build: Any) -> None:
     columns = consumer_columns(group, dict(model.named_parameters())).unflatten(1, (group.num_units, -1))
     mean = torch.linspace(-1, 1, columns.shape[2]).double()
     units = [Unit(group, index, columns[:, index], mean) for index in (0, 1)]
-    found = contributions(model, units, noised(model, 1)(), **WHEN)
+    found = contributions(model, units, noised(model, 1))
     layer = model.get_submodule(group.consumer_weight.removesuffix(".weight"))
     rows: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, args: rows.append(args[0].detach().double()))
     with torch.no_grad():
-        for batch in noised(model, 1)():
+        for batch in noised(model, 1):
             denoise(model, batch.call)
     handle.remove()
     for unit, one in zip(units, found, strict=True):
@@ -68,9 +67,11 @@ def test_every_timestep_has_to_be_shown() -> None:
     group = find_groups(model, ["attention_heads"])[0]
     columns = consumer_columns(group, dict(model.named_parameters())).unflatten(1, (group.num_units, -1))
     unit = Unit(group, 0, columns[:, 0], torch.zeros(columns.shape[2]).double())
-    batches = [batch for batch in noised(model, 1)() if batch.bucket != 2]
-    with pytest.raises(PruningError, match="no rows entered its consumer at timestep bucket 2"):
-        contributions(model, [unit], batches, **WHEN)
+    batches = held([batch for batch in noised(model, 1) if batch.bucket != 2])
+    with pytest.raises(
+        PruningError, match=r"one sample at every timestep bucket, .* show \[1.0, 1.0, 0.0, 1.0\] samples"
+    ):
+        contributions(model, [unit], batches)
 
 
 def head(name: str, ratio: float, *, kept: bool = True, energy: float = 0.25) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def small_run(scope: str = "global") -> Any:
     model = dit()
     groups = find_groups(model, ["attention_heads", "ffn_channels"])
     needs = ["input_unit_moment", "input_sum", "row_weight"]
-    stats = calibrate(model, groups, noised(model), needs=needs, **WHEN)
+    stats = calibrate(model, groups, noised(model), needs=needs)
     cost = CostModel.trace(model, example_call(model, 1), groups)
     prune = Prune(scope=scope, target=schema.Target(macs=0.7))
     recipe = Recipe(name="small", score=Score(criterion="magnitude"), prune=prune, seed=3)
@@ -172,9 +173,9 @@ def test_a_local_scope_leaves_nothing_to_compare() -> None:
 
 def test_a_criterion_that_refuses_is_named_with_its_words() -> None:
     run = small_run()
-    del run.stats.values[run.groups[0].name]["input_unit_moment"]
+    del run.stats.values[run.groups[0].consumer]["input_unit_moment"]
     [refused] = [entry for entry in criteria_cuts(run)["left_out"] if "fluctuation" in entry["names"]]
-    assert "'input_unit_moment' was not gathered for group" in refused["why"]
+    assert "'input_unit_moment' was not gathered for" in refused["why"]
 
 
 def test_without_a_head_to_draw_the_reason_is_said(tmp_path: Path) -> None:

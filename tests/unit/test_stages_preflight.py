@@ -83,8 +83,9 @@ def check(recipe: Recipe, stages: list[str] | None = None) -> None:
 
 
 def test_a_recipe_that_works_passes_and_writes_nothing(recipe, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
     check(recipe)
-    assert not list((tmp_path / "run").iterdir())
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_other_data_than_the_digits_are_measured_on_inception(recipe, tmp_path, inception, caplog):
@@ -259,7 +260,7 @@ def test_what_device_scheduler_and_model_cannot_do_is_refused_with_its_key(recip
         pytest.skip("there is such a device")
     run = Run(change(recipe, **{key: value}), progress=False)
     with pytest.raises(PruningError, match=rf"^{key.replace('__', '.')}: .*{value}"):
-        preflight.preflight(run, ["sinks", "evaluate"])
+        preflight.preflight(run, ["evaluate"])
     assert not run.folder.path.exists()
 
 
@@ -288,7 +289,7 @@ def test_what_device_scheduler_and_model_cannot_do_is_refused_with_its_key(recip
 def test_what_a_later_stage_would_stop_at_is_refused_before_the_first(recipe, changed, message):
     run = Run(change(recipe, **changed), progress=False)
     with pytest.raises(PruningError, match=message):
-        preflight.preflight(run, ["sinks", "calibrate", "score"])
+        preflight.preflight(run, ["calibrate", "score"])
     assert not run.folder.path.exists()
 
 
@@ -334,13 +335,13 @@ def test_broken_weights_are_refused_before_anything_is_written(recipe, tmp_path,
     spoil(tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
     run = Run(recipe, progress=False)
     with pytest.raises(PruningError, match=message), run.workspace.held():
-        preflight.preflight(run, ["sinks"])
+        preflight.preflight(run, ["calibrate"])
     assert not run.folder.path.exists()
 
 
 def test_a_missing_variant_is_refused(recipe):
     with pytest.raises(PruningError, match="fp16"):
-        check(change(recipe, model__variant="fp16"), ["sinks"])
+        check(change(recipe, model__variant="fp16"), ["calibrate"])
 
 
 def test_what_the_first_stage_has_seen_is_not_loaded_again(recipe, monkeypatch):
@@ -351,11 +352,11 @@ def test_what_the_first_stage_has_seen_is_not_loaded_again(recipe, monkeypatch):
 def test_images_that_do_not_become_the_models_latents_are_refused(recipe, tmp_path):
     dit_latent().save_pretrained(tmp_path / "latent")
     latent = change(recipe, model__source=str(tmp_path / "latent"), calibrate__num_samples=4)
-    check(latent, ["sinks"])
-    check(change(latent, data__resolution=16), ["sinks"])
+    check(latent, ["calibrate"])
+    check(change(latent, data__resolution=16), ["calibrate"])
     message = r"data\.resolution: 24 pixels become 12 x 12 latents \(2 pixels each\).* samples 8 x 8; use 16,"
     with pytest.raises(PruningError, match=message):
-        check(change(latent, data__resolution=24), ["sinks"])
+        check(change(latent, data__resolution=24), ["calibrate"])
 
 
 def test_a_full_disk_is_refused(recipe, monkeypatch):
@@ -369,17 +370,19 @@ def test_second_moments_that_do_not_fit_into_memory_are_refused(recipe, monkeypa
     memory = type("Memory", (), {"total": 100_000})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with pytest.raises(
-        PruningError, match=r"needs second moments of .* GB, this machine has .*criterion=fluctuation"
+        PruningError, match=r"needs statistics of .* GB, this machine has .*criterion=fluctuation"
     ):
         check(recipe)
     check(change(recipe, score__criterion="fluctuation", prune__compensation="fold"))
 
 
-def test_the_bytes_of_second_moments_are_counted_by_hand(recipe):
-    run = Run(change(recipe, score__criterion="obs"))
-    # Three blocks; heads read 32 columns, the feed-forward 128; float64. `obs` reads plain rows only.
-    assert preflight.moment_bytes(run) == 8 * 3 * (32**2 + 128**2)
-    weighted = Run(change(recipe, score__criterion="obs", score__omega="on"))
+def test_the_bytes_of_statistics_are_counted_by_hand(recipe):
+    bare = change(recipe, score__criterion="obs", calibrate__diagnostics=False)
+    run, buckets = Run(bare), bare.calibrate.timestep_buckets
+    # Three blocks; heads read 32 columns, the feed-forward 128: a second moment each, and a sum and a weight by bucket.
+    by_hand = sum(8 * (width**2 + buckets * (width + 1)) for width in (32, 128))
+    assert preflight.moment_bytes(run) == 3 * by_hand
+    weighted = Run(change(bare, score__weighting="on"))
     assert preflight.moment_bytes(weighted) == 2 * preflight.moment_bytes(run)
 
 
@@ -391,7 +394,7 @@ def test_calibration_gathers_what_criterion_compensation_and_report_need(recipe)
     more = wanted(Run(change(bare, calibrate__criteria=["taylor", "sink"])))
     assert "taylor" in more.needs
     assert more.variants == ("on",)
-    assert wanted(Run(change(bare, score__omega="permuted"))).variants == ("permuted",)
+    assert wanted(Run(change(bare, score__weighting="permuted"))).variants == ("permuted",)
 
 
 def test_a_dry_run_counts_by_kind(recipe):

@@ -1,4 +1,4 @@
-"""When a stage is reused, redone, resumed or moved to .old: with stages that cost nothing."""
+"""When a stage is reused, redone or resumed: with stages that cost nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
+from pruning.settings import Prune, Target
 from pruning.stages.run import Run
 from pruning.stages.stage import Stage, stage
 
@@ -22,14 +23,14 @@ def make_recipe(tmp_path: Path, **changed) -> Recipe:
     model.mkdir(exist_ok=True)
     if not (model / "config.json").exists():
         (model / "config.json").write_text("{}")
-    recipe = Recipe(name="r", run_dir=str(tmp_path / "runs" / "r"), device="cpu")
+    run_dir = str(tmp_path / "runs" / "r")
+    recipe = Recipe(name="r", run_dir=run_dir, device="cpu", prune=Prune(target=Target(ratio=0.25)))
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, source=str(model)))
     return dataclasses.replace(recipe, **changed)
 
 
 def with_macs(recipe: Recipe, macs: float) -> Recipe:
-    target = dataclasses.replace(recipe.prune.target, macs=macs)
-    return dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, target=target))
+    return dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, target=Target(macs=macs)))
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def chain():
     @stage("plan", after=("score",), reads=("prune.target",))
     def second(run: Run, folder: Path):
         worked.append("plan")
-        scores = (run.folder.stage("score") / "scores").read_text()
+        scores = run.file("score", "scores").read_text()
         (folder / "plan").write_text(f"{scores} {run.recipe.prune.target.macs}")
         return {}
 
@@ -66,32 +67,57 @@ def chain():
     return go, (first, second, third)
 
 
-def old(tmp_path: Path) -> list[str]:
-    root = tmp_path / "runs" / "r" / ".old"
-    return sorted(str(p.relative_to(root)).partition("/")[2] for p in root.glob("*/*") if p.is_dir())
-
-
-def test_unchanged_stages_are_reused(tmp_path, chain):
+def test_unchanged_stages_are_reused(tmp_path, chain, caplog):
     go, _ = chain
     recipe = make_recipe(tmp_path)
     assert go(recipe) == ["score", "plan", "prune"]
-    assert go(recipe) == []
-    assert not (tmp_path / "runs" / "r" / ".old").exists()
+    with caplog.at_level(logging.INFO, logger="pruning"):
+        assert go(recipe) == []
+    assert caplog.text.count("unchanged, reused") == 3
 
 
-def test_a_changed_setting_redoes_its_stage_and_those_after_and_keeps_the_old(tmp_path, chain, caplog):
+def test_a_changed_setting_redoes_its_stage_and_those_after_and_setting_it_back_costs_nothing(
+    tmp_path, chain, caplog
+):
     go, _ = chain
-    recipe = make_recipe(tmp_path)
+    recipe, run = make_recipe(tmp_path), tmp_path / "runs" / "r"
     go(recipe)
     with caplog.at_level(logging.INFO, logger="pruning"):
         assert go(with_macs(recipe, 0.5)) == ["plan", "prune"]
-    assert "prune.target.macs None -> 0.5" in caplog.text
-    assert old(tmp_path) == ["plan", "prune"]
-    assert (tmp_path / "runs" / "r" / "plan" / "plan").read_text() == "0 0.5"
-    (moved,) = (tmp_path / "runs" / "r" / ".old").iterdir()
-    assert "macs: null" in (moved / "recipe.yaml").read_text()  # that with which they were made
-    assert "macs: 0.5" in (tmp_path / "runs" / "r" / "recipe.yaml").read_text()
-    assert go(dataclasses.replace(with_macs(recipe, 0.5), seed=1)) == ["score", "plan", "prune"]
+        assert go(dataclasses.replace(recipe, seed=1)) == ["score", "plan", "prune"]
+    assert "prune.target.macs None -> 0.5; prune.target.ratio 0.25 -> None" in caplog.text
+    assert (run / "plan" / "plan").read_text() == "1 None"
+    assert "seed: 1" in (run / "recipe.yaml").read_text()
+    with caplog.at_level(logging.INFO, logger="pruning"):
+        assert go(recipe) == []
+    assert "score     made before, reused" in caplog.text
+    assert (run / "plan" / "plan").read_text() == "0 None"
+    assert go(with_macs(recipe, 0.5)) == []
+    assert "seed: 0" in (run / "recipe.yaml").read_text()
+
+
+def test_two_runs_share_what_they_have_in_common(tmp_path, chain):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    other = dataclasses.replace(recipe, name="q", run_dir=str(tmp_path / "runs" / "q"))
+    assert go(other) == []
+    assert go(dataclasses.replace(other, seed=1)) == ["score", "plan", "prune"]
+    assert (tmp_path / "runs" / "r" / "score" / "scores").read_text() == "0"
+    assert (tmp_path / "runs" / "q" / "score" / "scores").read_text() == "1"
+    apart = dataclasses.replace(
+        recipe, store=str(tmp_path / "elsewhere"), run_dir=str(tmp_path / "runs" / "s")
+    )
+    assert go(apart) == ["score", "plan", "prune"]
+
+
+def test_a_run_directory_that_was_moved_is_done_where_it_is(tmp_path, chain):
+    go, _ = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "runs" / "r").rename(tmp_path / "far" / "r")
+    assert go(dataclasses.replace(recipe, run_dir=str(tmp_path / "far" / "r"))) == []
 
 
 def test_a_setting_that_no_stage_reads_redoes_nothing(tmp_path, chain):
@@ -108,23 +134,26 @@ def test_a_damaged_artefact_is_made_again_and_said_aloud_and_kept(tmp_path, chai
     go(recipe)
     path = tmp_path / "runs" / "r" / "plan" / "plan"
     path.unlink() if content is None else path.write_text(content)
-    assert go(recipe) == ["plan"]  # with the same result, so what follows may stay
-    what = "is missing" if content is None else "was changed since the stage wrote it"
-    assert f"plan/plan {what}; doing plan again. What was there is in " in caplog.text
+    assert go(recipe) == (
+        [] if content is None else ["plan"]
+    )  # with the same outcome, so what follows may stay
+    assert "plan/plan was changed since it was written" in caplog.text or content is None
+    assert "plan/ had been changed and is mended; what was there is in " in caplog.text
     assert path.read_text() == "0 None"
-    (old,) = (tmp_path / "runs" / "r" / ".old").iterdir()
-    assert content is None or (old / "plan" / "plan").read_text() == content
+    kept = list((tmp_path / "runs" / ".store" / ".aside").glob("*/*"))
+    assert content is None or all((folder / "plan").read_text() == content for folder in kept)
+    assert kept
     assert go(recipe) == []
 
 
-def test_a_redone_stage_with_another_result_redoes_what_follows(tmp_path, chain):
+def test_a_redone_stage_with_another_outcome_redoes_what_follows(tmp_path, chain):
     go, (first, _, _) = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
-    (tmp_path / "runs" / "r" / "score" / "scores").unlink()
+    (tmp_path / "runs" / "r" / "score" / "scores").write_text("by hand")
     object.__setattr__(first, "work", lambda run, folder: (folder / "scores").write_text("other") and {})
     assert go(recipe) == ["plan", "prune"]
-    assert old(tmp_path) == ["plan", "prune", "score"]
+    assert (tmp_path / "runs" / "r" / "plan" / "plan").read_text() == "other None"
 
 
 def test_a_stage_refuses_a_damaged_input_naming_the_file(tmp_path, chain):
@@ -132,18 +161,34 @@ def test_a_stage_refuses_a_damaged_input_naming_the_file(tmp_path, chain):
     recipe = make_recipe(tmp_path)
     go(recipe)
     (tmp_path / "runs" / "r" / "plan" / "plan").write_text("by hand")
-    assert not third.is_current(Run(recipe))
     with pytest.raises(PruningError, match=r"plan/plan was changed .*; run `sinkprune plan`"):
         third(Run(recipe))
 
 
-def test_a_stage_without_its_record_is_done_again(tmp_path, chain, caplog):
+def test_a_view_without_its_record_is_mended(tmp_path, chain):
     go, _ = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
     (tmp_path / "runs" / "r" / "plan" / "manifest.json").unlink()
-    assert go(recipe) == ["plan", "prune"]
-    assert "plan/ lacks manifest.json or DONE; doing plan again" in caplog.text
+    assert go(recipe) == []
+    assert (tmp_path / "runs" / "r" / "plan" / "manifest.json").is_file()
+
+
+def test_a_stage_that_is_to_be_done_anew_is_and_what_was_there_stays_until_then(tmp_path, chain):
+    go, (first, second, _) = chain
+    recipe = make_recipe(tmp_path)
+    go(recipe)
+    run = Run(recipe)
+    run.anew = {"plan"}
+    broken = dataclasses.replace(second, work=lambda run, folder: 1 / 0)
+    first(run)
+    with pytest.raises(ZeroDivisionError):
+        broken(run)
+    assert Run(recipe).folder.done() == ["score", "plan", "prune"]
+    counted: list[int] = []
+    dataclasses.replace(second, work=lambda run, folder: counted.append(1) or {})(run)
+    assert counted == [1]
+    assert not run.anew
 
 
 def test_an_error_says_in_which_stage_it_came_up(tmp_path):
@@ -161,12 +206,13 @@ def test_a_manifest_says_with_what_and_how_long(tmp_path, chain):
     go(recipe)
     manifest = Run(recipe).folder.manifest("score")
     assert manifest["config"] == {"seed": 0}
+    assert manifest["kind"] == "score"
     assert manifest["result"] == {"n": 1}
     assert set(manifest["inputs"]) == {"model", "data"}
     assert manifest["seconds"] >= 0
     assert "torch" in manifest["versions"]
-    assert first.is_current(Run(recipe))
-    assert not first.is_current(Run(dataclasses.replace(recipe, seed=1)))
+    assert first.find(Run(recipe)) is not None
+    assert first.find(Run(dataclasses.replace(recipe, seed=1))) is None
 
 
 def test_what_holds_more_than_is_asked_is_reused_and_still_says_what_it_holds(tmp_path):
@@ -176,7 +222,7 @@ def test_what_holds_more_than_is_asked_is_reused_and_still_says_what_it_holds(tm
     @stage(
         "score",
         reads=("seed",),
-        extra=lambda run: {"names": asked},
+        asked=lambda run: {"names": asked},
         enough=lambda d, a: set(d["names"]) >= set(a["names"]),
     )
     def gather(run: Run, folder: Path):
@@ -188,8 +234,7 @@ def test_what_holds_more_than_is_asked_is_reused_and_still_says_what_it_holds(tm
     asked = ["b"]
     gather(Run(recipe))
     assert worked == [["a", "b"]]
-    assert gather.is_current(Run(recipe))
-    assert Run(recipe).folder.manifest("score")["config"]["names"] == ["a", "b"]
+    assert Run(recipe).folder.manifest("score")["asked"]["names"] == ["a", "b"]
     asked = ["b", "c"]
     gather(Run(recipe))
     asked = ["b"]
@@ -204,7 +249,7 @@ def test_a_stage_whose_input_is_missing_says_which_to_run(tmp_path, chain):
 
 
 def test_a_failed_stage_leaves_earlier_results_in_their_place_and_nothing_of_its_own(tmp_path, chain):
-    go, (first, second, _) = chain
+    go, (_, second, _) = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
 
@@ -215,52 +260,29 @@ def test_a_failed_stage_leaves_earlier_results_in_their_place_and_nothing_of_its
     broken = dataclasses.replace(second, work=fail, reads=("prune",))
     with pytest.raises(PruningError, match="no"):
         broken(Run(recipe))
-    run = Run(recipe)
-    assert run.folder.done() == ["score", "plan", "prune"]
-    assert not (tmp_path / "runs" / "r" / ".old").exists()
-    assert first.is_current(run)
+    assert Run(recipe).folder.done() == ["score", "plan", "prune"]
     assert go(recipe) == []
-    assert sorted(p.name for p in (tmp_path / "runs" / "r" / "plan").iterdir()) == [
-        "DONE",
-        "manifest.json",
-        "plan",
-    ]
+    files = sorted(p.name for p in (tmp_path / "runs" / "r" / "plan").iterdir())
+    assert files == ["DONE", "manifest.json", "plan"]
 
 
-def test_after_an_earlier_stage_was_redone_a_failure_says_where_the_results_are(tmp_path, chain, caplog):
-    go, (_, second, third) = chain
+@pytest.mark.parametrize("call", ["os.link", "pathlib.Path.rename", "pathlib.Path.write_text"])
+def test_a_disk_that_is_full_when_the_view_changes_loses_nothing(tmp_path, chain, monkeypatch, call):
+    go, (first, _, _) = chain
     recipe = make_recipe(tmp_path)
     go(recipe)
-    run = Run(recipe)
-    moved = run.folder.retire(["plan", "prune"])  # as --from plan does
-    broken = dataclasses.replace(third, work=lambda run, folder: 1 / 0)
-
-    def redo() -> None:
-        with run.workspace.undone_on_error(moved):
-            second(run)
-            broken(run)
-
-    with pytest.raises(ZeroDivisionError):
-        redo()
-    assert run.folder.done() == ["score", "plan"]
-    assert old(tmp_path) == ["plan", "prune"]
-    assert f"earlier results are in {moved}" in caplog.text
-
-
-def test_a_disk_that_is_full_when_results_move_away_changes_nothing(tmp_path, chain, monkeypatch):
-    go, (_, second, _) = chain
-    recipe = make_recipe(tmp_path)
-    go(recipe)
-    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    before = Run(recipe).folder.done()
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pruning.stages.folder.shutil.copy2", full)
-        with pytest.raises(PruningError, match=r"cannot write stage 'plan' .*the disk is full"):
-            second(Run(with_macs(recipe, 0.5)))
-    assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
+        patch.setattr(call, full)
+        if call == "os.link":
+            patch.setattr("shutil.copy2", full)
+        with pytest.raises(PruningError, match=r"cannot write stage 'score' .*the disk is full"):
+            first(Run(dataclasses.replace(recipe, seed=3)))
+    assert Run(recipe).folder.done() == before
     assert go(recipe) == []
 
 
@@ -320,8 +342,15 @@ def test_an_interrupted_stage_with_other_settings_starts_anew_and_the_attempt_is
         resumable(work)(Run(recipe))
     other = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, steps=7))
     resumable(work)(Run(other))
-    assert seen == [False, False]
-    assert list((tmp_path / "runs" / "r" / ".old").glob("*/.partial/recover/checkpoint"))
+    resumable(work)(Run(recipe))
+    assert seen == [False, False, True]
+
+
+def test_a_neutral_setting_lets_an_interrupted_stage_go_on(tmp_path):
+    recipe = make_recipe(tmp_path)
+    stage_ = stage("recover", reads=("recover",))(lambda run, folder: {})
+    often = dataclasses.replace(recipe, recover=dataclasses.replace(recipe.recover, checkpoint_every=1))
+    assert stage_.key(Run(recipe)).id == stage_.key(Run(often)).id
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import pytest
 
 from pruning.data import UnreadableRow
 from pruning.errors import PruningError
+from pruning.settings import Model
 from pruning.stages.identity import model_identity
 from pruning.stages.workspace import Workspace
+from pruning.store import Hashes, Key
 from tests.unit.test_stages_stage import make_recipe
 
 
@@ -22,13 +24,12 @@ def claim(recipe):
         workspace.claim()
 
 
-def finish(recipe, name="sinks"):
+def finish(recipe, name="calibrate"):
     """Claim, and finish a stage that wrote nothing."""
     claim(recipe)
-    folder = Workspace(recipe).folder
-    folder.begin(name, "f", resumable=False)
-    rest = {"config": {}, "inputs": {}, "result": {}, "seconds": 1.0, "finished": "2026-01-02T03:04:05"}
-    folder.commit(name, {"fingerprint": "f", **rest})
+    workspace = Workspace(recipe)
+    result = workspace.store.make(Key(name, {}, {}), lambda folder: {"seconds": 1.0})
+    workspace.folder.attach(name, result, workspace.store)
 
 
 def owner(tmp_path):
@@ -69,6 +70,22 @@ def test_another_model_is_refused_naming_both(tmp_path):
     )
 
 
+def test_fresh_takes_over_anothers_directory_and_its_results_stay_in_the_store(tmp_path):
+    recipe = make_recipe(tmp_path)
+    finish(recipe)
+    clear(dataclasses.replace(recipe, name="q"))
+    assert owner(tmp_path)["name"] == "q"
+    assert Workspace(recipe).folder.done() == []
+    assert [result.kind for result in Workspace(recipe).store.results()] == ["calibrate"]
+
+
+def test_fresh_leaves_the_own_results_in_view_until_there_are_new_ones(tmp_path):
+    recipe = make_recipe(tmp_path)
+    finish(recipe)
+    clear(recipe)
+    assert Workspace(recipe).folder.done() == ["calibrate"]
+
+
 def test_a_model_whose_files_changed_is_another_model(tmp_path):
     recipe = make_recipe(tmp_path)
     finish(recipe)
@@ -102,7 +119,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     with pytest.raises(PruningError, match=r"is not empty and no run directory \(it holds thesis\.tex\)"):
         claim(recipe)
     with pytest.raises(PruningError, match="no run directory"):
-        Workspace(recipe).check_owner(fresh=True)  # --fresh moves runs away, not theses
+        Workspace(recipe).check_owner(fresh=True)  # --fresh takes over runs, not theses
 
 
 def test_before_the_first_stage_is_done_the_directory_may_be_taken_over(tmp_path):
@@ -123,12 +140,13 @@ def test_a_broken_owner_is_named_and_fresh_takes_over(tmp_path, text):
     finish(recipe)
     (tmp_path / "runs" / "r" / "run.json").write_text(text)
     with pytest.raises(
-        PruningError, match=r"run\.json: .*; start anew with --fresh .*or choose another run_dir"
+        PruningError, match=r"run\.json: .*; take it over with --fresh .*or choose another run_dir"
     ):
         claim(recipe)
     clear(recipe)
-    (old,) = (tmp_path / "runs" / "r" / ".old").iterdir()
-    assert (old / "run.json").read_text() == text
+    (kept,) = (tmp_path / "runs" / ".store" / ".aside").glob("*/run.json")
+    assert kept.read_text() == text
+    assert Workspace(recipe).store.results()
 
 
 def test_a_broken_owner_of_nothing_is_nobodys_to_take(tmp_path):
@@ -147,7 +165,7 @@ def clear(recipe):
     workspace = Workspace(recipe)
     with workspace.held():
         workspace.check_owner(fresh=True)
-        workspace.clear()
+        workspace.take_over()
         workspace.claim()
 
 
@@ -157,12 +175,11 @@ def test_finished_stages_without_an_owner_are_refused_with_advice_that_works(tmp
     (tmp_path / "runs" / "r" / "run.json").unlink()
     (tmp_path / "runs" / "r" / "notes.txt").write_text("mine")
     with pytest.raises(
-        PruningError, match=r"holds finished stages \(sinks\) but no run\.json.*--fresh.*run_dir=…"
+        PruningError, match=r"holds finished stages \(calibrate\) but no run\.json.*--fresh.*run_dir=…"
     ):
         claim(recipe)
     clear(recipe)
-    (old,) = (tmp_path / "runs" / "r" / ".old").iterdir()
-    assert (old / "sinks" / "DONE").is_file()
+    assert [result.kind for result in Workspace(recipe).store.results()] == ["calibrate"]
     assert owner(tmp_path)["name"] == "r"
     assert (tmp_path / "runs" / "r" / "notes.txt").read_text() == "mine"
 
@@ -209,10 +226,41 @@ def test_a_directory_in_which_nothing_came_about_is_taken_away(tmp_path):
     assert not (tmp_path / "runs" / "r").exists()
 
 
-def test_weights_of_equal_size_and_time_are_not_read_again(tmp_path):
-    recipe = make_recipe(tmp_path)
-    known = model_identity(recipe, {})
-    known["files"]["config.json"]["sha256"] = "as before"
-    assert model_identity(recipe, known)["files"]["config.json"]["sha256"] == "as before"
+def test_files_of_equal_size_and_time_are_not_read_again(tmp_path, monkeypatch):
+    recipe, read = make_recipe(tmp_path), []
+    monkeypatch.setattr("pruning.store.hashes.file_hash", lambda path: read.append(path.name) or "hash")
+    remembered = tmp_path / "store" / "hashes.json"
+    for again in range(2):
+        hashes = Hashes(remembered)
+        first = model_identity(recipe, hashes)["hash"]
+        hashes.save()
+        assert read == ["config.json"], again
     os.utime(tmp_path / "model" / "config.json", ns=(1, 1))
-    assert model_identity(recipe, known)["files"]["config.json"]["sha256"] != "as before"
+    assert model_identity(recipe, Hashes(remembered))["hash"] == first
+    assert read == ["config.json"] * 2
+    remembered.write_text("{")
+    model_identity(recipe, Hashes(remembered))
+    assert read == ["config.json"] * 3
+
+
+def test_a_pipeline_is_known_by_all_its_parts(tmp_path):
+    recipe, model = make_recipe(tmp_path), tmp_path / "model"
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "P", "unet": [], "vae": []}))
+    for part in ("unet", "vae", "other"):
+        (model / part).mkdir()
+        (model / part / "config.json").write_text(part)
+    hashes = Hashes(tmp_path / "hashes.json")
+    seen = [model_identity(recipe, hashes)["hash"]]
+    for part, changes in (("other", False), ("vae", True), ("unet", True)):
+        (model / part / "config.json").write_text(f"{part} changed")
+        seen.append(model_identity(recipe, hashes)["hash"])
+        assert (seen[-1] != seen[-2]) == changes, part
+
+
+@pytest.mark.parametrize("key", ["revision", "variant", "subfolder"])
+def test_a_model_on_the_hub_is_known_by_all_that_names_it(tmp_path, key):
+    recipe = make_recipe(tmp_path)
+    recipe = dataclasses.replace(recipe, model=Model(source="owner/name"))
+    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **{key: "x"}))
+    hashes = Hashes(tmp_path / "hashes.json")
+    assert model_identity(recipe, hashes)["hash"] != model_identity(other, hashes)["hash"]

@@ -81,7 +81,7 @@ def test_statistics_leave_the_zero_key_out() -> None:
             Calibrator(model, groups, needs=["key_mass"], num_train_timesteps=1000) as stats,
         ):
             model(**call(model))
-        masses.append(stats.get(HEADS, "key_mass"))
+        masses.append(stats.get("transformer_blocks.0.attn1", "key_mass"))
     assert masses[1].shape == masses[0].shape
     torch.testing.assert_close(masses[1], masses[0])  # the first block is given the same tokens in both
     assert find_groups(set_off_by_one(plain)) == groups

@@ -1,0 +1,247 @@
+"""The driver: runs a model, or watches whatever runs it, and tells who asked. The only code that calls the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration.attention.capture import AttentionCapture
+from pruning.calibration.attention.softmax import AttentionCall
+from pruning.calibration.gradients import Gradients, ParameterListener
+from pruning.calibration.hooks import block_input, bypassed, frozen, main_tensor, parameter_gradients
+from pruning.calibration.step import Step, StepReader, check_finite
+from pruning.calibration.sums import summable
+from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.errors import PruningError
+from pruning.models.families import denoise
+
+Progress = Callable[[int], None]
+Seen = Callable[[Tensor, Step, Tensor], None]
+"""Is told a tensor (S, ...), the step, and to which of the step's rows each of the S belongs."""
+Compared = Callable[[Tensor, Tensor, Step], None]
+"""Is told two tensors (B, ...) and the step."""
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """A run of the model that is only watched, such as a pipeline generating from prompts.
+
+    Attributes:
+        generate: Takes nothing; called once per pass, so it must do the same every time (seed its generators).
+        num_train_timesteps: Upper end of the timesteps that the model is called with.
+    """
+
+    generate: Callable[[], object]
+    num_train_timesteps: float
+
+
+class Driver:
+    """Context manager that watches a model; all hooks are gone afterwards, and modes and gradients put back.
+
+    Who wants to know something asks before the run (the methods ``on_…``, and ``gradients.on_backward``) and is told
+    once per batch, in the order in which the model comes by. That is all that an observer knows of a run. So a driver
+    for models larger than memory can take this one's place: with the inputs of all blocks on disk it would load a
+    block, run all batches through it, tell who asked about what lies in it, and free it; gradients by going through the
+    blocks in reverse, each run anew with its output's gradient at hand. `run`, and `__enter__`, which hooks the whole
+    model at once, are what it would do otherwise. What it must keep: `on_step` before anything of a batch, attention
+    before the rows that it weights, a batch's gradients before the end of its backward pass.
+
+    Args:
+        model: The denoiser.
+        reader: Reads the step of each call.
+        seed: Of the random signs that outputs are projected on.
+    """
+
+    def __init__(self, model: nn.Module, reader: StepReader, seed: int = 0) -> None:
+        self._model, self._reader = model, reader
+        self.gradients = Gradients(seed)
+        self._steps: list[Callable[[Step], None]] = []
+        self._ends: list[Callable[[], None]] = []
+        self._attention: dict[str, list[Callable[[AttentionCall, Step, Tensor], None]]] = {}
+        self._inputs: dict[str, list[Seen]] = {}
+        self._outputs: dict[str, list[Seen]] = {}
+        self._blocks: dict[str, list[Compared]] = {}
+        self._ablations: dict[str, list[Compared]] = {}
+        self._step: Step | None = None
+        self._paused = False
+        self._stack: ExitStack | None = None
+
+    # Who wants to know.
+
+    def on_step(self, tell: Callable[[Step], None]) -> None:
+        """Tell when the denoiser is about to run."""
+        self._steps.append(tell)
+
+    def on_end(self, tell: Callable[[], None]) -> None:
+        """Tell when all is done, unless it ended by an exception."""
+        self._ends.append(tell)
+
+    def on_attention(self, path: str, tell: Callable[[AttentionCall, Step, Tensor], None]) -> None:
+        """Tell of the calls of an attention module, and to which of the step's rows each of its batch belongs."""
+        self._attention.setdefault(path, []).append(tell)
+
+    def on_input(self, path: str, tell: Seen) -> None:
+        """Tell what enters a module."""
+        self._inputs.setdefault(path, []).append(tell)
+
+    def on_output(self, path: str, tell: Seen) -> None:
+        """Tell what leaves a module."""
+        self._outputs.setdefault(path, []).append(tell)
+
+    def on_block(self, path: str, tell: Compared) -> None:
+        """Tell what enters and what leaves a block."""
+        self._blocks.setdefault(path, []).append(tell)
+
+    def on_ablation(self, path: str, tell: Compared) -> None:
+        """Tell the model's output with and without a block, at the price of a forward pass."""
+        self._ablations.setdefault(path, []).append(tell)
+
+    def on_parameters(self, listener: ParameterListener) -> None:
+        """Tell the gradients of the data loss by parameters, which take gradients from the start of the run."""
+        self.gradients.listeners.append(listener)
+
+    # Running.
+
+    def __enter__(self) -> Driver:
+        with ExitStack() as stack:
+            stack.enter_context(frozen(self._model))
+            for listener in self.gradients.listeners:
+                stack.enter_context(parameter_gradients(listener.parameters))
+            stack.callback(self._model.register_forward_pre_hook(self._start, with_kwargs=True).remove)
+            stack.callback(self._model.register_forward_hook(self._end).remove)
+            for path, told in self._inputs.items():
+                hook = self._model.get_submodule(path).register_forward_pre_hook
+                stack.callback(hook(self._input(path, told), with_kwargs=True).remove)
+            for path, told in self._outputs.items():
+                hook = self._model.get_submodule(path).register_forward_hook
+                stack.callback(hook(self._output(path, told)).remove)
+            for path, told in self._blocks.items():
+                hook = self._model.get_submodule(path).register_forward_hook
+                stack.callback(hook(self._block(path, told), with_kwargs=True).remove)
+            self._capture = AttentionCapture(self._model, self._attention, self._attend)
+            stack.enter_context(self._capture)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._step = None
+        self.gradients.restart()
+        if self._stack is not None:
+            self._stack.close()
+        for tell in self._ends if kind is None else ():
+            tell()
+
+    def run(self, source: NoisedBatches | SamplingRun, progress: Progress | None = None) -> None:
+        """Show the model what `source` has.
+
+        Args:
+            source: Noised batches, or a sampling run to watch.
+            progress: Called after each noised batch with its number of rows.
+        """
+        if isinstance(source, SamplingRun):
+            with torch.no_grad():
+                source.generate()
+            return
+        for batch in source:
+            self._reader.identify(batch.sample_ids, batch.bucket)
+            self._run_batch(batch)
+            if progress is not None:
+                progress(len(batch.sample_ids))
+
+    def _run_batch(self, batch: NoisedBatch) -> None:
+        """Run one batch forwards, backwards if gradients are wanted, and once without each block that is ablated."""
+        with torch.set_grad_enabled(self.gradients.wanted):
+            output = denoise(self._model, batch.call)
+            if self.gradients.wanted:
+                self.gradients.backward(output, batch.target, self.step)
+        full = output.detach()
+        with self._looking_away(), torch.no_grad():
+            for path, told in self._ablations.items():
+                with bypassed(self._model, path):
+                    without = denoise(self._model, batch.call)
+                check_finite(without, f"the output without block {path!r}", self.step.describe)
+                for tell in told:
+                    tell(summable(full), summable(without), self.step)
+
+    @contextmanager
+    def _looking_away(self) -> Iterator[None]:
+        """Tell nobody, while the model runs for another reason."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    # What comes by.
+
+    @property
+    def step(self) -> Step:
+        """The denoiser's current or last call.
+
+        Raises:
+            PruningError: If it has not run.
+        """
+        if self._step is None:
+            raise PruningError(
+                f"a part of {type(self._model).__name__} ran outside a call of the whole model; calibration reads "
+                "timestep and samples from the whole model's call"
+            )
+        return self._step
+
+    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._paused:
+            return
+        self._capture.restart()
+        self.gradients.restart()
+        self._step = self._reader.read(args, kwargs)
+        for tell in self._steps:
+            tell(self._step)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._paused:
+            check_finite(main_tensor(output), f"the output of {type(module).__name__}", self.step.describe)
+
+    def _attend(self, call: AttentionCall) -> None:
+        if self._paused:
+            return
+        row_of = self.step.row_of(call.query.shape[0], f"attention {call.path!r}")
+        tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}
+        for tell in self._attention[call.path]:
+            tell(replace(call, **tensors), self.step, row_of)
+
+    def _input(self, path: str, told: list[Seen]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            if self._paused:
+                return
+            x = args[0] if args else next(iter(kwargs.values()))
+            row_of = self.step.row_of(x.shape[0], path)
+            check_finite(x, f"the input of {path!r}", lambda rows: self.step.describe(row_of[rows].tolist()))
+            for tell in told:
+                tell(x, self.step, row_of)
+
+        return hook
+
+    def _output(self, path: str, told: list[Seen]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if not self._paused:
+                row_of = self.step.row_of(output.shape[0], path)
+                for tell in told:
+                    tell(output, self.step, row_of)
+
+        return hook
+
+    def _block(self, path: str, told: list[Compared]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            if self._paused:
+                return
+            before, after = block_input(args, kwargs), main_tensor(output)
+            check_finite(after, f"the output of {path!r}", self.step.describe)
+            for tell in told:
+                tell(summable(before), summable(after), self.step)
+
+        return hook

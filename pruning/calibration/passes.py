@@ -1,0 +1,179 @@
+"""Calibration runs: a first pass where something needs it, and the pass that gathers the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from pruning.calibration.calibrator import Calibrator
+from pruning.calibration.driver import Progress, SamplingRun
+from pruning.calibration.observer import Observer, find
+from pruning.calibration.sinks.detection import detection_settings
+from pruning.calibration.sinks.stability import FirstPass, first_observers
+from pruning.calibration.sinks.weights import weights_need_first_pass
+from pruning.data.batches import NoisedBatches
+from pruning.errors import PruningError
+from pruning.settings import Calibrate, SinkWeights
+from pruning.types import CalibrationStats, PrunableGroup
+
+Needs = Iterable[str] | Mapping[str, Observer]
+Source = NoisedBatches | SamplingRun
+
+
+def needs_first_pass(
+    needs: Needs, variants: Collection[str], sink_weights: SinkWeights | None = None
+) -> bool:
+    """Tell whether a calibration needs a first pass: for the stability of sinks, for influence or channel means."""
+    if weights_need_first_pass(variants, sink_weights or SinkWeights()):
+        return True
+    return any(observer.sees.needs_means for observer in find(needs).values())
+
+
+def first_pass(
+    model: nn.Module,
+    groups: Iterable[PrunableGroup],
+    source: Source,
+    *,
+    settings: Calibrate | None = None,
+    timestep_weights: Sequence[float] | None = None,
+    stability: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> FirstPass:
+    """Run the first pass over noised batches or over a sampling run.
+
+    Each sample must come at every timestep with the same image and noise, or along its sampling trajectory. The other
+    arguments are those of `calibrate`, with which they must agree.
+
+    Args:
+        model: The denoiser.
+        groups: What may be removed.
+        source: Noised batches, or a sampling run to watch.
+        settings: See `Calibrator`; the weights of detected sinks and `rows` do not matter here.
+        timestep_weights: w_tau in numbers, for the channel means.
+        stability: Watch attention; without it only means are gathered.
+        seed: Of the query draws.
+        progress: Called after each noised batch with its number of rows.
+
+    Raises:
+        PruningError: As `calibrate`.
+    """
+    groups, settings = list(groups), _settings(settings, source)
+    calibrator = Calibrator(
+        model,
+        groups,
+        needs=first_observers(model, groups, sinks=stability),
+        num_train_timesteps=source.num_train_timesteps,
+        settings=replace(settings, rows=None),
+        timestep_weights=timestep_weights,
+        seed=seed,
+    )
+    with calibrator as stats:
+        calibrator.run(source, progress)
+    return FirstPass.of(stats, {"detection": detection_settings(settings.sink_weights)})
+
+
+_first_pass = first_pass  # `calibrate` has an argument of that name
+
+
+def calibrate(
+    model: nn.Module,
+    groups: Iterable[PrunableGroup],
+    source: Source,
+    *,
+    needs: Needs,
+    settings: Calibrate | None = None,
+    variants: Collection[str] = (),
+    timestep_weights: Sequence[float] | None = None,
+    first_pass: FirstPass | None = None,
+    conditional: int = 1,
+    seed: int = 0,
+    permutation_seed: int | None = None,
+    progress: Progress | None = None,
+) -> CalibrationStats:
+    """Gather statistics over noised batches, or over a sampling run, such as a pipeline generating from prompts.
+
+    A noised batch costs one forward, one backward pass by activations for each loss that is asked for, one by weights
+    for ``diff_pruning``, and one forward per block for ``block_change``. A sampling run has no targets and no further
+    forwards, so it gives none of these.
+
+    Args:
+        model: The denoiser.
+        groups: What may be removed.
+        source: Noised batches, or a sampling run to watch; gone through once per pass.
+        needs: Names of the statistics to gather, or observers of one's own by name.
+        settings: See `Calibrator`. None takes the defaults, with the timestep buckets of the batches.
+        variants: Weighted rows to gather besides the plain ones, some of `VARIANTS`.
+        timestep_weights: w_tau as T positive numbers, such as those of `sampler_weights`, in place of what `settings`
+            says.
+        first_pass: Result of the function `first_pass` over the same source; run here if it is needed and None.
+        conditional: Which half of a guided call is conditional; see `Calibrator`.
+        seed: Of all draws.
+        permutation_seed: Of the permutations of the variants ``permuted``; None takes `seed`.
+        progress: Called after each noised batch with its number of rows.
+
+    Returns:
+        The statistics, by place; see `CalibrationStats`.
+
+    Raises:
+        PruningError: For unknown names, values out of range, no samples, or NaN, naming module, sample and bucket.
+    """
+    groups, settings = list(groups), _settings(settings, source)
+    needs = needs if isinstance(needs, Mapping) else list(needs)
+    if isinstance(source, SamplingRun):
+        _check_watchable(find(needs))
+    if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
+        first_pass = _first_pass(
+            model,
+            groups,
+            source,
+            settings=settings,
+            timestep_weights=timestep_weights,
+            stability=bool(variants),
+            seed=seed,
+            progress=progress,
+        )
+    calibrator = Calibrator(
+        model,
+        groups,
+        needs=needs,
+        num_train_timesteps=source.num_train_timesteps,
+        settings=settings,
+        variants=variants,
+        timestep_weights=timestep_weights,
+        first_pass=first_pass,
+        conditional=conditional,
+        seed=seed,
+        permutation_seed=permutation_seed,
+    )
+    with calibrator as stats:
+        calibrator.run(source, progress)
+    return stats
+
+
+def _check_watchable(observers: Mapping[str, Observer]) -> None:
+    for name, observer in observers.items():
+        if observer.sees.needs_targets:
+            raise PruningError(
+                f"statistic {name!r} cannot be gathered from a sampling run, which has no targets; "
+                "calibrate on noised images of a data set"
+            )
+
+
+def _settings(settings: Calibrate | None, source: Source) -> Calibrate:
+    """Return the settings, whose timestep buckets are those of the batches.
+
+    Raises:
+        PruningError: If they are not.
+    """
+    theirs = getattr(source, "timestep_buckets", None)
+    if theirs is None:
+        return settings or Calibrate()
+    if settings is not None and settings.timestep_buckets != theirs:
+        raise PruningError(
+            f"calibration: timestep_buckets is {settings.timestep_buckets}, but the batches have {theirs}; make both "
+            "the same"
+        )
+    return settings or Calibrate(timestep_buckets=theirs)

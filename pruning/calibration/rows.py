@@ -1,0 +1,141 @@
+"""The rows that enter a group's consumer: channels by position, or unfolded as the consumer's weight reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.calibration.attention.sites import weighting_site
+from pruning.errors import PruningError
+from pruning.types import PrunableGroup
+
+CHUNK_ELEMENTS = 2**24
+"""Elements of unfolded rows held at once (64 MiB of float32), or one sample's if that is more."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A module that reads a group, and the slice of its input that belongs to the group.
+
+    Attributes:
+        key: Name of the slice, under which its statistics are kept; see `PrunableGroup.consumer_key`.
+        path: Path of the module.
+        module: A linear layer, or a 2-D convolution with all channels in one convolution group.
+        start: First input channel of unit 0.
+        channels: Input channels of the group.
+        units: G, the units of the group.
+        site: The attention module whose sinks weight its rows; None where rows have no token weights.
+    """
+
+    key: str
+    path: str
+    module: nn.Module
+    start: int
+    channels: int
+    units: int
+    site: str | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, group: PrunableGroup) -> Consumer:
+        """Find the one consumer of `group`.
+
+        Raises:
+            PruningError: If the consumer is neither of the two, or there are several.
+        """
+        module = model.get_submodule(group.consumer)
+        plain = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+        if not (plain or isinstance(module, nn.Linear)):
+            raise PruningError(
+                f"group {group.name!r}: its consumer {group.consumer!r} is a {type(module).__name__}; calibration "
+                "reads linear layers and zero-padded 2-D convolutions without channel groups"
+            )
+        return cls(
+            group.consumer_key,
+            group.consumer,
+            module,
+            group.read_by.offset,
+            group.num_units * group.read_by.unit_size,
+            group.num_units,
+            weighting_site(model, group),
+        )
+
+    @property
+    def columns(self) -> int:
+        """P, the columns that `rows` yields."""
+        area = (
+            self.module.kernel_size[0] * self.module.kernel_size[1]
+            if isinstance(self.module, nn.Conv2d)
+            else 1
+        )
+        return self.channels * area
+
+    @property
+    def outputs(self) -> int:
+        """C, the channels of the consumer's output."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return len(weight)
+
+    def image(self, x: Tensor) -> Tensor | None:
+        """Return the channels (S, C, H, W) that a 3 x 3 convolution reads if it keeps their size, else None."""
+        conv = self.module
+        if not isinstance(conv, nn.Conv2d) or conv.padding not in ((1, 1), "same"):
+            return None
+        if (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
+            return None
+        return x[:, self.start : self.start + self.channels].float()
+
+    def num_tokens(self, x: Tensor) -> int:
+        """Return N, the positions of an input, which `tokens` yields."""
+        return x.shape[2:].numel() if isinstance(self.module, nn.Conv2d) else x.shape[1:-1].numel()
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the group's channels of an input (or its gradient) by position, (S, N, C), not unfolded."""
+        if isinstance(self.module, nn.Conv2d):
+            return x[:, self.start : self.start + self.channels].flatten(2).transpose(1, 2)
+        part = x[..., self.start : self.start + self.channels]
+        return part.reshape(x.shape[0], -1, self.channels)
+
+    def rows(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (samples, their rows (s, N, P) float32) over an input; N output positions for a convolution."""
+        if isinstance(self.module, nn.Conv2d):
+            per_sample = self.columns * _output_positions(self.module, x)
+        else:
+            per_sample = x[0].numel()
+        step = max(1, CHUNK_ELEMENTS // max(per_sample, 1))
+        for first in range(0, x.shape[0], step):
+            part = slice(first, min(first + step, x.shape[0]))
+            yield part, self._unfold(x[part])
+
+    def channel_rows(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all samples and their rows (S, N, C) float32, not unfolded."""
+        yield slice(0, x.shape[0]), self.tokens(x).float()
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        if not isinstance(self.module, nn.Conv2d):
+            return self.tokens(x).float()
+        conv = self.module
+        image = x[:, self.start : self.start + self.channels].float()
+        if isinstance(conv.padding, str):  # 'same' may pad more on one side
+            left, right, top, bottom = conv._reversed_padding_repeated_twice
+            image, padding = F.pad(image, (left, right, top, bottom)), 0
+        else:
+            padding = conv.padding
+        unfolded = F.unfold(image, conv.kernel_size, conv.dilation, padding, conv.stride)
+        return unfolded.transpose(1, 2)
+
+
+def consumers_of(model: nn.Module, groups: Iterable[PrunableGroup]) -> list[Consumer]:
+    """Return every consumer of every group.
+
+    Raises:
+        PruningError: For a consumer of a kind that calibration cannot read.
+    """
+    return [Consumer.of(model, one) for group in groups for one in group.consumers]
+
+
+def _output_positions(conv: nn.Conv2d, x: Tensor) -> int:
+    return max(1, (x.shape[2] * x.shape[3]) // (conv.stride[0] * conv.stride[1]))

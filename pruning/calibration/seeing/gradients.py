@@ -1,0 +1,163 @@
+"""Seeing gradients of a loss by what enters and what leaves a consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.rows import Consumer, consumers_of
+from pruning.calibration.seeing.inputs import Rows
+from pruning.calibration.step import Step, by_bucket, check_finite
+from pruning.calibration.sums import summable
+from pruning.types import PrunableGroup
+
+
+@dataclass(frozen=True)
+class Effects:
+    """First-order effects of a group's units, all of one timestep bucket.
+
+    With x (i, c) the consumer's input and q = dL/dx, a unit's effect is ``z_g = sum_i sum_{c in g} q x`` for the data
+    loss, and with ``x - mu`` in place of x for the output's projection; row i times omega_i in a variant.
+
+    Attributes:
+        z: (B, G) float64.
+        weight: w_tau, (B,) float64.
+    """
+
+    z: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class InputGradient(Sight):
+    """Sees `Effects`.
+
+    Attributes:
+        loss: ``data``: L = mean squared error to the target; ``output``: L = <v, model output>, v random signs.
+    """
+
+    loss: str
+
+    @property
+    def needs_targets(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def needs_means(self) -> bool:
+        """For centred effects."""
+        return self.loss == "output"
+
+    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
+        """Return every consumer."""
+        return consumers_of(model, groups)
+
+    def variants(self, place: Consumer, asked: Sequence[str]) -> list[str]:
+        """Return all but ``guided``, where there is an attention module that weights the rows."""
+        return [variant for variant in asked if variant != "guided" and place.site is not None]
+
+    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], bench: Bench) -> None:
+        """Ask for the gradients of what enters the consumers."""
+        for place in places:
+            tap = _Effects(place, observers, bench, self)
+            bench.driver.on_input(place.path, tap.see)
+            bench.driver.gradients.on_backward(self.loss, tap.finish)
+
+
+class _Effects:
+    """Adds up the effects at one consumer over a forward, and hands them to the observers."""
+
+    def __init__(
+        self, place: Consumer, observers: Mapping[str, Observer], bench: Bench, sees: InputGradient
+    ) -> None:
+        self._place, self._observers, self._bench, self._loss = place, observers, bench, sees.loss
+        self._mean = bench.means[place.key] if sees.needs_means else None
+        self._z: dict[str, Tensor] = {}
+
+    def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
+        """Ask for the gradient of one input."""
+        omegas = self._bench.token_weights.at(self._place, x)
+
+        def add(q: Tensor) -> None:
+            check_finite(
+                q,
+                f"the gradient at {self._place.path!r}",
+                lambda rows: step.describe(row_of[rows].tolist()),
+            )
+            self._add(x, q, len(step.keys), row_of, omegas)
+
+        self._bench.driver.gradients.want(self._loss, x, add)
+
+    def _add(self, x: Tensor, q: Tensor, batch: int, row_of: Tensor, omegas: Mapping[str, Tensor]) -> None:
+        """Add to z (B, G) by suffix: '' plain, '@variant' with rows times omega."""
+        place = self._place
+        tokens = place.tokens(summable(x)).float()  # (S, N, C)
+        if self._mean is not None:
+            tokens = tokens - self._mean.to(tokens)
+        product = tokens * place.tokens(summable(q)).float()  # (S, N, C)
+        if place.units < product.shape[-1]:
+            product = product.unflatten(-1, (place.units, -1)).sum(-1)  # (S, N, G)
+        for suffix, omega in {"": None, **{f"@{v}": o for v, o in omegas.items()}}.items():
+            rows = product if omega is None else product * omega.to(product)[:, :, None]
+            zeros = torch.zeros(batch, place.units, dtype=torch.float64, device=product.device)
+            z = self._z.setdefault(suffix, zeros)
+            z.index_add_(0, row_of.to(z.device), rows.sum(1, dtype=torch.float64))
+
+    def finish(self, step: Step) -> None:
+        """Hand on the effects of a forward."""
+        for suffix, z in self._z.items():
+            for bucket, here in by_bucket(step.buckets):
+                view = Effects(z[here], step.weights[here].to(z.device))
+                for name, one in self._observers.items():
+                    at = bucket if one.by == "bucket" else None
+                    self._bench.sums.add(self._place.key, name + suffix, one.measure(view), at)
+        self._z = {}
+
+
+@dataclass(frozen=True)
+class OutputGradient(Sight):
+    """Sees `Rows` of the gradient q = dL/dy by a consumer's output y: all of them, whatever the setting ``rows`` says.
+
+    Attributes:
+        loss: As in `InputGradient`.
+    """
+
+    loss: str
+
+    @property
+    def needs_targets(self) -> bool:
+        """Always."""
+        return True
+
+    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
+        """Return every consumer."""
+        return consumers_of(model, groups)
+
+    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], bench: Bench) -> None:
+        """Ask for the gradients of what leaves the consumers."""
+
+        def watch_one(place: Consumer) -> None:
+            def see(y: Tensor, step: Step, row_of: Tensor) -> None:
+                bench.driver.gradients.want(self.loss, y, lambda q: add(q, step, row_of))
+
+            def add(q: Tensor, step: Step, row_of: Tensor) -> None:
+                q = summable(q)
+                rows = (
+                    q.flatten(2).transpose(1, 2) if isinstance(place.module, nn.Conv2d) else q.flatten(1, -2)
+                )
+                weights = step.weights[row_of].to(rows.device, torch.float32)[:, None].expand(rows.shape[:2])
+                for bucket, here in by_bucket(step.buckets[row_of]):
+                    view = Rows(rows[here].flatten(0, 1).float(), weights[here].flatten(), place)
+                    for name, one in observers.items():
+                        at = bucket if one.by == "bucket" else None
+                        bench.sums.add(place.key, name, one.measure(view), at)
+
+            bench.driver.on_output(place.path, see)
+            bench.driver.gradients.on_backward(self.loss, lambda step: None)
+
+        for place in places:
+            watch_one(place)

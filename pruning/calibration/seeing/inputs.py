@@ -1,0 +1,156 @@
+"""Seeing the rows that enter a consumer, plain and for every variant of weighted rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration.draws import ROWS, subset
+from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.rows import Consumer, consumers_of
+from pruning.calibration.step import Step, by_bucket
+from pruning.calibration.sums import summable
+from pruning.types import PrunableGroup
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one timestep bucket.
+
+    Attributes:
+        x: (R, P) float32; channel-major unfolded for convolutions, matching ``weight.flatten(1)``.
+        weight: (R,) float32, w_tau, or w_tau omega^2 in a variant.
+        place: Where they enter.
+    """
+
+    x: Tensor
+    weight: Tensor
+    place: Consumer
+
+
+@dataclass(frozen=True)
+class Image:
+    """The input of a 3 x 3 convolution that keeps its size, whose patches are rows.
+
+    Attributes:
+        x: (S, C, H, W) float32.
+        weight: (S,) float32, w_tau.
+        place: Where it enters.
+    """
+
+    x: Tensor
+    weight: Tensor
+    place: Consumer
+
+
+@dataclass(frozen=True)
+class Input(Sight):
+    """Sees `Rows`; where rows need no weights of their own and all observers can, the `Image` that they are patches of.
+
+    Attributes:
+        unfolded: Convolutions are seen as their weight reads them; else channel by channel, (R, C).
+    """
+
+    unfolded: bool = True
+
+    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
+        """Return every consumer."""
+        return consumers_of(model, groups)
+
+    def variants(self, place: Consumer, asked: Sequence[str]) -> list[str]:
+        """Return ``guided``, and the others where there is an attention module that weights the rows."""
+        return [variant for variant in asked if variant == "guided" or place.site is not None]
+
+    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], bench: Bench) -> None:
+        """Hand on what enters the consumers."""
+        for place in places:
+            bench.driver.on_input(place.path, _Tap(place, observers, bench, self.unfolded).see)
+
+
+class _Tap:
+    """Hands the rows of one consumer to the observers.
+
+    A variant's sum is the plain one less the deficit sum (1 - omega^2) x x^T over the few rows with omega != 1. It
+    is gathered the other way round, rows with omega = 1 once for all sums and the few others once per sum: the same
+    price, and nothing cancels where those few rows are large.
+    """
+
+    def __init__(
+        self, place: Consumer, observers: Mapping[str, Observer], bench: Bench, unfolded: bool
+    ) -> None:
+        self._place, self._bench, self._unfolded = place, bench, unfolded
+        self._observers = {
+            name: one
+            for name, one in observers.items()
+            if one.part_of is None or one.part_of[0] not in observers
+        }
+        patches = unfolded and all(one.of_image is not None for one in self._observers.values())
+        self._as_image = patches and bench.rows is None
+
+    @torch.no_grad()
+    def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
+        """Hand on one input, and once more as guidance mixes it if that is asked for."""
+        self._see(x, step, row_of, self._bench.token_weights.at(self._place, x), "")
+        if self._bench.guided is not None:
+            both, one, first = self._bench.guided(x, step, row_of, repr(self._place.path))
+            self._see(both, one, first, {}, "@guided")
+
+    def _see(self, x: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor], suffix: str) -> None:
+        """Hand on one input of S leading entries, with omega (S, N) by variant; `suffix` is that of the plain sums."""
+        image = self._place.image(summable(x)) if self._as_image and not omegas else None
+        if image is not None:
+            weights = step.weights[row_of].to(image.device, torch.float32)
+            for bucket, here in by_bucket(step.buckets[row_of]):
+                self._measure(Image(image[here], weights[here], self._place), [suffix], bucket)
+            return
+        rows = self._place.rows if self._unfolded else self._place.channel_rows
+        for part, found in rows(summable(x)):
+            kept, weights, omega = self._subset(
+                found, step, row_of[part], {v: o[part] for v, o in omegas.items()}
+            )
+            for bucket, here in by_bucket(step.buckets[row_of[part]]):
+                weight = weights.to(kept.device, torch.float32)[here, None].expand(-1, kept.shape[1])
+                flat = {v: o[here].flatten() for v, o in omega.items()}
+                self._add(bucket, kept[here].flatten(0, 1), weight.flatten(), flat, suffix)
+
+    def _subset(
+        self, rows: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the rows to look at, (s, n, P), the weights of their samples, scaled up, and their omegas."""
+        weights, count, total = step.weights[row_of], self._bench.rows, rows.shape[1]
+        omegas = {v: o.to(rows.device) for v, o in omegas.items()}
+        if count is None or count >= total:
+            return rows, weights, omegas
+        samples = [step.samples[i] for i in row_of.tolist()]
+        index = subset(self._bench.seed, samples, total, count, ROWS).to(rows.device)
+        kept = rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
+        return kept, weights * (total / count), {v: o.gather(1, index) for v, o in omegas.items()}
+
+    def _add(self, bucket: int, x: Tensor, u: Tensor, omegas: Mapping[str, Tensor], suffix: str) -> None:
+        """Add rows x (R, P) of one bucket with weights u (R,) and omegas (R,)."""
+        variants = {f"@{v}": u * o.to(u).square() for v, o in omegas.items()}
+        everywhere = [suffix, *variants]
+        marked = torch.zeros(len(u), dtype=torch.bool, device=x.device)
+        for omega in omegas.values():
+            marked |= omega != 1
+        if not bool(marked.any()):
+            self._measure(Rows(x, u, self._place), everywhere, bucket)
+            return
+        self._measure(Rows(x[~marked], u[~marked], self._place), everywhere, bucket)
+        x = x[marked]
+        for name, weight in {suffix: u, **variants}.items():
+            self._measure(Rows(x, weight[marked], self._place), [name], bucket)
+
+    def _measure(self, view: Rows | Image, suffixes: list[str], bucket: int) -> None:
+        """Measure a view once and add what is found to the sums named by `suffixes`."""
+        for name, observer in self._observers.items():
+            measure = observer.of_image if isinstance(view, Image) else observer.measure
+            assert measure is not None
+            value = measure(view)
+            for suffix in suffixes:
+                self._bench.sums.add(
+                    self._place.key, name + suffix, value, bucket if observer.by == "bucket" else None
+                )

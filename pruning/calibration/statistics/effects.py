@@ -1,0 +1,35 @@
+"""First-order effects of the units, in input-gradient form (SCORES.md section 3).
+
+With q = dL/dx at the consumer's input x, a unit's effect in one sample is ``z_g = sum_i sum_{c in g} q_ic x_ic``
+(row i times omega_i in a variant). Divide by ``samples`` for means.
+
+- ``taylor`` (G,): sum over samples of w_tau |z_g|, L the sample's mean squared error to the target.
+- ``probe_diag`` (G,): sum of w_tau z_g^2 with x - mu in place of x and L = <v, output>, v random signs; mu is the mean
+  of each channel over all rows and timesteps, from the first pass.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pruning.calibration.observer import Observer, register
+from pruning.calibration.rows import Consumer
+from pruning.calibration.seeing import Effects, InputGradient
+
+
+def taylor(effects: Effects) -> Tensor:
+    """(G,)."""
+    return effects.weight @ effects.z.abs()
+
+
+def probe_diag(effects: Effects) -> Tensor:
+    """(G,)."""
+    return effects.weight @ effects.z.square()
+
+
+def _units(at: Consumer) -> tuple[int, ...]:
+    return (at.units,)
+
+
+register("taylor", Observer(InputGradient("data"), taylor, _units))
+register("probe_diag", Observer(InputGradient("output"), probe_diag, _units))

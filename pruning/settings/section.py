@@ -1,0 +1,199 @@
+"""What a section of settings is: knobs, each written once with its default, its meaning and its rules.
+
+::
+
+    @section
+    class Recover(Section):
+        "Training the slim model back."
+
+        steps: int = knob(1000, "Optimizer steps.", at_least(1))
+
+A section is a frozen dataclass. Recipes are made of sections, and functions take them: ``recover(…, Recover())``.
+`Section.problems` finds every value of a wrong type, every value that breaks a rule, and what does not fit together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, dataclass_transform
+
+from pruning.errors import PruningError
+
+T = TypeVar("T")
+
+Rule = Callable[[Any], str | None]
+"""Returns what is wrong with a value, in words that follow it, or None. None as a value is never asked about."""
+
+Problem = tuple[str, str]
+"""A key path and what is wrong with its value."""
+
+
+def knob(default: Any, meaning: str, *rules: Rule, neutral: bool = False) -> Any:
+    """Return a field of a section.
+
+    Args:
+        default: Its default; a list is copied for each section, a type is called.
+        meaning: What it does, with its unit and what null stands for.
+        rules: What values must fulfil.
+        neutral: It changes how the work is done and not what comes out, so that results are reused across its values.
+    """
+    metadata = {"meaning": meaning, "rules": rules, "neutral": neutral}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=functools.partial(list, default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose docstring lists its knobs."""
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    lines = [f"    {field.name}: {field.metadata['meaning']}" for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+    made.__doc__ = "\n".join([cls.__doc__ or "", "", "Attributes:", *lines])
+    return made
+
+
+class Section:
+    """Base of all sections."""
+
+    def problems(self) -> list[Problem]:
+        """Return every value of a wrong type or that breaks a rule, then what does not fit together."""
+        found = list(_own_problems(self))
+        return found or list(self.mismatches())
+
+    def mismatches(self) -> Iterator[Problem]:
+        """Yield what does not fit together, given that every single value is right; sections override this."""
+        return iter(())
+
+    def check(self, place: str) -> None:
+        """Raise one PruningError that names every problem.
+
+        Args:
+            place: What the settings are for, e.g. ``recovery``.
+        """
+        if found := self.problems():
+            raise PruningError("; ".join(f"{place}: {key}: {text}" for key, text in found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """A leaf of a tree of sections.
+
+    Attributes:
+        key: Dotted path.
+        type: Its type hint.
+        default: Its default, JSON types.
+        meaning: What it does.
+        neutral: See `knob`.
+    """
+
+    key: str
+    type: Any
+    default: Any
+    meaning: str
+    neutral: bool
+
+
+def knobs_of(cls: type, prefix: str = "") -> Iterator[Knob]:
+    """Yield the leaves of a section and of the sections inside it, in order; lists of sections are leaves."""
+    hints = hints_of(cls)
+    for field in dataclasses.fields(cls):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        if is_section(hint):
+            yield from knobs_of(hint, f"{key}.")
+            continue
+        default = field.default
+        if default is dataclasses.MISSING:
+            assert field.default_factory is not dataclasses.MISSING
+            default = field.default_factory()
+        yield Knob(key, hint, default, field.metadata["meaning"], field.metadata["neutral"])
+
+
+@functools.cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """Return the type hints of a section by field."""
+    return typing.get_type_hints(cls)
+
+
+def is_section(hint: Any) -> bool:
+    """Tell whether a type hint is a section."""
+    return isinstance(hint, type) and issubclass(hint, Section)
+
+
+def item_section(hint: Any) -> type | None:
+    """Return the section of which a list holds several, or None."""
+    items = typing.get_args(hint) if typing.get_origin(hint) is list else ()
+    return items[0] if items and is_section(items[0]) else None
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows: those of a union, else itself."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def type_words(hint: Any) -> str:
+    """Return a type as a reader of YAML would say it."""
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    found = []
+    for option in options_of(hint):
+        if typing.get_origin(option) is list:
+            item = typing.get_args(option)[0]
+            found.append("a list of mappings" if is_section(item) else f"a list of {words[item]}")
+        else:
+            found.append("a mapping" if is_section(option) else words[option])
+    return " or ".join(found)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value is of the type of a hint; a whole number is a number, true is no number."""
+    for option in options_of(hint):
+        if typing.get_origin(option) is list:
+            item = typing.get_args(option)[0]
+            if isinstance(value, (list, tuple)) and all(fits(entry, item) for entry in value):
+                return True
+        elif option is float:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return True
+    return False
+
+
+def _own_problems(of: Any, prefix: str = "") -> Iterator[Problem]:
+    hints = hints_of(type(of))
+    for field in dataclasses.fields(of):
+        key, value, hint = f"{prefix}{field.name}", getattr(of, field.name), hints[field.name]
+        if not fits(value, hint):
+            yield key, f"{value!r} is a {type(value).__name__}; expected {type_words(hint)}"
+        elif isinstance(value, Section):
+            yield from _inner_problems(value, key)
+        elif item_section(hint):
+            for position, entry in enumerate(value):
+                yield from _inner_problems(entry, f"{key}[{position}]")
+        else:
+            yield from _leaf_problems(key, value, field.metadata["rules"])
+
+
+def _inner_problems(inner: Section, key: str) -> Iterator[Problem]:
+    for name, text in inner.problems():
+        yield f"{key}.{name}" if name else key, text
+
+
+def _leaf_problems(key: str, value: Any, rules: tuple[Rule, ...]) -> Iterator[Problem]:
+    for entry in value if isinstance(value, (list, tuple)) else [value]:
+        if entry is None:
+            continue
+        if isinstance(entry, float) and not math.isfinite(entry):
+            yield key, f"{entry} must be a finite number"
+            continue
+        for rule in rules:
+            if text := rule(entry):
+                yield key, text
+                break
