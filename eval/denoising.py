@@ -7,7 +7,7 @@ Denoising error: mean over samples of the mean squared difference of prediction 
 over the same images, noise and timesteps, the end point of the study (SCORES.md, section 7). The images are what was
 drawn at random, so the intervals are clustered by image.
 
-Observation, a row an image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
+Observation, one row per image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
 (digits: 256 images at 8 buckets are 2 MB; latents of 64 x 64: 134 MB); ``error`` float64 ``(R,)``, its mean squared
 difference to the target; ``bucket`` int64 ``(R,)``; and ``sample_ids`` int64 ``(R,)`` where they are known.
 """

@@ -1,6 +1,6 @@
 """Features of a subject's images and of the real ones, extracted once for all metrics that compare them.
 
-Observation: ``features`` ``(N, d)``, a row an image; the facts are those of the network (`eval.features`).
+Observation: ``features`` ``(N, d)``, one row per image; the facts are those of the network (`eval.features`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> list[float] | None
     finite population factor), with n - 1 degrees of freedom.
 
     Args:
-        numerator: a, one sum a cluster, ``(n,)``.
+        numerator: a, one sum per cluster, ``(n,)``.
         denominator: b, ``(n,)``, not all zero.
 
     Returns:

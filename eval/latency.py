@@ -42,7 +42,7 @@ def interleave(
     clock: Callable[[], float] = benchmark.timer,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Time several statements in turn and return the seconds of one run, one value a round.
+    """Time several statements in turn and return the seconds of one run, one value per round.
 
     Runs shorter than `min_run_s` are repeated to fill a block of that length; such a block begins with an untimed run,
     which brings back the caches that the others have taken. For one long run they do not count.

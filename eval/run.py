@@ -20,7 +20,7 @@ import ast
 import difflib
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,6 @@ def measure_all(
     metrics: Sequence[str],
     *,
     observed: Mapping[str, Path] | None = None,
-    on_start: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure every subject of the context.
 
@@ -147,7 +146,6 @@ def measure_all(
         observed: Folders that `observe` filled for these metrics, by subject, and under `DATA` for the
             data. These are read, and only what compares subjects in turns (latency) still runs the subject. What has
             no folder is observed in memory.
-        on_start: Called with the name of each metric before it runs.
 
     Returns:
         For every subject the merged results of all metrics, JSON types only.
@@ -166,8 +164,6 @@ def measure_all(
             context.check(metric, _needs(metric, SUBJECT))
     results: dict[str, dict[str, Any]] = {name: {} for name in context.subjects}
     for metric in metrics:
-        if on_start is not None:
-            on_start(metric)
         for name in seen:
             if name in folders:
                 new = [what for what in observations([metric], name) if what not in seen[name]]

@@ -81,7 +81,7 @@ class LatencyOptions:
 
     Attributes:
         batch_size: Images in one denoiser call.
-        rounds: Rounds of the denoiser call; every subject is timed once a round.
+        rounds: Rounds of the denoiser call; every subject is timed once per round.
         min_run_s: Least time of one timed block of calls, in seconds.
         sampling: Whether whole sampling runs are timed too.
         sampling_batch_size: Images in one sampling run.
@@ -124,7 +124,7 @@ class Context:
     Attributes:
         subjects: By name; the first is the reference (the dense model).
         real: Returns the held-out real images, uint8 ``(M, C, H, W)``.
-        noised: Returns noised held-out batches; called once a subject. See `Noised.of`.
+        noised: Returns noised held-out batches; called once for each subject. See `Noised.of`.
         call: Returns plausible call arguments for a batch size, on the subjects' device.
         features: What `eval.features.load_features` takes, or a loaded extractor.
         num_samples: Images to sample from every subject, ids ``0 .. num_samples - 1``.

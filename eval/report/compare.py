@@ -219,7 +219,7 @@ def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]],
 
 
 def columns(runs: Sequence[RunData]) -> dict[str, list[Cell]]:
-    """Return the columns of the table by title, a cell a run; columns that no run fills are left out."""
+    """Return the columns of the table by title, one cell per run; columns that no run fills are left out."""
     cells: dict[str, Callable[[RunData], Cell]] = {
         "MACs left": lambda r: Cell(fmt.percent(figures.reached(r, "macs"))),
         "Parameters left": lambda r: Cell(fmt.percent(figures.reached(r, "params"))),

@@ -21,7 +21,7 @@ from eval.report.svg import Scale
 
 PANEL = 132
 NEAR = 13.0  # points of the path nearer than this share one mark, and numbers of 12 px one line
-FEWEST = 0.5  # sinks an image, on average, below which a timestep is said to have none
+FEWEST = 0.5  # sinks per image, on average, below which a timestep is said to have none
 Point = tuple[float, float]
 
 
@@ -148,7 +148,7 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def _bars(found: Drift, left: float) -> tuple[str, float]:
-    """Return the overlap as one bar a bucket, and its width."""
+    """Return the overlap as one bar per bucket, and its width."""
     count = len(found.overlap)
     slot = min(26.0, 320 / count)
     start = left + 26

@@ -37,7 +37,7 @@ def pooled(
 
 
 def cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
-    """Return the cells above the lowest colour, runs of one colour in a row joined, a path a colour."""
+    """Return the cells above the lowest colour, runs of one colour in a row joined, one path per colour."""
     drawn: dict[str, list[str]] = {}
     for row, values in enumerate(share):
         names = ["nodata" if math.isnan(v) else svg.heat_class(float(v)) for v in values]

@@ -98,10 +98,9 @@ def label(x: float, y: float, text: object, cls: str = "t", anchor: str = "start
     return f'<text class="{cls}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{esc(text)}</text>'
 
 
-def rect(x: float, y: float, w: float, h: float, cls: str, title: str = "", radius: float = 0) -> str:
+def rect(x: float, y: float, w: float, h: float, cls: str, title: str = "") -> str:
     """Return a rectangle, with a tooltip if `title` is given."""
     shape = f'<rect class="{cls}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}"'
-    shape += f' rx="{radius:g}"' if radius else ""
     return f"{shape}><title>{esc(title)}</title></rect>" if title else f"{shape}/>"
 
 
@@ -123,7 +122,7 @@ def path(points: Sequence[tuple[float, float] | None], cls: str) -> str:
 
 
 def marker(x: float, y: float, shape: str, cls: str, title: str = "", size: float = 4.5) -> str:
-    """Return a point: circle, square, diamond, triangle or cross."""
+    """Return a point: circle, square, diamond or triangle."""
     s = size
     outlines = {
         "square": f"M{x - s:g} {y - s:g}h{2 * s:g}v{2 * s:g}h{-2 * s:g}z",

@@ -21,7 +21,7 @@ GREEDY = "input_moment"
 """Who reads this P x P statistic removes units one by one and solves for what stays, which takes P^3 steps."""
 
 MAX_WIDTH = 1024
-"""Widest consumer input P for which a greedy criterion other than the run's own is computed: a second or so a group."""
+"""Widest consumer input P for which greedy criteria other than the run's own are computed: about a second per group."""
 
 NOT_GATHERED = "the run did not gather its statistics"
 NO_WEIGHTS = "the run did not gather its token weights"
@@ -33,7 +33,7 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
     """Return, for the report, what share of each group every criterion would cut.
 
     Returns:
-        JSON types: ``groups`` (module and kind, in model order), ``rows`` (name, ``own``, and a share a group; the
+        JSON types: ``groups`` (module and kind, in model order), ``rows`` (name, ``own``, and one share per group; the
         run's own criterion first) and ``left_out`` (why, and which). Only a ``note`` where criteria cannot differ.
     """
     if run.recipe.prune.scope == "local" and not any(group.kind == "blocks" for group in run.groups):

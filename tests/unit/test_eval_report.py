@@ -176,7 +176,7 @@ def test_large_model_is_drawn_by_depth_with_removed_blocks(tmp_path: Path) -> No
     assert "a harbour at dawn" in page.text
     assert "no interval was measured" in page.text
     assert "10 sites" not in page.text
-    assert page.text.count("sink mass, a row a head") == sinks.MAX_SITES
+    assert page.text.count("sink mass, one row per head") == sinks.MAX_SITES
     assert "Not drawn (sink mass at most" in page.text
     assert all(source.startswith("data:image/jpeg") for source in page.sources)
     assert out.stat().st_size < 1_000_000
@@ -190,8 +190,8 @@ def test_no_sinks_is_said_and_maps_are_folded_away(tmp_path: Path) -> None:
     assert "a sink needs 8×" in page.text
     assert "No head has a sink mass of 5 %" in page.text
     html = out.read_text(encoding="utf-8")
-    assert html.index("Maps of the strongest site all the same") < html.index("sink mass, a row a head")
-    assert html.count("sink mass, a row a head") == 1
+    assert html.index("Maps of the strongest site all the same") < html.index("sink mass, one row per head")
+    assert html.count("sink mass, one row per head") == 1
 
 
 def test_several_runs_share_an_axis_only_if_measured_alike(tmp_path: Path) -> None:
@@ -553,7 +553,7 @@ def test_large_grids_are_pooled_by_maximum() -> None:
     cell = sinks.PANEL / 32
     centre = float(outlined[0].attrib["x"]) + float(outlined[0].attrib["width"]) / 2
     assert centre == pytest.approx(1 + 31.5 * cell, abs=0.01)
-    assert "largest of 2 × 2 tokens a cell" in figure
+    assert "largest of 2 × 2 tokens per cell" in figure
 
 
 def test_missing_timesteps_and_odd_shapes_are_drawn() -> None:

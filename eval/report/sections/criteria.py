@@ -1,4 +1,4 @@
-"""Where each criterion would cut: a row a criterion, a column a group, as shade the share that goes."""
+"""Where each criterion would cut: one row per criterion, one column per group, shaded by the share that goes."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ BODY = template(
 {%- endfor %}
 {% if removed %}<span><span class="swatch gone"></span>removed with its block</span>{% endif %}</p>
 {% if depth %}
-<p class="soft">One column a group, in model order from left to right: the coloured part is kept.</p>
+<p class="soft">One column per group, in model order from left to right: the coloured part is kept.</p>
 <div class="scroll"><figure>{{ depth }}</figure></div>
 <details><summary>All {{ count }} groups as a list</summary>{{ bars }}</details>
 {% else %}
@@ -122,7 +122,7 @@ def _totals(cuts: Sequence[Cut]) -> list[dict[str, str]]:
 
 
 def depth(cuts: Sequence[Cut]) -> Markup:
-    """Draw one column a group in model order, a band a kind: how much of each is kept. For many groups."""
+    """Draw one column per group in model order, one band per kind: how much of each is kept. For many groups."""
     kinds = {cut.kind: cut.cls for cut in sorted(cuts, key=lambda cut: (cut.cls, cut.kind))}
     left, width, band, gap = 40, 960, 64, 30
     slot = (width - left - 8) / len(cuts)

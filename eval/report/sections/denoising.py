@@ -50,7 +50,7 @@ def _measured(errors: Errors) -> Errors:
 
 
 def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = None) -> Markup:
-    """Draw one line a subject over the timestep buckets, and a dashed one at `mark`."""
+    """Draw one line per subject over the timestep buckets, and a dashed one at `mark`."""
     marks = [] if mark is None else [mark]
     values = [v for row in series.values() for v in row if v is not None] + marks
     count = max(len(row) for row in series.values())

@@ -1,4 +1,4 @@
-"""A head before and after folding: what it puts out at each token, what a bias can say for it, and what is left."""
+"""A head before and after folding: what it puts out at each token, what a bias can stand for, and what is left."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PLACE, WITHIN = 71, "heads"
 PANEL = 60
 LEFT = 176
 MAX_BUCKETS = 8
-ROWS = ("what the head says", "folded into the bias", "left after folding")
+ROWS = ("output of the head", "folded into the bias", "left after folding")
 
 
 BODY = template(
     """
 <h3 style="margin-top:22px">A head before and after folding</h3>
 {% if heads %}
-<p class="soft">How strongly a head speaks at each token of one image, by timestep. Folding moves the mean of what it
-says into a bias; what is left is lost with the head. The most constant heads come first, the least constant one last
-for contrast; one colour scale a head.</p>
+<p class="soft">How strong a head's output is at each token of one image, by timestep. Folding moves the mean of its
+output into a bias; what is left is lost with the head. The most constant heads come first, the least constant one last
+for contrast; each head has its own colour scale.</p>
 {% endif %}
 {% for name, words, figure in heads %}
 <div class="site"><h3 class="path">{{ name }}</h3><p>{{ words }}</p><div class="scroll">{{ figure }}</div></div>
@@ -48,7 +48,7 @@ class HeadOutput:
         fluctuation_ratio: R_h of SCORES.md section 4, over all of calibration.
         grid: Token grid ``(rows, columns)``.
         before: ``||W_h x_hi||``, ``(T, N)``; T timestep buckets, N tokens.
-        folded: ``||W_h mu_h||``: what a bias can say in its place.
+        folded: ``||W_h mu_h||``: what a bias can put in its place.
         after: ``||W_h (x_hi - mu_h)||``, ``(T, N)``.
     """
 
@@ -103,7 +103,7 @@ def describe(head: HeadOutput) -> str:
 
 
 def figure(head: HeadOutput) -> Markup:
-    """Draw three rows of token grids, a column a timestep bucket, on one colour scale."""
+    """Draw three rows of token grids, one column per timestep bucket, on one colour scale."""
     buckets = np.linspace(0, len(head.before) - 1, min(len(head.before), MAX_BUCKETS)).round().astype(int)
     flat = np.full_like(head.before, head.folded)
     drawn = [_image(values[buckets], head.grid) for values in (head.before, flat, head.after)]

@@ -71,7 +71,7 @@ def read_heads(run: RunData) -> list[Head]:
 
 
 def diagnostics(heads: Sequence[Head]) -> Markup | None:
-    """Draw sink mass against fluctuation ratio, a mark a head; None if no head has a ratio."""
+    """Draw sink mass against fluctuation ratio, one mark per head; None if no head has a ratio."""
     shown = [head for head in heads if head.fluctuation_ratio is not None]
     if not shown:
         return None

@@ -44,7 +44,7 @@ def curve(steps: Sequence[float], loss: Sequence[float | None]) -> Markup:
 
     Args:
         steps: Optimiser steps, rising.
-        loss: One a step; None where it was not finite.
+        loss: One per step; None where it was not finite.
     """
     pairs = [(s, v) for s, v in zip(steps, loss, strict=True) if v is not None]
     values = [v for _, v in pairs]

@@ -1,4 +1,4 @@
-"""Results: the table of everything that was measured, a row a measure, a column a subject."""
+"""Results: the table of everything that was measured, one row per measure, one column per subject."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what it is, which way is better, and a cell a subject."""
+    """A line of the table: what it is, which way is better, and one cell per subject."""
 
     label: str
     hint: str

@@ -43,7 +43,7 @@ sink; one that moves from grid to grid drifts with the timestep.</p>
 {% else %}
 <p class="soft">Strongest key of each site, over all timesteps, mean over heads. The mark is where a key would count as
 a sink.</p>
-<div class="bars three">
+<div class="bars">
 {% for bar in bars %}
 <div><span class="name path">{{ bar.label }}</span>
 <span class="bar k4"><i style="width:{{ bar.share }}%"></i><u style="left:{{ bar.mark }}%"></u></span>
@@ -90,7 +90,7 @@ def _rest(sites: Sequence[Site]) -> str:
 
 
 def _bars(sites: Sequence[Site]) -> list[dict[str, str]]:
-    """Return, a site, how near its strongest key comes to being a sink."""
+    """Return for each site how near its strongest key comes to being a sink."""
     shares = [site.peak_relative / site.threshold for site in sites]
     full = max(1.15, *shares)
     return [
@@ -165,12 +165,12 @@ def _keys(site: Site, keys: NDArray[np.intp], most: int = 4) -> str:
 
 
 def _head_map(site: Site) -> Markup:
-    """Draw sink mass, a row a head, a column a timestep bucket."""
+    """Draw sink mass, one row per head, one column per timestep bucket."""
     buckets, heads = site.sink_mass.shape
     left, top = 24, 22
     cell_w = min(24.0, 176 / buckets)
     cell_h = 15.0 if heads <= 24 else max(2.5, 360 / heads)
-    parts = [svg.label(0, 12, "sink mass, a row a head", "t ink")]
+    parts = [svg.label(0, 12, "sink mass, one row per head", "t ink")]
     tips = buckets * heads <= 512
     for head in range(heads):
         y = top + head * cell_h
@@ -195,7 +195,7 @@ def _share(relative: NDArray[np.float64], keys: int) -> NDArray[np.float64]:
 
 
 def _grid_map(site: Site) -> Markup:
-    """Draw one token grid a timestep bucket: relative mass by colour, sinks outlined."""
+    """Draw one token grid per timestep bucket: relative mass by colour, sinks outlined."""
     assert site.grid is not None
     rows, columns = site.grid
     factor = math.ceil(max(rows, columns) / grids.MAX_SIDE)
@@ -205,7 +205,7 @@ def _grid_map(site: Site) -> Markup:
     cell = PANEL / max(rows, columns)
     across = min(buckets, 8)
     step_x, step_y = columns * cell + 10, rows * cell + 24
-    parts = [svg.label(0, 12, "attention by token, one grid a timestep bucket", "t ink")]
+    parts = [svg.label(0, 12, "attention by token, one grid per timestep bucket", "t ink")]
     for bucket in range(buckets):
         x, y = (bucket % across) * step_x + 1, (bucket // across) * step_y + 22
         parts.append(svg.rect(x, y, columns * cell, rows * cell, "h0", f"bucket {bucket}"))
@@ -214,7 +214,7 @@ def _grid_map(site: Site) -> Markup:
         parts.append(svg.label(x + columns * cell / 2, y + rows * cell + 14, bucket, "t num", "middle"))
     if factor > 1:
         parts.append(
-            svg.label(across * step_x - 9, 12, f"largest of {factor} × {factor} tokens a cell", "t", "end")
+            svg.label(across * step_x - 9, 12, f"largest of {factor} × {factor} tokens per cell", "t", "end")
         )
     lines, last = math.ceil(buckets / across), (buckets - 1) % across
     foot = (lines - 1) * step_y + rows * cell + 52
@@ -233,7 +233,7 @@ def _outlines(sinks: NDArray[np.bool_], x: float, y: float, cell: float) -> str:
 
 
 def _key_map(site: Site) -> Markup:
-    """Draw relative mass, a row a timestep bucket, a column a key (text tokens); sinks outlined."""
+    """Draw relative mass, one row per timestep bucket, one column per key (text tokens); sinks outlined."""
     keys = site.key_mass.shape[1]
     factor = math.ceil(keys / MAX_KEYS)
     share, sinks = _share(site.relative_mass, keys), site.sinks
@@ -259,7 +259,7 @@ def _key_map(site: Site) -> Markup:
     for key in svg.linear_ticks(0, keys - 1, 8):
         parts.append(svg.label(left + (key // factor + 0.5) * cell, bottom + 14, int(key), "t num", "middle"))
     if factor > 1:
-        parts.append(svg.label(left + width, 12, f"largest of {factor} keys a column", "t", "end"))
+        parts.append(svg.label(left + width, 12, f"largest of {factor} keys per column", "t", "end"))
     alt = f"Relative attention mass by key at {site.module} for {buckets} timestep buckets, sinks outlined."
     return svg.drawing("".join(parts), left + width + 4, bottom + 22, alt)
 
