@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.observation import Observation
+from eval.observation import Observation, Seen
 from eval.types import DATA, Context
 
 FOLDER = Path(__file__).parent
@@ -88,41 +88,20 @@ def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
     return list(dict.fromkeys(what for metric in metrics for what in _reads(metric, name)))
 
 
-def observe(
-    context: Context,
-    name: str,
-    metrics: Sequence[str],
-    folder: Path | None = None,
-    seen: Mapping[str, Observation] | None = None,
-) -> dict[str, Observation]:
-    """Gather what `metrics` read of one subject.
+def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
+    """Make one observation of a subject.
 
     Args:
         context: The subject, the data and the options.
         name: Name of the subject, or `DATA` for the data that all are held against.
-        metrics: Names of metrics; one that compares subjects with each other (latency) reads nothing of one alone.
-        folder: Written to and, where it holds an observation already, read from instead of gathering.
-        seen: What is known already and need not be gathered.
-
-    Returns:
-        Everything that was seen, by observation.
+        what: Name of the observation; see `observations`.
+        seen: What the subject showed before.
 
     Raises:
-        ValueError: For an unknown metric, something a metric needs and the context lacks, a broken file, or something
-            that the subject does wrong.
+        ValueError: For something that the context lacks or the subject does wrong.
     """
-    found = dict(seen or {})
-    wanted = [what for what in observations(metrics, name) if what not in found]
-    if folder is not None:
-        found |= {what: Observation.load(folder, what) for what in wanted if Observation.is_in(folder, what)}
-    missing = [what for what in wanted if what not in found]
-    for metric in metrics:
-        _check_needs(context, metric, name, missing)
-    for what in missing:
-        found[what] = _module(what).observe(context, name, found)
-        if folder is not None:
-            found[what].save(folder, what)
-    return found
+    context.check(what, _needs(what, name), [] if name == DATA else [name])
+    return _module(what).observe(context, name, seen)
 
 
 def _check_needs(context: Context, metric: str, name: str, missing: Sequence[str]) -> None:
@@ -133,19 +112,14 @@ def _check_needs(context: Context, metric: str, name: str, missing: Sequence[str
 
 
 def measure_all(
-    context: Context,
-    metrics: Sequence[str],
-    *,
-    observed: Mapping[str, Path] | None = None,
+    context: Context, metrics: Sequence[str], *, seen: Mapping[str, Seen] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Measure every subject of the context.
 
     Args:
         context: The subjects, data and options.
         metrics: Names as in `available_metrics`; they run in this order.
-        observed: Folders that `observe` filled for these metrics, by subject, and under `DATA` for the
-            data. These are read, and only what compares subjects in turns (latency) still runs the subject. What has
-            no folder is observed in memory.
+        seen: What subjects, and under `DATA` the data, showed before (see `look`). What is missing is looked at here.
 
     Returns:
         For every subject the merged results of all metrics, JSON types only.
@@ -155,22 +129,19 @@ def measure_all(
             or a result that is NaN or infinite.
     """
     check_metrics(metrics)
-    folders = observed or {}
-    seen: dict[str, dict[str, Observation]] = {name: {} for name in (DATA, *context.subjects)}
+    found = {name: dict((seen or {}).get(name, {})) for name in (DATA, *context.subjects)}
     for metric in metrics:
-        for name in [name for name in seen if name not in folders]:
-            _check_needs(context, metric, name, _reads(metric, name))
+        for name, known in found.items():
+            _check_needs(context, metric, name, [what for what in _reads(metric, name) if what not in known])
         if not _reads(metric, SUBJECT):  # it runs the subjects side by side
             context.check(metric, _needs(metric, SUBJECT))
     results: dict[str, dict[str, Any]] = {name: {} for name in context.subjects}
     for metric in metrics:
-        for name in seen:
-            if name in folders:
-                new = [what for what in observations([metric], name) if what not in seen[name]]
-                seen[name] |= {what: Observation.load(folders[name], what) for what in new}
-            else:
-                seen[name] = observe(context, name, [metric], seen=seen[name])
-        for subject, values in _module(metric).compute(context, seen).items():
+        for name, known in found.items():
+            for what in _reads(metric, name):
+                if what not in known:
+                    known[what] = look(context, name, what, known)
+        for subject, values in _module(metric).compute(context, found).items():
             _check_values(values, f"subject {subject!r}, metric {metric!r}")
             clash = sorted(set(values) & set(results[subject]))
             if clash:

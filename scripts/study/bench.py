@@ -18,10 +18,9 @@ from pruning.data import NoisedBatch, NoisedBatches, conditioner, noised_batches
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
-from pruning.settings import Calibrate, SinkWeights
+from pruning.settings import Calibrate, Prune, SinkWeights, Target
 from pruning.stages.run import Run
 from pruning.surgery import apply_plan, compensate, compensation_needs
-from pruning.settings import Prune, Target
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash
 from study.subjects import Cell, Subject
 

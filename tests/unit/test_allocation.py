@@ -163,7 +163,10 @@ def test_a_coarse_target_is_answered_with_the_nearest_feasible_one(caplog):
         ({"scope": "layer"}, "allocation: scope: 'layer' is not valid; valid: global, local"),
         ({"round_to": 0}, "allocation: round_to: 0 must be at least 1"),
         ({"min_units": 0}, "allocation: min_units: 0 must be at least 1"),
-        ({"limits": [Limit(match="decoder.*", min_units=1)]}, r"limit 'decoder.\*' matches no group; groups are named like"),
+        (
+            {"limits": [Limit(match="decoder.*", min_units=1)]},
+            r"limit 'decoder.\*' matches no group; groups are named like",
+        ),
         ({"scores": None}, "scope 'global' compares scores across groups, but no scores were given"),
         ({"scores": Scores({})}, "no scores for the group"),
     ],
@@ -197,8 +200,14 @@ def test_groups_given_twice_or_of_another_model_and_scores_that_are_no_tensors_a
     [
         ({"target": Target()}, "target: exactly one of macs, params and ratio must be given, found none"),
         ({"target": Target(macs=0.5, ratio=0.5)}, "target: exactly one of .* found macs=0.5 and ratio=0.5"),
-        ({"target": Target(macs=0.0)}, r"target.macs: 0.0 is not in \(0, 1\]; it is the fraction that remains"),
-        ({"target": Target(ratio=1.0)}, r"target.ratio: 1.0 is not in \[0, 1\); it is the fraction that goes"),
+        (
+            {"target": Target(macs=0.0)},
+            r"target.macs: 0.0 is not in \(0, 1\]; it is the fraction that remains",
+        ),
+        (
+            {"target": Target(ratio=1.0)},
+            r"target.ratio: 1.0 is not in \[0, 1\); it is the fraction that goes",
+        ),
         ({"limits": [Limit(match="x", max_ratio=1.5)]}, r"limits\[0\].max_ratio: 1.5 is not in \[0, 1\]"),
         ({"limits": [Limit(match="x", min_units=0)]}, r"limits\[0\].min_units: 0 must be at least 1"),
     ],

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pruning.allocation import CostModel, allocate
-from pruning.settings import Prune, Target
 from pruning.groups import find_groups
 from pruning.importance import score
+from pruning.settings import Prune, Target
 from pruning.types import Scores
 from tests.models import call, dit
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of
