@@ -1,12 +1,37 @@
 """Data sets -> images -> noised batches: model call arguments, target and timestep bucket."""
 
-from pruning.data.batches import NoisedBatch, bucket_of, bucket_timesteps, noised_batches
-from pruning.data.conditioning import TEXT_ENCODERS, Conditioner, conditioner, encode_latents
-from pruning.data.digits import open_digits
-from pruning.data.images import ImageData, UnreadableRow
-from pruning.data.noise import is_flow, noise_and_target, num_train_timesteps
-from pruning.data.seeding import indexed_noise, sample_generator
-from pruning.data.sources import open_images
+from typing import TYPE_CHECKING
+
+from pruning.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pruning.data.batches import NoisedBatch, bucket_of, bucket_timesteps, noised_batches
+    from pruning.data.conditioning import TEXT_ENCODERS, Conditioner, conditioner, encode_latents
+    from pruning.data.digits import open_digits
+    from pruning.data.images import ImageData, UnreadableRow
+    from pruning.data.noise import is_flow, noise_and_target, num_train_timesteps
+    from pruning.data.seeding import indexed_noise, sample_generator
+    from pruning.data.sources import open_images
+
+_HOMES = {
+    "Conditioner": "conditioning",
+    "ImageData": "images",
+    "NoisedBatch": "batches",
+    "TEXT_ENCODERS": "conditioning",
+    "UnreadableRow": "images",
+    "bucket_of": "batches",
+    "bucket_timesteps": "batches",
+    "conditioner": "conditioning",
+    "encode_latents": "conditioning",
+    "indexed_noise": "seeding",
+    "is_flow": "noise",
+    "noise_and_target": "noise",
+    "noised_batches": "batches",
+    "num_train_timesteps": "noise",
+    "open_digits": "digits",
+    "open_images": "sources",
+    "sample_generator": "seeding",
+}
 
 __all__ = [
     "TEXT_ENCODERS",
@@ -27,3 +52,5 @@ __all__ = [
     "open_images",
     "sample_generator",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class ImageData:
         fetch: Index -> one float32 image in [-1, 1] of `shape`.
         fetch_label: Index -> class, or None where the source has no labels.
         fetch_caption: Index -> text, or None where the source has no captions.
-        num_classes: Number of classes where it is known.
+        class_names: Class -> name of the classes that the source tells of; None where it has no labels.
     """
 
     name: str
@@ -39,10 +39,15 @@ class ImageData:
     fetch: Callable[[int], Tensor]
     fetch_label: Callable[[int], int] | None = None
     fetch_caption: Callable[[int], str] | None = None
-    num_classes: int | None = None
+    class_names: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes a model of these labels has at least: the largest label and one."""
+        return None if self.class_names is None else max(self.class_names, default=-1) + 1
 
     def images(self, indices: Indices) -> Tensor:
         """Return images, float32 in [-1, 1], shape ``(B, C, H, W)``.

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from pruning.errors import PruningError
 from pruning.models import (
     bundled,
+    hub,
     load_denoiser,
     load_meta_denoiser,
     load_pipeline,
     load_scheduler,
-    loading,
     num_classes,
     resolve_source,
     sources,
@@ -202,8 +202,8 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
             raise EntryNotFoundError(f"404: {path}")
         return str(path)
 
-    monkeypatch.setattr(loading, "get_hf_file_metadata", lambda url: None)
-    monkeypatch.setattr(loading, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     model = load_meta_denoiser("owner/model", revision="v1")
     assert num_classes(model) == 10
     assert asked == [("owner/model", part, "config.json", "v1") for part in ("unet", "transformer", None)]
@@ -213,7 +213,7 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def offline(*args: object, **kwargs: object) -> str:
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr(loading, "hf_hub_download", offline)
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
     with pytest.raises(
         PruningError, match=r"'owner/model' is no folder here, and as a hub id it cannot be reached"
     ):
@@ -222,7 +222,7 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def gated(*args: object, **kwargs: object) -> str:
         raise PermissionError("gated")
 
-    monkeypatch.setattr(loading, "hf_hub_download", gated)
+    monkeypatch.setattr(hub, "hf_hub_download", gated)
     with pytest.raises(PruningError, match=r"cannot be fetched: PermissionError: gated"):
         load_scheduler("owner/model")
 
@@ -232,13 +232,13 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_unless_the_file_is_here(fold
         assert url.endswith("owner/model/resolve/main/unet/config.json")
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(loading, "get_hf_file_metadata", unreachable)
-    monkeypatch.setattr(loading, "hf_hub_download", lambda *a, **k: pytest.fail("would try six times"))
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("would try six times"))
     with pytest.raises(PruningError, match="cannot be fetched: ConnectionError: no network"):
         load_meta_denoiser("owner/model")
     config = folder / "transformer" / "config.json"
-    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *a, **k: str(config))
-    monkeypatch.setattr(loading, "hf_hub_download", lambda *a, **k: str(config))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: str(config))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: str(config))
     assert num_classes(load_meta_denoiser("owner/model", subfolder="transformer")) == 10
 
 
