@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pruning.data.conditioning import TEXT_ENCODERS, Conditioner, conditioner, encode_latents
     from pruning.data.digits import open_digits
     from pruning.data.images import ImageData, UnreadableRow
+    from pruning.data.labels import check_classes, class_remarks, find_null_class
     from pruning.data.noise import is_flow, noise_and_target, num_train_timesteps
     from pruning.data.seeding import indexed_noise, sample_generator
     from pruning.data.sources import open_images
@@ -21,8 +22,11 @@ _HOMES = {
     "UnreadableRow": "images",
     "bucket_of": "batches",
     "bucket_timesteps": "batches",
+    "check_classes": "labels",
+    "class_remarks": "labels",
     "conditioner": "conditioning",
     "encode_latents": "conditioning",
+    "find_null_class": "labels",
     "indexed_noise": "seeding",
     "is_flow": "noise",
     "noise_and_target": "noise",
@@ -41,8 +45,11 @@ __all__ = [
     "UnreadableRow",
     "bucket_of",
     "bucket_timesteps",
+    "check_classes",
+    "class_remarks",
     "conditioner",
     "encode_latents",
+    "find_null_class",
     "indexed_noise",
     "is_flow",
     "noise_and_target",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         null_class,
         num_classes,
         sample_shape,
+        set_null_class,
     )
     from pruning.models.loading import (
         check_finite,
@@ -43,6 +44,7 @@ _HOMES = {
     "num_classes": "families",
     "resolve_source": "sources",
     "sample_shape": "families",
+    "set_null_class": "families",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "num_classes",
     "resolve_source",
     "sample_shape",
+    "set_null_class",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)
