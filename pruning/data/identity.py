@@ -21,6 +21,8 @@ READ_WHOLE = 4_000_000_000
 DRAWN = 256
 """Files of larger data that are read."""
 
+UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
+
 SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
 """What ``save_to_disk`` of `datasets` writes beside its tables."""
 
@@ -119,4 +121,5 @@ def _hash(what: Any) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+    unit, name = next((size, name) for size, name in UNITS if count >= size or size == 1)
+    return f"{count / unit:.3g} {name}"

@@ -79,7 +79,8 @@ def kinds_of(files: Sequence[str]) -> Counter[str]:
 
 def in_words(counts: Mapping[str, int]) -> str:
     """Return counts for a message, such as ``.txt: 3, broken links: 1``, the most frequent first."""
-    return ", ".join(f"{what}: {count:,}" for what, count in Counter(counts).most_common())
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{what}: {count:,}" for what, count in by_count)
 
 
 def named(names: Sequence[str], most: int = 4) -> str:

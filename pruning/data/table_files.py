@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pruning.data.folder import IMAGE_SUFFIXES
 from pruning.data.listing import in_words, kinds_of, list_files, named, suffix_of
 from pruning.data.splits import SPLITS, split_named, splits_in
 from pruning.errors import PruningError
@@ -68,12 +69,16 @@ def read_table_folder(root: Path) -> TableFiles:
     ``train``.
 
     Raises:
-        PruningError: If formats or folders are mixed, or a split is said by some files and not by others.
+        PruningError: If formats, folders, or tables and images are mixed, or some files say a split and others none.
     """
     where = f"data {str(root)!r}"
     files, left_out = list_files(root)
     tables = [file for file in files if is_table(file)]
     left_out += kinds_of([file for file in files if not is_table(file)])
+    if images := [file for file in files if suffix_of(file) in IMAGE_SUFFIXES]:
+        raise PruningError(
+            f"{where} holds images as well as tables ({named(images)}; {named(tables)}); move the one or the other out"
+        )
     formats = sorted({FILE_FORMATS[suffix_of(file)] for file in tables})
     folders = {tuple(p for p in PurePosixPath(f).parts[:-1] if split_named(p) is None) for f in tables}
     if len(formats) > 1 or len(folders) > 1:

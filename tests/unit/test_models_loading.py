@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from pruning.errors import PruningError
+from pruning.export.components import check_components
 from pruning.models import (
     bundled,
     hub,
@@ -22,9 +23,11 @@ from pruning.models import (
     num_classes,
     resolve_source,
     sources,
+    weights,
 )
+from pruning.models.weights import weights_fault
 from tests.models import dit, run, unet2d
-from tests.unit.tiny_pipelines import dit_latent
+from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -60,8 +63,79 @@ def test_weights_take_the_asked_type(folder: Path):
 def test_a_variant(tmp_path: Path):
     dit().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     assert load_denoiser(tmp_path, variant="fp16").dtype == torch.float32
-    with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
+    with pytest.raises(
+        PruningError,
+        match=r"the weights of DiTTransformer2DModel cannot be loaded: there are no weights of the plain variant, only "
+        "of: fp16; set model.variant=fp16",
+    ):
         load_denoiser(tmp_path)
+    dit().save_pretrained(tmp_path)
+    with pytest.raises(
+        PruningError,
+        match=r"no weights of the variant 'bf16', only of: fp16, the plain one; leave model\.variant out, or set "
+        r"model\.variant=fp16",
+    ):
+        load_denoiser(tmp_path, variant="bf16")
+
+
+def test_pickles_are_not_read(tmp_path: Path):
+    dit_latent().save_pretrained(tmp_path / "pipe")
+    vae = tmp_path / "pipe" / "vae"
+    torch.save(load_file(vae / WEIGHTS), vae / "diffusion_pytorch_model.bin")
+    assert load_pipeline(tmp_path / "pipe") is not None
+    (vae / WEIGHTS).unlink()
+    with pytest.raises(
+        PruningError,
+        match=r"pipe' cannot be loaded: vae: the weights are there only as a pickle \(diffusion_pytorch_model.bin\), "
+        r"which is never read here; convert it once, where you trust it: .*save_pretrained\(folder, safe_serializ",
+    ):
+        load_pipeline(tmp_path / "pipe")
+    with pytest.raises(
+        PruningError, match=r"vae has its weights only as a pickle \(diffusion_pytorch_model.bin\)"
+    ):
+        check_components(tmp_path / "pipe", "transformer")
+    dit().save_pretrained(tmp_path / "bare", safe_serialization=False)
+    with pytest.raises(PruningError, match=r"cannot be loaded: the weights are there only as a pickle"):
+        load_denoiser(tmp_path / "bare")
+
+
+def test_a_text_encoder_that_is_a_pickle_is_not_read(tmp_path: Path):
+    stable_diffusion(tmp_path / "made").save_pretrained(tmp_path / "pipe")
+    encoder = tmp_path / "pipe" / "text_encoder"
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    with pytest.raises(
+        PruningError, match=r"text_encoder: the weights are there only as a pickle \(pytorch_model.bin\)"
+    ):
+        load_pipeline(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("names", "variant", "fault"),
+    [
+        (["config.json", WEIGHTS], None, None),
+        (["model-00001-of-00002.fp16.safetensors", "model-00002-of-00002.fp16.safetensors"], "fp16", None),
+        (["model.fp16-00001-of-00002.safetensors"], None, "set model.variant=fp16"),
+        (["config.json"], None, None),
+        (["model.bin", "model.safetensors"], None, None),
+    ],
+)
+def test_names_of_weight_files(names: list[str], variant: str | None, fault: str | None):
+    found = weights_fault(names, variant)
+    assert (found is None) if fault is None else (found is not None and found.endswith(fault))
+
+
+def test_the_hub_is_asked_why_weights_are_missing(monkeypatch: pytest.MonkeyPatch):
+    files = ["config.json", "unet/a.fp16.safetensors", "vae/b.safetensors"]
+    monkeypatch.setattr(weights, "list_repo_files", lambda source, revision: files)
+    assert weights.weight_names("owner/model", "unet", None) == ["a.fp16.safetensors"]
+    assert weights.weight_names("owner/model", None, None) == ["config.json"]
+
+    def offline(source: str, revision: str | None) -> list[str]:
+        raise ConnectionError
+
+    monkeypatch.setattr(weights, "list_repo_files", offline)
+    assert weights.weight_names("owner/model", "unet", None) == []
 
 
 @pytest.mark.parametrize("part", ["", "transformer", "transformer/config.json"])
