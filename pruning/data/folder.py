@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pruning.data.classes import classes_in_words, is_number, number_classes
-from pruning.data.listing import in_words, kinds_of, list_files, named, suffix_of
+from pruning.data.listing import Listing, in_words, kinds_of, list_files, named, suffix_of
 from pruning.data.splits import SPLITS, begins_as_split, split_named
 from pruning.errors import PruningError
 
@@ -74,16 +74,20 @@ class ImageFolder:
         return "; ".join(parts)
 
 
-def read_image_folder(root: Path) -> ImageFolder:
+def read_image_folder(root: Path, listing: Listing | None = None) -> ImageFolder:
     """Return the layout of a folder of images.
+
+    Args:
+        root: The folder.
+        listing: From `list_files`, if it has been listed already.
 
     Raises:
         PruningError: If it holds no images or cannot be read, or its layout can be read in more than one way.
     """
-    files, left_out = list_files(root)
+    files, skipped = listing or list_files(root)
     images = [file for file in files if suffix_of(file) in IMAGE_SUFFIXES]
     metadata = [file for file in files if PurePosixPath(file).name.casefold() in METADATA]
-    left_out += kinds_of(sorted({*files}.difference(images, metadata)))
+    left_out = skipped + kinds_of(sorted({*files}.difference(images, metadata)))
     if not images:
         raise PruningError(
             f"data {str(root)!r} holds no images (found: {in_words(left_out) or 'nothing'}); give a folder of images "

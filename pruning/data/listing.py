@@ -22,7 +22,11 @@ def natural_key(name: str) -> tuple[Any, ...]:
     return (*(int(part) if place % 2 else part for place, part in enumerate(parts)), name)
 
 
-def list_files(folder: Path) -> tuple[list[str], Counter[str]]:
+Listing = tuple[list[str], Counter[str]]
+"""Files relative to their folder, and a count of what was left out."""
+
+
+def list_files(folder: Path) -> Listing:
     """Return the files under `folder`, in natural order, and a count of what was left out.
 
     Links to files and to folders are followed; one to a folder above itself is not, nor are names that begin with a

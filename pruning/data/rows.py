@@ -14,7 +14,7 @@ import datasets
 from datasets import config
 from pyarrow.parquet import read_metadata
 
-from pruning.data.folder import read_image_folder
+from pruning.data.folder import ImageFolder, read_image_folder
 from pruning.data.listing import list_files
 from pruning.data.metadata import IMAGE, read_rows
 from pruning.data.table_files import FILE_FORMATS, TableFiles, is_table, read_table_file, read_table_folder
@@ -55,10 +55,10 @@ def load_rows(source: str, split: str) -> Rows:
         saved = _read(source, lambda: datasets.load_from_disk(str(path)))
         return Rows(_chosen(source, split, saved if isinstance(saved, dict) else {"train": saved}))
     if path.is_dir():
-        files, _ = list_files(path)
-        if any(map(is_table, files)):
-            return _table_files(source, split, read_table_folder(path))
-        return _image_folder(source, split, path)
+        listing = list_files(path)
+        if any(map(is_table, listing[0])):
+            return _table_files(source, split, read_table_folder(path, listing))
+        return _image_folder(source, split, read_image_folder(path, listing))
     if _is_path(source):
         raise PruningError(
             f"data {source!r}: no such file or folder (looked at {path.absolute()}){near_name(path)}"
@@ -68,8 +68,7 @@ def load_rows(source: str, split: str) -> Rows:
     return Rows(_chosen(source, split, _read(source, lambda: datasets.load_dataset(source))))
 
 
-def _image_folder(source: str, split: str, path: Path) -> Rows:
-    folder = read_image_folder(path)
+def _image_folder(source: str, split: str, folder: ImageFolder) -> Rows:
     images = _chosen(source, split, folder.splits)
     found = folder.in_words()
     if split in folder.described:
@@ -80,7 +79,7 @@ def _image_folder(source: str, split: str, path: Path) -> Rows:
         images = columns[IMAGE]
     else:
         columns = {"label": [folder.class_of(image) for image in images]} if split in folder.labelled else {}
-    columns[IMAGE] = [str(path / image) for image in images]
+    columns[IMAGE] = [str(folder.root / image) for image in images]
     table = datasets.Dataset.from_dict(columns).cast_column(IMAGE, datasets.Image())
     names = {number: name for name, number in folder.classes.items()} if split in folder.labelled else None
     return Rows(table, found, names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pruning.data.folder import IMAGE_SUFFIXES
-from pruning.data.listing import in_words, kinds_of, list_files, named, suffix_of
+from pruning.data.listing import Listing, in_words, kinds_of, list_files, named, suffix_of
 from pruning.data.splits import SPLITS, split_named, splits_in
 from pruning.errors import PruningError
 
@@ -62,19 +62,23 @@ def is_table(file: str) -> bool:
     return suffix_of(file) in FILE_FORMATS and PurePosixPath(file).stem.casefold() != "metadata"
 
 
-def read_table_folder(root: Path) -> TableFiles:
+def read_table_folder(root: Path, listing: Listing | None = None) -> TableFiles:
     """Return the splits of a folder of parquet or arrow files.
 
     The name of a file says its split, else the nearest folder that is named as one; where no file says any, all are
     ``train``.
 
+    Args:
+        root: The folder.
+        listing: From `list_files`, if it has been listed already.
+
     Raises:
         PruningError: If formats, folders, or tables and images are mixed, or some files say a split and others none.
     """
     where = f"data {str(root)!r}"
-    files, left_out = list_files(root)
+    files, skipped = listing or list_files(root)
     tables = [file for file in files if is_table(file)]
-    left_out += kinds_of([file for file in files if not is_table(file)])
+    left_out = skipped + kinds_of([file for file in files if not is_table(file)])
     if images := [file for file in files if suffix_of(file) in IMAGE_SUFFIXES]:
         raise PruningError(
             f"{where} holds images as well as tables ({named(images)}; {named(tables)}); move the one or the other out"

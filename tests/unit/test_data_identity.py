@@ -23,13 +23,13 @@ def test_other_contents_of_equal_size_are_other_data(tmp_path: Path):
         == f"3 files, {sum(path.stat().st_size for path in root.rglob('*.png'))} bytes: known by their contents"
     )
     assert set(cache) == {"train/cat/0.png", "train/dog/1.png", "test/cat/2.png"}
-    state = (root / "train/cat/0.png").stat()
-    (root / "train/cat/0.png").write_bytes(png(77))
+    state, held = (root / "train/cat/0.png").stat(), (root / "train/cat/0.png").read_bytes()
+    (root / "train/cat/0.png").write_bytes(held[::-1])
     os.utime(root / "train/cat/0.png", ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))
     assert (root / "train/cat/0.png").stat().st_size == state.st_size
     after, _, _ = data_fingerprint(str(root), cache)
     assert after != before
-    (root / "train/cat/0.png").write_bytes(png(0))
+    (root / "train/cat/0.png").write_bytes(held)
     assert data_fingerprint(str(root), cache)[0] == before, (
         "where the data lie and when they changed says nothing"
     )
