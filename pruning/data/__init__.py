@@ -14,29 +14,6 @@ if TYPE_CHECKING:
     from pruning.data.seeding import indexed_noise, sample_generator
     from pruning.data.sources import open_images
 
-_HOMES = {
-    "Conditioner": "conditioning",
-    "ImageData": "images",
-    "NoisedBatch": "batches",
-    "TEXT_ENCODERS": "conditioning",
-    "UnreadableRow": "images",
-    "bucket_of": "batches",
-    "bucket_timesteps": "batches",
-    "check_classes": "labels",
-    "class_remarks": "labels",
-    "conditioner": "conditioning",
-    "encode_latents": "conditioning",
-    "find_null_class": "labels",
-    "indexed_noise": "seeding",
-    "is_flow": "noise",
-    "noise_and_target": "noise",
-    "noised_batches": "batches",
-    "num_train_timesteps": "noise",
-    "open_digits": "digits",
-    "open_images": "sources",
-    "sample_generator": "seeding",
-}
-
 __all__ = [
     "TEXT_ENCODERS",
     "Conditioner",
@@ -60,4 +37,14 @@ __all__ = [
     "sample_generator",
 ]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    batches="NoisedBatch bucket_of bucket_timesteps noised_batches",
+    conditioning="Conditioner TEXT_ENCODERS conditioner encode_latents",
+    digits="open_digits",
+    images="ImageData UnreadableRow",
+    labels="check_classes class_remarks find_null_class",
+    noise="is_flow noise_and_target num_train_timesteps",
+    seeding="indexed_noise sample_generator",
+    sources="open_images",
+)

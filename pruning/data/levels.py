@@ -53,7 +53,7 @@ def depth_of(image: Image.Image) -> Depth:
         return _tiff_depth(image)
     if image.format in FILLED:
         return Depth(16, _png_significant_bits(image) if image.format == "PNG" else None)
-    return Depth(None if image.mode == "I" else 16)
+    return Depth(16 if image.format is None and image.mode != "I" else None)
 
 
 def to_8_bits(image: Image.Image, depth: Depth) -> Image.Image:

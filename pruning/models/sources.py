@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def local_folder(source: str) -> Path | None:
 
 def near_name(path: Path) -> str:
     """Return a hint at what lies beside a path that does not exist and has nearly its name, or nothing."""
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return ""
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f" (did you mean {str(path.with_name(near[0]))!r}?)" if near else ""

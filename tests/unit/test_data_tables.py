@@ -261,6 +261,7 @@ def test_an_empty_table(tmp_path: Path):
         ("/nowhere/at/all", "no such file or folder"),
         ("missing.parquet", "no such file or folder"),
         ("~/nowhere/at/all", "no such file or folder"),
+        (" ", "the data source is empty; give digits, a folder"),
     ],
 )
 def test_no_such_source(source: str, message: str):

@@ -259,6 +259,8 @@ def test_folders_without_a_denoiser(tmp_path: Path):
 def test_paths_that_are_wrong(tmp_path: Path, folder: Path):
     with pytest.raises(PruningError, match=r"no such folder .*and not a hub id either"):
         load_denoiser(tmp_path / "nowhere")
+    with pytest.raises(PruningError, match=r"not a hub id either \(did you mean '.*/model'\?\)"):
+        load_denoiser(tmp_path / "modle")
     with pytest.raises(PruningError, match=r"is a file; give the folder that holds config.json"):
         load_denoiser(folder / "transformer" / WEIGHTS)
     with pytest.raises(PruningError, match=r"the model source is empty"):
