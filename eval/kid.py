@@ -52,7 +52,7 @@ def kernel_distance(
     if size < 2 or size > fewest:
         raise ValueError(
             f"kernel distance: subset size {size} does not fit {len(real)} real and {len(generated)} generated images; "
-            "it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
+            f"it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
         )
     if real.shape[1] != generated.shape[1]:
         raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")

@@ -7,68 +7,48 @@ after this package; `disable_hooks` takes that back.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pruning import hook
 from pruning.hook import disable_hooks
+from pruning.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pruning.allocation import CostModel, Limit, Target, allocate
+    from pruning.allocation import CostModel
     from pruning.calibration import Calibrator
-    from pruning.checkpoint import load, save
+    from pruning.checkpoint import save
+    from pruning.data import open_images
     from pruning.errors import PruningError
     from pruning.groups import find_groups
     from pruning.importance import score
+    from pruning.interface import allocate, calibrate, load, noised_batches
     from pruning.models import example_call, load_denoiser, load_meta_denoiser
     from pruning.recipe import Recipe, load_recipe
     from pruning.recovery import recover
+    from pruning.settings import Calibrate, Limit, Prune, Recover, SinkWeights, Target
     from pruning.stages import Run, run_recipe
     from pruning.surgery import apply_plan, compensate, mask_plan
     from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
-_HOME = {
-    "CalibrationStats": "types",
-    "Calibrator": "calibration",
-    "CostModel": "allocation",
-    "Limit": "allocation",
-    "PrunableGroup": "types",
-    "PruningError": "errors",
-    "PruningPlan": "types",
-    "Recipe": "recipe",
-    "Run": "stages",
-    "Scores": "types",
-    "Target": "allocation",
-    "allocate": "allocation",
-    "apply_plan": "surgery",
-    "compensate": "surgery",
-    "example_call": "models",
-    "find_groups": "groups",
-    "load": "checkpoint",
-    "load_denoiser": "models",
-    "load_meta_denoiser": "models",
-    "load_recipe": "recipe",
-    "mask_plan": "surgery",
-    "recover": "recovery",
-    "run_recipe": "stages",
-    "save": "checkpoint",
-    "score": "importance",
-}
-
 __all__ = [
+    "Calibrate",
     "CalibrationStats",
     "Calibrator",
     "CostModel",
     "Limit",
     "PrunableGroup",
+    "Prune",
     "PruningError",
     "PruningPlan",
     "Recipe",
+    "Recover",
     "Run",
     "Scores",
+    "SinkWeights",
     "Target",
     "allocate",
     "apply_plan",
+    "calibrate",
     "compensate",
     "disable_hooks",
     "example_call",
@@ -78,24 +58,31 @@ __all__ = [
     "load_meta_denoiser",
     "load_recipe",
     "mask_plan",
+    "noised_batches",
+    "open_images",
     "recover",
     "run_recipe",
     "save",
     "score",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    allocation="CostModel",
+    calibration="Calibrator",
+    checkpoint="save",
+    data="open_images",
+    errors="PruningError",
+    groups="find_groups",
+    importance="score",
+    interface="allocate calibrate load noised_batches",
+    models="example_call load_denoiser load_meta_denoiser",
+    recipe="Recipe load_recipe",
+    recovery="recover",
+    settings="Calibrate Limit Prune Recover SinkWeights Target",
+    stages="Run run_recipe",
+    surgery="apply_plan compensate mask_plan",
+    types="CalibrationStats PrunableGroup PruningPlan Scores",
+)
 
 hook.arm()

@@ -321,7 +321,7 @@ def config_of(model: torch.nn.Module) -> Mapping[str, Any]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return a stable hash of a model's architecture: its config without paths, versions and provenance."""
-    skip = ("_name_or_path", "_diffusers_version", "_use_default_values")
+    skip = ("_name_or_path", "_diffusers_version", "_use_default_values", "_null_class")
     kept = {key: value for key, value in config.items() if key not in skip}
     if isinstance(kept.get(PRUNING_KEY), Mapping):
         inner = kept[PRUNING_KEY]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from pruning.data.levels import Depth, check_colours, depth_of, is_wide, to_8_bits
 from pruning.errors import PruningError
 
 MODES = {1: "L", 3: "RGB"}
@@ -37,11 +38,17 @@ def open_image(value: object) -> Image.Image:
     raise PruningError(f"expected an encoded image or a path, found {found}")
 
 
-def convert(image: Image.Image, channels: int) -> Image.Image:
+def convert(image: Image.Image, channels: int, depth: Depth | None = None) -> Image.Image:
     """Return `image` as grey (1) or RGB (3): palettes resolved, transparency over white, 16 bits scaled to 8.
 
+    Args:
+        image: Any mode.
+        channels: 1 or 3.
+        depth: What its file says of its samples, if the pixels have been loaded since.
+
     Raises:
-        PruningError: For floating point images, whose range is not known, and for other numbers of channels.
+        PruningError: For images whose range is not known (floating point, 32 bits, signed), and for other numbers of
+            channels.
     """
     if channels not in MODES:
         raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
@@ -49,9 +56,10 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
         raise PruningError(
             "mode 'F' (floating point pixels, range unknown); store the image with 8 or 16 bits"
         )
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit PNG and TIFF
-        pixels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(np.rint(pixels / 257.0), 0, 255).astype(np.uint8))
+    depth = depth or depth_of(image)
+    check_colours(image, depth)
+    if is_wide(image):
+        image = to_8_bits(image, depth)
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
@@ -64,15 +72,22 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 def to_tensor(image: Image.Image, channels: int, resolution: int) -> Tensor:
     """Return float32 in [-1, 1] of shape ``(channels, resolution, resolution)``.
 
-    The shorter side is resized to `resolution` (bicubic, antialiased), the centre is cropped.
+    The shorter side is resized to `resolution` (bicubic, antialiased), the centre is cropped. Only what the crop keeps
+    is resized: the window of a whole image of ``round(side * scale)`` pixels, with the filter reaching beyond its
+    edges, so that the pixels are those of resizing first.
     """
-    image = convert(ImageOps.exif_transpose(image), channels)
+    depth = depth_of(image)
+    image = convert(ImageOps.exif_transpose(image), channels, depth)
     width, height = image.size
     scale = resolution / min(width, height)
-    size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
-    image = image.crop((left, top, left + resolution, top + resolution))
+    wide, high = max(resolution, round(width * scale)), max(resolution, round(height * scale))
+    left, top = (wide - resolution) // 2, (high - resolution) // 2
+    window = (left, top, left + resolution, top + resolution)
+    if (wide, high) == image.size:
+        image = image.crop(window)
+    else:
+        along, down = width / wide, height / high
+        box = (left * along, top * down, window[2] * along, window[3] * down)
+        image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(resolution, resolution, channels)
     return pixels.permute(2, 0, 1).to(torch.float32) / 127.5 - 1

@@ -71,5 +71,5 @@ def open_digits(split: str, channels: int, resolution: int) -> ImageData:
         length=len(rows),
         fetch=lambda index: pixels[index],
         fetch_label=lambda index: classes[index],
-        num_classes=10,
+        class_names={digit: str(digit) for digit in range(10)},
     )

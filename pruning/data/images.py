@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 
+logger = logging.getLogger(__name__)
+
 Indices = Sequence[int] | Tensor
+
+DARK = 0.08
+"""Of white: just above 4095 of 65535, where 12 bits end, and what resizing adds."""
 
 
 class UnreadableRow(PruningError):
@@ -30,7 +36,7 @@ class ImageData:
         fetch: Index -> one float32 image in [-1, 1] of `shape`.
         fetch_label: Index -> class, or None where the source has no labels.
         fetch_caption: Index -> text, or None where the source has no captions.
-        num_classes: Number of classes where it is known.
+        class_names: Class -> name of the classes that the source tells of; None where it has no labels.
     """
 
     name: str
@@ -39,10 +45,15 @@ class ImageData:
     fetch: Callable[[int], Tensor]
     fetch_label: Callable[[int], int] | None = None
     fetch_caption: Callable[[int], str] | None = None
-    num_classes: int | None = None
+    class_names: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes a model of these labels has at least: the largest label and one."""
+        return None if self.class_names is None else max(self.class_names, default=-1) + 1
 
     def images(self, indices: Indices) -> Tensor:
         """Return images, float32 in [-1, 1], shape ``(B, C, H, W)``.
@@ -77,16 +88,24 @@ class ImageData:
     def check_readable(self, *, labels: bool, seconds: float = 2.0) -> None:
         """Decode images, and read their labels if asked, in a fixed random order until `seconds` have passed.
 
+        Warns if all of them are nearly black, as 12 bits are in a file of 16.
+
         Raises:
             UnreadableRow: For the first that cannot be read, naming its row.
         """
-        end = time.monotonic() + seconds
+        end, brightest, looked = time.monotonic() + seconds, -1.0, 0
         for row in random.Random(0).sample(range(self.length), min(self.length, 100_000)):
-            self.images([row])
+            brightest, looked = max(brightest, float(self.images([row]).max())), looked + 1
             if labels:
                 self.labels([row])
             if time.monotonic() > end:
-                return
+                break
+        if brightest < 2 * DARK - 1:
+            logger.warning(
+                "%s: the brightest pixel of %d images is %.0f of 255; if their files hold fewer than 16 bits in 16, "
+                "store them with 8 or with full 16 bits",
+                *(self.name, looked, (brightest + 1) * 127.5),
+            )
 
     def _rows(self, indices: Indices) -> list[int]:
         rows = [int(i) for i in indices]

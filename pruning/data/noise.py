@@ -74,14 +74,65 @@ def noise_and_target(scheduler: Any, x0: Tensor, noise: Tensor, t: Tensor) -> tu
     signal = abar.sqrt().to(x0.dtype)[:, None, None, None]
     spread = (1 - abar).sqrt().to(x0.dtype)[:, None, None, None]
     x_t = signal * x0 + spread * noise
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    if prediction == "epsilon":
-        return x_t, noise, t
-    if prediction == "v_prediction":
-        return x_t, signal * noise - spread * x0, t
-    if prediction == "sample":
-        return x_t, x0, t
-    raise PruningError(
-        f"scheduler {type(scheduler).__name__}: prediction_type {prediction!r} is unknown; "
-        f"valid: {', '.join(PREDICTIONS)}"
-    )
+    answers = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}
+    return x_t, answers[prediction_type(scheduler)], t
+
+
+def levels_at(scheduler: Any, t: float) -> tuple[float, float] | None:
+    """Return a and s of ``x_t = a x0 + s noise`` at a timestep as the model is given it, which may lie between two.
+
+    Args:
+        scheduler: The scheduler that the model was trained with.
+        t: From 0 to ``num_train_timesteps``.
+
+    Returns:
+        Both, or None where the scheduler has neither ``alphas_cumprod`` nor flow matching.
+    """
+    if is_flow(scheduler):
+        sigma = t / num_train_timesteps(scheduler)
+        return 1 - sigma, sigma
+    cumulative = getattr(scheduler, "alphas_cumprod", None)
+    if cumulative is None:
+        return None
+    low = min(max(int(t), 0), len(cumulative) - 1)
+    high = min(low + 1, len(cumulative) - 1)
+    share = min(max(t - low, 0.0), 1.0)
+    signal = (1 - share) * float(cumulative[low]) ** 0.5 + share * float(cumulative[high]) ** 0.5
+    return signal, max(1 - signal**2, 0.0) ** 0.5
+
+
+def exact_prediction(scheduler: Any, x: Tensor, x0: Tensor, t: float) -> Tensor:
+    """Return what a perfect model predicts where all data are the one sample `x0`.
+
+    Args:
+        scheduler: The scheduler that the model was trained with.
+        x: The model's input (B, C, H, W).
+        x0: Same shape.
+        t: Timestep.
+
+    Raises:
+        PruningError: For an unknown prediction type.
+    """
+    found = levels_at(scheduler, t)
+    assert found is not None
+    signal, spread = found
+    noise = (x - signal * x0) / max(spread, 1e-6)
+    if is_flow(scheduler):
+        return noise - x0
+    answers = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}
+    return answers[prediction_type(scheduler)]
+
+
+def prediction_type(scheduler: Any) -> str:
+    """Return what a model of this scheduler predicts: one of `PREDICTIONS`.
+
+    Raises:
+        PruningError: If its config says something else.
+    """
+    said = "flow_prediction" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
+    if said not in PREDICTIONS:
+        raise PruningError(
+            f"scheduler {type(scheduler).__name__}: prediction_type {said!r} is unknown; "
+            f"valid: {', '.join(PREDICTIONS)}"
+        )
+    return said

@@ -25,8 +25,8 @@ def open_images(
     """Open a set of images; pixels are read when they are asked for.
 
     Args:
-        source: ``"digits"`` (embedded), a parquet or arrow file, a folder of such files or of images, a folder
-            from ``save_to_disk``, or a hub id of a data set.
+        source: ``"digits"`` (embedded), a parquet or arrow file, a folder of such files or of images (laid out as
+            `pruning.data.folder` says), a folder from ``save_to_disk``, or a hub id of a data set.
         split: Which split. A single file holds one: the one in its name (``test.parquet``), else ``train``.
         channels: 1 (grey) or 3 (RGB). Palettes, transparency (over white), 16 bits and CMYK are converted.
         resolution: Height and width: the shorter side is resized (bicubic, antialiased), the centre cropped.
@@ -46,6 +46,8 @@ def open_images(
         raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
     if resolution < 1:
         raise PruningError(f"data {source!r}: resolution {resolution} must be at least 1 pixel")
+    if not source.strip():
+        raise PruningError("the data source is empty; give digits, a folder, a parquet file or a hub id")
     if source == DIGITS:
         if asked := [c for c in (image_column, label_column, caption_column) if c is not None]:
             raise PruningError(

@@ -11,11 +11,11 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.models.loading import DENOISER_FOLDERS, load_scheduler
+from pruning.models.weights import CONVERT, PICKLES, only_pickled
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_UNUSED = (*_PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".py")
+_UNUSED = (*PICKLES, ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".py")
 
 
 def read_index(base: Path | None) -> dict[str, Any] | None:
@@ -88,28 +88,42 @@ def copy_components(base: Path, folder: Path, denoiser: str, scheduler: str | No
     """
     index = read_index(base)
     assert index is not None
-    for part, entry in index.items():
-        if isinstance(entry, list) and entry[-1] is not None and part not in (denoiser, SCHEDULER):
-            _copy_part(base / part, folder / part)
+    check_components(base, denoiser)
+    for part in _parts(index, denoiser):
+        _copy_part(base / part, folder / part)
     if scheduler is not None and SCHEDULER in index:
         index[SCHEDULER] = ["diffusers", scheduler]
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def check_components(base: Path, denoiser: str) -> None:
+    """Check that `copy_components` will find all parts of the pipeline at `base`, none of them a pickle.
+
+    Raises:
+        PruningError: If not.
+    """
+    for part in _parts(read_index(base) or {}, denoiser):
+        source = base / part
+        if not source.is_dir():
+            raise PruningError(
+                f"export: the base pipeline lacks its part {part!r} ({source} is no folder); get the base model "
+                "whole, or export without base_pipeline_folder"
+            )
+        if pickle := only_pickled(path.name for path in source.rglob("*") if path.is_file()):
+            raise PruningError(f"export: {source} has its weights only as a pickle ({pickle}); {CONVERT}")
+
+
+def _parts(index: dict[str, Any], denoiser: str) -> list[str]:
+    """Return the parts of a pipeline that are copied: all that have a class, but denoiser and scheduler."""
+    return [
+        part
+        for part, entry in index.items()
+        if isinstance(entry, list) and entry[-1] is not None and part not in (denoiser, SCHEDULER)
+    ]
+
+
 def _copy_part(source: Path, target: Path) -> None:
-    if not source.is_dir():
-        raise PruningError(
-            f"export: the base pipeline lacks its part {source.name!r} ({source} is no folder); get the base model "
-            "whole, or export without base_pipeline_folder"
-        )
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    safe = [path for path in files if path.suffix == ".safetensors"]
-    if not safe and (pickled := [path.name for path in files if path.suffix in _PICKLES]):
-        raise PruningError(
-            f"export: {source} has its weights only as a pickle ({pickled[0]}); save it once with "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    for path in files:
+    for path in (path for path in sorted(source.rglob("*")) if path.is_file()):
         name = _target_name(path)
         if path.suffix not in _UNUSED and name is not None:
             place = target / path.relative_to(source).with_name(name)

@@ -1,24 +1,31 @@
 """Denoisers and pipelines: where they come from and how they are called."""
 
-from pruning.models.families import (
-    FAMILIES,
-    Family,
-    denoise,
-    denoiser_call,
-    example_call,
-    family_of,
-    null_class,
-    num_classes,
-    sample_shape,
-)
-from pruning.models.loading import (
-    check_finite,
-    load_denoiser,
-    load_meta_denoiser,
-    load_pipeline,
-    load_scheduler,
-)
-from pruning.models.sources import bundled, bundled_root, resolve_source
+from typing import TYPE_CHECKING
+
+from pruning.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from pruning.models.families import (
+        FAMILIES,
+        Family,
+        denoise,
+        denoiser_call,
+        example_call,
+        family_of,
+        null_class,
+        num_classes,
+        pixels_per_latent,
+        sample_shape,
+        set_null_class,
+    )
+    from pruning.models.loading import (
+        check_finite,
+        load_denoiser,
+        load_meta_denoiser,
+        load_pipeline,
+        load_scheduler,
+    )
+    from pruning.models.sources import bundled, bundled_root, resolve_source
 
 __all__ = [
     "FAMILIES",
@@ -36,6 +43,16 @@ __all__ = [
     "load_scheduler",
     "null_class",
     "num_classes",
+    "pixels_per_latent",
     "resolve_source",
     "sample_shape",
+    "set_null_class",
 ]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    families="FAMILIES Family denoise denoiser_call example_call family_of null_class num_classes "
+    "pixels_per_latent sample_shape set_null_class",
+    loading="check_finite load_denoiser load_meta_denoiser load_pipeline load_scheduler",
+    sources="bundled bundled_root resolve_source",
+)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from pruning.errors import PruningError
 from pruning.registry import Registry
 
+NULL_CLASS = "_null_class"
+"""Key of a model's config for the null class, where its class does not say it; see `set_null_class`."""
+
 TEXT_TOKENS = 77
 """Length of a CLIP prompt, the length that example calls use."""
 
@@ -90,12 +93,56 @@ def config_of(model: nn.Module) -> Any:
 
 def num_classes(model: nn.Module) -> int | None:
     """Return the number of classes of a class-conditional model, the null class left out; else None."""
-    return family_of(model).num_classes(model)
+    count = family_of(model).num_classes(model)
+    return count if count is None or _settled(model) is None else count - 1
 
 
 def null_class(model: nn.Module) -> int | None:
     """Return the label that stands for "no class", which guidance and label dropout use; None without one."""
-    return family_of(model).null_class(model)
+    by_family = family_of(model).null_class(model)
+    return _settled(model) if by_family is None else by_family
+
+
+def set_null_class(model: nn.Module, label: int | None) -> None:
+    """Settle whether the last class of a model whose class does not say it stands for "no class".
+
+    It is kept in the model's config, under a name that diffusers passes on, so that a saved model knows it too.
+
+    Args:
+        model: A denoiser.
+        label: Its last class, or None for a model without a null class.
+
+    Raises:
+        PruningError: If `label` is another class, or the model knows its null class by its own class.
+    """
+    family, name = family_of(model), type(model).__name__
+    count, by_family = family.num_classes(model), family.null_class(model)
+    if by_family is not None and label != by_family:
+        raise PruningError(f"null class {label!r}: that of {name} is {by_family}, by its config")
+    if by_family is None and label is not None and (count is None or label != count - 1):
+        what = (
+            "no classes"
+            if count is None
+            else f"the classes 0 to {count - 1}, of which only the last can be it"
+        )
+        raise PruningError(f"null class {label!r}: {name} has {what}")
+    if by_family is None:
+        cast(Any, model).register_to_config(**{NULL_CLASS: label})
+
+
+def _settled(model: nn.Module) -> int | None:
+    """Return the null class that `set_null_class` has left in the config.
+
+    Raises:
+        PruningError: If the config holds something else there.
+    """
+    label = config_of(model).get(NULL_CLASS)
+    count = family_of(model).num_classes(model)
+    if label is None or (count is not None and type(label) is int and label == count - 1):
+        return label
+    raise PruningError(
+        f"{type(model).__name__}: {NULL_CLASS} is {label!r} in the config; expected the last of its {count} classes"
+    )
 
 
 def sample_shape(model: nn.Module) -> tuple[int, int, int]:
@@ -263,3 +310,9 @@ FAMILIES.register("DiTTransformer2DModel")(
         null_class=lambda model: model.config["num_embeds_ada_norm"],
     )
 )
+
+
+def pixels_per_latent(autoencoder: Any) -> int:
+    """Return how many pixels of a side an autoencoder makes one latent of."""
+    blocks = autoencoder.config.get("block_out_channels") or autoencoder.config["encoder_block_out_channels"]
+    return 2 ** (len(blocks) - 1)

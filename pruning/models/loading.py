@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pruning.errors import PruningError
-from pruning.models.sources import local_folder, resolve_source
+from pruning.models.hub import fetch_json, read_json
+from pruning.models.schedulers import build_scheduler
+from pruning.models.sources import resolve_source
+from pruning.models.weights import weight_names, weights_fault
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def load_denoiser(
             dtype=dtype,
             revision=revision,
             variant=variant,
+            use_safetensors=True,
             output_loading_info=True,
         )
     except PruningError:
@@ -63,7 +64,8 @@ def load_denoiser(
     except (
         Exception
     ) as error:  # OSError, ValueError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
-        raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {error}") from error
+        why = weights_fault(weight_names(resolved, folder, revision), variant) or error
+        raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {why}") from error
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PruningError(
@@ -98,7 +100,7 @@ def load_meta_denoiser(
     """
     resolved = resolve_source(source)
     if Path(resolved).is_file():
-        folder, config = None, _read_json(Path(resolved))
+        folder, config = None, read_json(Path(resolved))
     else:
         folder, config = _find_config(resolved, subfolder, revision)
     cls = _class_of(config, resolved, ModelMixin)
@@ -118,14 +120,14 @@ def load_scheduler(source: str | Path, *, revision: str | None = None) -> Schedu
     """Load the scheduler of a pipeline folder or hub id: from ``scheduler/``, or beside the config.
 
     Raises:
-        PruningError: If there is none, or its class is not one of diffusers'.
+        PruningError: If there is none, its class is not one of diffusers', or its config does not build a schedule.
     """
     resolved = resolve_source(source)
     for folder in ("scheduler", None):
-        config = _fetch(resolved, folder, "scheduler_config.json", revision)
+        config = fetch_json(resolved, folder, "scheduler_config.json", revision)
         if config is not None:
-            cls = _class_of(config, resolved, SchedulerMixin)
-            return cls.from_config(config)
+            where = f"model source {resolved!r}: {f'{folder}/' if folder else ''}scheduler_config.json"
+            return build_scheduler(_class_of(config, resolved, SchedulerMixin), config, where)
     raise PruningError(
         f"model source {resolved!r} has no scheduler (scheduler/scheduler_config.json); how the model was noised is "
         "not known without it: add the scheduler's config, or give a folder or hub id of a whole pipeline"
@@ -155,7 +157,7 @@ def load_pipeline(
         PruningError: If a component is missing or cannot be loaded.
     """
     resolved = resolve_source(source)
-    index = _fetch(resolved, None, "model_index.json", revision)
+    index = fetch_json(resolved, None, "model_index.json", revision)
     if index is None:
         return None
     _class_of(index, resolved, DiffusionPipeline)
@@ -163,10 +165,13 @@ def load_pipeline(
     given = {name: denoiser} if denoiser is not None and name is not None else {}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            resolved, dtype=dtype, revision=revision, variant=variant, **given
+            resolved, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **given
         )
     except Exception as error:  # any component may fail in its own way
-        raise PruningError(f"pipeline {resolved!r} cannot be loaded: {error}") from error
+        parts = [part for part, entry in index.items() if isinstance(entry, list) and part not in given]
+        faults = {part: weights_fault(weight_names(resolved, part, revision), variant) for part in parts}
+        why = "; ".join(f"{part}: {fault}" for part, fault in faults.items() if fault) or error
+        raise PruningError(f"pipeline {resolved!r} cannot be loaded: {why}") from error
     return pipeline.to(device)
 
 
@@ -194,7 +199,7 @@ def _find_config(
     found = [
         (place, config)
         for place in places
-        if (config := _fetch(source, place, "config.json", revision)) is not None
+        if (config := fetch_json(source, place, "config.json", revision)) is not None
     ]
     inner = [place for place, _ in found if place is not None]
     if len(inner) > 1:
@@ -208,46 +213,6 @@ def _find_config(
             "a denoiser folder, or a hub id"
         )
     return found[0]
-
-
-def _fetch(source: str, folder: str | None, name: str, revision: str | None) -> dict[str, Any] | None:
-    """Return a JSON file of a local folder or a hub repository, or None if it is not there."""
-    root = local_folder(source)
-    if root is not None:
-        path = root / folder / name if folder else root / name
-        return _read_json(path) if path.is_file() else None
-    try:
-        _ask_once(source, folder, name, revision)
-        return _read_json(Path(hf_hub_download(source, name, subfolder=folder, revision=revision)))
-    except LocalEntryNotFoundError as error:
-        raise PruningError(
-            f"model source {source!r} is no folder here, and as a hub id it cannot be reached: {error}; check the "
-            "spelling, or the network"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # no such repository, gated, no network, no permission to write the cache, …
-        raise PruningError(
-            f"model source {source!r} is no folder here, and as a hub id it cannot be fetched: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _ask_once(source: str, folder: str | None, name: str, revision: str | None) -> None:
-    """Ask the hub for a file that is not in its cache, once: the download itself would try for half a minute."""
-    place = f"{folder}/{name}" if folder else name
-    if try_to_load_from_cache(source, place, revision=revision) is None:
-        get_hf_file_metadata(hf_hub_url(source, place, revision=revision))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PruningError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise PruningError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def _class_of(config: dict[str, Any], source: str, kind: type) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from pathlib import Path
 
@@ -66,5 +68,16 @@ def local_folder(source: str) -> Path | None:
     if _HUB_ID.match(source) is None:
         raise PruningError(
             f"model source {source!r}: no such folder (looked at {path.absolute()}), and not a hub id either"
+            f"{near_name(path)}"
         )
     return None
+
+
+def near_name(path: Path) -> str:
+    """Return a hint at what lies beside a path that does not exist and has nearly its name, or nothing."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f" (did you mean {str(path.with_name(near[0]))!r}?)" if near else ""

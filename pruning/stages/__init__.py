@@ -16,8 +16,9 @@ imported when they are asked for, because what they need takes seconds to import
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pruning.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pruning.stages.calibration import calibrate
@@ -32,22 +33,6 @@ if TYPE_CHECKING:
     from pruning.stages.runner import run_recipe, run_stages
     from pruning.stages.scoring import score
     from pruning.stages.stage import Stage
-
-_HOME = {
-    "Run": "run",
-    "Stage": "stage",
-    "calibrate": "calibration",
-    "dry_run": "dryrun",
-    "evaluate": "evaluation",
-    "export": "exporting",
-    "plan": "planning",
-    "prune": "cutting",
-    "recover": "recovering",
-    "report": "reporting",
-    "run_recipe": "runner",
-    "run_stages": "runner",
-    "score": "scoring",
-}
 
 __all__ = [
     "Run",
@@ -66,10 +51,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    calibration="calibrate",
+    cutting="prune",
+    dryrun="dry_run",
+    evaluation="evaluate",
+    exporting="export",
+    planning="plan",
+    recovering="recover",
+    reporting="report",
+    run="Run",
+    runner="run_recipe run_stages",
+    scoring="score",
+    stage="Stage",
+)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
+from pruning import sampling
 from pruning.data import TEXT_ENCODERS
 from pruning.errors import PruningError
 from pruning.models import num_classes
@@ -24,17 +24,12 @@ def scheduler_named(scheduler: Any, name: str | None) -> Any:
     """Return `scheduler`, or one of the diffusers class `name` with its settings.
 
     Raises:
-        PruningError: If there is no such scheduler class.
+        PruningError: If there is no such scheduler class, or it cannot be built with these settings.
     """
-    if name is None:
-        return scheduler
-    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise PruningError(
-            f"evaluate.sampler: {name!r} is no scheduler class of diffusers {diffusers.__version__}"
-        )
-    build: Any = cls  # schedulers get `from_config` from a mixin of diffusers
-    return build.from_config(scheduler.config)
+    try:
+        return sampling.scheduler_named(scheduler, name)
+    except PruningError as error:
+        raise PruningError(f"evaluate.sampler: {error}") from error
 
 
 def labels_of(run: Run, ids: Sequence[int] | Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pruning.data import sample_generator
-from pruning.data.tables import load_table
+from pruning.data.rows import load_rows
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 """Words for the classes of Fashion-MNIST, in order."""
@@ -38,7 +38,7 @@ def caption(label: int, row: int, seed: int = 0) -> str:
 
 def write_captions(source: str, split: str, out: Path) -> None:
     """Write a split of images of `CLASSES` with a further column ``caption`` to ``out/<split>.parquet``."""
-    table = load_table(source, split)
+    table = load_rows(source, split).table
     captions = [caption(label, row) for row, label in enumerate(table["label"])]
     out.mkdir(parents=True, exist_ok=True)
     table.add_column("caption", captions).to_parquet(out / f"{split}.parquet")  # type: ignore[call-arg]

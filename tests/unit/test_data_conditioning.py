@@ -22,7 +22,7 @@ DATA = ImageData(
     fetch=lambda i: IMAGES[i],
     fetch_label=lambda i: i,
     fetch_caption=lambda i: ["a cat", "a red dog", ""][i],
-    num_classes=3,
+    class_names=dict(enumerate("abc")),
 )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pruning.data import ImageData, open_images
 from pruning.errors import PruningError
+from pruning.models import hub
 from tests.shared import SHARED
 
 
@@ -260,6 +261,7 @@ def test_an_empty_table(tmp_path: Path):
         ("/nowhere/at/all", "no such file or folder"),
         ("missing.parquet", "no such file or folder"),
         ("~/nowhere/at/all", "no such file or folder"),
+        (" ", "the data source is empty; give digits, a folder"),
     ],
 )
 def test_no_such_source(source: str, message: str):
@@ -275,16 +277,46 @@ def test_files_that_are_no_tables(tmp_path: Path):
     with pytest.raises(PruningError, match=r"x.csv': a single file must end in .parquet or .arrow"):
         opened(str(tmp_path / "x.csv"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PruningError, match="empty' cannot be read"):
+    with pytest.raises(
+        PruningError, match=r"empty' holds no images \(found: empty folders: 1\); give a folder of"
+    ):
         opened(str(tmp_path / "empty"))
 
 
-def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch):
-    def unreachable(name: str):
-        raise ConnectionError(f"cannot reach the hub for {name}")
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def unreachable(url: str):
+        assert url.endswith("/datasets/my-imges/resolve/main/README.md")
+        raise ConnectionError("no network")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(PruningError, match="'owner/pictures' cannot be read: ConnectionError: cannot reach"):
+    (tmp_path / "my-images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("would try for 40 s"))
+    with pytest.raises(
+        PruningError,
+        match=r"data 'my-imges' is no file or folder here \(did you mean 'my-images'\?\), and as a hub id it cannot be "
+        "fetched: ConnectionError: no network; check the spelling, or the network",
+    ):
+        opened("my-imges")
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = datasets.Dataset.from_dict({"image": cells(255)}).cast_column("image", datasets.Image())
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": made}))
+    assert float(opened("owner/pictures").images([0]).mean()) == 1.0
+
+    def broken(name: str):
+        raise RuntimeError("a shard is missing")
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with pytest.raises(
+        PruningError, match="'owner/pictures' cannot be read: RuntimeError: a shard is missing"
+    ):
+        opened("owner/pictures")
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: pytest.fail("there is a copy"))
+    (tmp_path / "cache" / "owner___pictures").mkdir(parents=True)
+    with pytest.raises(PruningError, match="a shard is missing"):
         opened("owner/pictures")
 
 

@@ -12,19 +12,22 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from pruning.errors import PruningError
+from pruning.export.components import check_components
 from pruning.models import (
     bundled,
+    hub,
     load_denoiser,
     load_meta_denoiser,
     load_pipeline,
     load_scheduler,
-    loading,
     num_classes,
     resolve_source,
     sources,
+    weights,
 )
+from pruning.models.weights import weights_fault
 from tests.models import dit, run, unet2d
-from tests.unit.tiny_pipelines import dit_latent
+from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -60,8 +63,79 @@ def test_weights_take_the_asked_type(folder: Path):
 def test_a_variant(tmp_path: Path):
     dit().to(torch.float16).save_pretrained(tmp_path, variant="fp16")
     assert load_denoiser(tmp_path, variant="fp16").dtype == torch.float32
-    with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
+    with pytest.raises(
+        PruningError,
+        match=r"the weights of DiTTransformer2DModel cannot be loaded: there are no weights of the plain variant, only "
+        "of: fp16; set model.variant=fp16",
+    ):
         load_denoiser(tmp_path)
+    dit().save_pretrained(tmp_path)
+    with pytest.raises(
+        PruningError,
+        match=r"no weights of the variant 'bf16', only of: fp16, the plain one; leave model\.variant out, or set "
+        r"model\.variant=fp16",
+    ):
+        load_denoiser(tmp_path, variant="bf16")
+
+
+def test_pickles_are_not_read(tmp_path: Path):
+    dit_latent().save_pretrained(tmp_path / "pipe")
+    vae = tmp_path / "pipe" / "vae"
+    torch.save(load_file(vae / WEIGHTS), vae / "diffusion_pytorch_model.bin")
+    assert load_pipeline(tmp_path / "pipe") is not None
+    (vae / WEIGHTS).unlink()
+    with pytest.raises(
+        PruningError,
+        match=r"pipe' cannot be loaded: vae: the weights are there only as a pickle \(diffusion_pytorch_model.bin\), "
+        r"which is never read here; convert it once, where you trust it: .*save_pretrained\(folder, safe_serializ",
+    ):
+        load_pipeline(tmp_path / "pipe")
+    with pytest.raises(
+        PruningError, match=r"vae has its weights only as a pickle \(diffusion_pytorch_model.bin\)"
+    ):
+        check_components(tmp_path / "pipe", "transformer")
+    dit().save_pretrained(tmp_path / "bare", safe_serialization=False)
+    with pytest.raises(PruningError, match=r"cannot be loaded: the weights are there only as a pickle"):
+        load_denoiser(tmp_path / "bare")
+
+
+def test_a_text_encoder_that_is_a_pickle_is_not_read(tmp_path: Path):
+    stable_diffusion(tmp_path / "made").save_pretrained(tmp_path / "pipe")
+    encoder = tmp_path / "pipe" / "text_encoder"
+    torch.save(load_file(encoder / "model.safetensors"), encoder / "pytorch_model.bin")
+    (encoder / "model.safetensors").unlink()
+    with pytest.raises(
+        PruningError, match=r"text_encoder: the weights are there only as a pickle \(pytorch_model.bin\)"
+    ):
+        load_pipeline(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("names", "variant", "fault"),
+    [
+        (["config.json", WEIGHTS], None, None),
+        (["model-00001-of-00002.fp16.safetensors", "model-00002-of-00002.fp16.safetensors"], "fp16", None),
+        (["model.fp16-00001-of-00002.safetensors"], None, "set model.variant=fp16"),
+        (["config.json"], None, None),
+        (["model.bin", "model.safetensors"], None, None),
+    ],
+)
+def test_names_of_weight_files(names: list[str], variant: str | None, fault: str | None):
+    found = weights_fault(names, variant)
+    assert (found is None) if fault is None else (found is not None and found.endswith(fault))
+
+
+def test_the_hub_is_asked_why_weights_are_missing(monkeypatch: pytest.MonkeyPatch):
+    files = ["config.json", "unet/a.fp16.safetensors", "vae/b.safetensors"]
+    monkeypatch.setattr(weights, "list_repo_files", lambda source, revision: files)
+    assert weights.weight_names("owner/model", "unet", None) == ["a.fp16.safetensors"]
+    assert weights.weight_names("owner/model", None, None) == ["config.json"]
+
+    def offline(source: str, revision: str | None) -> list[str]:
+        raise ConnectionError
+
+    monkeypatch.setattr(weights, "list_repo_files", offline)
+    assert weights.weight_names("owner/model", "unet", None) == []
 
 
 @pytest.mark.parametrize("part", ["", "transformer", "transformer/config.json"])
@@ -185,6 +259,8 @@ def test_folders_without_a_denoiser(tmp_path: Path):
 def test_paths_that_are_wrong(tmp_path: Path, folder: Path):
     with pytest.raises(PruningError, match=r"no such folder .*and not a hub id either"):
         load_denoiser(tmp_path / "nowhere")
+    with pytest.raises(PruningError, match=r"not a hub id either \(did you mean '.*/model'\?\)"):
+        load_denoiser(tmp_path / "modle")
     with pytest.raises(PruningError, match=r"is a file; give the folder that holds config.json"):
         load_denoiser(folder / "transformer" / WEIGHTS)
     with pytest.raises(PruningError, match=r"the model source is empty"):
@@ -202,8 +278,8 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
             raise EntryNotFoundError(f"404: {path}")
         return str(path)
 
-    monkeypatch.setattr(loading, "get_hf_file_metadata", lambda url: None)
-    monkeypatch.setattr(loading, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     model = load_meta_denoiser("owner/model", revision="v1")
     assert num_classes(model) == 10
     assert asked == [("owner/model", part, "config.json", "v1") for part in ("unet", "transformer", None)]
@@ -213,7 +289,7 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def offline(*args: object, **kwargs: object) -> str:
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr(loading, "hf_hub_download", offline)
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
     with pytest.raises(
         PruningError, match=r"'owner/model' is no folder here, and as a hub id it cannot be reached"
     ):
@@ -222,7 +298,7 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def gated(*args: object, **kwargs: object) -> str:
         raise PermissionError("gated")
 
-    monkeypatch.setattr(loading, "hf_hub_download", gated)
+    monkeypatch.setattr(hub, "hf_hub_download", gated)
     with pytest.raises(PruningError, match=r"cannot be fetched: PermissionError: gated"):
         load_scheduler("owner/model")
 
@@ -232,13 +308,13 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_unless_the_file_is_here(fold
         assert url.endswith("owner/model/resolve/main/unet/config.json")
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(loading, "get_hf_file_metadata", unreachable)
-    monkeypatch.setattr(loading, "hf_hub_download", lambda *a, **k: pytest.fail("would try six times"))
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("would try six times"))
     with pytest.raises(PruningError, match="cannot be fetched: ConnectionError: no network"):
         load_meta_denoiser("owner/model")
     config = folder / "transformer" / "config.json"
-    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *a, **k: str(config))
-    monkeypatch.setattr(loading, "hf_hub_download", lambda *a, **k: str(config))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *a, **k: str(config))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: str(config))
     assert num_classes(load_meta_denoiser("owner/model", subfolder="transformer")) == 10
 
 

@@ -1,0 +1,85 @@
+"""Labels of the data against those of the model: what stands for "no class", and which classes are missing."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pruning.data.images import ImageData
+from pruning.data.listing import named
+from pruning.errors import PruningError
+from pruning.models.families import family_of, null_class, num_classes
+
+NULL_CLASS_CHOICES = ("auto", "last", "none")
+
+
+def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> tuple[int | None, str | None]:
+    """Return the null class of a model, and why in a sentence where it is not the model's own config that says it.
+
+    A UNet says how many classes it has, not whether the last of them is "no class". It is taken to be where the data
+    have exactly one class less.
+
+    Args:
+        model: The denoiser, its null class not settled yet.
+        data: What it was trained on, or is trained on now.
+        asked: ``auto``, or ``last`` or ``none`` to overrule it.
+
+    Returns:
+        The label, or None for a model without a null class, for `pruning.models.set_null_class`; and the sentence.
+
+    Raises:
+        PruningError: For another value of `asked`, or one that contradicts the model.
+    """
+    if asked not in NULL_CLASS_CHOICES:
+        raise PruningError(f"model.null_class: {asked!r} must be one of {', '.join(NULL_CLASS_CHOICES)}")
+    name, family, settled = type(model).__name__, family_of(model), null_class(model)
+    labels, by_family = family.num_classes(model), family.null_class(model)
+    if labels is None or by_family is not None:
+        if asked == ("last" if labels is None else "none"):
+            has = "no classes" if labels is None else f"the null class {by_family} by its config"
+            raise PruningError(f"model.null_class: {asked!r} was asked, but {name} has {has}; leave it out")
+        return by_family, None
+    if asked == "none" or (asked == "auto" and settled is None and data.num_classes != labels - 1):
+        return None, None
+    if asked == "auto" and settled is not None:
+        return settled, None
+    why = f"{data.name} has {labels - 1}" if asked == "auto" else "model.null_class says so"
+    return labels - 1, (
+        f"{name} has {labels} classes, of which the last, {labels - 1}, is taken to be 'no class' ({why}): guidance "
+        "and label dropout use it, and it is never asked for; overrule it with model.null_class=none"
+    )
+
+
+def class_remarks(data: ImageData, model: nn.Module) -> list[str]:
+    """Return in sentences what is noteworthy of the classes of the data, for a model of which they are fewer."""
+    count = num_classes(model)
+    if count is None or data.class_names is None or len(data.class_names) >= count:
+        return []
+    missing = [str(label) for label in range(count) if label not in data.class_names]
+    return [
+        f"{data.name} has {len(data.class_names)} of the {count} classes of {type(model).__name__}: "
+        f"{named([str(name) for name in data.class_names.values()])}; none of class {named(missing)}. Calibration and "
+        "recovery see nothing of those, evaluation asks the model for all"
+    ]
+
+
+def check_classes(data: ImageData, model: nn.Module) -> None:
+    """Check that the data have the labels that the model needs.
+
+    Raises:
+        PruningError: If a class-conditional model has data without labels, or with labels above its own.
+    """
+    count, name = num_classes(model), type(model).__name__
+    if count is None:
+        return
+    if data.class_names is None:
+        raise PruningError(
+            f"{data.name} has no labels, but {name} has {count} classes; name their column in data.label_column, or "
+            "sort the images of a folder into one folder a class (two at least)"
+        )
+    if data.class_names and max(data.class_names) >= count:
+        largest = max(data.class_names)
+        raise PruningError(
+            f"{data.name} has {data.num_classes} classes, the model only {count}: label {largest} "
+            f"({data.class_names[largest]!r}), where the model has 0 to {count - 1} (folders named by numbers are the "
+            "classes of these numbers)"
+        )

@@ -1,0 +1,86 @@
+"""JSON files of a model source, local or on the hub, and the one question whether the hub has a source at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from pruning.errors import PruningError
+from pruning.models.sources import local_folder, near_name
+
+
+def fetch_json(source: str, folder: str | None, name: str, revision: str | None) -> dict[str, Any] | None:
+    """Return a JSON file of a local folder or a hub repository, or None if it is not there.
+
+    Raises:
+        PruningError: If it holds no JSON object, or there is no such source.
+    """
+    root = local_folder(source)
+    if root is not None:
+        path = root / folder / name if folder else root / name
+        return read_json(path) if path.is_file() else None
+    place = f"{folder}/{name}" if folder else name
+    missing = f"model source {source!r} is no folder here{near_name(Path(source))}"
+    if try_to_load_from_cache(source, place, revision=revision) is None:
+        ask_hub(missing, source, place, revision=revision)
+    try:
+        return read_json(Path(hf_hub_download(source, name, subfolder=folder, revision=revision)))
+    except PruningError:
+        raise
+    except LocalEntryNotFoundError as error:
+        raise PruningError(
+            f"{missing}, and as a hub id it cannot be reached: {error}; check the spelling, or the network"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # gated, no permission to write the cache, …
+        raise _unfetched(missing, error) from error
+
+
+def ask_hub(
+    missing: str, source: str, file: str = "README.md", *, revision: str | None = None, kind: str = "model"
+) -> None:
+    """Ask the hub once whether it has a source: a download of what it has not would be tried for half a minute.
+
+    Args:
+        missing: What to say of the source if not.
+        source: Hub id.
+        file: A file of it; the hub may answer that there is no such file.
+        revision: Branch, tag or commit.
+        kind: ``model`` or ``dataset``.
+
+    Raises:
+        PruningError: If there is no such repository, or no way to it.
+    """
+    try:
+        get_hf_file_metadata(hf_hub_url(source, file, revision=revision, repo_type=kind))
+    except EntryNotFoundError:
+        return
+    except Exception as error:  # no such repository, gated, no network, …
+        raise _unfetched(missing, error) from error
+
+
+def _unfetched(missing: str, error: Exception) -> PruningError:
+    return PruningError(
+        f"{missing}, and as a hub id it cannot be fetched: {type(error).__name__}: {error}; check the spelling, or "
+        "the network"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        PruningError: If there is none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PruningError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise PruningError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data

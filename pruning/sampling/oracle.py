@@ -1,0 +1,150 @@
+"""The oracle check: does a scheduler sample what a model knows? It costs no call of a network.
+
+In the place of the model stands the exact answer for data that consist of one known sample x0. A sampler that reads the
+model's predictions as they are meant shows it, at every timestep t, inputs ``a_t x0 + s_t noise`` with noise of
+variance 1, and ends at x0. One that takes another prediction type or other betas for granted does not, nor does one
+that runs the other way, nor one whose steps need what is not given here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.data.noise import exact_prediction, levels_at, num_train_timesteps, prediction_type
+from pruning.errors import PruningError
+from pruning.sampling.schedulers import lost_settings, same_noise
+from pruning.sampling.steps import fresh_scheduler, run_steps, sample_generators
+
+logger = logging.getLogger(__name__)
+
+SHAPE = (2, 1, 64, 64)
+"""Enough pixels that the standard deviation of their noise is known to 1 %."""
+
+AT_START, ON_THE_WAY, AT_END = 0.5, 0.2, 0.05
+"""What right samplers stay below: how far the amount of noise, of 1, is off at the first step, how much further later
+(DDPM with a large variance in few steps: 0.16), and how far beyond twice the noise of timestep 0 the result is from x0
+(root mean square)."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """How a sampler went with the exact answers.
+
+    Attributes:
+        first: Timestep of the first step, and how far the amount of noise was off there.
+        worst: The same where it was off most.
+        end: Distance from x0 at the end, root mean square.
+        allowed: What `end` may be.
+    """
+
+    first: tuple[float, float]
+    worst: tuple[float, float]
+    end: float
+    allowed: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the sampler can be trusted."""
+        on_the_way = self.worst[1] <= self.first[1] + ON_THE_WAY
+        return self.first[1] <= AT_START and on_the_way and self.end <= self.allowed
+
+
+def check_sampler(scheduler: Any, sampler: Any, num_steps: int) -> None:
+    """Check that `sampler` ends where the model says, in `num_steps` steps.
+
+    The model's own class is believed: where it goes astray (a single step from the wrong end) that is a warning.
+
+    Args:
+        scheduler: The model's own, with which it was trained.
+        sampler: The one to sample with; may be the same.
+        num_steps: Steps, as they will be.
+
+    Raises:
+        PruningError: If it cannot take the steps, draws noise that cannot be seeded, drops what the model was trained
+            with, or does not end at x0.
+    """
+    name, own = type(sampler).__name__, type(scheduler).__name__
+    _check_signal(scheduler, fresh_scheduler(sampler, num_steps), name)
+    if levels_at(scheduler, 0) is None and name != own:
+        raise PruningError(
+            f"the sampler {name} cannot be checked, for the model's own {own} has neither alphas_cumprod nor flow "
+            "matching; sample with the model's own"
+        )
+    path = _walk(scheduler, sampler, num_steps)
+    if path is None or (path.is_right and same_noise(scheduler, sampler)):
+        return
+    if name == own:
+        logger.warning(
+            "%s: in %d step(s) it does not get where the model points (with a perfect model of one image it ends %.2g "
+            "away from it, and the noise is off by %.2g at timestep %g); take more steps",
+            *(name, num_steps, path.end, path.worst[1], path.worst[0]),
+        )
+        return
+    lost = ", ".join(f"{key} {value!r}" for key, value in lost_settings(scheduler, sampler).items())
+    why = f"it drops what the model was trained with ({lost})" if lost else f"it goes another way than {own}"
+    raise PruningError(
+        f"the sampler {name} does not fit the model: {why}. With a perfect model of one image it ends {path.end:.2g} "
+        f"away from it (at most {path.allowed:.2g}), and the noise is off by {path.worst[1]:.2g} at timestep "
+        f"{path.worst[0]:g}; leave it out, take more steps than {num_steps}, or choose one that keeps all of this"
+    )
+
+
+def _check_signal(scheduler: Any, steps: Any, name: str) -> None:
+    """Refuse to read x0 from a prediction of the noise where there is nothing but noise."""
+    if not scheduler.config.get("rescale_betas_zero_snr") or prediction_type(scheduler) != "epsilon":
+        return
+    last = num_train_timesteps(scheduler) - 1
+    if float(torch.as_tensor(steps.timesteps).max()) > last - 0.5:
+        raise PruningError(
+            f"the sampler {name} begins at timestep {last}, where a zero-terminal-SNR schedule "
+            "(rescale_betas_zero_snr) has no signal and a model with prediction_type 'epsilon' tells nothing of the "
+            "image (a division by zero); in scheduler_config.json set rescale_betas_zero_snr to false or "
+            "timestep_spacing to 'leading', whichever the model was trained for"
+        )
+
+
+def _walk(scheduler: Any, sampler: Any, num_steps: int) -> Path | None:
+    """Return how the sampler went, or None where the model's own scheduler says no noise levels to hold it against.
+
+    Raises:
+        PruningError: If it stops, ends in NaN, or draws from torch's global generator.
+    """
+    name, off = type(sampler).__name__, list[tuple[float, float]]()
+    x0 = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def answer(x: Tensor, t: Tensor) -> Tensor:
+        levels = levels_at(scheduler, float(t))
+        if levels is None:
+            return torch.zeros_like(x)
+        off.append((float(t), abs(float((x - levels[0] * x0).std()) - levels[1])))
+        return exact_prediction(scheduler, x, x0, float(t))
+
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.random.get_rng_state()
+        try:
+            steps = fresh_scheduler(sampler, num_steps)
+            end = run_steps(steps, answer, noise, sample_generators(torch.arange(SHAPE[0]), 0))
+            finite = end.shape == x0.shape and bool(torch.isfinite(end).all())
+            problem = "" if finite else f"it ends in NaN, infinity or another shape ({tuple(end.shape)})"
+        except PruningError:
+            raise
+        except Exception as error:  # a step may need further arguments, tokens instead of numbers, …
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if not torch.equal(before, torch.random.get_rng_state()):
+            problem = problem or "it draws noise from the global generator, which no seed by sample reaches"
+    if problem:
+        raise PruningError(
+            f"the sampler {name} cannot sample here: {problem}; choose another, such as DDIMScheduler "
+            "(FlowMatchEulerDiscreteScheduler for flow matching)"
+        )
+    levels = levels_at(scheduler, 0)
+    if levels is None:
+        return None
+    away = float((end - x0).square().mean().sqrt())
+    return Path(off[0], max(off, key=lambda pair: pair[1]), away, 2 * levels[1] + AT_END)

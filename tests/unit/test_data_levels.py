@@ -1,0 +1,178 @@
+"""Images of more than 8 bits: the range is what the file says, or the image is refused."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, TiffImagePlugin
+
+from pruning.data import ImageData
+from pruning.data.decode import open_image, to_tensor
+from pruning.errors import PruningError
+
+
+def stored(values: list[int], kind: str, dtype: type = np.uint16, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([values, values], dtype=dtype)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    """Return a PNG with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return png[:33] + chunk + png[33:]
+
+
+def tags(**values: int) -> TiffImagePlugin.ImageFileDirectory_v2:
+    numbers = {"photometric": 262, "largest": 281, "format": 339, "largest_sample": 341}
+    found = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in values.items():
+        found[numbers[name]] = value
+        found.tagtype[numbers[name]] = 3
+    return found
+
+
+def packed_12_bits(low: int, high: int) -> bytes:
+    """Return a TIFF of 2 x 2 pixels with 12 bits a sample, as cameras and scanners write them."""
+    row = bytes([low >> 4, (low & 15) << 4 | high >> 8, high & 255])
+    entries = [(256, 2), (257, 2), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 2), (279, 6)]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 3, 1, v) for tag, v in entries
+    )
+    head = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
+    return head.ljust(200, b"\0") + row * 2
+
+
+def grey(data: bytes, channels: int = 1) -> list[int]:
+    found = to_tensor(open_image(data), channels, 2)[0, 0]
+    return ((found + 1) * 127.5).round().int().tolist()
+
+
+SIXTEEN = [0, 0x8080]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (stored([0, 65535], "PNG"), [0, 255]),
+        (stored([0, 4095], "PNG"), [0, 16]),  # dark, for a PNG fills its 16 bits
+        (with_chunk(stored([0, 4095], "PNG"), b"sBIT", b"\x0c"), [0, 255]),  # 12 bits that were not scaled up
+        (with_chunk(stored([0, 0xFFF0], "PNG"), b"sBIT", b"\x0c"), [0, 255]),  # 12 bits that were
+        (with_chunk(stored([0, 0x0FF0], "PNG"), b"sBIT", b"\x0c"), [0, 16]),  # and are dark
+        (stored(SIXTEEN, "TIFF"), [0, 128]),
+        (stored([0, 4095], "TIFF", tiffinfo=tags(largest=4095)), [0, 255]),
+        (stored([0, 1023], "TIFF", tiffinfo=tags(largest_sample=1023)), [0, 255]),
+        (stored([0, 3000], "TIFF", tiffinfo=tags(largest=3000)), [0, 12]),  # a statistic
+        (packed_12_bits(0, 4095), [0, 255]),
+        (b"P5 2 2 4095\n" + np.array([0, 4095] * 2, dtype=">u2").tobytes(), [0, 255]),
+        (stored(SIXTEEN, "JPEG2000"), [0, 128]),
+    ],
+    ids=[
+        *("png", "png dark", "png 12 raw", "png 12 scaled", "png 12 scaled dark", "tiff", "tiff 12 told"),
+        *("tiff 10 told", "tiff statistic", "tiff 12 packed", "pgm 12", "jpeg 2000"),
+    ],
+)
+def test_the_file_says_the_range(data: bytes, expected: list[int]):
+    assert grey(data) == expected
+
+
+def test_a_tiff_in_which_0_is_white():
+    plain = bytearray(stored([0, 65535], "TIFF"))
+    entry = struct.pack("<HHI", 262, 3, 1)
+    place = plain.index(entry) + len(entry)
+    plain[place : place + 2] = b"\0\0"
+    assert grey(bytes(plain)) == [255, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (stored([0, 4095], "TIFF", np.int32), r"its values are signed \(32 bits\)"),
+        (
+            stored([-5, 4095], "TIFF", np.int32),
+            r"its values are signed \(32 bits\), and which are black and white",
+        ),
+        (
+            stored([0, 4096], "TIFF", tiffinfo=tags(largest=4095)),
+            "its values go from 0 to 4096, by what the file says from 0 to 4095; store it with 8 or with full 16 bits",
+        ),
+    ],
+)
+def test_other_ranges_are_refused(data: bytes, message: str):
+    with pytest.raises(PruningError, match=message):
+        grey(data)
+
+
+def test_32_bits_in_memory_are_refused():
+    with pytest.raises(
+        PruningError, match="mode 'I', whole numbers from 0 to 65535 of which none is known to be white"
+    ):
+        to_tensor(Image.fromarray(np.array([[0, 65535]], dtype=np.int32)), 1, 1)
+
+
+def colour_png(value: int, significant: int | None) -> bytes:
+    """Return a PNG of 2 x 2 pixels with 16 bits a colour, which Pillow cannot write."""
+    rows = b"".join(b"\0" + struct.pack(">H", value) * 6 for _ in range(2))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    said = chunk(b"sBIT", bytes([significant] * 3)) if significant else b""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + said + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colours_of_16_bits():
+    assert grey(colour_png(0x8080, None), 3) == [128, 128]
+    assert grey(colour_png(0xFFF0, 12), 3) == [255, 255]
+    with pytest.raises(
+        PruningError, match="its colours of 16 bits use the lower 12 bits, of which 8 cannot be read"
+    ):
+        grey(colour_png(4095, 12), 3)
+
+
+def test_a_data_set_that_is_nearly_black_is_said(caplog: pytest.LogCaptureFixture):
+    def data(level: int) -> ImageData:
+        image = to_tensor(open_image(stored([0, level], "PNG")), 1, 2)
+        return ImageData("mine[train]", (1, 2, 2), 3, lambda i: image)
+
+    with caplog.at_level(logging.WARNING):
+        data(5000 * 2).check_readable(labels=False)
+        assert caplog.text == ""
+        data(4095).check_readable(labels=False)
+    assert (
+        "mine[train]: the brightest pixel of 3 images is 16 of 255; if their files hold fewer" in caplog.text
+    )
+
+
+def test_a_long_strip_takes_no_memory(monkeypatch: pytest.MonkeyPatch):
+    """Only what the crop keeps is resized: 3 rows of 30,000 pixels would become 256 of 2,560,000."""
+    asked = []
+    plain = Image.Image.resize
+
+    def resize(self, size, *args, **options):
+        asked.append(size)
+        return plain(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    strip = Image.fromarray(np.tile(np.arange(3, dtype=np.uint8)[:, None] * 100, (1, 30_000)))
+    assert to_tensor(strip, 1, 256).shape == (1, 256, 256)
+    assert asked == [(256, 256)]
+
+
+@pytest.mark.parametrize("size", [(37, 60), (60, 37), (64, 48), (500, 375)])
+def test_cropping_first_gives_what_resizing_first_gives(size: tuple[int, int]):
+    """Smooth pictures, to one level of rounding between the two passes of the filter."""
+    x, y = np.meshgrid(np.linspace(0, 3, size[0]), np.linspace(0, 2, size[1]))
+    picture = Image.fromarray((127 + 120 * np.sin(2 * x + y) * np.cos(3 * y)).astype(np.uint8))
+    scale = 32 / min(size)
+    whole = picture.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 32) // 2, (whole.height - 32) // 2
+    expected = torch.from_numpy(np.array(whole.crop((left, top, left + 32, top + 32)), dtype=np.float32))
+    assert float(((to_tensor(picture, 1, 32)[0] + 1) * 127.5 - expected).abs().max()) <= 1.001
