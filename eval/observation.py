@@ -38,11 +38,6 @@ class Observation:
         facts = json.dumps({"tensors": sorted(self.tensors), "facts": dict(self.facts)}, indent=1)
         (folder / f"{name}.json").write_text(facts + "\n", encoding="utf-8")
 
-    @staticmethod
-    def is_in(folder: Path, name: str) -> bool:
-        """Tell whether a folder holds an observation, whole."""
-        return (folder / f"{name}.json").is_file()
-
     @classmethod
     def load(cls, folder: Path, name: str) -> Observation:
         """Read what `save` wrote; tensors are mapped from the disk.

@@ -55,7 +55,8 @@ def hook_installed() -> bool:
 
 
 @contextmanager
-def _hook() -> Iterator[None]:
+def hooked() -> Iterator[None]:
+    """Let diffusers understand pruned configs inside the block, whether or not the hook is installed."""
     before = hook_installed()
     install_hook()
     try:
@@ -103,7 +104,7 @@ def load(
         PruningError: If there is no readable config, or its class or ``_structured_pruning`` entry is bad.
     """
     cls = model_class(folder)
-    with _hook():
+    with hooked():
         model = cls.from_pretrained(str(folder), dtype=dtype or torch.float32)
     return model.to(device) if device is not None else model  # type: ignore[return-value]
 

@@ -22,10 +22,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 
-from pruning import calibration, models
+from pruning import calibration, checkpoint, models
 from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
 from pruning.data import ImageData, NoisedBatches, conditioner, open_images
@@ -44,7 +44,7 @@ def load(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     variant: str | None = None,
-) -> tuple[ModelMixin, Any]:
+) -> tuple[ModelMixin, SchedulerMixin | None]:
     """Load a denoiser, pruned or not, and the scheduler that it was trained with.
 
     Args:
@@ -56,14 +56,15 @@ def load(
         variant: Weight variant, e.g. ``fp16``.
 
     Returns:
-        The model in evaluation mode, and its scheduler.
+        The model in evaluation mode, and its scheduler, None where there is none beside it.
 
     Raises:
         PruningError: If there is no such model, or one of both cannot be read.
     """
     where = {"subfolder": subfolder, "revision": revision, "variant": variant}
-    model = models.load_denoiser(source, dtype=dtype, device=device, **where)
-    return model, models.load_scheduler(source, revision=revision)
+    with checkpoint.hooked():
+        model = models.load_denoiser(source, dtype=dtype, device=device, **where)
+    return model, models.find_scheduler(source, revision=revision)
 
 
 def noised_batches(

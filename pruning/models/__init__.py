@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from pruning.models.loading import (
         check_finite,
+        find_scheduler,
         load_denoiser,
         load_meta_denoiser,
         load_pipeline,
@@ -37,6 +38,7 @@ __all__ = [
     "denoiser_call",
     "example_call",
     "family_of",
+    "find_scheduler",
     "load_denoiser",
     "load_meta_denoiser",
     "load_pipeline",
@@ -53,6 +55,6 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     families="FAMILIES Family denoise denoiser_call example_call family_of null_class num_classes "
     "pixels_per_latent sample_shape set_null_class",
-    loading="check_finite load_denoiser load_meta_denoiser load_pipeline load_scheduler",
+    loading="check_finite find_scheduler load_denoiser load_meta_denoiser load_pipeline load_scheduler",
     sources="bundled bundled_root resolve_source",
 )

@@ -116,11 +116,11 @@ def load_meta_denoiser(
     return model.to("meta").eval()
 
 
-def load_scheduler(source: str | Path, *, revision: str | None = None) -> SchedulerMixin:
-    """Load the scheduler of a pipeline folder or hub id: from ``scheduler/``, or beside the config.
+def find_scheduler(source: str | Path, *, revision: str | None = None) -> SchedulerMixin | None:
+    """Load the scheduler of a pipeline folder or hub id, from ``scheduler/`` or beside the config; None without one.
 
     Raises:
-        PruningError: If there is none, its class is not one of diffusers', or its config does not build a schedule.
+        PruningError: If its class is not one of diffusers', or its config does not build a schedule.
     """
     resolved = resolve_source(source)
     for folder in ("scheduler", None):
@@ -128,10 +128,23 @@ def load_scheduler(source: str | Path, *, revision: str | None = None) -> Schedu
         if config is not None:
             where = f"model source {resolved!r}: {f'{folder}/' if folder else ''}scheduler_config.json"
             return build_scheduler(_class_of(config, resolved, SchedulerMixin), config, where)
-    raise PruningError(
-        f"model source {resolved!r} has no scheduler (scheduler/scheduler_config.json); how the model was noised is "
-        "not known without it: add the scheduler's config, or give a folder or hub id of a whole pipeline"
-    )
+    return None
+
+
+def load_scheduler(source: str | Path, *, revision: str | None = None) -> SchedulerMixin:
+    """Load the scheduler as `find_scheduler` does.
+
+    Raises:
+        PruningError: Also if there is none.
+    """
+    found = find_scheduler(source, revision=revision)
+    if found is None:
+        raise PruningError(
+            f"model source {resolve_source(source)!r} has no scheduler (scheduler/scheduler_config.json); how the "
+            "model was noised is not known without it: add the scheduler's config, or give a folder or hub id of a "
+            "whole pipeline"
+        )
+    return found
 
 
 def load_pipeline(

@@ -266,7 +266,7 @@ def test_calibration_on_sampling_trajectories(workplace, features, captioned):
     run_recipe(recipe, sampling, until="prune")
     run = Run.open(recipe, sampling)
     assert all(torch.isfinite(score).all() for score in run.scores.values.values())
-    assert pruning.load("runs/tiny/prune/model").config["_class_name"] == "UNet2DConditionModel"
+    assert pruning.load("runs/tiny/prune/model")[0].config["_class_name"] == "UNet2DConditionModel"
 
 
 def test_gradients_are_refused_on_sampling_trajectories_before_anything_runs(workplace, features):

@@ -15,7 +15,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from eval.features import load_features
 from eval.kid import kernel_distance
-from eval.run import measure_all, observe
+from eval.run import look, measure_all
 from eval.types import DATA, Context, Subject
 
 N = 6
@@ -72,9 +72,8 @@ def test_fid_and_kid_agree_with_torch_fidelity(weights: Path, tmp_path: Path) ->
     ours = measure_all(context, ["fid", "kid"])["dense"]
     assert ours["frechet"] > 1
     assert ours["frechet"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    features = [
-        observe(context, name, ["kid"])["image_features"].tensors["features"] for name in (DATA, "dense")
-    ]
+    images = {"images": look(context, "dense", "images", {})}
+    features = [look(context, name, "image_features", images).tensors["features"] for name in (DATA, "dense")]
     mean, _, _ = kernel_distance(*features, subsets=2, subset_size=N)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.observation import Observation
-from eval.run import available_metrics, check_metrics, measure_all, needs_of, observations, observe
+from eval.run import available_metrics, check_metrics, measure_all, needs_of, observations
 from eval.types import DATA, Context, LatencyOptions, Noised, Subject
 
 
@@ -125,58 +125,55 @@ APART = ["consistency", "cost", "denoising", "fid", "kid"]
 """Metrics that are computed from what each subject shows alone."""
 
 
-def observed_in(place: Path, context: Context) -> dict[str, Path]:
-    folders = {name: place / name for name in (DATA, *context.subjects)}
-    for name, folder in folders.items():
-        folder.mkdir(parents=True)
-        observe(context, name, APART, folder)
-    return folders
+def seen_by(context: Context, place: Path | None = None) -> dict[str, dict[str, Observation]]:
+    """Look at every subject and the data for `APART`, by way of files in `place` if it is given."""
+    seen: dict[str, dict[str, Observation]] = {}
+    for name in (DATA, *context.subjects):
+        seen[name] = {}
+        for what in observations(APART, name):
+            found = look(context, name, what, seen[name])
+            if place is not None:
+                (place / name).mkdir(parents=True, exist_ok=True)
+                found.save(place / name, what)
+                found = Observation.load(place / name, what)
+            seen[name][what] = found
+    return seen
 
 
-def test_figures_from_folders_are_those_in_memory_and_no_subject_is_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [False, True])
+def test_figures_of_what_was_seen_before_are_those_of_now_and_no_subject_is_touched(
+    tmp_path: Path, files: bool
+) -> None:
     context = whole_context()
-    folders = observed_in(tmp_path, context)
-    names = {name: sorted(path.name for path in folder.iterdir()) for name, folder in folders.items()}
-    assert names[DATA] == ["image_features.json", "image_features.safetensors"]
-    assert names["dense"] == names["pruned"]
-    assert {"images.safetensors", "cost.json", "denoising.safetensors"} <= set(names["dense"])
+    seen = seen_by(context, tmp_path if files else None)
+    assert list(seen[DATA]) == ["image_features"]
+    assert set(seen["dense"]) == set(seen["pruned"]) == {"images", "image_features", "cost", "denoising"}
     bare = Context({name: Subject(name) for name in context.subjects}, num_samples=40, batch_size=16)
-    assert measure_all(bare, APART, observed=folders) == measure_all(context, APART)
+    assert measure_all(bare, APART, seen=seen) == measure_all(context, APART)
 
 
-def test_what_is_not_observed_yet_is_measured_beside_what_is(tmp_path: Path) -> None:
+def test_what_was_not_seen_yet_is_looked_at_beside_what_was() -> None:
     context = whole_context()
-    folders = observed_in(tmp_path, replace(context, subjects={"dense": context.subjects["dense"]}))
+    dense = replace(context, subjects={"dense": context.subjects["dense"]})
     untouched = Subject("dense", predict=context.subjects["dense"].predict, model=Denoiser(0).eval())
     mixed = replace(context, subjects={"dense": untouched, "pruned": context.subjects["pruned"]})
-    found = measure_all(mixed, [*APART, "latency"], observed=folders)
-    assert found["dense"]["call"]["runs"] == 1  # subjects take turns: latency runs those with a folder, too
+    found = measure_all(mixed, [*APART, "latency"], seen=seen_by(dense))
+    assert found["dense"]["call"]["runs"] == 1  # subjects take turns: latency runs those that were seen, too
     assert found["dense"]["sampling"] is None
     wanted = measure_all(context, APART)
     assert {key: found["pruned"][key] for key in wanted["pruned"]} == wanted["pruned"]
 
 
-def test_an_observation_that_is_there_is_not_made_again(tmp_path: Path) -> None:
-    context = whole_context()
-    first = observe(context, "dense", ["consistency"], tmp_path)
-    silent = replace(context, subjects={"dense": Subject("dense")})
-    again = observe(silent, "dense", ["fid"], tmp_path)
-    assert torch.equal(again["images"].tensors["images"], first["images"].tensors["images"])
-    assert set(observations(["fid"], "dense")) == set(again) == {"images", "image_features"}
-    (tmp_path / "images.json").unlink()  # what says that it is whole
-    with pytest.raises(
-        ValueError, match=r"metric 'consistency' needs Subject\.sample; subject 'dense' has none"
-    ):
-        observe(silent, "dense", ["consistency"], tmp_path)
+def test_what_a_look_needs_is_named_if_it_is_missing() -> None:
+    context = replace(whole_context(), subjects={"dense": Subject("dense")})
+    with pytest.raises(ValueError, match=r"metric 'images' needs Subject\.sample; subject 'dense' has none"):
+        look(context, "dense", "images", {})
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            lambda f: (f / "images.json").unlink(),
-            r"pruned has no observation 'images' \(.*images.json\); observe it first",
-        ),
+        (lambda f: (f / "images.json").unlink(), r"has no observation 'images' \(.*images.json\)"),
         (lambda f: (f / "images.safetensors").unlink(), r"has no observation 'images'"),
         (
             lambda f: (f / "images.safetensors").write_bytes(b"x"),
@@ -185,35 +182,34 @@ def test_an_observation_that_is_there_is_not_made_again(tmp_path: Path) -> None:
         (lambda f: (f / "images.json").write_text("[]"), r"the observation 'images' cannot be read"),
     ],
 )
-def test_a_folder_that_is_not_whole(tmp_path: Path, spoil, message: str) -> None:
-    context = whole_context()
-    folders = observed_in(tmp_path, context)
-    spoil(folders["pruned"])
+def test_an_observation_that_is_not_whole(tmp_path: Path, spoil, message: str) -> None:
+    look(whole_context(), "dense", "images", {}).save(tmp_path, "images")
+    spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
-        measure_all(context, ["consistency"], observed=folders)
+        Observation.load(tmp_path, "images")
 
 
-def test_observations_that_do_not_belong_together(tmp_path: Path) -> None:
+def test_observations_that_do_not_belong_together() -> None:
     context = whole_context()
-    folders = observed_in(tmp_path, context)
-    path = folders["pruned"]
-    features = Observation.load(path, "image_features")
-    Observation(features.tensors, {**features.facts, "name": "other"}).save(path, "image_features")
+    seen = seen_by(context)
+    features = seen["pruned"]["image_features"]
+    seen["pruned"]["image_features"] = Observation(features.tensors, {**features.facts, "name": "other"})
     with pytest.raises(
         ValueError, match=r"subject 'pruned' was observed with the features .*'other'.*the real images with"
     ):
-        measure_all(context, ["fid"], observed=folders)
-    Observation({"features": features.tensors["features"][1:]}, features.facts).save(path, "image_features")
+        measure_all(context, ["fid"], seen=seen)
+    fewer = {"features": features.tensors["features"][1:]}
+    seen["pruned"]["image_features"] = Observation(fewer, features.facts)
     with pytest.raises(
         ValueError, match=r"different numbers of images: \{'dense': 40, 'pruned': 39\}; observe them anew"
     ):
-        measure_all(context, ["kid"], observed=folders)
-    rows = Observation.load(path, "denoising").tensors
-    Observation({**rows, "bucket": rows["bucket"] + 1}).save(path, "denoising")
+        measure_all(context, ["kid"], seen=seen)
+    rows = seen["pruned"]["denoising"].tensors
+    seen["pruned"]["denoising"] = Observation({**rows, "bucket": rows["bucket"] + 1})
     with pytest.raises(
         ValueError, match=r"'pruned', metric 'denoising': it was observed on other images, timesteps"
     ):
-        measure_all(context, ["denoising"], observed=folders)
+        measure_all(context, ["denoising"], seen=seen)
 
 
 def test_an_unknown_metric_is_named_with_the_valid_ones() -> None:
