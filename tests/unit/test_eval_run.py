@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.observation import Observation
-from eval.run import available_metrics, check_metrics, measure_all, needs_of, observations
+from eval.run import available_metrics, check_metrics, look, measure_all, needs_of, observations
 from eval.types import DATA, Context, LatencyOptions, Noised, Subject
 
 
