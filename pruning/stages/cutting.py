@@ -18,14 +18,15 @@ from pruning.stages.stage import pick, stage
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import PruningPlan
 
-MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score", "prune.rounds")
+MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score.criterion", "prune.rounds")
 """Keys that ``block_by_block`` depends on besides."""
 
 
 def _selection(run: Run) -> dict[str, Any]:
     if run.recipe.prune.selection == "one_shot":
         return {"selection": "one_shot"}
-    return {"selection": run.recipe.prune.selection, **pick(run.recipe, MEASURED_AGAIN)}
+    again = {**pick(run.recipe, MEASURED_AGAIN), "score.weighting": weighting(run)}
+    return {"selection": run.recipe.prune.selection, **again}
 
 
 @stage(

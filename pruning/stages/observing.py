@@ -25,7 +25,7 @@ PICTURES = (
 )
 READS = {
     "images": PICTURES,
-    "image_features": (*PICTURES, "evaluate.num_real"),
+    "image_features": (*PICTURES, "evaluate.num_real", "evaluate.features"),
     "denoising": ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "evaluate.denoising_samples"),
     "cost": ("model.dtype", "export.dtype"),
 }
@@ -62,7 +62,7 @@ def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
 def observation_key(run: Run, what: str, subject: str) -> Key:
     """Return what an observation of a subject depends on."""
     config = pick(run.recipe, READS.get(what, OTHERS))
-    if what not in ("denoising", "cost"):
+    if "evaluate.features" in config:
         config["evaluate.features"] = features_identity(run)
     return Key(what, config, {**run.workspace.hashes, "subject": subject})
 

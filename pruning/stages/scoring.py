@@ -7,11 +7,19 @@ from typing import Any
 
 from pruning import importance
 from pruning.calibration.store import write_tensors
+from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import stage
 
+READS = ("score.criterion", "prune.kinds", "model.dtype", "seed")
 
-@stage("score", after=("calibrate",), reads=("score", "prune.kinds", "model.dtype", "seed"))
+
+def rows_read(run: Run) -> dict[str, Any]:
+    """Return the weighting of the rows with null resolved, so that writing it out changes nothing."""
+    return {"score.weighting": weighting(run)}
+
+
+@stage("score", after=("calibrate",), reads=READS, extra=rows_read)
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score

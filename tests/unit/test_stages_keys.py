@@ -1,0 +1,227 @@
+"""No stale reuse: every leaf of the recipe is flipped, and the results that depend on it must be others.
+
+The table says, for every knob, which results depend on it *by themselves* (what comes before them held fixed). Dropping
+a key from what a stage reads, or a comparison from what a calibration is held against, breaks a row of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pruning.recipe import Recipe, load_recipe
+from pruning.settings import Limit, knobs_of
+from pruning.stages.calibration import first_pass_key, wanted
+from pruning.stages.observing import observation_key
+from pruning.stages.run import Run
+from pruning.stages.runner import BY_NAME
+from pruning.stages.stage import value_at
+
+BASE = ("score.criterion=sink", "prune.selection=block_by_block", "calibrate.sink_weights.mode=paper")
+"""Settings under which every key matters: sinks are weighted, and blocks are measured again."""
+
+SHOWN = "first_pass calibrate prune"  # what the model is shown; `prune` measures block by block
+SEEN = "images image_features"
+PRINTED = "export report"  # they print the whole recipe
+EVERYTHING = f"first_pass calibrate score plan prune recover evaluate {SEEN} denoising cost {PRINTED}"
+
+TABLE: dict[str, tuple[Any, str]] = {
+    "name": ("other", ""),
+    "title": ("Other", ""),
+    "seed": (1, f"{SHOWN} score recover evaluate {SEEN} denoising"),
+    "model.source": ("bundled:models/digits-unet", EVERYTHING),
+    "model.variant": ("fp16", EVERYTHING),
+    "model.dtype": ("bfloat16", f"{SHOWN} score recover evaluate {SEEN} denoising cost"),
+    "data.source": ("elsewhere", EVERYTHING),
+    "data.split": ("validation", f"{SHOWN} recover evaluate {SEEN} denoising"),
+    "data.eval_split": ("validation", f"evaluate {SEEN} denoising"),
+    "data.resolution": (32, f"{SHOWN} recover evaluate {SEEN} denoising"),
+    "data.image_column": ("x", f"{SHOWN} recover evaluate {SEEN} denoising"),
+    "data.label_column": ("x", f"{SHOWN} recover evaluate {SEEN} denoising"),
+    "data.caption_column": ("x", f"{SHOWN} recover evaluate {SEEN} denoising"),
+    "calibrate.num_samples": (129, SHOWN),
+    "calibrate.timestep_buckets": (9, f"{SHOWN} evaluate denoising"),
+    "calibrate.provider": ("sampling", SHOWN),
+    "calibrate.num_steps": (21, SHOWN),
+    "calibrate.guidance_scale": (2.0, SHOWN),
+    "calibrate.queries": (16, SHOWN),
+    "calibrate.rows": (16, "calibrate prune"),
+    "calibrate.timestep_weights": ("obs_diff", SHOWN),
+    "calibrate.criteria": (["taylor"], "calibrate"),
+    "calibrate.diagnostics": (False, "calibrate"),
+    "calibrate.sink_weights.unstable": (0.5, "calibrate prune"),
+    "calibrate.sink_weights.stable": (0.5, "calibrate prune"),
+    "calibrate.sink_weights.alpha": (5.0, SHOWN),
+    "calibrate.sink_weights.rho": (9.0, SHOWN),
+    "calibrate.sink_weights.mode": ("hard", SHOWN),
+    "calibrate.sink_weights.deviations": (3.0, SHOWN),
+    "calibrate.sink_weights.epsilon": (0.1, SHOWN),
+    "calibrate.sink_weights.kappa": (2.0, "calibrate prune"),
+    "score.criterion": ("probe", "first_pass calibrate score prune"),
+    "score.weighting": ("permuted", "calibrate score prune"),
+    "prune.kinds": (["ffn_channels"], "first_pass calibrate score plan"),
+    "prune.target.macs": (0.6, "plan"),
+    "prune.scope": ("local", "plan"),
+    "prune.round_to": (8, "plan"),
+    "prune.min_units": (2, "plan"),
+    "prune.limits": ([Limit(max_ratio=0.5)], "plan"),
+    "prune.per_cost": (False, "plan"),
+    "prune.compensation": ("fold", "prune"),
+    "prune.ridge": (0.02, "prune"),
+    "prune.selection": ("one_shot", "prune"),
+    "prune.rounds": (2, "prune"),
+    "recover.enabled": (False, "recover evaluate"),
+    "recover.steps": (151, "recover"),
+    "recover.batch_size": (32, "recover"),
+    "recover.learning_rate": (1e-3, "recover"),
+    "recover.warmup_steps": (7, "recover"),
+    "recover.schedule": ("constant", "recover"),
+    "recover.weight_decay": (0.1, "recover"),
+    "recover.distill_weight": (0.9, "recover"),
+    "recover.label_dropout": (0.2, "recover"),
+    "recover.ema_decay": (0.9, "recover"),
+    "recover.grad_clip": (None, "recover"),
+    "recover.loss_weighting": ("min_snr", "recover"),
+    "recover.gradient_accumulation": (2, "recover"),
+    "recover.mixed_precision": ("bf16", "recover"),
+    "recover.max_seconds": (60.0, "recover"),
+    "evaluate.num_samples": (999, f"evaluate {SEEN}"),
+    "evaluate.num_steps": (19, f"evaluate {SEEN}"),
+    "evaluate.sampler": (None, f"evaluate {SEEN}"),
+    "evaluate.guidance_scale": (2.0, f"evaluate {SEEN}"),
+    "evaluate.features": ("inception", "evaluate image_features"),
+    "evaluate.num_real": (99, "evaluate image_features"),
+    "evaluate.denoising_samples": (99, "evaluate denoising"),
+    "evaluate.metrics": (["cost"], "evaluate"),
+    "evaluate.latency.batch_size": (16, "evaluate"),
+    "evaluate.latency.runs": (9, "evaluate"),
+    "evaluate.latency.sampling_runs": (0, "evaluate"),
+    "evaluate.latency.threads": (None, "evaluate"),
+    "export.formats": ([], ""),
+    "export.dtype": ("float32", "evaluate cost"),
+    "export.max_shard_size": ("1GB", ""),
+}
+"""Knob -> another value, and the results that depend on it beside those that print the whole recipe."""
+
+ELSEWHERE = {
+    "prune.target.params": "excludes macs; tested below",
+    "prune.target.ratio": "excludes macs; tested below",
+    "model.subfolder": "a local model is known by its files; that of the hub is tested in test_stages_workspace",
+    "model.revision": "as model.subfolder",
+}
+"""Knobs that are not flipped here, and why."""
+
+
+def keys(recipe: Recipe) -> dict[str, str]:
+    """Return the id of every result of a run; the outcome of earlier stages is held fixed."""
+    run = Run(recipe, progress=False)
+    run.result = lambda name: SimpleNamespace(output_hash=name)  # type: ignore[assignment, method-assign]
+    found = {name: stage.key(run).id for name, stage in BY_NAME.items()}
+    found["first_pass"] = first_pass_key(run, wanted(run)).id
+    for what in ("images", "image_features", "denoising", "cost"):
+        found[what] = observation_key(run, what, "subject").id
+    return found
+
+
+def replaced(section: Any, key: str, value: Any) -> Any:
+    head, _, rest = key.partition(".")
+    return dataclasses.replace(
+        section, **{head: replaced(getattr(section, head), rest, value) if rest else value}
+    )
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Recipe, dict[str, str]]:
+    recipe = load_recipe("quickstart", BASE)
+    return recipe, keys(recipe)
+
+
+def test_every_knob_is_neutral_or_in_the_table():
+    knobs = {knob.key: knob.neutral for knob in knobs_of(Recipe)}
+    assert {key for key, neutral in knobs.items() if not neutral} == {*TABLE, *ELSEWHERE}
+    assert {key for key, neutral in knobs.items() if neutral} == {
+        "device",
+        "run_dir",
+        "store",
+        "calibrate.batch_size",
+        "recover.checkpoint_every",
+        "recover.keep_checkpoints",
+        "evaluate.batch_size",
+    }
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_what_depends_on_a_knob_changes_with_it_and_nothing_else(base, key):
+    recipe, before = base
+    value, dependent = TABLE[key]
+    assert value_at(recipe, key) != value
+    after = keys(replaced(recipe, key, value))
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {*dependent.split(), *PRINTED.split()}
+
+
+@pytest.mark.parametrize(
+    "key", [knob.key for knob in knobs_of(Recipe) if knob.neutral and knob.key != "device"]
+)
+def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
+    recipe, before = base
+    value = value_at(recipe, key)
+    after = keys(
+        replaced(recipe, key, f"{value}x" if isinstance(value, str) else "x" if value is None else value + 1)
+    )
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {*PRINTED.split()}
+
+
+@pytest.mark.parametrize("key", ["params", "ratio"])
+def test_another_kind_of_target_is_another_plan(base, key):
+    recipe, before = base
+    plan = keys(replaced(replaced(recipe, "prune.target.macs", None), f"prune.target.{key}", 0.5))["plan"]
+    assert plan != before["plan"]
+
+
+def test_null_and_what_it_stands_for_are_one():
+    for short, long in (
+        ("recover.warmup_steps=null", "recover.warmup_steps=15"),
+        ("evaluate.features=null", "evaluate.features=bundled:models/digits-classifier"),
+        ("score.weighting=null", "score.weighting=off"),
+    ):
+        one, other = (keys(load_recipe("quickstart", [asked])) for asked in (short, long))
+        same = {name for name in one if one[name] == other[name]}
+        assert {"calibrate", "score", "recover", "evaluate"} <= same, short
+
+
+def test_latency_depends_on_the_device_and_what_a_model_shows_does_not(base, monkeypatch):
+    recipe, before = base
+    monkeypatch.setattr(Run, "device_name", "cuda:0 (another card)")
+    after = keys(recipe)
+    assert {name for name in before if after[name] != before[name]} == {"evaluate"}
+
+
+def test_an_observation_depends_on_whose_it_is(base):
+    run = Run(base[0], progress=False)
+    for what in ("images", "cost", "of_a_metric_of_ones_own"):
+        assert observation_key(run, what, "dense").id != observation_key(run, what, "slim").id
+
+
+@pytest.mark.parametrize(
+    ("section", "value"), [("needs", ["a"]), ("variants", []), ("kinds", ["attention_heads"])]
+)
+def test_a_calibration_that_lacks_something_does_not_serve(section, value):
+    stage = BY_NAME["calibrate"]
+    done = {"needs": ["a", "b"], "variants": ["on"], "kinds": ["attention_heads", "ffn_channels"]}
+    assert stage.enough is not None
+    assert stage.enough(done, done)
+    assert stage.enough(done, {**done, section: value})
+    assert not stage.enough({**done, section: value}, done)
+
+
+def test_a_first_pass_that_lacks_something_does_not_serve(base):
+    enough = first_pass_key(Run(base[0], progress=False), wanted(Run(base[0], progress=False))).enough
+    done = {"stability": True, "kinds": ["attention_heads", "ffn_channels"]}
+    assert enough(done, {"stability": False, "kinds": ["ffn_channels"]})
+    assert not enough({**done, "stability": False}, done)
+    assert not enough({**done, "kinds": ["ffn_channels"]}, done)
