@@ -49,7 +49,8 @@ __all__ = [
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    families="FAMILIES Family denoise denoiser_call example_call family_of null_class num_classes sample_shape set_null_class",
+    families="FAMILIES Family denoise denoiser_call example_call family_of null_class num_classes sample_shape "
+    "set_null_class",
     loading="check_finite load_denoiser load_meta_denoiser load_pipeline load_scheduler",
     sources="bundled bundled_root resolve_source",
 )
