@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -34,8 +35,7 @@ def open_table(
 ) -> ImageData:
     """Open one split of a table as images; see `pruning.data.open_images`."""
     rows, name = load_rows(source, split), f"{source}[{split}]"
-    if rows.found:
-        logger.info("data %s: %s", name, rows.found)
+    _say(source, rows.found)
     table = rows.table
     if len(table) == 0:
         raise PruningError(f"data {name} is empty: it holds no rows")
@@ -73,6 +73,13 @@ def open_table(
         fetch_caption=None if by_caption is None else lambda index: _caption(by_caption[index][captions]),
         class_names=None if labels is None else rows.class_names or _class_names(table, labels),
     )
+
+
+@lru_cache(maxsize=64)
+def _say(source: str, found: str) -> None:
+    """Log what was found, once: a run opens its data several times."""
+    if found:
+        logger.info("data %s: %s", source, found)
 
 
 def _image_column(table: datasets.Dataset, asked: str | None, name: str) -> str:
