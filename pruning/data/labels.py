@@ -9,8 +9,6 @@ from pruning.data.listing import named
 from pruning.errors import PruningError
 from pruning.models.families import family_of, null_class, num_classes
 
-NULL_CLASS_CHOICES = ("auto", "last", "none")
-
 
 def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> tuple[int | None, str | None]:
     """Return the null class of a model, and why in a sentence where it is not the model's own config that says it.
@@ -27,10 +25,8 @@ def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> t
         The label, or None for a model without a null class, for `pruning.models.set_null_class`; and the sentence.
 
     Raises:
-        PruningError: For another value of `asked`, or one that contradicts the model.
+        PruningError: If `asked` contradicts the model.
     """
-    if asked not in NULL_CLASS_CHOICES:
-        raise PruningError(f"model.null_class: {asked!r} must be one of {', '.join(NULL_CLASS_CHOICES)}")
     name, family, settled = type(model).__name__, family_of(model), null_class(model)
     labels, by_family = family.num_classes(model), family.null_class(model)
     if labels is None or by_family is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,9 @@ from pruning.errors import PruningError
 from pruning.files import bring_back, check_writable, write_errors, written_whole
 from pruning.models.loading import check_finite
 from pruning.registry import Registry
+from pruning.settings import Export
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MANIFEST = "export.json"
-_SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|TB)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,16 @@ class ExportRequest:
 
     model: nn.Module
     name: str
-    dtype: torch.dtype
-    max_shard_size: int | str
+    settings: Export
     card: Mapping[str, Any]
     scheduler: Any
     base_folder: Path | None
     verify: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the written weights."""
+        return getattr(torch, self.settings.dtype)
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,70 @@ class ExportResult:
     checks: dict[str, float] = field(default_factory=dict)
 
 
-Exporter = Callable[[ExportRequest, Path], dict[str, float]]
+Write = Callable[[ExportRequest, Path], dict[str, float]]
 """Writes into the empty folder it is given, verifies what it wrote, and returns what it measured."""
+Check = Callable[[ExportRequest], None]
+"""Finds, before expensive work and without writing, what would stop `Write`: raises PruningError."""
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A back end.
+
+    Attributes:
+        write: See `Write`.
+        check: See `Check`.
+    """
+
+    write: Write
+    check: Check
+
 
 EXPORTERS: Registry[Exporter] = Registry("exporter")
 
 
-def exporter(name: str) -> Callable[[Exporter], Exporter]:
+def exporter(name: str, *, check: Check) -> Callable[[Write], Write]:
     """Register an exporter; see `Exporter`."""
-    return EXPORTERS.register(name)
+
+    def decorate(write: Write) -> Write:
+        EXPORTERS.register(name)(Exporter(write, check))
+        return write
+
+    return decorate
+
+
+def check_export(
+    model: nn.Module,
+    settings: Export,
+    *,
+    card: Mapping[str, Any] | None = None,
+    scheduler: Any = None,
+    base_pipeline_folder: str | Path | None = None,
+) -> None:
+    """Check what exports in all asked formats will need, before the model is there that they will write.
+
+    Args:
+        model: The dense model, in place of the slim one.
+        settings: As for `export`.
+        card: As for `export`, as far as the facts are known.
+        scheduler: As for `export`.
+        base_pipeline_folder: As for `export`.
+
+    Raises:
+        PruningError: For the first thing that would stop an export.
+    """
+    settings.check("export")
+    for name in settings.formats:
+        request = _request(model, Path(name), settings, card, scheduler, base_pipeline_folder, verify=False)
+        EXPORTERS[name].check(request)
 
 
 def export(
     model: nn.Module,
     folder: str | Path,
+    settings: Export,
     *,
     exporter: str = "diffusers",
-    dtype: str = "float32",
-    max_shard_size: int | str = "10GB",
     card: Mapping[str, Any] | None = None,
     scheduler: Any = None,
     base_pipeline_folder: str | Path | None = None,
@@ -82,9 +130,8 @@ def export(
         model: A diffusers denoiser, pruned or not; not changed.
         folder: Written to. It must not exist, be empty, or hold an earlier export, which stays whole until the
             new one is.
+        settings: Type of the written weights and size of the files; `formats` is not read.
         exporter: Name of the back end.
-        dtype: Type of the written weights: ``float32``, ``bfloat16`` or ``float16``.
-        max_shard_size: Largest weights file, e.g. ``"10GB"``, or bytes.
         card: Facts for the model card; see `pruning.export.card`.
         scheduler: Written beside the denoiser; None takes that of `base_pipeline_folder`, if it has one.
         base_pipeline_folder: Folder of the base model. Where it is a whole pipeline, its other parts (VAE, text
@@ -97,27 +144,34 @@ def export(
     """
     if exporter not in EXPORTERS:
         raise PruningError(f"unknown exporter {exporter!r}; valid: {', '.join(EXPORTERS)}")
-    if dtype not in DTYPES:
-        raise PruningError(f"export: dtype {dtype!r} is unknown; valid: {', '.join(DTYPES)}")
-    if isinstance(max_shard_size, str) and not _SHARD_SIZE.fullmatch(max_shard_size):
-        raise PruningError(f"export: max_shard_size {max_shard_size!r} must be a number and KB, MB, GB or TB")
+    settings.check("export")
     place = Path(folder).expanduser().absolute()
-    base = None if base_pipeline_folder is None else Path(base_pipeline_folder).expanduser()
-    if base is not None and not base.is_dir():
-        raise PruningError(f"export: base_pipeline_folder {str(base)!r} is no folder")
-    _check_weights(model, DTYPES[dtype])
+    request = _request(model, place, settings, card, scheduler, base_pipeline_folder, verify)
+    _check_weights(model, request.dtype)
     bring_back(place)
     _check_replaceable(place)
-    check_writable("export", place.parent, _weight_bytes(model, DTYPES[dtype]))
-    request = ExportRequest(
-        model, place.name, DTYPES[dtype], max_shard_size, dict(card or {}), scheduler, base, verify
-    )
+    check_writable("export", place.parent, _weight_bytes(model, request.dtype))
     kept = "An earlier export there is whole" if place.exists() else "Nothing is left there"
     with write_errors("export", place, kept), written_whole(place, flush=True) as temporary:
         temporary.mkdir()
-        checks = EXPORTERS[exporter](request, temporary)
-        files = _seal(temporary, exporter, dtype)
+        checks = EXPORTERS[exporter].write(request, temporary)
+        files = _seal(temporary, exporter, settings.dtype)
     return ExportResult(place, files, sum(files.values()), checks)
+
+
+def _request(
+    model: nn.Module,
+    place: Path,
+    settings: Export,
+    card: Mapping[str, Any] | None,
+    scheduler: Any,
+    base_folder: str | Path | None,
+    verify: bool,
+) -> ExportRequest:
+    base = None if base_folder is None else Path(base_folder).expanduser()
+    if base is not None and not base.is_dir():
+        raise PruningError(f"export: base_pipeline_folder {str(base)!r} is no folder")
+    return ExportRequest(model, place.name, settings, dict(card or {}), scheduler, base, verify)
 
 
 def _check_weights(model: nn.Module, dtype: torch.dtype) -> None:

@@ -13,7 +13,13 @@ from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.export.base import ExportRequest, exporter
 from pruning.export.card import model_card
-from pruning.export.components import copy_components, denoiser_folder, read_index, write_scheduler
+from pruning.export.components import (
+    check_components,
+    copy_components,
+    denoiser_folder,
+    read_index,
+    write_scheduler,
+)
 from pruning.models.families import example_call
 from pruning.models.loading import load_meta_denoiser
 from pruning.surgery import reshape
@@ -23,7 +29,16 @@ OUTPUT_ERROR = {torch.float32: 1e-5, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest relative error of the outputs, ||written - model|| / ||model||, by the type of the written weights."""
 
 
-@exporter("diffusers")
+def check_folder(request: ExportRequest) -> None:
+    """Find what would stop `write_folder`: a base pipeline without a part, pickled weights, facts of no card."""
+    part = denoiser_folder(request.model, request.base_folder)
+    whole = request.base_folder is not None and read_index(request.base_folder) is not None
+    if whole and request.base_folder is not None:
+        check_components(request.base_folder, part)
+    model_card(request, part, type(request.scheduler).__name__, whole_pipeline=whole)
+
+
+@exporter("diffusers", check=check_folder)
 def write_folder(request: ExportRequest, folder: Path) -> dict[str, float]:
     """Write the model as plain ``from_pretrained`` loads it (after ``import pruning`` if it is pruned).
 
@@ -41,7 +56,7 @@ def write_folder(request: ExportRequest, folder: Path) -> dict[str, float]:
         request.model,
         folder / part,
         dtype=request.dtype,
-        max_shard_size=request.max_shard_size,  # type: ignore[arg-type]
+        max_shard_size=request.settings.max_shard_size,
     )
     scheduler = write_scheduler(request.scheduler, request.base_folder, folder)
     whole = read_index(request.base_folder) is not None

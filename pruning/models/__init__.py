@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         denoiser_call,
         example_call,
         family_of,
+        has_open_null_class,
         null_class,
         num_classes,
         pixels_per_latent,
@@ -39,6 +40,7 @@ __all__ = [
     "example_call",
     "family_of",
     "find_scheduler",
+    "has_open_null_class",
     "load_denoiser",
     "load_meta_denoiser",
     "load_pipeline",
@@ -53,8 +55,8 @@ __all__ = [
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    families="FAMILIES Family denoise denoiser_call example_call family_of null_class num_classes "
-    "pixels_per_latent sample_shape set_null_class",
+    families="FAMILIES Family denoise denoiser_call example_call family_of has_open_null_class null_class "
+    "num_classes pixels_per_latent sample_shape set_null_class",
     loading="check_finite find_scheduler load_denoiser load_meta_denoiser load_pipeline load_scheduler",
     sources="bundled bundled_root resolve_source",
 )

@@ -103,6 +103,12 @@ def null_class(model: nn.Module) -> int | None:
     return _settled(model) if by_family is None else by_family
 
 
+def has_open_null_class(model: nn.Module) -> bool:
+    """Tell whether a model has classes and does not say by its class which of them stands for "no class"."""
+    family = family_of(model)
+    return family.num_classes(model) is not None and family.null_class(model) is None
+
+
 def set_null_class(model: nn.Module, label: int | None) -> None:
     """Settle whether the last class of a model whose class does not say it stands for "no class".
 

@@ -33,6 +33,13 @@ class Model(Section):
         "float32", "Type the weights are held in: float32, bfloat16 or float16.", one_of(*DTYPES)
     )
 
+    null_class: str = knob(
+        "auto",
+        'Whether the last class of a `UNet2DModel` stands for "no class": ``last``, ``none``, or ``auto``, which '
+        "takes it to be where the data have exactly one class less than the model.",
+        one_of("auto", "last", "none"),
+    )
+
 
 @section
 class Data(Section):

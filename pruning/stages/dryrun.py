@@ -30,6 +30,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     Raises:
         PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing.
     """
+    run.offline = True
     basis, plan = "uniform", None
     if _has_scores(run):
         basis, plan = "scores", make_plan(run, run.scores)

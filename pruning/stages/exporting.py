@@ -34,16 +34,16 @@ MEASURED = {
 )
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
-    section, card, base = run.recipe.export, _card(run), base_folder(run)
+    section, base = run.recipe.export, base_folder(run)
+    card = card_facts(run, {name: run.result(name).figures for name in ("plan", "recover")}, run.metrics)
     model = run.load_pruned(run.final_stage, torch.float32)
     written: dict[str, Any] = {}
     for name in section.formats:
         result = write_export(
             model,
             folder / name,
+            section,
             exporter=name,
-            dtype=section.dtype,
-            max_shard_size=section.max_shard_size,
             card=card,
             scheduler=run.scheduler,
             base_pipeline_folder=base,
@@ -65,10 +65,17 @@ def base_folder(run: Run) -> Path | None:
         return None
 
 
-def _card(run: Run) -> dict[str, Any]:
-    """Return the facts of the model card."""
+def card_facts(
+    run: Run, figures: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the facts of the model card.
+
+    Args:
+        run: Knows the recipe.
+        figures: Of the stages ``plan`` and ``recover``.
+        metrics: By subject.
+    """
     recipe = run.recipe
-    figures = {name: run.result(name).figures for name in ("plan", "recover")}
     section = recipe.evaluate
     return {
         "title": recipe.title or recipe.name,
@@ -81,7 +88,7 @@ def _card(run: Run) -> dict[str, Any]:
         },
         "got": {key: figures["plan"][key] for key in ("macs_ratio", "params_ratio")},
         "recovery": figures["recover"] if recipe.recover.enabled else "none",
-        "metrics": {name: _words(found) for name, found in run.metrics.items()},
+        "metrics": {name: _words(found) for name, found in metrics.items()},
         "measured": [
             f"{section.num_samples} samples, {section.num_steps} steps, guidance {section.guidance_scale:g}, "
             f"seed {recipe.seed}",
@@ -96,15 +103,11 @@ def _card(run: Run) -> dict[str, Any]:
 def _words(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the measurements of a model that a card has room for, under names that a reader knows."""
     names = {"frechet": found.get("frechet_name", "Fréchet distance"), **MEASURED}
-    shown = {}
+    shown: dict[str, Any] = {}
     for key, name in names.items():
-        if key in found:
-            interval = found.get(f"{key}_ci95")
-            whole = found.get(f"{key}_coverage", 1.0) >= 0.95
-            low_high = (
-                f" ({interval[0]:.3g} to {interval[1]:.3g})"
-                if whole and interval and interval[0] < interval[1]
-                else ""
-            )
-            shown[name] = f"{found[key]:.3g}{low_high}" if isinstance(found[key], float) else found[key]
+        value, interval, coverage = (found.get(f"{key}{end}") for end in ("", "_ci95", "_coverage"))
+        if value is None:
+            continue
+        whole = interval and interval[0] < interval[1] and (coverage is None or coverage >= 0.95)
+        shown[name] = {"value": value, "interval": interval} if whole else value
     return shown

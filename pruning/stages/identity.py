@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pruning.data.identity import data_fingerprint
 from pruning.files import read_json
 from pruning.models import resolve_source
 from pruning.recipe import Recipe
@@ -34,9 +35,10 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
         files = {
             path.relative_to(folder).as_posix(): hashes.of(path) for path in _files(folder, section.subfolder)
         }
-        what: Any = {**files, "variant": section.variant} if section.variant else files
+        what: Any = [files, section.variant]
     else:
         what = [section.source, section.revision, section.variant, section.subfolder]
+    what = [what, section.null_class]
     return {"source": section.source, "hash": _hash(what)}
 
 
@@ -55,28 +57,29 @@ def _files(folder: Path, subfolder: str | None) -> Iterator[Path]:
         )
 
 
-def data_identity(recipe: Recipe, known: Mapping[str, Any]) -> dict[str, Any]:
+def data_identity(recipe: Recipe, known: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:
     """Return source, content and hash of the data.
 
-    The content is known by names and sizes of local files, else by the name of the data set. The hash, by which stages
-    know the data, is that of the content when the run began: it stays when a row that could not be read was mended.
+    The content is known as `pruning.data.identity.data_fingerprint` says. The hash, by which stages know the data, is
+    that of the content when the run began: it stays when a row that could not be read was mended.
 
     Args:
         recipe: Names the data.
         known: What was returned before for this run; `broken` if a row could not be read.
+        hashes: Of files; those that have not changed are not read again.
     """
     source = recipe.data.source
-    path = Path(source).expanduser()
-    what: Any = source
-    if path.is_file():
-        what = [path.name, path.stat().st_size]
-    elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        what = [[p.relative_to(path).as_posix(), p.stat().st_size] for p in files]
-    content = _hash(what)
+    name = f"data {Path(source).expanduser().absolute()}"
+    content, read, words = data_fingerprint(source, hashes.recall(name))
+    hashes.remember(name, read)
     mended = known.get("broken") is True and known.get("source") == source
     same = "hash" in known and (mended or known.get("content") == content)
-    return {"source": source, "content": content, "hash": known["hash"] if same else content}
+    return {
+        "source": source,
+        "content": content,
+        "hash": known["hash"] if same else content,
+        "known_by": words,
+    }
 
 
 def difference(kind: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -14,19 +14,27 @@ from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find, sum_bytes
-from pruning.data import TEXT_ENCODERS, ImageData, conditioner, num_train_timesteps
+from pruning.data import (
+    TEXT_ENCODERS,
+    ImageData,
+    check_classes,
+    class_remarks,
+    conditioner,
+    num_train_timesteps,
+)
 from pruning.errors import PruningError
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, sample_shape
 from pruning.recipe.schema import DIGITS
-from pruning.sampling import fresh_scheduler
+from pruning.sampling import check_sampler
 from pruning.settings import Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import make_plan
+from pruning.stages.rehearsal import rehearse
 from pruning.stages.run import Run
 from pruning.stages.sampling import scheduler_named
 
@@ -57,6 +65,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_room(run, stages)
     check_weights(run, stages)
     if stages:
+        rehearse(run, stages)
         _warn(caveats(run))
 
 
@@ -191,7 +200,7 @@ def check_steps(run: Run) -> None:
         asked.append(("calibrate.num_steps", calibrate.num_steps, run.scheduler))
     for key, steps, scheduler in asked:
         try:
-            fresh_scheduler(scheduler, steps)
+            check_sampler(run.scheduler, scheduler, steps)
         except PruningError as error:
             raise PruningError(f"{key}: {error}") from error
     try:
@@ -254,19 +263,13 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
 
 
 def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
-    classes = num_classes(run.meta)
-    if classes is not None and data.fetch_label is None:
-        raise PruningError(
-            f"{data.name} has no labels, but {type(run.meta).__name__} has {classes} classes; name their column in "
-            "data.label_column, or sort the images of a folder into one folder a class (two at least)"
-        )
-    if classes is not None and data.num_classes is not None and data.num_classes > classes:
-        raise PruningError(f"{data.name} has {data.num_classes} classes, the model only {classes}")
+    check_classes(data, run.meta)
+    _warn(class_remarks(data, run.meta))
     if captions and data.fetch_caption is None:
         raise PruningError(
             f"{data.name} has no captions to generate from; name their column in data.caption_column"
         )
-    data.check_readable(labels=classes is not None)
+    data.check_readable(labels=num_classes(run.meta) is not None)
 
 
 def check_room(run: Run, stages: Sequence[str]) -> None:

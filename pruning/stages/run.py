@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -15,7 +16,15 @@ from pruning import checkpoint, models
 from pruning.allocation import CostModel
 from pruning.calibration import load_stats
 from pruning.calibration.store import read_tensors
-from pruning.data import ImageData, NoisedBatches, conditioner, noised_batches, open_images, sample_generator
+from pruning.data import (
+    ImageData,
+    NoisedBatches,
+    conditioner,
+    find_null_class,
+    noised_batches,
+    open_images,
+    sample_generator,
+)
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
@@ -27,6 +36,8 @@ from pruning.store import Key, Result
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 STATS, SCORES = "stats.safetensors", "scores.safetensors"
 PLAN, MODEL, METRICS = "plan.json", "model", "metrics.json"
@@ -43,6 +54,7 @@ class Run:
         progress: Draw progress bars (where standard error is a terminal).
 
     Attributes:
+        offline: Look at no data, which may lie on a hub.
         anew: Stages that are to be done even if there is a result.
         uses: Names of the shared results that the stage at work has asked for.
         redoing: The stage at work is done anew, and so are the shared results that it asks for.
@@ -53,6 +65,7 @@ class Run:
         self.recipe = recipe
         self.workspace = Workspace(recipe)
         self.folder = self.workspace.folder
+        self.offline = False
         self.anew: set[str] = set()
         self.uses: set[str] = set()
         self.redoing = False
@@ -126,14 +139,22 @@ class Run:
 
     @property
     def meta(self) -> ModelMixin:
-        """The dense model on the meta device."""
+        """The dense model on the meta device; what stands for "no class" is settled."""
+        return self._once("meta", self._load_meta)
+
+    def _load_meta(self) -> ModelMixin:
         section = self.recipe.model
-        return self._once(
-            "meta",
-            lambda: models.load_meta_denoiser(
-                section.source, subfolder=section.subfolder, revision=section.revision
-            ),
+        model = models.load_meta_denoiser(
+            section.source, subfolder=section.subfolder, revision=section.revision
         )
+        if models.has_open_null_class(model) and not self.offline:
+            channels, height, _ = models.sample_shape(model)
+            data = self.open_images(self.recipe.data.split, (channels if channels in (1, 3) else 3, height))
+            label, why = find_null_class(model, data, section.null_class)
+            if why:
+                logger.info("model.null_class: %s", why)
+            models.set_null_class(model, label)
+        return model
 
     @property
     def all_groups(self) -> list[PrunableGroup]:
@@ -166,7 +187,7 @@ class Run:
     def load_dense(self) -> ModelMixin:
         """Load the dense model anew, for who changes it."""
         section = self.recipe.model
-        return models.load_denoiser(
+        model = models.load_denoiser(
             section.source,
             subfolder=section.subfolder,
             dtype=self.dtype,
@@ -174,6 +195,9 @@ class Run:
             revision=section.revision,
             variant=section.variant,
         )
+        if models.has_open_null_class(model):
+            models.set_null_class(model, models.null_class(self.meta))
+        return model
 
     @property
     def dense(self) -> ModelMixin:

@@ -13,6 +13,7 @@ from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.files import write_json, write_text
 from pruning.recipe import Recipe, to_yaml
+from pruning.recipe.schema import DIGITS
 from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
 from pruning.stages.identity import data_identity, difference, model_identity
 from pruning.store import Hashes, Store, locked
@@ -73,7 +74,7 @@ class Workspace:
         known = self._known()
         return {
             "model": model_identity(self._recipe, self.file_hashes),
-            "data": data_identity(self._recipe, known.get("data", {})),
+            "data": data_identity(self._recipe, known.get("data", {}), self.file_hashes),
         }
 
     @property
@@ -111,7 +112,7 @@ class Workspace:
         """Make the directory this run's at the next claim, whosever it is: ``--fresh``."""
         self._claimed = False
         self._taking_over = True
-        self.identity["data"] = data_identity(self._recipe, {})
+        self.identity["data"] = data_identity(self._recipe, {}, self.file_hashes)
 
     def claim(self) -> None:
         """Write down whose run directory this is, and the resolved recipe; does so once."""
@@ -131,6 +132,8 @@ class Workspace:
                 "redoes them)",
                 now["source"],
             )
+        if not known and now["source"] != DIGITS:
+            logger.info("data %s: %s", now["source"], now["known_by"])
         owner = {"name": self._recipe.name, **self.identity, "results": known.get("results", {})}
         write_json(self.folder.path / OWNER, owner)
         write_text(self.folder.path / "recipe.yaml", to_yaml(self._recipe))

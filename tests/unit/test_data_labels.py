@@ -72,7 +72,6 @@ def test_a_settled_null_class_can_be_taken_back():
     [
         (unet2d, "last", "'last' was asked, but UNet2DModel has no classes; leave it out"),
         (dit, "none", "'none' was asked, but DiTTransformer2DModel has the null class 10 by its config"),
-        (dit, "first", "model.null_class: 'first' must be one of auto, last, none"),
     ],
 )
 def test_settings_that_contradict_the_model(build, asked: str, message: str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 
@@ -11,6 +10,7 @@ from pruning.errors import PruningError
 from pruning.export.base import ExportRequest
 from pruning.export.card import model_card
 from pruning.groups import find_groups
+from pruning.settings import Export
 from pruning.surgery import apply_plan
 from pruning.types import PruningPlan
 from tests.models import dit, unet2d_condition
@@ -37,7 +37,7 @@ FACTS = {
 
 def _card(card, model=None, scheduler: str | None = "DDIMScheduler", whole=False) -> str:
     model = dit() if model is None else model
-    request = ExportRequest(model, "slim", torch.bfloat16, "10GB", card, None, None, False)
+    request = ExportRequest(model, "slim", Export(), card, None, None, False)
     return model_card(request, "transformer", scheduler, whole_pipeline=whole)
 
 

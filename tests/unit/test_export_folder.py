@@ -23,11 +23,18 @@ from torch import nn
 
 from pruning import checkpoint
 from pruning.errors import PruningError
-from pruning.export import EXPORTERS, base, diffusers_folder, export
+from pruning.export import EXPORTERS, base, diffusers_folder
+from pruning.export import export as write_export
+from pruning.settings import Export
 from pruning.surgery import apply_plan
 from pruning.types import PRUNING_KEY
 from tests.models import dit, run, unet2d, unet2d_condition
 from tests.plans import random_plan
+
+
+def export(model, folder, *, dtype="float32", max_shard_size="10GB", **others):
+    return write_export(model, folder, Export(dtype=dtype, max_shard_size=max_shard_size), **others)
+
 
 KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
 
@@ -241,8 +248,8 @@ def test_a_config_that_does_not_fit_does_not_verify(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"exporter": "onyx"}, "unknown exporter 'onyx'; valid: diffusers"),
-        ({"dtype": "int8"}, "dtype 'int8' is unknown; valid: float32, bfloat16, float16"),
-        ({"max_shard_size": "ten"}, "max_shard_size 'ten' must be a number and KB, MB, GB or TB"),
+        ({"dtype": "int8"}, "export: dtype: 'int8' is not valid; valid: float32, bfloat16, float16"),
+        ({"max_shard_size": "ten"}, "export: max_shard_size: 'ten' is no size above zero"),
         ({"base_pipeline_folder": "/nowhere/at/all"}, "base_pipeline_folder '/nowhere/at/all' is no folder"),
     ],
 )
@@ -268,7 +275,7 @@ def test_weights_that_cannot_be_written(tmp_path):
 
 
 def test_exporters_are_found_by_their_file():
-    assert EXPORTERS["diffusers"] is diffusers_folder.write_folder
+    assert EXPORTERS["diffusers"].write is diffusers_folder.write_folder
 
 
 def _dit_pipeline(folder: Path) -> None:

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "seed": (1, f"{SHOWN} score recover evaluate {SEEN} denoising"),
     "model.source": ("bundled:models/digits-unet", EVERYTHING),
     "model.variant": ("fp16", EVERYTHING),
+    "model.null_class": ("last", EVERYTHING),
     "model.dtype": ("bfloat16", f"{SHOWN} score recover evaluate {SEEN} denoising cost"),
     "data.source": ("elsewhere", EVERYTHING),
     "data.split": ("validation", f"{SHOWN} recover evaluate {SEEN} denoising"),
