@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -589,3 +590,76 @@ def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):
     assert any(
         not torch.allclose(values, uniform.scores.values[name]) for name, values in run.scores.values.items()
     )
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        (
+            "evaluate.latency.sampling_runs=0",
+            "recover.checkpoint_every=0",
+            "recover.ema_decay=0",
+            "recover.grad_clip=null",
+            "recover.distill_weight=0",
+            "recover.label_dropout=0",
+            "recover.warmup_steps=0",
+            "calibrate.diagnostics=false",
+            "prune.compensation=none",
+            "prune.ridge=0",
+            "score.weighting=off",
+        ),
+        ("recover.enabled=false", "evaluate.metrics=[]", "export.formats=[]", "prune.target.ratio=0"),
+    ],
+)
+def test_every_value_that_means_off_is_run_to_the_end(workplace, features, off):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    run_recipe(write_recipe(workplace, features[1]), list(off))
+    assert all((workplace / "runs/tiny" / stage / "DONE").is_file() for stage in STAGES)
+    assert "<html" in (workplace / "runs/tiny/report/report.html").read_text()
+
+
+def test_what_would_stop_evaluation_or_export_is_said_before_the_work(workplace, features, monkeypatch):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    recipe = write_recipe(workplace, features[1])
+    for attempt, message in (
+        ("pruning.stages.rehearsal.sampler", "stage 'evaluate' would stop at this: no sample"),
+        ("pruning.stages.rehearsal.check_export", "stage 'export' would stop at this: no card"),
+    ):
+        with monkeypatch.context() as patch:
+            text = message.rpartition(": ")[2]
+            patch.setattr(attempt, Mock(side_effect=PruningError(text)))
+            with pytest.raises(PruningError, match=message):
+                run_recipe(recipe)
+    assert not (workplace / "runs").exists() or not list((workplace / "runs").glob("*/calibrate"))
+
+
+def test_a_pipeline_with_a_pickled_part_is_refused_before_the_work(workplace, features, captioned):
+    stable_diffusion(workplace).save_pretrained(workplace / "model")
+    weights = next((workplace / "model" / "vae").glob("*.safetensors"))
+    weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
+    recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
+    with pytest.raises(PruningError, match=r"vae.*\.bin|\.bin.*vae"):
+        run_recipe(recipe)
+    assert not list((workplace / "runs").glob("*/calibrate"))
+
+
+def test_a_sweep_measures_the_dense_model_once(workplace, features):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    recipe = write_recipe(workplace, features[1])
+    for percent in (70, 75, 80, 85, 90):
+        run_recipe(recipe, [f"name=at-{percent}", f"prune.target.macs={percent / 100}"])
+    kinds = [result.kind for result in Store("runs/.store").results()]
+    assert (kinds.count("calibrate"), kinds.count("first_pass"), kinds.count("score")) == (1, 1, 1)
+    for what in ("images", "denoising", "cost"):
+        assert kinds.count(what) <= 1 + 2 * 5, what
+    dense = json.loads(Path("runs/at-70/run.json").read_text())["results"]["evaluate"]
+    shared = set(dense).intersection(
+        *(json.loads(path.read_text())["results"]["evaluate"] for path in Path("runs").glob("at-*/run.json"))
+    )
+    assert {name.partition("/")[0] for name in shared} == {"images", "image_features", "denoising", "cost"}
+    figures = [
+        json.loads(path.read_text())["dense"]["denoising_error_mean"]
+        for path in Path("runs").glob("at-*/evaluate/metrics.json")
+    ]
+    assert len(figures) == 5
+    assert len(set(figures)) == 1
