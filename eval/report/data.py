@@ -69,6 +69,11 @@ class RunData:
         """The subject that the run ends with, or None if only the reference is there."""
         return self.subjects[-1] if len(self.subjects) > 1 else None
 
+    @property
+    def held_out(self) -> str:
+        """``"held-out "`` if the images that the models are judged by were held out, else nothing is claimed."""
+        return "held-out " if self.data.get("held_out") else ""
+
     def entry(self, key: str) -> Any:
         """Return a mapping of the data, empty if it is not there."""
         return self.data.get(key) or {}

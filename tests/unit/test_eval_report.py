@@ -255,6 +255,15 @@ def test_intervals_that_cover_less_than_95_percent_are_explained(tmp_path: Path)
     assert figures.speedup_interval(run, run.final, "sampling") == ""
 
 
+@pytest.mark.parametrize("held_out", [True, False, None])
+def test_images_are_called_held_out_only_if_they_are(tmp_path: Path, held_out: bool | None) -> None:
+    page = read(
+        build([report_runs.digits_run(tmp_path, data="digits", held_out=held_out)], tmp_path / "r.html")
+    )
+    assert page.text.count("held-out") == (3 if held_out else 0)
+    assert f"Error on {'held-out ' if held_out else ''}images at each noise level" in page.text
+
+
 def test_training_that_made_it_worse_is_warned_of(tmp_path: Path) -> None:
     run = load_run(report_runs.digits_run(tmp_path))
     assert "Training back made it worse" not in " ".join(warnings(run))

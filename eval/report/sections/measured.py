@@ -90,8 +90,8 @@ def notes(run: RunData) -> list[str]:
         )
     if run.metric(final, "denoising_error_mean") is not None or run.metric(final, "denoising_error"):
         found.append(
-            "Denoising error: mean squared error to the training target on held-out images, same image and noise in "
-            f"every timestep bucket. Excess error: mean ‖ε − ε_{run.reference}‖² / mean ‖ε_{run.reference}‖²."
+            f"Denoising error: mean squared error to the training target on {run.held_out}images, same image and noise "
+            f"in every timestep bucket. Excess error: mean ‖ε − ε_{run.reference}‖² / mean ‖ε_{run.reference}‖²."
         )
     if run.metric(run.reference, "macs") is not None:
         method = run.metric(run.reference, "macs_method") or "counted while one call runs, FLOPs / 2"
@@ -140,7 +140,7 @@ def _frechet_notes(run: RunData) -> list[str]:
         facts_text = ", ".join(facts)
         found.append(
             f"{name}{f' ({facts_text})' if facts else ''}: distance of two Gaussians fitted to features of "
-            "generated and of held-out real images; lower is better."
+            f"generated and of {run.held_out}real images; lower is better."
             + (
                 ""
                 if "FID" in name
