@@ -400,8 +400,9 @@ def test_every_section_is_drawn_around_what_is_not_finite(digits: Path, tmp_path
         values |= {"frechet_ci95": [nan, 3.0], "call": {**values["call"], "median_s": nan}}
         values["denoising_error"][2] = nan
     data["recovery"]["loss"][5] = data["diagnostics"]["heads"][0]["sink_mass"] = float("inf")
+    data["seconds"]["plan"] = nan
     page = Page(render([RunData.of(data, digits / "report")]))
-    assert "11 value(s) in data.json were not finite" in page.text
+    assert "12 value(s) in data.json were not finite" in page.text
     assert "Attention heads" in page.text
     assert "nan" not in page.text.lower().split()
 
@@ -416,7 +417,7 @@ def test_an_unknown_metric_gets_a_row(tmp_path: Path) -> None:
     run = load_run(
         edited(tmp_path, {"metrics": {"dense": {"clip_score": 0.31, "frechet_width": 64}, "pruned": {}}})
     )
-    assert [(block.title, [row.label for row in block.rows]) for block in results.results(run)] == [
+    assert [(title, [row[0] for row in rows]) for title, rows in results.results(run).items()] == [
         ("Other", ["clip score"])
     ]
 

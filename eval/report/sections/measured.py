@@ -46,22 +46,17 @@ def section(run: RunData) -> Section | None:
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return what was run on what, as label and text."""
-    device, threads = (
-        run.data.get("device"),
-        (run.metric(run.final or run.reference, "call") or {}).get("num_threads"),
-    )
-    timed = f"; latency on {fmt.plural(threads, 'thread')}" if device and threads else ""
-    found = [
-        ("Model", run.data.get("model")),
-        ("Data", run.data.get("data")),
-        ("Device", f"{device or ''}{timed}"),
-    ]
-    found += [(name, str(value)) for name, value in run.entry("facts").items()]
+    device, call = run.data.get("device"), run.metric(run.final or run.reference, "call") or {}
+    timed = f"; latency on {fmt.plural(call['num_threads'], 'thread')}" if call.get("num_threads") else ""
+    found = {
+        "Model": run.data.get("model"),
+        "Data": run.data.get("data"),
+        "Device": device and device + timed,
+    }
+    found |= {name: str(value) for name, value in run.entry("facts").items()}
     for name in ("versions", "seeds"):
-        found.append(
-            (name.capitalize(), ", ".join(f"{key} {value}" for key, value in run.entry(name).items()))
-        )
-    return [(name, text) for name, text in found if text]
+        found[name.capitalize()] = ", ".join(f"{key} {value}" for key, value in run.entry(name).items())
+    return [(name, text) for name, text in found.items() if text]
 
 
 def _stages(run: RunData) -> list[dict[str, Any]]:
