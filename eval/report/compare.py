@@ -14,12 +14,7 @@ from eval.report.html import template
 from eval.report.sections.results import Cell, frechet, kernel
 from eval.report.svg import SHAPES, Scale
 
-MEASURED_ON = (
-    "frechet_mode",
-    "frechet_features_sha256",
-    "frechet_num_generated",
-    "frechet_num_real",
-)
+MEASURED_ON = ("frechet_mode", "frechet_features_sha256", "frechet_num_generated", "frechet_num_real")
 TIMED_ON = ("device", "dtype", "num_threads", "batch_size")
 
 
@@ -53,15 +48,6 @@ BODY = template(
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Runs whose Fréchet distances are comparable, and their plot."""
-
-    title: str
-    note: str
-    figure: Markup
-
-
-@dataclass(frozen=True)
 class Point:
     """A run on the plot."""
 
@@ -83,7 +69,7 @@ def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> Markup:
     return BODY(panels=found, remarks=remarks, named=named, columns=columns(runs))
 
 
-def panels(runs: Sequence[RunData]) -> tuple[list[Panel], list[str]]:
+def panels(runs: Sequence[RunData]) -> tuple[list[dict[str, Any]], list[str]]:
     """Group the runs by what their distances were measured on and draw each group.
 
     Returns:
@@ -117,11 +103,8 @@ def panels(runs: Sequence[RunData]) -> tuple[list[Panel], list[str]]:
 
 def _measured_on(run: RunData) -> tuple[Any, ...]:
     """Return what has to agree for two Fréchet distances to be comparable."""
-    return (
-        figures.frechet_name(run),
-        run.data.get("data"),
-        *(run.metric(run.final, key) for key in MEASURED_ON),
-    )
+    measured = [run.metric(run.final, key) for key in MEASURED_ON]
+    return (figures.frechet_name(run), run.data.get("data"), *measured)
 
 
 def _timed_on(run: RunData) -> tuple[Any, ...] | None:
@@ -132,28 +115,25 @@ def _timed_on(run: RunData) -> tuple[Any, ...] | None:
     return (run.data.get("device"), *(call.get(key) for key in TIMED_ON))
 
 
-def _panel(runs: Sequence[RunData]) -> Panel:
+def _panel(runs: Sequence[RunData]) -> dict[str, Any]:
+    """Return title, note and plot of runs whose Fréchet distances are comparable."""
     timings = {_timed_on(run) for run in runs}
     measured = len(timings) == 1 and None not in timings
-    if measured:
-        axis, note = (
-            "speed-up of one call (measured)",
-            "Speed-up: measured, each run against its own dense model.",
-        )
-    else:
-        axis = "speed-up by MACs (dense / pruned)"
+    axis, note = "speed-up of one call (measured)", "measured, each run against its own dense model"
+    if not measured:
         why = "some runs have no latency" if None in timings else "latencies come from different set-ups"
-        note = f"Speed-up: the MACs ratio, since {why}."
+        axis, note = "speed-up by MACs (dense / pruned)", f"the MACs ratio, since {why}"
     points = []
     for run in runs:
         macs = figures.reached(run, "macs")
         fast = figures.speedup(run, run.final) if measured else 1 / macs if macs else None
-        y = run.metric(run.final, "frechet")
         if fast is not None:
-            points.append(Point(run, fast, y, run.metric(run.final, "frechet_ci95")))
+            frechet, interval = (run.metric(run.final, key) for key in ("frechet", "frechet_ci95"))
+            points.append(Point(run, fast, frechet, interval))
     name, count = figures.frechet_name(runs[0]), runs[0].metric(runs[0].final, "frechet_num_generated")
     facts = [f"N = {count:,.0f}" if count else "N unknown", runs[0].data.get("data")]
-    return Panel(f"{name} ({', '.join(fact for fact in facts if fact)})", note, _plot(points, axis, name))
+    title = f"{name} ({', '.join(fact for fact in facts if fact)})"
+    return {"title": title, "note": f"Speed-up: {note}.", "figure": _plot(points, axis, name)}
 
 
 def _dense(points: Sequence[Point], models: Sequence[str]) -> list[tuple[int, str, float]]:

@@ -69,9 +69,14 @@ class RunData:
         """The subject that the run ends with, or None if only the reference is there."""
         return self.subjects[-1] if len(self.subjects) > 1 else None
 
-    def entry(self, key: str) -> Any:
-        """Return a mapping of the data, empty if it is not there."""
-        return self.data.get(key) or {}
+    @property
+    def held_out(self) -> str:
+        """``"held-out "`` if the images that the models are judged by were held out, else nothing is claimed."""
+        return "held-out " if self.data.get("held_out") else ""
+
+    def entry(self, key: str) -> dict[str, Any]:
+        """Return a mapping of the data without what is None; empty if it is not there."""
+        return {name: value for name, value in (self.data.get(key) or {}).items() if value is not None}
 
     def metric(self, subject: str | None, key: str) -> Any:
         """Return one metric of one subject, or None."""

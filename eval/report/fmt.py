@@ -37,6 +37,11 @@ def quantity(value: float | None, unit: str = "") -> str:
     return f"{value:,.0f}{THIN}{unit}".rstrip(THIN)
 
 
+def size(value: float | None) -> str:
+    """Format bytes: ``4.56 GB``."""
+    return quantity(value, "B")
+
+
 def seconds(value: float | None) -> str:
     """Format a duration: ``12.3 ms``, ``4.56 s``, ``2 min 05 s``, ``1 h 02 min``."""
     if value is None:

@@ -83,9 +83,9 @@ def value_scale(values: Sequence[float], start: float, stop: float) -> Scale:
     return Scale(max(0.0, low) if min(values) >= 0 else low, high, start, stop, log)
 
 
-def text_width(text: str, size: float = 12) -> float:
+def text_width(text: str) -> float:
     """Estimate the width of a text."""
-    return len(text) * CHAR_WIDTH * size / 12
+    return len(text) * CHAR_WIDTH
 
 
 def esc(text: object) -> str:

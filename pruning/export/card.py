@@ -119,13 +119,8 @@ def _results(model: nn.Module, facts: Mapping[str, Any]) -> list[EvalResult]:
         )
         for values in measured
         for name, value in values.items()
-        if isinstance(number := _number(value), (int, float)) and not isinstance(number, bool)
+        if isinstance(number := _split(value)[0], (int, float)) and not isinstance(number, bool)
     ]
-
-
-def _number(value: Any) -> Any:
-    """Return the value of a metric without its interval."""
-    return value["value"] if isinstance(value, Mapping) and "value" in value else value
 
 
 def _slug(text: str) -> str:
@@ -232,14 +227,18 @@ def _metrics(metrics: Any) -> str | None:
     return header + "\n" + "\n".join(rows)
 
 
-def _measurement(value: Any) -> str:
-    """Return a value with its interval, if it has one."""
-    interval = value.get("interval") if isinstance(value, Mapping) else None
+def _split(value: Any) -> tuple[Any, Sequence[float] | None]:
+    """Return the value of a metric, and its interval if it has one."""
     return (
-        f"{_cell(_number(value))} ({interval[0]:.3g} to {interval[1]:.3g})"
-        if interval
-        else _cell(_number(value))
+        (value["value"], value["interval"])
+        if isinstance(value, Mapping) and "value" in value
+        else (value, None)
     )
+
+
+def _measurement(value: Any) -> str:
+    number, interval = _split(value)
+    return f"{_cell(number)} ({interval[0]:.3g} to {interval[1]:.3g})" if interval else _cell(number)
 
 
 def _table(values: Any, what: str) -> str | None:

@@ -13,7 +13,16 @@ from pruning.types import PRUNING_KEY
 
 def caveats(run: Run) -> list[str]:
     """Return the caveats of a run as sentences."""
-    return [text for text in (_pruned_before(run), _foreign_features(run), _wants_least_squares(run)) if text]
+    return [
+        text
+        for text in (
+            _pruned_before(run),
+            _not_held_out(run),
+            _foreign_features(run),
+            _wants_least_squares(run),
+        )
+        if text
+    ]
 
 
 def _pruned_before(run: Run) -> str | None:
@@ -23,6 +32,17 @@ def _pruned_before(run: Run) -> str | None:
     return (
         f"Pruned before: the model {run.recipe.model.source!r} is a pruned one already. What is called dense here is "
         "that model, and every ratio (MACs, parameters, speed, quality) is to it, not to the model it was cut from."
+    )
+
+
+def _not_held_out(run: Run) -> str | None:
+    """Tell of an evaluation on the images that calibration and recovery see."""
+    data = run.recipe.data
+    if data.eval_split != data.split:
+        return None
+    return (
+        f"Not held out: data.eval_split={data.eval_split} is data.split, so the models are judged by images that "
+        "calibration and recovery see, and figures are better than on new ones. Name another split in data.eval_split."
     )
 
 

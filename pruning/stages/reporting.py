@@ -63,6 +63,7 @@ def _data(run: Run) -> dict[str, Any]:
         "created": datetime.now().isoformat(timespec="minutes"),
         "model": recipe.model.source,
         "data": f"{recipe.data.source} ({recipe.data.split}; evaluated on {recipe.data.eval_split})",
+        "held_out": recipe.data.eval_split != recipe.data.split,
         "asked": {
             **target,
             "scope": recipe.prune.scope,

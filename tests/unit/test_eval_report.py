@@ -255,6 +255,15 @@ def test_intervals_that_cover_less_than_95_percent_are_explained(tmp_path: Path)
     assert figures.speedup_interval(run, run.final, "sampling") == ""
 
 
+@pytest.mark.parametrize("held_out", [True, False, None])
+def test_images_are_called_held_out_only_if_they_are(tmp_path: Path, held_out: bool | None) -> None:
+    page = read(
+        build([report_runs.digits_run(tmp_path, data="digits", held_out=held_out)], tmp_path / "r.html")
+    )
+    assert page.text.count("held-out") == (3 if held_out else 0)
+    assert f"Error on {'held-out ' if held_out else ''}images at each noise level" in page.text
+
+
 def test_training_that_made_it_worse_is_warned_of(tmp_path: Path) -> None:
     run = load_run(report_runs.digits_run(tmp_path))
     assert "Training back made it worse" not in " ".join(warnings(run))
@@ -391,8 +400,9 @@ def test_every_section_is_drawn_around_what_is_not_finite(digits: Path, tmp_path
         values |= {"frechet_ci95": [nan, 3.0], "call": {**values["call"], "median_s": nan}}
         values["denoising_error"][2] = nan
     data["recovery"]["loss"][5] = data["diagnostics"]["heads"][0]["sink_mass"] = float("inf")
+    data["seconds"]["plan"] = nan
     page = Page(render([RunData.of(data, digits / "report")]))
-    assert "11 value(s) in data.json were not finite" in page.text
+    assert "12 value(s) in data.json were not finite" in page.text
     assert "Attention heads" in page.text
     assert "nan" not in page.text.lower().split()
 
@@ -407,7 +417,7 @@ def test_an_unknown_metric_gets_a_row(tmp_path: Path) -> None:
     run = load_run(
         edited(tmp_path, {"metrics": {"dense": {"clip_score": 0.31, "frechet_width": 64}, "pruned": {}}})
     )
-    assert [(block.title, [row.label for row in block.rows]) for block in results.results(run)] == [
+    assert [(title, [row[0] for row in rows]) for title, rows in results.results(run).items()] == [
         ("Other", ["clip score"])
     ]
 

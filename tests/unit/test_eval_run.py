@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import eval as eval_package
 from eval.observation import Observation
 from eval.run import available_metrics, check_metrics, look, measure_all, needs_of, observations
 from eval.types import DATA, Context, LatencyOptions, Noised, Subject
@@ -265,6 +266,26 @@ def test_results_that_are_no_plain_numbers(monkeypatch: pytest.MonkeyPatch, valu
     with_metrics(monkeypatch, odd=lambda context, seen: {"dense": {"x": value}})
     with pytest.raises(ValueError, match=expected):
         measure_all(whole_context(), ["odd"])
+
+
+def test_a_new_metric_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brightness.py").write_text(
+        "from eval.observation import Observation\n"
+        "NEEDS, READS = ('sample',), ('images', 'brightness')\n"
+        "def observe(context, name, seen):\n"
+        "    return Observation(facts={'mean': float(seen['images'].tensors['images'].double().mean())})\n"
+        "def compute(context, seen):\n"
+        "    return {name: {'brightness': seen[name]['brightness'].facts['mean']} for name in context.subjects}\n"
+    )
+    monkeypatch.setattr("eval.__path__", [*eval_package.__path__, str(tmp_path)])
+    monkeypatch.setattr("eval.run.available_metrics", lambda: available_metrics(tmp_path))
+    context = whole_context()
+    found = measure_all(context, ["brightness"])
+    observe(context, "dense", ["brightness"], tmp_path)
+    again = measure_all(context, ["brightness"], observed={"dense": tmp_path})
+    sys.modules.pop("eval.brightness")
+    assert found == again
+    assert 0 < found["dense"]["brightness"] < 255
 
 
 def test_two_metrics_may_not_return_one_key(monkeypatch: pytest.MonkeyPatch) -> None:

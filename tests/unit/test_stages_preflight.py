@@ -163,6 +163,14 @@ def test_a_model_that_is_pruned_already_is_warned_of(recipe, tmp_path, caplog):
     assert "every ratio (MACs, parameters, speed, quality) is to it" in caveats(Run(recipe))[0]
 
 
+def test_an_evaluation_on_the_images_of_training_is_warned_of(recipe, caplog):
+    assert not any("Not held out" in text for text in caveats(Run(recipe)))
+    same = change(recipe, data__eval_split=recipe.data.split)
+    check(same)
+    assert "Not held out: data.eval_split=train is data.split" in caplog.text
+    assert any("Not held out" in text for text in caveats(Run(same)))
+
+
 @pytest.mark.parametrize(
     ("criterion", "compensation", "said"),
     [("probe_obs", "fold", True), ("probe_obs", "least_squares", False), ("probe", "fold", False)],

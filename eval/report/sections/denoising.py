@@ -1,4 +1,4 @@
-"""Denoising error by timestep: on held-out images at each noise level, and as a ratio to the reference."""
+"""Denoising error by timestep: on real images at each noise level, and as a ratio to the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACE = 50
 
 BODY = template(
     """
-<p class="soft">Error on held-out images at each noise level
+<p class="soft">Error on {{ held_out }}images at each noise level
 {%- if figures | length > 1 %}, and as a ratio to {{ reference }}: where the ratio peaks, the cut hurt most{% endif -%}
 .</p>
 <div class="figures">{% for figure in figures %}<figure>{{ figure }}</figure>{% endfor %}</div>
@@ -41,7 +41,7 @@ def section(run: RunData) -> Section | None:
         figures.append(by_bucket(run, shown, "mean squared error"))
     if shown := _measured(ratios):
         figures.append(by_bucket(run, shown, f"ratio to {run.reference}", mark=1.0))
-    body = BODY(figures=figures, reference=run.reference)
+    body = BODY(figures=figures, reference=run.reference, held_out=run.held_out)
     return Section(body, "Denoising error by timestep", link="Denoising error") if figures else None
 
 

@@ -46,22 +46,17 @@ def section(run: RunData) -> Section | None:
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return what was run on what, as label and text."""
-    device, threads = (
-        run.data.get("device"),
-        (run.metric(run.final or run.reference, "call") or {}).get("num_threads"),
-    )
-    timed = f"; latency on {fmt.plural(threads, 'thread')}" if device and threads else ""
-    found = [
-        ("Model", run.data.get("model")),
-        ("Data", run.data.get("data")),
-        ("Device", f"{device or ''}{timed}"),
-    ]
-    found += [(name, str(value)) for name, value in run.entry("facts").items()]
+    device, call = run.data.get("device"), run.metric(run.final or run.reference, "call") or {}
+    timed = f"; latency on {fmt.plural(call['num_threads'], 'thread')}" if call.get("num_threads") else ""
+    found = {
+        "Model": run.data.get("model"),
+        "Data": run.data.get("data"),
+        "Device": device and device + timed,
+    }
+    found |= {name: str(value) for name, value in run.entry("facts").items()}
     for name in ("versions", "seeds"):
-        found.append(
-            (name.capitalize(), ", ".join(f"{key} {value}" for key, value in run.entry(name).items()))
-        )
-    return [(name, text) for name, text in found if text]
+        found[name.capitalize()] = ", ".join(f"{key} {value}" for key, value in run.entry(name).items())
+    return [(name, text) for name, text in found.items() if text]
 
 
 def _stages(run: RunData) -> list[dict[str, Any]]:
@@ -90,8 +85,8 @@ def notes(run: RunData) -> list[str]:
         )
     if run.metric(final, "denoising_error_mean") is not None or run.metric(final, "denoising_error"):
         found.append(
-            "Denoising error: mean squared error to the training target on held-out images, same image and noise in "
-            f"every timestep bucket. Excess error: mean ‖ε − ε_{run.reference}‖² / mean ‖ε_{run.reference}‖²."
+            f"Denoising error: mean squared error to the training target on {run.held_out}images, same image and noise "
+            f"in every timestep bucket. Excess error: mean ‖ε − ε_{run.reference}‖² / mean ‖ε_{run.reference}‖²."
         )
     if run.metric(run.reference, "macs") is not None:
         method = run.metric(run.reference, "macs_method") or "counted while one call runs, FLOPs / 2"
@@ -140,7 +135,7 @@ def _frechet_notes(run: RunData) -> list[str]:
         facts_text = ", ".join(facts)
         found.append(
             f"{name}{f' ({facts_text})' if facts else ''}: distance of two Gaussians fitted to features of "
-            "generated and of held-out real images; lower is better."
+            f"generated and of {run.held_out}real images; lower is better."
             + (
                 ""
                 if "FID" in name

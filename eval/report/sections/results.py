@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval.report import figures, fmt
@@ -31,11 +31,11 @@ TABLE = template(
 {% endfor %}
 </tr></thead>
 <tbody>
-{% for block in blocks %}
-<tr class="block"><th scope="rowgroup" colspan="{{ subjects | length + 1 }}">{{ block.title }}</th></tr>
-{% for row in block.rows %}
-<tr><th scope="row">{{ row.label }}
-{%- if row.hint %}<span class="detail">{{ row.hint }}</span>{% endif %}</th>{{ row.cells | join }}</tr>
+{% for title, rows in blocks.items() %}
+<tr class="block"><th scope="rowgroup" colspan="{{ subjects | length + 1 }}">{{ title }}</th></tr>
+{% for label, hint, cells in rows %}
+<tr><th scope="row">{{ label }}
+{%- if hint %}<span class="detail">{{ hint }}</span>{% endif %}</th>{{ cells | join }}</tr>
 {% endfor %}
 {% endfor %}
 </tbody></table></div>
@@ -57,21 +57,8 @@ class Cell:
         return CELL(**vars(self))
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: what it is, which way is better, and one cell per subject."""
-
-    label: str
-    hint: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows under one heading."""
-
-    title: str
-    rows: list[Row]
+Show = Callable[[RunData, str], Cell]
+"""Makes the cell of one subject."""
 
 
 def section(run: RunData) -> Section | None:
@@ -80,107 +67,110 @@ def section(run: RunData) -> Section | None:
     return Section(TABLE(subjects=run.subjects, blocks=blocks), "Results") if blocks else None
 
 
-def results(run: RunData) -> list[Block]:
-    """Return the table of a run: rows are measures, columns are subjects; rows nobody measured are left out."""
+def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
+    """Return the rows of the table under their headings: what it is, which way is better, and one cell per subject.
 
-    def row(label: str, hint: str, cell: Callable[[str], Cell]) -> Row:
-        return Row(label, hint, [cell(subject) for subject in run.subjects])
-
-    def plain(key: str, show: Callable[[Any], str], *, ratio: bool = False) -> Callable[[str], Cell]:
-        return lambda s: Cell(show(run.metric(s, key)), ratio=_ratio(run, s, key) if ratio else "")
-
-    size = [
-        row("Parameters", "", plain("params", fmt.quantity, ratio=True)),
-        row("MACs of one call", "", plain("macs", fmt.quantity, ratio=True)),
-        row("File size", "", plain("file_bytes", lambda v: fmt.quantity(v, "B"), ratio=True)),
-        row("Peak memory", "", plain("peak_memory_bytes", lambda v: fmt.quantity(v, "B"), ratio=True)),
-    ]
-    speed = [
-        row("One denoiser call", "median", lambda s: _latency(run, s, "call")),
-        row("Whole sampling run", "median", lambda s: _latency(run, s, "sampling")),
-    ]
-    quality = [
-        row(figures.frechet_name(run), "lower is better", lambda s: frechet(run, s)),
-        row("Kernel distance", "lower is better", lambda s: kernel(run, s)),
-        row(f"SSIM to {run.reference}, same noise", "higher is closer", lambda s: _apart(run, s, "ssim")),
-        row(f"MSE to {run.reference}, same noise", "lower is closer", lambda s: _apart(run, s, "mse")),
-        row("Denoising error", "lower is better", lambda s: _denoising(run, s)),
-        row("Excess error", "lower is closer", lambda s: _apart(run, s, "excess_error")),
-    ]
-    other = [row(key.replace("_", " "), "", plain(key, fmt.number)) for key in _unknown(run)]
-    blocks = []
-    for title, rows in (("Size", size), ("Speed", speed), ("Quality", quality), ("Other", other)):
-        kept = [r for r in rows if any(cell.text != fmt.MISSING for cell in r.cells)]
-        if kept:
-            blocks.append(Block(title, kept))
-    return blocks
-
-
-def _unknown(run: RunData) -> list[str]:
-    """Return the names of numbers that no row is about."""
-    values = {key: value for found in run.metrics.values() for key, value in found.items()}
-    numbers = [key for key, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return sorted(
-        key for key in numbers if not any(key == own or key.startswith(f"{own}_") for own in OWN_ROWS)
-    )
+    Rows that nobody measured are left out.
+    """
+    dense, small = run.reference, "lower is closer"
+    blocks: dict[str, list[tuple[str, str, Show]]] = {
+        "Size": [
+            ("Parameters", "", value("params", fmt.quantity, ratio=True)),
+            ("MACs of one call", "", value("macs", fmt.quantity, ratio=True)),
+            ("File size", "", value("file_bytes", fmt.size, ratio=True)),
+            ("Peak memory", "", value("peak_memory_bytes", fmt.size, ratio=True)),
+        ],
+        "Speed": [
+            ("One denoiser call", "median", _latency("call")),
+            ("Whole sampling run", "median", _latency("sampling")),
+        ],
+        "Quality": [
+            (figures.frechet_name(run), "lower is better", frechet),
+            ("Kernel distance", "lower is better", kernel),
+            (f"SSIM to {dense}, same noise", "higher is closer", value("ssim", apart=True)),
+            (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
+            (
+                "Denoising error",
+                "lower is better",
+                value("denoising_error_mean", ratio=True, of="denoising_error"),
+            ),
+            ("Excess error", small, value("excess_error", apart=True)),
+        ],
+        "Other": [(key.replace("_", " "), "", value(key)) for key in _unknown(run)],
+    }
+    found = {}
+    for title, rows in blocks.items():
+        shown = [(label, hint, [cell(run, s) for s in run.subjects]) for label, hint, cell in rows]
+        if kept := [row for row in shown if any(cell.text != fmt.MISSING for cell in row[2])]:
+            found[title] = kept
+    return found
 
 
-def _ratio(run: RunData, subject: str, key: str) -> str:
-    value = run.ratio(subject, key)
-    return "" if value is None or subject == run.reference else fmt.times(value)
+def value(
+    key: str,
+    show: Callable[[Any], str] = fmt.number,
+    *,
+    ratio: bool = False,
+    apart: bool = False,
+    of: str = "",
+) -> Show:
+    """Return what shows a number with its interval.
 
+    Args:
+        key: The metric.
+        show: Formats it.
+        ratio: Its ratio to the reference stands beside it.
+        apart: It is a distance to the reference, which has none itself.
+        of: The metric whose interval it has, if it is not `key`.
+    """
 
-def _interval(run: RunData, subject: str, key: str) -> tuple[str, ...]:
-    """Return the line with the 95 % interval of a metric, if it has one."""
-    interval = run.metric(subject, f"{key}_ci95")
-    return (f"95{fmt.THIN}% {fmt.span(interval)}",) if interval else ()
+    def cell(run: RunData, subject: str) -> Cell:
+        number = run.metric(subject, key)
+        if number is None or (apart and subject == run.reference):
+            return Cell()
+        interval = run.metric(subject, f"{of or key}_ci95")
+        detail = (f"95{fmt.THIN}% {fmt.span(interval)}",) if interval else ()
+        beside = run.ratio(subject, key) if ratio and subject != run.reference else None
+        return Cell(show(number), detail, "" if beside is None else fmt.times(beside))
 
-
-def _latency(run: RunData, subject: str, which: str) -> Cell:
-    record = run.metric(subject, which)
-    if not record:
-        return Cell()
-    detail = [f"IQR {fmt.seconds(record['iqr_s'])}"] if record["iqr_s"] is not None else []
-    detail += [f"batch {record['batch_size']}"] if record.get("batch_size") else []
-    lines = [" · ".join(detail)] if detail else []
-    fast, interval = figures.speedup(run, subject, which), figures.speedup_interval(run, subject, which)
-    if fast is not None and interval:
-        lines.append(f"speed-up, {interval}")
-    ratio = "" if fast is None else f"{fmt.times(fast)} speed"
-    return Cell(fmt.seconds(record["median_s"]), tuple(lines), ratio)
+    return cell
 
 
 def frechet(run: RunData, subject: str) -> Cell:
     """Return the Fréchet distance of a subject with its intervals."""
-    value = run.metric(subject, "frechet")
-    if value is None:
-        return Cell()
-    lines = list(_interval(run, subject, "frechet"))
+    cell = value("frechet", ratio=True)(run, subject)
     ratio = run.metric(subject, "frechet_ratio_ci95")
-    if ratio and subject != run.reference:
-        lines.append(f"ratio, 95{fmt.THIN}% {fmt.span(ratio)}")
-    return Cell(fmt.number(value), tuple(lines), _ratio(run, subject, "frechet"))
+    if not ratio or subject == run.reference:
+        return cell
+    return replace(cell, detail=(*cell.detail, f"ratio, 95{fmt.THIN}% {fmt.span(ratio)}"))
 
 
 def kernel(run: RunData, subject: str) -> Cell:
     """Return the kernel distance of a subject with its spread."""
-    value, std = run.metric(subject, "kernel"), run.metric(subject, "kernel_std")
-    if value is None:
-        return Cell()
-    return Cell(fmt.number(value), (f"± {fmt.number(std)}",) if std is not None else ())
+    cell, std = value("kernel")(run, subject), run.metric(subject, "kernel_std")
+    return cell if std is None else replace(cell, detail=(f"± {fmt.number(std)}",))
 
 
-def _apart(run: RunData, subject: str, key: str) -> Cell:
-    """Return a measure of distance to the reference, which the reference itself does not have."""
-    value = run.metric(subject, key)
-    if value is None or subject == run.reference:
-        return Cell()
-    return Cell(fmt.number(value), _interval(run, subject, key))
+def _latency(which: str) -> Show:
+    def cell(run: RunData, subject: str) -> Cell:
+        record = run.metric(subject, which)
+        if not record:
+            return Cell()
+        detail = [f"IQR {fmt.seconds(record['iqr_s'])}"] if record["iqr_s"] is not None else []
+        detail += [f"batch {record['batch_size']}"] if record.get("batch_size") else []
+        lines = [" · ".join(detail)] if detail else []
+        fast, interval = figures.speedup(run, subject, which), figures.speedup_interval(run, subject, which)
+        lines += [f"speed-up, {interval}"] if fast is not None and interval else []
+        ratio = "" if fast is None else f"{fmt.times(fast)} speed"
+        return Cell(fmt.seconds(record["median_s"]), tuple(lines), ratio)
+
+    return cell
 
 
-def _denoising(run: RunData, subject: str) -> Cell:
-    value = run.metric(subject, "denoising_error_mean")
-    if value is None:
-        return Cell()
-    ratio = _ratio(run, subject, "denoising_error_mean")
-    return Cell(fmt.number(value), _interval(run, subject, "denoising_error"), ratio)
+def _unknown(run: RunData) -> list[str]:
+    """Return the names of numbers that no row is about."""
+    values = {key: found for metrics in run.metrics.values() for key, found in metrics.items()}
+    numbers = [key for key, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return sorted(
+        key for key in numbers if not any(key == own or key.startswith(f"{own}_") for own in OWN_ROWS)
+    )

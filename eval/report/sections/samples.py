@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -26,7 +24,7 @@ BODY = template(
     """
 <p class="soft">A column is one noise{{ shared }}. What changes down a column is what pruning changed.
 {{ shown }} of {{ '{:,}'.format(total) }} kept samples, {{ order }}, not hand-picked
-{%- if height > page_side or width > page_side %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.</p>
+{%- if scaled %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.</p>
 {% for band in bands %}
 <div class="band{% if not crisp %} wide{% endif %}"
   style="--n:{{ columns }};grid-template-columns:max-content repeat({{ columns }},1fr)">
@@ -52,15 +50,6 @@ BODY = template(
 )
 
 
-@dataclass(frozen=True)
-class Band:
-    """A row of samples for every subject: columns share noise (and label); `start` is how many come before it."""
-
-    captions: list[str]
-    rows: list[tuple[str, list[str]]]
-    start: int
-
-
 def section(run: RunData) -> Section | None:
     """Show the samples; None if the run kept none."""
     if not run.data.get("samples"):
@@ -70,14 +59,23 @@ def section(run: RunData) -> Section | None:
     total = min((len(pixels) for pixels in images.values()), default=0)
     if not total:
         return None
-    labels, prompts = tensors.get("labels"), run.data.get("captions")
+    labels, prompts = tensors.get("labels"), run.data.get("captions") or []
     height, width = next(iter(images.values())).shape[2:]
     columns = 10 if max(height, width) <= 32 else 8 if max(height, width) <= 128 else 4
     chosen = choose(total, labels, BANDS * columns)
-    captions = {index: _caption(index, labels, prompts) for index in chosen}
+    captions = [prompts[i] if i < len(prompts) else "" if labels is None else str(labels[i]) for i in chosen]
     columns = min(columns, len(chosen))
+    parts = [slice(start, start + columns) for start in range(0, len(chosen), columns)]
+    bands = [
+        {
+            "start": part.start,
+            "captions": captions[part],
+            "rows": [(name, [data_uri(pixels[i]) for i in chosen[part]]) for name, pixels in images.items()],
+        }
+        for part in parts
+    ]
     body = BODY(
-        bands=bands(images, captions, columns),
+        bands=bands,
         shared=" and one class" if labels is not None else " and one prompt" if prompts else "",
         order="the first of each class" if labels is not None else "in the order they were drawn",
         shown=len(chosen),
@@ -86,7 +84,7 @@ def section(run: RunData) -> Section | None:
         crisp=max(height, width) <= CRISP_SIDE,
         height=height,
         width=width,
-        page_side=PAGE_SIDE,
+        scaled=max(height, width) > PAGE_SIDE,
         blank=Markup("<span></span>"),
     )
     return Section(body, "Samples from the same noise", link="Samples")
@@ -102,26 +100,6 @@ def choose(count: int, labels: NDArray | None, most: int) -> list[int]:
         order.append((seen.get(label, 0), label, index))
         seen[label] = seen.get(label, 0) + 1
     return [index for _, _, index in sorted(order)][:most]
-
-
-def bands(images: Mapping[str, NDArray[np.uint8]], captions: Mapping[int, str], columns: int) -> list[Band]:
-    """Return the samples that have an entry in `captions`, `columns` of them in a row."""
-    chosen = list(captions)
-    return [
-        Band(
-            [captions[index] for index in picked],
-            [(name, [data_uri(pixels[index]) for index in picked]) for name, pixels in images.items()],
-            start,
-        )
-        for start in range(0, len(chosen), columns)
-        if (picked := chosen[start : start + columns])
-    ]
-
-
-def _caption(index: int, labels: NDArray | None, prompts: Sequence[str] | None) -> str:
-    if prompts and index < len(prompts):
-        return prompts[index]
-    return str(labels[index]) if labels is not None else ""
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:

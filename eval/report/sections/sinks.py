@@ -91,17 +91,16 @@ def _rest(sites: Sequence[Site]) -> str:
 
 def _bars(sites: Sequence[Site]) -> list[dict[str, str]]:
     """Return for each site how near its strongest key comes to being a sink."""
-    shares = [site.peak_relative / site.threshold for site in sites]
-    full = max(1.15, *shares)
+    full = max(1.15, *(site.peak_relative / site.threshold for site in sites))
     return [
         {
             "label": site.module,
-            "share": f"{100 * share / full:.1f}",
+            "share": f"{100 * site.peak_relative / site.threshold / full:.1f}",
             "mark": f"{100 / full:.1f}",
             "words": f"{fmt.times(site.peak_relative)} uniform, sink from {site.threshold:.3g}×",
         }
-        for site, share in zip(sites, shares, strict=True)
-    ][:MAX_BARS]
+        for site in sites[:MAX_BARS]
+    ]
 
 
 def overview(sites: Sequence[Site]) -> str:
