@@ -281,8 +281,9 @@ def test_a_new_metric_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("eval.run.available_metrics", lambda: available_metrics(tmp_path))
     context = whole_context()
     found = measure_all(context, ["brightness"])
-    observe(context, "dense", ["brightness"], tmp_path)
-    again = measure_all(context, ["brightness"], observed={"dense": tmp_path})
+    images = {"images": look(context, "dense", "images", {})}
+    shown = {"dense": {**images, "brightness": look(context, "dense", "brightness", images)}}
+    again = measure_all(context, ["brightness"], seen=shown)
     sys.modules.pop("eval.brightness")
     assert found == again
     assert 0 < found["dense"]["brightness"] < 255
