@@ -6,7 +6,7 @@
 
 `run` measures what is missing, cell by cell, in the order of the grid (`scripts/study/subjects.py`), and may be
 killed at any time. The models beyond the embedded ones come from `scripts/train_base.py` and
-`scripts/train_study.py`; a model whose folder is not there is left out, aloud.
+`scripts/train_study.py`; a model whose folder is not there is left out with a warning.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _plan(ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "") -> Pruni
 
 
 def _explain(target: Target, goal: float, *, got: int, least: int, dense: int) -> None:
-    """Say aloud that the target was not hit; refuse when it lies below what the limits allow."""
+    """Warn that the target was not hit; refuse when it lies below what the limits allow."""
     unit = "MACs" if target.measure == "macs" else "parameters"
     if goal < least:
         raise PruningError(

@@ -160,7 +160,7 @@ class StepReader:
             if rest or not 1 <= branches <= MAX_BRANCHES:
                 raise PruningError(
                     f"{self._name} was called with a batch of {batch}, but the samples said to come next are "
-                    f"{len(self._given)}; a batch is one row a sample, times the guidance branches"
+                    f"{len(self._given)}; a batch is one row per sample, times the guidance branches"
                 )
             return self._given, branches
         branches = _guidance_branches(sample)

@@ -45,6 +45,8 @@ cannot be done; 130 after Ctrl-C.
 """
 
 USER_ERROR, INTERRUPTED = 2, 130
+SPINS = "0"
+"""How often a waiting OpenMP thread looks again before it sleeps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_parser().print_help(sys.stderr)
         return USER_ERROR
     arguments = _parse(build_parser(), words)
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # what matters to the user, we say ourselves
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _set_environment()
     from pruning.cli.console import Console
 
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -71,6 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments, console)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _set_environment() -> None:
+    """Set what libraries read once, when they are imported, unless the user has set it."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # what matters to the user, we say ourselves
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait for each other spin and so take the cores of others, or of the very thread that they wait
+        # for: docs/benchmarks.md has the figures.
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:

@@ -123,7 +123,7 @@ def cannot_write(path: Path, error: OSError) -> ValueError:
 
 
 def _with_report(paths: list[Path]) -> list[Path]:
-    """Return the run directories that have a report; ``runs/*`` also names others, which are left out aloud."""
+    """Return the run directories that have a report; ``runs/*`` also names others, of which a warning is given."""
     found = [path for path in paths if (path / "report" / "data.json").is_file()]
     for path in paths:
         if path not in found and (path / "run.json").is_file():

@@ -24,7 +24,7 @@ def stages(folder: RunFolder) -> Table:
 
 
 def subjects(metrics: Metrics) -> Table:
-    """Return one row a model: size, speed, quality."""
+    """Return one row per model: size, speed, quality."""
     dense = next(iter(metrics.values()))
     name = dense.get("frechet_name") or "Fréchet distance"
     columns = ("model", "MACs", "parameters", "file", "call", "speed-up", "excess error", name)
@@ -86,7 +86,7 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
 
 
 def comparison(runs: list[Path]) -> Table:
-    """Return one row a run."""
+    """Return one row per run."""
     rows = []
     for path in runs:
         found = read_json(path / "summary.json") or {}

@@ -50,7 +50,7 @@ class Conditioner:
             images: (B, C, H, W) in [-1, 1].
             labels: (B,) int64, or None.
             captions: B texts, or None.
-            generator: One CPU generator, or one a sample (then nothing depends on the batch).
+            generator: One CPU generator, or one per sample (then nothing depends on the batch).
 
         Returns:
             Clean samples (B, C', H', W') in the model's range, and the call arguments beside sample and timestep.
@@ -105,7 +105,7 @@ def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Ten
     Args:
         vae: AutoencoderKL (a posterior), VQModel (before quantization) or a deterministic autoencoder.
         images: (B, C, H, W) in [-1, 1].
-        generator: CPU generator, one or one a sample.
+        generator: CPU generator, one or one per sample.
 
     Returns:
         float32 (B, C', H', W'), on the VAE's device.

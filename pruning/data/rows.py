@@ -28,7 +28,7 @@ class Rows:
     """One split of a source.
 
     Attributes:
-        table: A row a sample; images are encoded or paths.
+        table: A row per sample; images are encoded or paths.
         found: What the source holds and what was left out, in words; empty where `datasets` alone knows.
         class_names: Class -> name where folders are the classes, else None.
     """

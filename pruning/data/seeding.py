@@ -48,7 +48,7 @@ def sample_generator(seed: int, index: int, stream: int = 0) -> torch.Generator:
 def indexed_noise(
     indices: Iterable[int] | Tensor, shape: Sequence[int], seed: int, stream: int = NOISE
 ) -> Tensor:
-    """Return standard normal noise, one independent draw a sample index.
+    """Return standard normal noise, one independent draw per sample index.
 
     Args:
         indices: Sample indices, B of them.

@@ -153,7 +153,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Describe what is run, in JSON types: the settings, the models' weights, the data and the scheduler.
 
-    Weights are told apart by a hash over up to 256 evenly spaced entries of every tensor.
+    Weights are identified by a hash over up to 256 evenly spaced entries of every tensor.
     """
     kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
     described = {

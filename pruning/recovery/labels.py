@@ -1,4 +1,4 @@
-"""Label dropout for classifier-free guidance, once a sample and from our own generator.
+"""Label dropout for classifier-free guidance, once per sample and from our own generator.
 
 In diffusers' DiT every block has its own `LabelEmbedding`, and while training each of them drops labels by
 itself from the global generator: blocks disagree on the label, teacher and student too, and nothing can be

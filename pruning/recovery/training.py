@@ -79,7 +79,7 @@ def recover(
 ) -> RecoveryResult:
     """Train `student` in place; at the end it holds the averaged (EMA) weights, in float32 and eval mode.
 
-    A run that was stopped anyhow goes on from its newest checkpoint in `folder` with the same losses, bit for bit,
+    A run that was stopped in any way goes on from its newest checkpoint in `folder` with the same losses, bit for bit,
     as an uninterrupted one on the CPU (on a GPU as far as its kernels are deterministic). Works under
     ``accelerate launch``; process 0 writes.
 

@@ -41,7 +41,7 @@ def sample_pipeline(
         uint8 (N, C, H, W) on the CPU.
 
     Raises:
-        PruningError: If prompts or labels are missing, not taken, or not one a sample; if guidance is asked of a
+        PruningError: If prompts or labels are missing, not taken, or not one per sample; if guidance is asked of a
             pipeline without it; if samples come out as NaN.
     """
     ids = torch.as_tensor(sample_ids, dtype=torch.long).flatten()
@@ -90,12 +90,12 @@ def _pipeline_condition(
     condition: dict[str, list[Any]] = {}
     for argument, (what, values) in asked.items():
         if values is None and argument in taken:
-            raise PruningError(f"{type(pipeline).__name__} needs {what}: give one a sample")
+            raise PruningError(f"{type(pipeline).__name__} needs {what}: give one per sample")
         if values is None:
             continue
         if argument not in taken:
             raise PruningError(f"{what} were given, but {type(pipeline).__name__} takes none; leave them out")
         if len(values) != count:
-            raise PruningError(f"{len(values)} {what} for {count} samples: give one a sample")
+            raise PruningError(f"{len(values)} {what} for {count} samples: give one per sample")
         condition[argument] = values
     return condition

@@ -33,7 +33,7 @@ def sample(
         scheduler: Any diffusers scheduler; a copy is used.
         sample_ids: N sample indices; the same index and seed give the same image in any batch.
         labels: N classes; required if and only if the model is class-conditional.
-        num_steps: Denoiser calls a sample (of the scheduler's grid).
+        num_steps: Denoiser calls per sample (of the scheduler's grid).
         seed: Seed of the run.
         batch_size: Samples at once.
         guidance_scale: Classifier-free guidance, eps = eps_u + scale (eps_c - eps_u) (Ho and Salimans 2022); 1: none.
@@ -81,10 +81,10 @@ def _check_labels(model: nn.Module, labels: Sequence[int] | Tensor | None, count
             )
         return None
     if labels is None:
-        raise PruningError(f"{type(model).__name__} has {classes} classes: give one label a sample")
+        raise PruningError(f"{type(model).__name__} has {classes} classes: give one label per sample")
     found = torch.as_tensor(labels, dtype=torch.long).flatten()
     if len(found) != count:
-        raise PruningError(f"{len(found)} labels for {count} samples: give one label a sample")
+        raise PruningError(f"{len(found)} labels for {count} samples: give one label per sample")
     allowed = max(classes - 1, null_class(model) or 0)
     if count and not 0 <= int(found.min()) <= int(found.max()) <= allowed:
         raise PruningError(

@@ -14,7 +14,7 @@ from pruning.errors import PruningError
 
 
 def initial_noise(sample_ids: Sequence[int] | Tensor, shape: Sequence[int], seed: int) -> Tensor:
-    """Return the noise from which samples start: float32 (B, *shape) on the CPU, one draw a sample index."""
+    """Return the noise from which samples start: float32 (B, *shape) on the CPU, one draw per sample index."""
     return indexed_noise(sample_ids, shape, seed, stream=INITIAL)
 
 
@@ -53,7 +53,7 @@ def run_steps(
         steps: A scheduler from `fresh_scheduler`; used up.
         predict: (the model's input, timestep) -> the model's prediction.
         noise: Standard normal (B, C, H, W).
-        generators: One a sample, for steps that draw noise.
+        generators: One per sample, for steps that draw noise.
     """
     draws = "generator" in inspect.signature(steps.step).parameters
     extra = {"generator": generators} if draws else {}
@@ -65,5 +65,5 @@ def run_steps(
 
 
 def sample_generators(ids: Tensor, seed: int) -> list[torch.Generator]:
-    """Return one generator a sample, for noise that is drawn on the way."""
+    """Return one generator per sample, for noise that is drawn on the way."""
     return [sample_generator(seed, int(i), ANCESTRAL) for i in ids]

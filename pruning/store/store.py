@@ -37,7 +37,7 @@ class Store:
     def find(self, key: Key, copies: Sequence[Path] = ()) -> Result | None:
         """Return a whole result that serves `key`, or None.
 
-        A file that is not as it was written is said aloud, and the result set aside.
+        A file that is not as it was written is warned of, and the result set aside.
 
         Args:
             key: What is wanted.

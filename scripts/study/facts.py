@@ -143,7 +143,7 @@ def head_truth(bench: Bench, batches: int | None = None) -> list[dict[str, Any]]
     """Ablate every head, by zero and by its mean, and say what each score thought of it.
 
     Returns:
-        One row a head: ``group``, ``unit``, ``zero`` and ``mean`` (excess errors), one entry a score, and the
+        One row per head: ``group``, ``unit``, ``zero`` and ``mean`` (excess errors), one entry a score, and the
         diagnostics of SCORES.md section 4.
     """
     heads = [g for g in bench.groups if g.kind == "attention_heads"]

@@ -87,7 +87,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdicts(contrasts: Sequence[Contrast]) -> list[str]:
-    """Judge primary contrasts, one a model, with Holm's correction over the models.
+    """Judge primary contrasts, one per model, with Holm's correction over the models.
 
     Returns:
         For each ``win`` (better by at least 3 %, adjusted p below 0.05), ``loss`` (worse by as much), ``equivalent``

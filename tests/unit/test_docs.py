@@ -72,3 +72,20 @@ def test_the_first_module_kind_is_cut_as_it_is_masked_and_loads_again(tmp_path):
     torch.testing.assert_close(run(cut), run(mask_plan(model, plan)), rtol=0, atol=1e-5)
     save(cut, tmp_path)
     assert torch.equal(run(load(tmp_path)), run(cut))
+
+
+def test_the_readme_prunes_a_model_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", readme, re.S | re.M)
+    names = execute(code, {})
+    macs = names["plan"].meta["macs"]
+    assert macs["plan"] / macs["dense"] == pytest.approx(0.5, abs=0.01)
+    again, _ = names["sp"].load("my-slim-dit")
+    call = names["sp"].example_call(again, 2)
+    assert torch.equal(run_call(again, call), run_call(names["model"], call))
+
+
+def run_call(model: torch.nn.Module, call: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**call, return_dict=False)[0]

@@ -56,7 +56,7 @@ def test_the_progress_bar_comes_back():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("sd", {}, "StableDiffusionPipeline needs prompts: give one a sample"),
+        ("sd", {}, "StableDiffusionPipeline needs prompts: give one per sample"),
         ("sd", {"prompts": ["a"]}, "1 prompts for 2 samples"),
         (
             "sd",

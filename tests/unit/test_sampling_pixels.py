@@ -99,8 +99,8 @@ def test_half_precision_models_and_no_samples():
 @pytest.mark.parametrize(
     ("build", "changes", "message"),
     [
-        (dit, {}, "has 10 classes: give one label a sample"),
-        (dit, {"labels": [1]}, "1 labels for 2 samples: give one label a sample"),
+        (dit, {}, "has 10 classes: give one label per sample"),
+        (dit, {"labels": [1]}, "1 labels for 2 samples: give one label per sample"),
         (dit, {"labels": [1, 11]}, "labels go from 1 to 11; the model has 0 to 9"),
         (dit, {"labels": [1, -1]}, "labels go from -1 to 1"),
         (unet2d, {"labels": [1, 2]}, "UNet2DModel is not class-conditional; leave them out"),
