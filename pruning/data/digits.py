@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,11 +22,12 @@ SPLIT_SEED = 20260217
 @lru_cache(maxsize=1)
 def _load() -> tuple[Tensor, Tensor]:
     """Return the 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and their classes."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / 16.0
-    return images, torch.as_tensor(bunch.target, dtype=torch.long)
+    # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes a second.
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.origin is not None, "scikit-learn is a dependency"
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = torch.as_tensor(table[:, :-1], dtype=torch.float32).reshape(-1, 1, 8, 8) / 16.0
+    return images, torch.as_tensor(table[:, -1], dtype=torch.long)
 
 
 @lru_cache(maxsize=1)

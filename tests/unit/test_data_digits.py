@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from pruning.data import open_images
+from pruning.data import digits, open_images
 from pruning.data.digits import split_indices
 from pruning.errors import PruningError
 
@@ -69,3 +69,12 @@ def test_rows_are_checked():
 def test_bad_requests(changes: dict, message: str):
     with pytest.raises(PruningError, match=message):
         open_images("digits", **{"channels": 1, "resolution": 8, **changes})
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images, labels = digits._load()
+    assert torch.equal(images[:, 0], torch.as_tensor(bunch.images, dtype=torch.float32) / 16.0)
+    assert torch.equal(labels, torch.as_tensor(bunch.target, dtype=torch.long))
