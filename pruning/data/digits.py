@@ -24,7 +24,8 @@ def _load() -> tuple[Tensor, Tensor]:
     """Return the 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and their classes."""
     # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes a second.
     package = importlib.util.find_spec("sklearn")
-    assert package is not None and package.origin is not None, "scikit-learn is a dependency"
+    assert package is not None
+    assert package.origin is not None
     table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = torch.as_tensor(table[:, :-1], dtype=torch.float32).reshape(-1, 1, 8, 8) / 16.0
     return images, torch.as_tensor(table[:, -1], dtype=torch.long)
