@@ -287,8 +287,18 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     if "recover" in stages and run.recipe.recover.enabled:
         needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
     if "evaluate" in stages:
-        needed += 3 * weights
+        needed += observation_bytes(run)
     check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path.parent, needed)
+
+
+def observation_bytes(run: Run) -> int:
+    """Return about how much is kept of what three subjects show: images, and predictions on held-out data."""
+    section, (channels, height, width) = run.recipe.evaluate, sample_shape(run.meta)
+    pixels = (
+        channels * height * width if channels in (1, 3) else 3 * 64 * height * width
+    )  # 8 x 8 for a latent
+    predicted = section.denoising_samples * run.recipe.calibrate.timestep_buckets
+    return 3 * (section.num_samples * pixels + 4 * predicted * channels * height * width)
 
 
 def check_weights(run: Run, stages: Sequence[str]) -> None:
