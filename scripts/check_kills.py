@@ -3,9 +3,9 @@
     python scripts/check_kills.py [--kills 20] [--seed 0] [--keep FOLDER]
 
 A small recipe runs once undisturbed. Then it runs in another folder with another store, and is killed again and again,
-each time at a random moment after it began its work; whenever it comes to its end, and after the last kill, it is compared
-bit by bit: the weights after recovery and what was exported, the plan and the scores. The last line is JSON with `kills`
-and `equal`.
+each time at a random moment after it began its work. Whenever it comes to its end, and after the last kill, it is
+compared bit by bit: the weights after recovery and what was exported, the plan and the scores. The last line is JSON
+with `kills` and `equal`.
 """
 
 from __future__ import annotations
