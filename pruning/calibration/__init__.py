@@ -35,9 +35,10 @@ puts them in the plain ones' place.
 
 from pruning.calibration import statistics  # fills STATISTICS
 from pruning.calibration.calibrator import Calibrator
+from pruning.calibration.context import sum_bytes
 from pruning.calibration.driver import SamplingRun
 from pruning.calibration.hooks import bypassed
-from pruning.calibration.observer import STATISTICS, VARIANTS, Observer, find, register, sum_bytes
+from pruning.calibration.observer import STATISTICS, VARIANTS, Observer, find, register
 from pruning.calibration.passes import calibrate, first_pass, needs_first_pass
 from pruning.calibration.sampler_weights import sampler_weights
 from pruning.calibration.sinks.stability import FirstPass

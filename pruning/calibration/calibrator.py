@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.attention.reading import Readings
+from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
-from pruning.calibration.observer import ALWAYS, VARIANTS, Bench, Observer, find, posts
+from pruning.calibration.observer import ALWAYS, VARIANTS, Observer, find
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
 from pruning.calibration.sinks.weights import TokenWeights, weights_need_first_pass
-from pruning.calibration.step import Step, StepReader, timestep_weights
+from pruning.calibration.step import Step, StepReader
+from pruning.calibration.step import timestep_weights as weights_of
 from pruning.calibration.sums import Sums
+from pruning.calibration.trajectories import Trajectories
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.settings import Calibrate
@@ -74,9 +77,10 @@ class Calibrator:
         self._settings.check("calibration")
         self._limit, self._variants, self._conditional = num_train_timesteps, tuple(variants), conditional
         self._seed, self._permutation_seed = seed, seed if permutation_seed is None else permutation_seed
-        self._weights = _checked_weights(self._settings, timestep_weights)
+        kind = self._settings.timestep_weights if timestep_weights is None else timestep_weights
+        self._weights = weights_of(kind, self._settings.timestep_buckets)
         self._observers = find(needs)
-        self._posts = posts(model, list(groups), self._observers)
+        self._watches = watches(model, list(groups), self._observers)
         self._check()
 
     def _check(self) -> None:
@@ -107,11 +111,11 @@ class Calibrator:
                     f"the first pass detected sinks by {theirs}, this pass by {ours}; run the first pass again"
                 )
         means = {} if first_pass is None else first_pass.means
-        for post in self._posts:
-            lacking = [at.key for at in post.places if at.key not in means] if post.sees.needs_means else []
+        for watch in self._watches:
+            lacking = [at.key for at in watch.places if at.key not in means] if watch.sees.needs_means else []
             if lacking:
                 raise PruningError(
-                    f"statistic {next(iter(post.observers))!r} at {lacking[0]!r} needs channel means from a first "
+                    f"statistic {next(iter(watch.observers))!r} at {lacking[0]!r} needs channel means from a first "
                     "pass; give the result of first_pass(...)"
                 )
 
@@ -119,26 +123,26 @@ class Calibrator:
         settings, sinks, first_pass = self._settings, self._settings.sink_weights, self._first_pass
         self._reader = StepReader(self._model, self._limit, self._weights)
         self.driver = driver = Driver(self._model, self._reader, self._seed)
-        self._sums = Sums(settings.timestep_buckets)
+        self._sums, self._trajectories = Sums(settings.timestep_buckets), Trajectories()
         self._samples = torch.zeros(settings.timestep_buckets, dtype=torch.float64)
         token_weights = TokenWeights(sinks, self._variants, first_pass, self._permutation_seed)
         readings = Readings(driver, sinks, settings.queries, self._seed)
-        driver.on_step(self._count)
-        driver.on_step(token_weights.restart)
+        driver.steps += [self._count, token_weights.restart]
         token_weights.watch(readings, self._weighting_sites())
         guidance = self._guidance
-        bench = Bench(
+        context = Context(
             driver=driver,
-            sums=self._sums,
             readings=readings,
             token_weights=token_weights,
+            sums=self._sums,
+            trajectories=self._trajectories,
             means={} if first_pass is None else first_pass.means,
             rows=settings.rows,
             guided=None if guidance is None else functools.partial(mixed, **guidance),
             seed=self._seed,
         )
-        for post in self._posts:
-            post.sees.watch(post.places, post.observers, bench)
+        for watch in self._watches:
+            watch.sees.watch(watch.places, watch.observers, context)
         driver.__enter__()
         self._stats = CalibrationStats()
         return self._stats
@@ -160,9 +164,9 @@ class Calibrator:
         return sorted(
             {
                 place.site
-                for post in self._posts
-                for place in post.places
-                if set(post.sees.variants(place, self._variants)) - {"guided"}
+                for watch in self._watches
+                for place in watch.places
+                if set(watch.sees.variants(place, self._variants)) - {"guided"}
             }
         )
 
@@ -186,10 +190,13 @@ class Calibrator:
             raise PruningError("calibration saw no samples; the model did not run once")
 
     def _finish(self) -> None:
-        values, samples_seen = self._sums.finish()
-        for post in self._posts:
-            for place in post.places:
-                _add_parts(values.get(place.key, {}), post.observers, place)
+        values = self._sums.finish()
+        samples_seen, kept_apart = self._trajectories.finish()
+        for site, found in kept_apart.items():
+            values.setdefault(site, {}).update(found)
+        for watch in self._watches:
+            for place in watch.places:
+                _add_parts(values.get(place.key, {}), watch.observers, place)
         for found in values.values():
             found[ALWAYS] = self._samples.clone()
         self._stats.values.update(values)
@@ -208,13 +215,6 @@ class Calibrator:
         )
 
 
-def _checked_weights(settings: Calibrate, numbers: Sequence[float] | None) -> Tensor:
-    """Return w_tau, (T,)."""
-    return timestep_weights(
-        settings.timestep_weights if numbers is None else numbers, settings.timestep_buckets
-    )
-
-
 def _add_parts(found: dict[str, Tensor], observers: Mapping[str, Observer], place: Any) -> None:
     """Add the statistics that are part of another one, plain and in every variant."""
     for name, observer in observers.items():
@@ -222,4 +222,4 @@ def _add_parts(found: dict[str, Tensor], observers: Mapping[str, Observer], plac
             continue
         whole, part = observer.part_of
         for key in [key for key in found if key.partition("@")[0] == whole]:
-            found[name + key[len(whole) :]] = part(found[key], place)
+            found[name + key[len(whole) :]] = part(found[key], place).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.calibration.attention.capture import AttentionCapture
 from pruning.calibration.attention.softmax import AttentionCall
-from pruning.calibration.gradients import Gradients, ParameterListener
+from pruning.calibration.gradients import Gradients
 from pruning.calibration.hooks import block_input, bypassed, frozen, main_tensor, parameter_gradients
 from pruning.calibration.step import Step, StepReader, check_finite
 from pruning.calibration.sums import summable
@@ -43,69 +44,44 @@ class SamplingRun:
 class Driver:
     """Context manager that watches a model; all hooks are gone afterwards, and modes and gradients put back.
 
-    Who wants to know something asks before the run (the methods ``on_…``, and ``gradients.on_backward``) and is told
-    once per batch, in the order in which the model comes by. That is all that an observer knows of a run. So a driver
-    for models larger than memory can take this one's place: with the inputs of all blocks on disk it would load a
-    block, run all batches through it, tell who asked about what lies in it, and free it; gradients by going through the
-    blocks in reverse, each run anew with its output's gradient at hand. `run`, and `__enter__`, which hooks the whole
-    model at once, are what it would do otherwise. What it must keep: `on_step` before anything of a batch, attention
-    before the rows that it weights, a batch's gradients before the end of its backward pass.
+    Who wants to know something joins a list before the run starts, and is told once per batch, in the order in which
+    the model comes by. That is all that an observer knows of a run. So a driver for models larger than memory can take
+    this one's place: with the inputs of all blocks on disk it would load a block, run all batches through it, tell who
+    asked about what lies in it, and free it; gradients by going through the blocks in reverse, each run anew with its
+    output's gradient at hand. `run`, and `__enter__`, which hooks the whole model at once, are what it would do
+    otherwise. What it must keep: steps before anything of a batch, attention before the rows that it weights, a batch's
+    gradients before the end of its backward pass.
 
     Args:
         model: The denoiser.
         reader: Reads the step of each call.
         seed: Of the random signs that outputs are projected on.
+
+    Attributes:
+        steps: Told when the denoiser is about to run.
+        ends: Told when all is done, unless it ended by an exception.
+        attention: Told the calls of an attention module, by its path, the step, and to which of the step's rows each
+            entry of the call's batch belongs.
+        inputs: Told what enters a module, by its path; see `Seen`.
+        outputs: Told what leaves a module.
+        blocks: Told what enters and what leaves a block, by its path; see `Compared`.
+        ablations: Told the model's output with and without a block, at the price of a forward pass.
+        gradients: Tells gradients; see there.
     """
 
     def __init__(self, model: nn.Module, reader: StepReader, seed: int = 0) -> None:
         self._model, self._reader = model, reader
+        self.steps: list[Callable[[Step], None]] = []
+        self.ends: list[Callable[[], None]] = []
+        self.attention: dict[str, list[Callable[[AttentionCall, Step, Tensor], None]]] = defaultdict(list)
+        self.inputs: dict[str, list[Seen]] = defaultdict(list)
+        self.outputs: dict[str, list[Seen]] = defaultdict(list)
+        self.blocks: dict[str, list[Compared]] = defaultdict(list)
+        self.ablations: dict[str, list[Compared]] = defaultdict(list)
         self.gradients = Gradients(seed)
-        self._steps: list[Callable[[Step], None]] = []
-        self._ends: list[Callable[[], None]] = []
-        self._attention: dict[str, list[Callable[[AttentionCall, Step, Tensor], None]]] = {}
-        self._inputs: dict[str, list[Seen]] = {}
-        self._outputs: dict[str, list[Seen]] = {}
-        self._blocks: dict[str, list[Compared]] = {}
-        self._ablations: dict[str, list[Compared]] = {}
         self._step: Step | None = None
         self._paused = False
         self._stack: ExitStack | None = None
-
-    # Who wants to know.
-
-    def on_step(self, tell: Callable[[Step], None]) -> None:
-        """Tell when the denoiser is about to run."""
-        self._steps.append(tell)
-
-    def on_end(self, tell: Callable[[], None]) -> None:
-        """Tell when all is done, unless it ended by an exception."""
-        self._ends.append(tell)
-
-    def on_attention(self, path: str, tell: Callable[[AttentionCall, Step, Tensor], None]) -> None:
-        """Tell of the calls of an attention module, and to which of the step's rows each of its batch belongs."""
-        self._attention.setdefault(path, []).append(tell)
-
-    def on_input(self, path: str, tell: Seen) -> None:
-        """Tell what enters a module."""
-        self._inputs.setdefault(path, []).append(tell)
-
-    def on_output(self, path: str, tell: Seen) -> None:
-        """Tell what leaves a module."""
-        self._outputs.setdefault(path, []).append(tell)
-
-    def on_block(self, path: str, tell: Compared) -> None:
-        """Tell what enters and what leaves a block."""
-        self._blocks.setdefault(path, []).append(tell)
-
-    def on_ablation(self, path: str, tell: Compared) -> None:
-        """Tell the model's output with and without a block, at the price of a forward pass."""
-        self._ablations.setdefault(path, []).append(tell)
-
-    def on_parameters(self, listener: ParameterListener) -> None:
-        """Tell the gradients of the data loss by parameters, which take gradients from the start of the run."""
-        self.gradients.listeners.append(listener)
-
-    # Running.
 
     def __enter__(self) -> Driver:
         with ExitStack() as stack:
@@ -114,16 +90,16 @@ class Driver:
                 stack.enter_context(parameter_gradients(listener.parameters))
             stack.callback(self._model.register_forward_pre_hook(self._start, with_kwargs=True).remove)
             stack.callback(self._model.register_forward_hook(self._end).remove)
-            for path, told in self._inputs.items():
+            for path, told in self.inputs.items():
                 hook = self._model.get_submodule(path).register_forward_pre_hook
                 stack.callback(hook(self._input(path, told), with_kwargs=True).remove)
-            for path, told in self._outputs.items():
+            for path, told in self.outputs.items():
                 hook = self._model.get_submodule(path).register_forward_hook
                 stack.callback(hook(self._output(path, told)).remove)
-            for path, told in self._blocks.items():
+            for path, told in self.blocks.items():
                 hook = self._model.get_submodule(path).register_forward_hook
                 stack.callback(hook(self._block(path, told), with_kwargs=True).remove)
-            self._capture = AttentionCapture(self._model, self._attention, self._attend)
+            self._capture = AttentionCapture(self._model, self.attention, self._attend)
             stack.enter_context(self._capture)
             self._stack = stack.pop_all()
         return self
@@ -133,7 +109,7 @@ class Driver:
         self.gradients.restart()
         if self._stack is not None:
             self._stack.close()
-        for tell in self._ends if kind is None else ():
+        for tell in self.ends if kind is None else ():
             tell()
 
     def run(self, source: NoisedBatches | SamplingRun, progress: Progress | None = None) -> None:
@@ -161,7 +137,7 @@ class Driver:
                 self.gradients.backward(output, batch.target, self.step)
         full = output.detach()
         with self._looking_away(), torch.no_grad():
-            for path, told in self._ablations.items():
+            for path, told in self.ablations.items():
                 with bypassed(self._model, path):
                     without = denoise(self._model, batch.call)
                 check_finite(without, f"the output without block {path!r}", self.step.describe)
@@ -176,8 +152,6 @@ class Driver:
             yield
         finally:
             self._paused = False
-
-    # What comes by.
 
     @property
     def step(self) -> Step:
@@ -199,7 +173,7 @@ class Driver:
         self._capture.restart()
         self.gradients.restart()
         self._step = self._reader.read(args, kwargs)
-        for tell in self._steps:
+        for tell in self.steps:
             tell(self._step)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -211,7 +185,7 @@ class Driver:
             return
         row_of = self.step.row_of(call.query.shape[0], f"attention {call.path!r}")
         tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}
-        for tell in self._attention[call.path]:
+        for tell in self.attention[call.path]:
             tell(replace(call, **tensors), self.step, row_of)
 
     def _input(self, path: str, told: list[Seen]) -> Any:

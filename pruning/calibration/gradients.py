@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Protocol
@@ -51,22 +52,22 @@ class Gradients:
 
     Args:
         seed: Of the random signs.
+
+    Attributes:
+        ends: By loss, one of `LOSSES`, which is then differentiated: told when its gradients have been handed out.
+        listeners: Told the gradients of the data loss by parameters, which take gradients from the start of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._ends: dict[str, list[Callable[[Step], None]]] = {}
-        self._wanted: dict[str, list[tuple[Tensor, Callable[[Tensor], None]]]] = {}
+        self._wanted: dict[str, list[tuple[Tensor, Callable[[Tensor], None]]]] = defaultdict(list)
+        self.ends: dict[str, list[Callable[[Step], None]]] = defaultdict(list)
         self.listeners: list[ParameterListener] = []
 
     @property
     def wanted(self) -> bool:
         """Whether `backward` is to be called after every forward."""
-        return bool(self._ends or self.listeners)
-
-    def on_backward(self, loss: str, tell: Callable[[Step], None]) -> None:
-        """Differentiate one of `LOSSES`, and tell when all its gradients have been handed out."""
-        self._ends.setdefault(loss, []).append(tell)
+        return bool(self.ends or self.listeners)
 
     def want(self, loss: str, x: Tensor, tell: Callable[[Tensor], None]) -> None:
         """Tell the gradient of a loss that is differentiated by a tensor that comes by just now.
@@ -75,7 +76,7 @@ class Gradients:
         """
         if torch.is_grad_enabled():
             leaf = x if x.requires_grad else x.requires_grad_(True)
-            self._wanted.setdefault(loss, []).append((leaf, tell))
+            self._wanted[loss].append((leaf, tell))
 
     def restart(self) -> None:
         """Forget what the last forward left."""
@@ -93,22 +94,22 @@ class Gradients:
             PruningError: If a loss or gradient holds NaN or infinity, or nothing came by of which the gradient is
                 wanted.
         """
-        losses = {name: LOSSES[name](output, target, step, self._seed) for name in sorted(self._ends)}
+        losses = {name: LOSSES[name](output, target, step, self._seed) for name in sorted(self.ends)}
         if self.listeners:
             losses["data"] = losses["data"] if "data" in losses else data_losses(output, target, step)
         for name, by_row in losses.items():
             check_finite(by_row, f"the {name} loss of calibration", step.describe)
-        left = len(self.listeners) + len(self._ends)
+        left = len(self.listeners) + len(self.ends)
         for listener in self.listeners:
             left -= 1
             self._by_parameters(listener, losses["data"], step, retain_graph=left > 0)
-        for name in sorted(self._ends):
+        for name in sorted(self.ends):
             left -= 1
             self._by_activations(name, losses[name], step, retain_graph=left > 0)
         self.restart()
 
     def _by_activations(self, loss: str, by_row: Tensor, step: Step, *, retain_graph: bool) -> None:
-        wanted = self._wanted.get(loss)
+        wanted = self._wanted[loss]
         if not wanted:
             raise PruningError(
                 "gradient statistics were asked for, but no consumer ran with gradients enabled"
@@ -119,7 +120,7 @@ class Gradients:
             for (_, tell), gradient in zip(wanted, found, strict=True):
                 if gradient is not None:
                     tell(gradient)
-            for tell_end in self._ends[loss]:
+            for tell_end in self.ends[loss]:
                 tell_end(step)
 
     def _by_parameters(

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -26,10 +26,7 @@ from pruning.settings import WEIGHTINGS
 from pruning.types import PrunableGroup
 
 if TYPE_CHECKING:
-    from pruning.calibration.attention.reading import Readings
-    from pruning.calibration.driver import Driver
-    from pruning.calibration.sinks.weights import TokenWeights
-    from pruning.calibration.sums import Sums
+    from pruning.calibration.context import Context
 
 VARIANTS = tuple(name for name in WEIGHTINGS if name != "off")
 """Weighted rows besides the plain ones; a statistic of variant v is stored as ``<name>@<v>``. ``on``: weighted by the
@@ -40,38 +37,14 @@ ALWAYS = "samples"
 """``samples`` (T,): how many samples each timestep bucket saw; gathered at every place, never asked for."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What ways of seeing work with.
+class Sight(Protocol):
+    """A way of seeing: a frozen dataclass, so that observers that see alike are served together.
 
     Attributes:
-        driver: Tells what the model does.
-        sums: Where statistics go.
-        readings: Attention calls, each read once for all who look.
-        token_weights: Weights of the rows that come by.
-        means: Channel means from a first pass, (C,) float64 by consumer key.
-        rows: Rows to look at in each sample; None for all.
-        guided: Mixes the rows of two branches of guidance; None where no one asked for them.
-        seed: Of all draws.
+        needs_targets: It takes a target or further forwards, which a sampling run does not have.
     """
 
-    driver: Driver
-    sums: Sums
-    readings: Readings
-    token_weights: TokenWeights
-    means: Mapping[str, Tensor]
-    rows: int | None
-    guided: Callable[..., Any] | None
-    seed: int
-
-
-class Sight(Protocol):
-    """A way of seeing: a frozen dataclass, so that observers that see alike are served together."""
-
-    @property
-    def needs_targets(self) -> bool:
-        """Whether it takes a target or further forwards, which a sampling run does not have."""
-        return False
+    needs_targets: ClassVar[bool] = False
 
     @property
     def needs_means(self) -> bool:
@@ -82,10 +55,6 @@ class Sight(Protocol):
         """Return where it looks; a place has a `key`, under which sums are kept, and the sizes that shapes take."""
         ...
 
-    def watch(self, places: Sequence[Any], observers: Mapping[str, Observer], bench: Bench) -> None:
-        """Ask the driver to be told what happens at these places, and hand it to the observers."""
-        ...
-
     def variants(self, place: Any, asked: Sequence[str]) -> list[str]:
         """Return for which of the variants asked for sums are gathered at a place besides the plain ones."""
         return []
@@ -93,6 +62,10 @@ class Sight(Protocol):
     def held(self, place: Any) -> int:
         """Return the bytes that seeing holds at a place during a run, besides the sums."""
         return 0
+
+    def watch(self, places: Sequence[Any], observers: Mapping[str, Observer], context: Context) -> None:
+        """Ask the driver to be told what happens at these places, and hand it to the observers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +79,7 @@ class Observer:
         shape: place -> shape of a sum there, the dimension of `by` left out.
         by: ``bucket``: timestep buckets are kept apart in a leading dimension T; ``sample``: samples are kept apart in
             a leading dimension R, as means over their timesteps (attention only; ``meta["samples_seen"]`` says which).
-        of_image: `measure` where rows are the patches that a 3 x 3 convolution reads (see `statistics.patches`).
+        of_image: `measure` where the rows are the patches that a 3 x 3 convolution reads (see `statistics.patches`).
         part_of: Another statistic, of the same `by`, that holds this one, and ``(its sum, place) -> this sum``: where
             both are gathered, this one costs nothing.
     """
@@ -120,8 +93,8 @@ class Observer:
 
     def bytes(self, place: Any, buckets: int, variants: Sequence[str] = ()) -> int:
         """Return the memory that its sums take at a place, with T `buckets` and the variants asked for."""
-        sums = (1 + len(self.sees.variants(place, variants))) * (buckets if self.by == "bucket" else 1)
-        return 8 * math.prod(self.shape(place)) * sums
+        sums = 1 + len(self.sees.variants(place, variants))
+        return 8 * math.prod(self.shape(place)) * sums * (buckets if self.by == "bucket" else 1)
 
 
 STATISTICS: Registry[Observer] = Registry("statistic")
@@ -152,51 +125,3 @@ def find(needs: Iterable[str] | Mapping[str, Observer]) -> dict[str, Observer]:
         raise PruningError(
             f"{error}; a new statistic is one new file in pruning/calibration/statistics"
         ) from None
-
-
-@dataclass(frozen=True)
-class Post:
-    """Observers that see alike, and where: a way of seeing is asked once for all of them."""
-
-    sees: Sight
-    places: tuple[Any, ...]
-    observers: Mapping[str, Observer]
-
-
-def posts(model: nn.Module, groups: Sequence[PrunableGroup], observers: Mapping[str, Observer]) -> list[Post]:
-    """Sort observers by what they see.
-
-    Raises:
-        PruningError: For a place of a kind that calibration cannot read.
-    """
-    by_sight: dict[Sight, dict[str, Observer]] = {}
-    for name, observer in observers.items():
-        by_sight.setdefault(observer.sees, {})[name] = observer
-    return [Post(sees, tuple(sees.places(model, groups)), found) for sees, found in by_sight.items()]
-
-
-def sum_bytes(
-    model: nn.Module,
-    groups: Iterable[PrunableGroup],
-    needs: Iterable[str] | Mapping[str, Observer],
-    *,
-    variants: Sequence[str] = (),
-    timestep_buckets: int = 8,
-) -> int:
-    """Return the memory that a calibration holds: its sums, and what ways of seeing keep during the run.
-
-    Sums over attention keys are left out: how many keys there are is known only when the model runs.
-
-    Args:
-        model: The denoiser; on the meta device too.
-        groups: What may be removed.
-        needs: As in `calibrate`.
-        variants: As in `calibrate`.
-        timestep_buckets: T.
-    """
-    total = 0
-    for post in posts(model, list(groups), find(needs)):
-        for place in post.places:
-            total += post.sees.held(place)
-            total += sum(one.bytes(place, timestep_buckets, variants) for one in post.observers.values())
-    return total

@@ -11,8 +11,9 @@ from pruning.calibration.calibrator import Calibrator
 from pruning.calibration.driver import Progress, SamplingRun
 from pruning.calibration.observer import Observer, find
 from pruning.calibration.sinks.detection import detection_settings
-from pruning.calibration.sinks.stability import FirstPass, first_observers
+from pruning.calibration.sinks.stability import FirstPass
 from pruning.calibration.sinks.weights import weights_need_first_pass
+from pruning.calibration.statistics.first_pass import first_observers
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.settings import Calibrate, SinkWeights

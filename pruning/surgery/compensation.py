@@ -166,26 +166,19 @@ def _compensate_group(
     """Compensate at every consumer of `group`; returns its report."""
     found = [_at_consumer(model, one, plan, stats.of(one), method, ridge) for one in group.consumers]
     ridges = [used for used, _, _ in found if used is not None]
-    before = _total(error for _, error, _ in found)
-    after = _total(error for _, _, error in found)
-    removed = None
-    if before is not None and after is not None:
+    errors = [(before, after) for _, before, after in found if before is not None and after is not None]
+    before = after = removed = None
+    if len(errors) == len(found):
+        before, after = (sum(parts) for parts in zip(*errors, strict=True))
         removed = 1.0 - after / before if before > 0 else 0.0
     return {
         "method": method,
         "removed_units": len(plan.removed_units(group)),
-        "ridge": max(ridges) if ridges else None,
+        "ridge": max(ridges, default=None),
         "error_before": before,
         "error_after": after,
         "error_removed": removed,
     }
-
-
-def _total(errors: Iterable[float | None]) -> float | None:
-    """Return the sum, or None if one is not known."""
-    found = list(errors)
-    known = [error for error in found if error is not None]
-    return sum(known) if len(known) == len(found) else None
 
 
 def _at_consumer(

@@ -15,7 +15,7 @@ from pruning.calibration import Calibrator
 from pruning.calibration.attention.capture import AttentionCapture
 from pruning.calibration.attention.sites import is_attention, measured_sites, weighting_site
 from pruning.calibration.attention.softmax import AttentionCall
-from pruning.calibration.sinks.stability import first_observers
+from pruning.calibration.statistics.first_pass import first_observers
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.settings import Calibrate, SinkWeights

@@ -72,7 +72,9 @@ def by_definition(model: nn.Module, group: PrunableGroup, threshold: float, weig
 def test_scores_are_those_of_the_definition(
     make: Callable[[], nn.Module], name: str, threshold: float
 ) -> None:
-    needs = {"diff_pruning": Observer(WeightGradient(threshold), diff_pruning, lambda at: (at.units,))}
+    needs = {
+        "diff_pruning": Observer(WeightGradient(threshold), diff_pruning, lambda at: (at.group.num_units,))
+    }
     model = make()
     group = next(g for g in find_groups(model) if g.name == name)
     stats = gather(model, [group], needs=needs, settings=settings(timestep_weights="obs_diff"))

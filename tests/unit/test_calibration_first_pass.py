@@ -11,9 +11,9 @@ from torch import nn
 from pruning.calibration import FirstPass, calibrate, first_pass, needs_first_pass
 from pruning.calibration.attention.reading import Reading
 from pruning.calibration.attention.softmax import AttentionCall
-from pruning.calibration.sinks.stability import sink_moments
+from pruning.calibration.statistics.first_pass import sink_moments
 from pruning.calibration.step import Step
-from pruning.calibration.sums import Sums
+from pruning.calibration.trajectories import Trajectories
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.settings import SinkWeights
@@ -40,19 +40,19 @@ def reading(sink: int | None, keys: int = 16, path: str = SITE) -> Reading:
     return Reading(AttentionCall(path, torch.ones(1, 1, 4, 1), key, key), SinkWeights())
 
 
-def add(sums: Sums, seen: Reading, sample: int) -> None:
-    sums.add_trajectories(SITE, "sink_moments", sink_moments(seen), step(sample), torch.zeros(1).long())
+def add(sums: Trajectories, seen: Reading, sample: int) -> None:
+    sums.add(SITE, "sink_moments", sink_moments(seen), step(sample), torch.zeros(1).long())
 
 
-def finished(sums: Sums) -> FirstPass:
-    values, keys = sums.finish()
+def finished(sums: Trajectories) -> FirstPass:
+    keys, values = sums.finish()
     for found in values.values():
         found["received"] = found["sink_moments"][:, 0]
     return FirstPass.of(CalibrationStats(values, {"samples_seen": keys}), {})
 
 
 def gathered(*sinks: int | None) -> FirstPass:
-    sums = Sums(1)
+    sums = Trajectories()
     for sink in sinks:
         add(sums, reading(sink), 5)
     return finished(sums)
@@ -70,7 +70,7 @@ def test_a_sink_at_every_timestep_is_stable_and_one_at_a_single_timestep_is_not(
 
 
 def test_samples_are_kept_apart_and_looked_up() -> None:
-    sums = Sums(1)
+    sums = Trajectories()
     for sink_a, sink_b in ((3, 3), (3, None)):
         add(sums, reading(sink_b), 7)
         add(sums, reading(sink_a), 2)
@@ -81,10 +81,10 @@ def test_samples_are_kept_apart_and_looked_up() -> None:
 
 
 def test_entries_of_one_sample_are_averaged() -> None:
-    sums = Sums(1)
+    sums = Trajectories()
     values = torch.tensor([[1.0, 2], [3, 4], [10, 20], [30, 40]]).double()
-    sums.add_trajectories(SITE, "x", values, step(2, 5), torch.tensor([0, 0, 1, 1]))
-    found, keys = sums.finish()
+    sums.add(SITE, "x", values, step(2, 5), torch.tensor([0, 0, 1, 1]))
+    keys, found = sums.finish()
     assert keys == [16, 40]
     assert found[SITE]["x"].tolist() == [[2, 3], [20, 30]]
 
@@ -100,7 +100,7 @@ def test_what_was_not_seen_is_named() -> None:
 
 
 def test_changing_sizes_are_named() -> None:
-    sums = Sums(1)
+    sums = Trajectories()
     add(sums, reading(3), 5)
     with pytest.raises(
         PruningError, match="sample 5 has 20 keys now and had 16 before; calibrate at one resolution"

@@ -14,7 +14,7 @@ from pruning.calibration.attention.reading import Reading
 from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.draws import permutations
 from pruning.calibration.sinks.influence import head_gain
-from pruning.calibration.sinks.stability import receives
+from pruning.calibration.statistics.first_pass import receives
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from pruning.calibration import STATISTICS, calibrate, first_pass
 from pruning.calibration.attention.softmax import AttentionCall, StreamedSoftmax
 from pruning.calibration.attention.streaming import attended, sink_sums
+from pruning.calibration.context import Context
 from pruning.calibration.draws import permutations
-from pruning.calibration.observer import Bench
 from pruning.calibration.rows import Consumer
 from pruning.calibration.seeing.inputs import Rows, _Tap
 from pruning.calibration.sinks.detection import soft_indicator
@@ -262,12 +261,12 @@ def test_a_few_huge_rows_do_not_spoil_what_is_left_without_them() -> None:
     omega = torch.ones(1, 16).double()
     omega[0, 3] = 0.0
     given = type("Given", (), {"at": lambda self, place, x: {"on": omega}})()
-    sums: Any = Sums(1)
-    bench: Any = Bench(None, sums, None, given, {}, None, None, 0)  # type: ignore[arg-type]
-    tap = _Tap(Consumer.of(model, group), {"input_sq": STATISTICS["input_sq"]}, bench, unfolded=True)
+    sums = Sums(1)
+    context = Context(None, None, given, sums, None, {}, None, None, 0)  # type: ignore[arg-type]
+    tap = _Tap(Consumer.of(model, group), {"input_sq": STATISTICS["input_sq"]}, context, unfolded=True)
     step = Step((0,), (0,), torch.zeros(1).double(), torch.zeros(1).long(), torch.ones(1).double())
     tap.see(x, step, torch.zeros(1).long())
-    found = sums.finish()[0][group.consumer]
+    found = sums.finish()[group.consumer]
     x[0, 3] = 0.0
     torch.testing.assert_close(found["input_sq@on"], x[0].double().square().sum(0), rtol=1e-5, atol=0)
 

@@ -11,7 +11,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline
 
 import pruning.calibration
 from pruning.calibration import STATISTICS, Calibrator, SamplingRun, calibrate, first_pass, sum_bytes
-from pruning.calibration.observer import Observer, Sight, posts
+from pruning.calibration.context import watches
+from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.seeing.blocks import BlockAt
 from pruning.errors import PruningError
 from pruning.groups import find_groups
@@ -98,10 +99,10 @@ def test_every_statistic_takes_the_memory_that_it_says(name: str) -> None:
     variants = ("on", "influence")
     stats = calibrate(model, groups, noised(model, 2, 2), needs=list(STATISTICS), variants=variants)
     total = 0
-    for post in posts(model, groups, dict(STATISTICS.items())):
-        for place in post.places:
-            total += post.sees.held(place)
-            for statistic, observer in post.observers.items():
+    for watch in watches(model, groups, dict(STATISTICS.items())):
+        for place in watch.places:
+            total += watch.sees.held(place)
+            for statistic, observer in watch.observers.items():
                 mine = [v for n, v in stats.values[place.key].items() if n.partition("@")[0] == statistic]
                 said = observer.bytes(place, BUCKETS, variants)
                 known = 0 not in observer.shape(place)  # the number of attention keys is not
@@ -236,14 +237,12 @@ class Normed(Sight):
     def places(self, model, groups):
         return [BlockAt(group.module) for group in groups]
 
-    def watch(self, places, observers, bench):
+    def watch(self, places, observers, context):
+        def see_of(place):
+            return lambda y, step, row_of: context.add_samples(place, observers, y, step, row_of)
+
         for place in places:
-
-            def see(y, step, row_of, place=place):
-                for name, observer in observers.items():
-                    bench.sums.add_samples(place.key, name, observer.measure(y), step.buckets[row_of])
-
-            bench.driver.on_output(place.key, see)
+            context.driver.outputs[place.key].append(see_of(place))
 
 
 def test_a_way_of_seeing_is_one_class_of_ones_own() -> None:

@@ -59,6 +59,16 @@ def test_the_first_criterion_scores_every_kind(make):
     assert all(bool((values > 0).all()) for values in scores.values.values())
 
 
+def test_a_statistic_of_ones_own_is_gathered():
+    (code,) = blocks("how-it-works.md")
+    model = dit()
+    groups = find_groups(model, ["ffn_channels"])
+    names = execute(code, {"model": model, "groups": groups, "batches": noised(model, 2, 2)})
+    sizes = names["stats"].get(groups[0].consumer_key, "sizes")
+    assert sizes.shape == (names["stats"].meta["timestep_buckets"], groups[0].num_units)
+    assert bool((sizes > 0).all())
+
+
 def test_the_first_module_kind_is_cut_as_it_is_masked_and_loads_again(tmp_path):
     handler, family, row = blocks("first-module-kind.md")
     execute(handler, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,13 +64,13 @@ class Readings:
 
     def __init__(self, driver: Driver, detection: SinkWeights, queries: int | None, seed: int) -> None:
         self._driver, self._detection, self._queries, self._seed = driver, detection, queries, seed
-        self._told: dict[str, list[Callable[[Reading, Step, Tensor], None]]] = {}
+        self._told: dict[str, list[Callable[[Reading, Step, Tensor], None]]] = defaultdict(list)
 
     def on(self, path: str, tell: Callable[[Reading, Step, Tensor], None]) -> None:
         """Tell of the calls of an attention module, and to which of the step's rows each of its batch belongs."""
         if path not in self._told:
-            self._driver.on_attention(path, self._read)
-        self._told.setdefault(path, []).append(tell)
+            self._driver.attention[path].append(self._read)
+        self._told[path].append(tell)
 
     def _read(self, call: AttentionCall, step: Step, row_of: Tensor) -> None:
         """Read a call and tell.

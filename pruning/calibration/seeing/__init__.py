@@ -8,17 +8,18 @@ way of seeing                   place             a view shows                  
 `OutputGradient(loss)`          consumer          `Rows` of the gradient by its output                        the sum
 `WeightGradient(threshold)`     group             `Owned`: weights and the gradients summed over the run      the end
 `Attention()`                   attention module  a `Reading` of one call                                     samples
-`Block(ablated)`                block             a `Change`: its input and output, or the model's outputs    samples
+`Block()`, `Ablation()`         block             the `Change` of its input, or, without it, of the output    samples
 ==============================  ================  ==========================================================  =========
 """
 
 from pruning.calibration.seeing.attention import Attention, Site
-from pruning.calibration.seeing.blocks import Block, Change
+from pruning.calibration.seeing.blocks import Ablation, Block, Change
 from pruning.calibration.seeing.gradients import Effects, InputGradient, OutputGradient
 from pruning.calibration.seeing.inputs import Image, Input, Rows
 from pruning.calibration.seeing.weights import Owned, WeightGradient
 
 __all__ = [
+    "Ablation",
     "Attention",
     "Block",
     "Change",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pruning.calibration.attention.reading import Reading
 from pruning.calibration.attention.sites import measured_sites
-from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.context import Context
+from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.step import Step
 from pruning.types import PrunableGroup
 
@@ -28,6 +29,12 @@ class Site:
     heads: int
     keys: int = 0
 
+    @classmethod
+    def of(cls, model: nn.Module, path: str) -> Site:
+        """Return the attention module at `path`."""
+        heads = getattr(model.get_submodule(path), "heads", 1)
+        return cls(path, heads if isinstance(heads, int) else 1)
+
 
 @dataclass(frozen=True)
 class Attention(Sight):
@@ -35,28 +42,14 @@ class Attention(Sight):
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Site]:
         """Return the attention modules of the groups."""
-        return [Site(path, heads_of(model, path)) for path in measured_sites(model, groups)]
+        return [Site.of(model, path) for path in measured_sites(model, groups)]
 
-    def watch(self, places: Sequence[Site], observers: Mapping[str, Observer], bench: Bench) -> None:
+    def watch(self, places: Sequence[Site], observers: Mapping[str, Observer], context: Context) -> None:
         """Hand on the readings."""
 
-        def watch_one(place: Site) -> None:
-            def see(reading: Reading, step: Step, row_of: Tensor) -> None:
-                for name, observer in observers.items():
-                    values = observer.measure(reading)  # (B, ...)
-                    if observer.by == "sample":
-                        bench.sums.add_trajectories(place.key, name, values, step, row_of)
-                    else:
-                        buckets = step.buckets[row_of] if observer.by == "bucket" else None
-                        bench.sums.add_samples(place.key, name, values, buckets)
+        def see(reading: Reading, step: Step, row_of: Tensor) -> None:
+            context.add_samples(at[reading.call.path], observers, reading, step, row_of)
 
-            bench.readings.on(place.key, see)
-
-        for place in places:
-            watch_one(place)
-
-
-def heads_of(model: nn.Module, path: str) -> int:
-    """Return the number of heads of an attention module."""
-    heads = getattr(model.get_submodule(path), "heads", 1)
-    return heads if isinstance(heads, int) else 1
+        at = {place.key: place for place in places}
+        for path in at:
+            context.readings.on(path, see)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.context import Context
+from pruning.calibration.driver import Compared
+from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.step import Step
 from pruning.types import PrunableGroup
 
@@ -36,35 +40,33 @@ class Change:
 
 @dataclass(frozen=True)
 class Block(Sight):
-    """Sees the `Change` by each block; measures give one value per sample, (B,).
-
-    Attributes:
-        ablated: The change of the model's output, which costs one more forward per block; else that of its own input.
-    """
-
-    ablated: bool = False
-
-    @property
-    def needs_targets(self) -> bool:
-        """For further forwards."""
-        return self.ablated
+    """Sees the `Change` that each block makes of its input; measures give one value per sample, (B,)."""
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[BlockAt]:
         """Return the blocks."""
         return [BlockAt(group.module) for group in groups if group.kind == "blocks"]
 
-    def watch(self, places: Sequence[BlockAt], observers: Mapping[str, Observer], bench: Bench) -> None:
-        """Hand on the changes."""
-
-        def watch_one(place: BlockAt) -> None:
-            def see(before: Tensor, after: Tensor, step: Step) -> None:
-                view = Change(before, after, step.weights.to(before.device))
-                for name, observer in observers.items():
-                    buckets = step.buckets if observer.by == "bucket" else None
-                    bench.sums.add_samples(place.key, name, observer.measure(view).double(), buckets)
-
-            on = bench.driver.on_ablation if self.ablated else bench.driver.on_block
-            on(place.key, see)
-
+    def watch(self, places: Sequence[BlockAt], observers: Mapping[str, Observer], context: Context) -> None:
+        """Hand on the changes by the blocks."""
         for place in places:
-            watch_one(place)
+            context.driver.blocks[place.key].append(_compare(place, observers, context))
+
+
+@dataclass(frozen=True)
+class Ablation(Block):
+    """Sees the `Change` of the model's output when a block is passed by, at the price of a forward per block."""
+
+    needs_targets: ClassVar[bool] = True
+
+    def watch(self, places: Sequence[BlockAt], observers: Mapping[str, Observer], context: Context) -> None:
+        """Hand on the changes by the lack of the blocks."""
+        for place in places:
+            context.driver.ablations[place.key].append(_compare(place, observers, context))
+
+
+def _compare(place: BlockAt, observers: Mapping[str, Observer], context: Context) -> Compared:
+    def see(before: Tensor, after: Tensor, step: Step) -> None:
+        view = Change(before, after, step.weights.to(before.device))
+        context.add_samples(place, observers, view, step, torch.arange(len(step.keys)))
+
+    return see

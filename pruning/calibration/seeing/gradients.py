@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.context import Context
+from pruning.calibration.driver import Seen
+from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.rows import Consumer, consumers_of
 from pruning.calibration.seeing.inputs import Rows
 from pruning.calibration.step import Step, by_bucket, check_finite
@@ -40,12 +43,9 @@ class InputGradient(Sight):
         loss: ``data``: L = mean squared error to the target; ``output``: L = <v, model output>, v random signs.
     """
 
-    loss: str
+    needs_targets: ClassVar[bool] = True
 
-    @property
-    def needs_targets(self) -> bool:
-        """Always."""
-        return True
+    loss: str
 
     @property
     def needs_means(self) -> bool:
@@ -60,27 +60,27 @@ class InputGradient(Sight):
         """Return all but ``guided``, where there is an attention module that weights the rows."""
         return [variant for variant in asked if variant != "guided" and place.site is not None]
 
-    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], bench: Bench) -> None:
+    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what enters the consumers."""
         for place in places:
-            tap = _Effects(place, observers, bench, self)
-            bench.driver.on_input(place.path, tap.see)
-            bench.driver.gradients.on_backward(self.loss, tap.finish)
+            tap = _Effects(place, observers, context, self)
+            context.driver.inputs[place.path].append(tap.see)
+            context.driver.gradients.ends[self.loss].append(tap.finish)
 
 
 class _Effects:
     """Adds up the effects at one consumer over a forward, and hands them to the observers."""
 
     def __init__(
-        self, place: Consumer, observers: Mapping[str, Observer], bench: Bench, sees: InputGradient
+        self, place: Consumer, observers: Mapping[str, Observer], context: Context, sees: InputGradient
     ) -> None:
-        self._place, self._observers, self._bench, self._loss = place, observers, bench, sees.loss
-        self._mean = bench.means[place.key] if sees.needs_means else None
+        self._place, self._observers, self._context, self._loss = place, observers, context, sees.loss
+        self._mean = context.means[place.key] if sees.needs_means else None
         self._z: dict[str, Tensor] = {}
 
     def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
         """Ask for the gradient of one input."""
-        omegas = self._bench.token_weights.at(self._place, x)
+        omegas = self._context.token_weights.at(self._place, x)
 
         def add(q: Tensor) -> None:
             check_finite(
@@ -90,7 +90,7 @@ class _Effects:
             )
             self._add(x, q, len(step.keys), row_of, omegas)
 
-        self._bench.driver.gradients.want(self._loss, x, add)
+        self._context.driver.gradients.want(self._loss, x, add)
 
     def _add(self, x: Tensor, q: Tensor, batch: int, row_of: Tensor, omegas: Mapping[str, Tensor]) -> None:
         """Add to z (B, G) by suffix: '' plain, '@variant' with rows times omega."""
@@ -112,9 +112,9 @@ class _Effects:
         for suffix, z in self._z.items():
             for bucket, here in by_bucket(step.buckets):
                 view = Effects(z[here], step.weights[here].to(z.device))
-                for name, one in self._observers.items():
-                    at = bucket if one.by == "bucket" else None
-                    self._bench.sums.add(self._place.key, name + suffix, one.measure(view), at)
+                self._context.add(
+                    self._place, self._observers, lambda one, v=view: one.measure(v), bucket, [suffix]
+                )
         self._z = {}
 
 
@@ -126,38 +126,29 @@ class OutputGradient(Sight):
         loss: As in `InputGradient`.
     """
 
-    loss: str
+    needs_targets: ClassVar[bool] = True
 
-    @property
-    def needs_targets(self) -> bool:
-        """Always."""
-        return True
+    loss: str
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
         """Return every consumer."""
         return consumers_of(model, groups)
 
-    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], bench: Bench) -> None:
+    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what leaves the consumers."""
-
-        def watch_one(place: Consumer) -> None:
-            def see(y: Tensor, step: Step, row_of: Tensor) -> None:
-                bench.driver.gradients.want(self.loss, y, lambda q: add(q, step, row_of))
-
-            def add(q: Tensor, step: Step, row_of: Tensor) -> None:
-                q = summable(q)
-                rows = (
-                    q.flatten(2).transpose(1, 2) if isinstance(place.module, nn.Conv2d) else q.flatten(1, -2)
-                )
-                weights = step.weights[row_of].to(rows.device, torch.float32)[:, None].expand(rows.shape[:2])
-                for bucket, here in by_bucket(step.buckets[row_of]):
-                    view = Rows(rows[here].flatten(0, 1).float(), weights[here].flatten(), place)
-                    for name, one in observers.items():
-                        at = bucket if one.by == "bucket" else None
-                        bench.sums.add(place.key, name, one.measure(view), at)
-
-            bench.driver.on_output(place.path, see)
-            bench.driver.gradients.on_backward(self.loss, lambda step: None)
-
+        context.driver.gradients.ends[self.loss].append(lambda step: None)
         for place in places:
-            watch_one(place)
+            context.driver.outputs[place.path].append(self._seen(place, observers, context))
+
+    def _seen(self, place: Consumer, observers: Mapping[str, Observer], context: Context) -> Seen:
+        def see(y: Tensor, step: Step, row_of: Tensor) -> None:
+            context.driver.gradients.want(self.loss, y, lambda q: add(summable(q), step, row_of))
+
+        def add(q: Tensor, step: Step, row_of: Tensor) -> None:
+            rows = q.flatten(2).transpose(1, 2) if isinstance(place.module, nn.Conv2d) else q.flatten(1, -2)
+            weights = step.weights[row_of].to(rows.device, torch.float32)[:, None].expand(rows.shape[:2])
+            for bucket, here in by_bucket(step.buckets[row_of]):
+                view = Rows(rows[here].flatten(0, 1).float(), weights[here].flatten(), place)
+                context.add(place, observers, lambda one, v=view: one.measure(v), bucket)
+
+        return see

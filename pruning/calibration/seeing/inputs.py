@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pruning.calibration.context import Context
 from pruning.calibration.draws import ROWS, subset
-from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.rows import Consumer, consumers_of
 from pruning.calibration.step import Step, by_bucket
 from pruning.calibration.sums import summable
@@ -64,10 +65,10 @@ class Input(Sight):
         """Return ``guided``, and the others where there is an attention module that weights the rows."""
         return [variant for variant in asked if variant == "guided" or place.site is not None]
 
-    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], bench: Bench) -> None:
+    def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], context: Context) -> None:
         """Hand on what enters the consumers."""
         for place in places:
-            bench.driver.on_input(place.path, _Tap(place, observers, bench, self.unfolded).see)
+            context.driver.inputs[place.path].append(_Tap(place, observers, context, self.unfolded).see)
 
 
 class _Tap:
@@ -79,23 +80,23 @@ class _Tap:
     """
 
     def __init__(
-        self, place: Consumer, observers: Mapping[str, Observer], bench: Bench, unfolded: bool
+        self, place: Consumer, observers: Mapping[str, Observer], context: Context, unfolded: bool
     ) -> None:
-        self._place, self._bench, self._unfolded = place, bench, unfolded
+        self._place, self._context, self._unfolded = place, context, unfolded
         self._observers = {
             name: one
             for name, one in observers.items()
             if one.part_of is None or one.part_of[0] not in observers
         }
         patches = unfolded and all(one.of_image is not None for one in self._observers.values())
-        self._as_image = patches and bench.rows is None
+        self._as_image = patches and context.rows is None
 
     @torch.no_grad()
     def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
         """Hand on one input, and once more as guidance mixes it if that is asked for."""
-        self._see(x, step, row_of, self._bench.token_weights.at(self._place, x), "")
-        if self._bench.guided is not None:
-            both, one, first = self._bench.guided(x, step, row_of, repr(self._place.path))
+        self._see(x, step, row_of, self._context.token_weights.at(self._place, x), "")
+        if self._context.guided is not None:
+            both, one, first = self._context.guided(x, step, row_of, repr(self._place.path))
             self._see(both, one, first, {}, "@guided")
 
     def _see(self, x: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor], suffix: str) -> None:
@@ -104,7 +105,8 @@ class _Tap:
         if image is not None:
             weights = step.weights[row_of].to(image.device, torch.float32)
             for bucket, here in by_bucket(step.buckets[row_of]):
-                self._measure(Image(image[here], weights[here], self._place), [suffix], bucket)
+                view = Image(image[here], weights[here], self._place)
+                self._context.add(self._place, self._observers, of_image(view), bucket, [suffix])
             return
         rows = self._place.rows if self._unfolded else self._place.channel_rows
         for part, found in rows(summable(x)):
@@ -120,12 +122,12 @@ class _Tap:
         self, rows: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the rows to look at, (s, n, P), the weights of their samples, scaled up, and their omegas."""
-        weights, count, total = step.weights[row_of], self._bench.rows, rows.shape[1]
+        weights, count, total = step.weights[row_of], self._context.rows, rows.shape[1]
         omegas = {v: o.to(rows.device) for v, o in omegas.items()}
         if count is None or count >= total:
             return rows, weights, omegas
         samples = [step.samples[i] for i in row_of.tolist()]
-        index = subset(self._bench.seed, samples, total, count, ROWS).to(rows.device)
+        index = subset(self._context.seed, samples, total, count, ROWS).to(rows.device)
         kept = rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
         return kept, weights * (total / count), {v: o.gather(1, index) for v, o in omegas.items()}
 
@@ -137,20 +139,24 @@ class _Tap:
         for omega in omegas.values():
             marked |= omega != 1
         if not bool(marked.any()):
-            self._measure(Rows(x, u, self._place), everywhere, bucket)
+            self._measure(x, u, everywhere, bucket)
             return
-        self._measure(Rows(x[~marked], u[~marked], self._place), everywhere, bucket)
+        self._measure(x[~marked], u[~marked], everywhere, bucket)
         x = x[marked]
         for name, weight in {suffix: u, **variants}.items():
-            self._measure(Rows(x, weight[marked], self._place), [name], bucket)
+            self._measure(x, weight[marked], [name], bucket)
 
-    def _measure(self, view: Rows | Image, suffixes: list[str], bucket: int) -> None:
-        """Measure a view once and add what is found to the sums named by `suffixes`."""
-        for name, observer in self._observers.items():
-            measure = observer.of_image if isinstance(view, Image) else observer.measure
-            assert measure is not None
-            value = measure(view)
-            for suffix in suffixes:
-                self._bench.sums.add(
-                    self._place.key, name + suffix, value, bucket if observer.by == "bucket" else None
-                )
+    def _measure(self, x: Tensor, u: Tensor, suffixes: Sequence[str], bucket: int) -> None:
+        """Measure rows once and add what is found to the sums named by `suffixes`."""
+        view = Rows(x, u, self._place)
+        self._context.add(self._place, self._observers, lambda one: one.measure(view), bucket, suffixes)
+
+
+def of_image(view: Image) -> Callable[[Observer], Tensor]:
+    """Return how an image is measured."""
+
+    def measure(observer: Observer) -> Tensor:
+        assert observer.of_image is not None
+        return observer.of_image(view)
+
+    return measure

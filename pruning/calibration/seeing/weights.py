@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.observer import Bench, Observer, Sight
+from pruning.calibration.context import Context
+from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.step import Step
 from pruning.errors import PruningError
 from pruning.types import PrunableGroup, slices_of
@@ -31,11 +33,6 @@ class Holder:
     def key(self) -> str:
         """The group's name."""
         return self.group.name
-
-    @property
-    def units(self) -> int:
-        """G."""
-        return self.group.num_units
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,9 @@ class WeightGradient(Sight):
         threshold: See above; 0 takes all timesteps.
     """
 
-    threshold: float = 0.0
+    needs_targets: ClassVar[bool] = True
 
-    @property
-    def needs_targets(self) -> bool:
-        """Always."""
-        return True
+    threshold: float = 0.0
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Holder]:
         """Return every group that has a consumer."""
@@ -85,22 +79,22 @@ class WeightGradient(Sight):
         """Return the bytes of the gradients' sums."""
         return sum(4 * parameter.numel() for parameter in place.parameters.values())
 
-    def watch(self, places: Sequence[Holder], observers: Mapping[str, Observer], bench: Bench) -> None:
+    def watch(self, places: Sequence[Holder], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients by all parameters of the groups in one backward pass."""
         if not places:
             return
-        tap = _Tap(places, observers, bench, self.threshold)
-        bench.driver.on_parameters(tap)
-        bench.driver.on_end(tap.finish)
+        tap = _Tap(places, observers, context, self.threshold)
+        context.driver.gradients.listeners.append(tap)
+        context.driver.ends.append(tap.finish)
 
 
 class _Tap:
     """Sums gradients over samples and timesteps; a `ParameterListener`."""
 
     def __init__(
-        self, places: Sequence[Holder], observers: Mapping[str, Observer], bench: Bench, threshold: float
+        self, places: Sequence[Holder], observers: Mapping[str, Observer], context: Context, threshold: float
     ) -> None:
-        self._places, self._observers, self._bench, self._threshold = places, observers, bench, threshold
+        self._places, self._observers, self._context, self._threshold = places, observers, context, threshold
         found = {path: parameter for place in places for path, parameter in place.parameters.items()}
         self.parameters: Mapping[str, nn.Parameter] = dict(sorted(found.items()))
         self._sums: dict[str, Tensor] = {}
@@ -146,5 +140,4 @@ class _Tap:
         sums = {path: self._sums.get(path, torch.zeros_like(p)) for path, p in self.parameters.items()}
         for place in self._places:
             view = Owned(self.parameters, sums, place.group)
-            for name, observer in self._observers.items():
-                self._bench.sums.add(place.key, name, observer.measure(view))
+            self._context.add(place, self._observers, lambda one, v=view: one.measure(v))

@@ -1,28 +1,19 @@
-"""The first of two passes over the same inputs: how stable each key's sink is, and channel means.
-
-What is weighted by the sinks, or centred with means, needs them before the rows come by (SCORES.md section 2).
-"""
+"""How stable each key's sink is over the timesteps, from a first pass over the same inputs (SCORES.md section 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruning.calibration.attention.reading import Reading
-from pruning.calibration.observer import Observer
-from pruning.calibration.rows import consumers_of
-from pruning.calibration.seeing import Attention, Input, Rows, Site
-from pruning.calibration.seeing.attention import heads_of
-from pruning.calibration.sinks.influence import head_gain, received
 from pruning.calibration.step import MAX_BRANCHES
 from pruning.calibration.store import SEPARATOR, read_tensors, write_tensors
 from pruning.errors import PruningError
-from pruning.types import CalibrationStats, PrunableGroup
+from pruning.types import CalibrationStats
 
 CONTENT = "a first calibration pass"
 
@@ -60,7 +51,7 @@ class FirstPass:
 
     @classmethod
     def of(cls, stats: CalibrationStats, meta: dict[str, Any]) -> FirstPass:
-        """Take together what `first_observers` saw."""
+        """Take together what the observers of `statistics.first_pass` saw."""
         found = cls(torch.tensor(stats.meta["samples_seen"], dtype=torch.long))
         for place, values in stats.values.items():
             if "channel_sum" in values:
@@ -132,54 +123,3 @@ class FirstPass:
             kind, _, name = key.partition(SEPARATOR)
             getattr(found, kind)[name] = value
         return found
-
-
-@dataclass(frozen=True)
-class WeightingAttention(Attention):
-    """Sees the attention modules whose sinks weight rows, whatever group they belong to."""
-
-    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Site]:
-        """Return the modules that weight the rows of a consumer of `groups`."""
-        paths = sorted({one.site for one in consumers_of(model, groups) if one.site is not None})
-        return [Site(path, heads_of(model, path)) for path in paths]
-
-
-def first_observers(model: nn.Module, groups: Sequence[PrunableGroup], *, sinks: bool) -> dict[str, Observer]:
-    """Return what a first pass sees: channel sums, and, with `sinks`, what attention modules show of each sample."""
-    channels = Input(unfolded=False)
-    found = {
-        "channel_sum": Observer(channels, channel_sum, lambda at: (at.channels,)),
-        "channel_weight": Observer(channels, lambda rows: rows.weight.double().sum(), lambda at: (1,)),
-    }
-    if sinks:
-        sees = WeightingAttention()
-        sites = [site.key for site in sees.places(model, groups)]
-        gains = {site: head_gain(model.get_submodule(site)) for site in sites}
-        found["sink_moments"] = Observer(sees, sink_moments, lambda at: (2, at.keys), by="sample")
-        found["received"] = Observer(sees, receives(gains), lambda at: (at.keys,), by="sample")
-    return found
-
-
-def channel_sum(rows: Rows) -> Tensor:
-    """Sum of w x, (C,) float64."""
-    return (rows.x * rows.weight[:, None]).sum(0, dtype=torch.float64)
-
-
-def sink_moments(reading: Reading) -> Tensor:
-    """Indicator s and s^2, (B, 2, M)."""
-    return torch.stack([reading.indicator, reading.indicator.square()], dim=1)
-
-
-def receives(gains: dict[str, Tensor | None]) -> Callable[[Reading], Tensor]:
-    """Return a measure of what a token is received with, (B, M), given the gain of each module's heads.
-
-    It is nothing where the gain is not known, and in cross-attention, whose keys are other tokens than the rows.
-    """
-
-    def measure(reading: Reading) -> Tensor:
-        gain = gains[reading.call.path]
-        if gain is None or reading.call.cross:
-            return torch.zeros_like(reading.indicator)
-        return received(reading, gain)
-
-    return measure

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning.calibration.observer import Observer, register
-from pruning.calibration.seeing import Block, Change
+from pruning.calibration.seeing import Ablation, Block, Change
 
 
 def block_change(change: Change) -> Tensor:
@@ -25,5 +25,5 @@ def block_cosine(change: Change) -> Tensor:
     return (1 - cosine).flatten(1).mean(1)
 
 
-register("block_change", Observer(Block(ablated=True), block_change, lambda at: (1,)))
+register("block_change", Observer(Ablation(), block_change, lambda at: (1,)))
 register("block_cosine", Observer(Block(), block_cosine, lambda at: (1,)))

@@ -37,4 +37,4 @@ def diff_pruning(owned: Owned) -> Tensor:
     return total
 
 
-register("diff_pruning", Observer(WeightGradient(THRESHOLD), diff_pruning, lambda at: (at.units,)))
+register("diff_pruning", Observer(WeightGradient(THRESHOLD), diff_pruning, lambda at: (at.group.num_units,)))
