@@ -68,7 +68,7 @@ def _data(run: Run) -> dict[str, Any]:
             **target,
             "scope": recipe.prune.scope,
             "criterion": recipe.score.criterion,
-            "omega": manifests["score"]["result"]["weighting"],
+            "weighting": manifests["score"]["result"]["weighting"],
             "compensation": recipe.prune.compensation,
             "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
         },
