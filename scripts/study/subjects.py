@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from pruning.recipe import Recipe
-from pruning.settings import Data, Evaluate, Model
+from pruning.settings import Data, Evaluate, Model, Prune, Target
 
 LOOKING = range(3)
 """Calibration sets for looking around and for choosing what is compared. Set 3 was looked at while this was written."""
@@ -71,6 +71,7 @@ class Subject:
             device="cpu",
             model=Model(source=self.source),
             data=Data(source=self.data),
+            prune=Prune(target=Target(macs=RATIO)),
             evaluate=Evaluate(features=self.features),
         )
 
