@@ -3,7 +3,7 @@
 One-shot selection judges every layer on what the *dense* model feeds it. Here a plan fixes how many units each group
 keeps; then, in the order in which the model runs, each block is measured on what the already pruned blocks before it
 feed it, its units are chosen, what stays is compensated, and the next block follows (the order of SparseGPT,
-2301.00774, and OBS-Diff). It costs one calibration a block and round instead of one in all.
+2301.00774, and OBS-Diff). It costs one calibration per block and round instead of one in all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def block_by_block(
         model: The dense model.
         groups: All groups of the model.
         plan: Says how many units each group keeps, and which blocks go; those are passed by from the start.
-        run: Runs `model` once; it tells the order of the groups.
+        run: Runs `model` once, which shows the order of the groups.
         measure: Calibrates `model`, as it is when called, for the groups it is given.
         judge: Scores groups from what `measure` returned.
         compensation: As in `compensate`.
