@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,9 +55,11 @@ def test_a_world_size_that_is_no_number_is_named(shell, tmp_path, world):
 
 
 LONELY = """
+import signal
 from pathlib import Path
 from pruning.stages import ranks
 ranks.MEETING_SECONDS = PATIENCE
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 print("waiting", flush=True)
 try:
     ranks.Ranks(Path("."), cpu=True)
@@ -69,7 +72,10 @@ except ranks.PruningError as error:
 
 def lonely(seconds: float) -> subprocess.Popen:
     """Start one process of a launch of two."""
-    launch = dict(zip(LAUNCHER, ("2", "0", "0", "127.0.0.1", "29611"), strict=True))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = dict(zip(LAUNCHER, ("2", "0", "0", "127.0.0.1", port), strict=True))
     return subprocess.Popen(
         [sys.executable, "-c", LONELY.replace("PATIENCE", str(seconds))],
         env={**os.environ, **launch, "PYTHONPATH": ROOT, "ACCELERATE_USE_CPU": "true"},
@@ -86,11 +92,12 @@ def test_who_waits_in_vain_says_so_and_ends():
     )
 
 
-def test_who_waits_hears_an_interrupt():
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_hears_an_interrupt(how: signal.Signals):
     process = lonely(100.0)
     assert process.stdout.readline() == "waiting\n"
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
+    time.sleep(4)
+    process.send_signal(how)
     began = time.monotonic()
     process.communicate(timeout=30)
     assert time.monotonic() - began < 20
