@@ -10,79 +10,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pruning import hook
-from pruning.hook import disable_hooks
+from pruning.hook import disable_hooks as disable_hooks
 from pruning.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pruning.allocation import CostModel
-    from pruning.calibration import Calibrator
-    from pruning.checkpoint import save
-    from pruning.data import open_images
-    from pruning.errors import PruningError
-    from pruning.groups import find_groups
-    from pruning.importance import score
-    from pruning.interface import allocate, calibrate, load, noised_batches
-    from pruning.models import example_call, load_denoiser, load_meta_denoiser
-    from pruning.recipe import Recipe, load_recipe
-    from pruning.recovery import recover
-    from pruning.settings import Calibrate, Limit, Prune, Recover, SinkWeights, Target
-    from pruning.stages import Run, run_recipe
-    from pruning.surgery import apply_plan, compensate, mask_plan
-    from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
+    from pruning.allocation import CostModel as CostModel
+    from pruning.calibration import Calibrator as Calibrator
+    from pruning.checkpoint import save as save
+    from pruning.data import open_images as open_images
+    from pruning.errors import PruningError as PruningError
+    from pruning.groups import find_groups as find_groups
+    from pruning.importance import score as score
+    from pruning.interface import allocate as allocate
+    from pruning.interface import calibrate as calibrate
+    from pruning.interface import load as load
+    from pruning.interface import noised_batches as noised_batches
+    from pruning.models import example_call as example_call
+    from pruning.models import load_denoiser as load_denoiser
+    from pruning.models import load_meta_denoiser as load_meta_denoiser
+    from pruning.recipe import Recipe as Recipe
+    from pruning.recipe import load_recipe as load_recipe
+    from pruning.recovery import recover as recover
+    from pruning.settings import Calibrate as Calibrate
+    from pruning.settings import Limit as Limit
+    from pruning.settings import Prune as Prune
+    from pruning.settings import Recover as Recover
+    from pruning.settings import SinkWeights as SinkWeights
+    from pruning.settings import Target as Target
+    from pruning.stages import Run as Run
+    from pruning.stages import run_recipe as run_recipe
+    from pruning.surgery import apply_plan as apply_plan
+    from pruning.surgery import compensate as compensate
+    from pruning.surgery import mask_plan as mask_plan
+    from pruning.types import CalibrationStats as CalibrationStats
+    from pruning.types import PrunableGroup as PrunableGroup
+    from pruning.types import PruningPlan as PruningPlan
+    from pruning.types import Scores as Scores
 
-__all__ = [
-    "Calibrate",
-    "CalibrationStats",
-    "Calibrator",
-    "CostModel",
-    "Limit",
-    "PrunableGroup",
-    "Prune",
-    "PruningError",
-    "PruningPlan",
-    "Recipe",
-    "Recover",
-    "Run",
-    "Scores",
-    "SinkWeights",
-    "Target",
-    "allocate",
-    "apply_plan",
-    "calibrate",
-    "compensate",
-    "disable_hooks",
-    "example_call",
-    "find_groups",
-    "load",
-    "load_denoiser",
-    "load_meta_denoiser",
-    "load_recipe",
-    "mask_plan",
-    "noised_batches",
-    "open_images",
-    "recover",
-    "run_recipe",
-    "save",
-    "score",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    allocation="CostModel",
-    calibration="Calibrator",
-    checkpoint="save",
-    data="open_images",
-    errors="PruningError",
-    groups="find_groups",
-    importance="score",
-    interface="allocate calibrate load noised_batches",
-    models="example_call load_denoiser load_meta_denoiser",
-    recipe="Recipe load_recipe",
-    recovery="recover",
-    settings="Calibrate Limit Prune Recover SinkWeights Target",
-    stages="Run run_recipe",
-    surgery="apply_plan compensate mask_plan",
-    types="CalibrationStats PrunableGroup PruningPlan Scores",
-)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)
 
 hook.arm()

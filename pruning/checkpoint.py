@@ -1,9 +1,8 @@
 """Pruned checkpoints in the ordinary diffusers layout, which plain ``from_pretrained`` loads.
 
 A checkpoint is safetensors weights and a ``config.json`` with the stock class name and the base architecture's
-values, plus one key ``_structured_pruning`` that holds what the stock config cannot express. `install_hook`
-defines ``ModelMixin.from_config``, through which every loading path of diffusers builds its models: the plain
-class, AutoModel, pipelines, EMAModel, sharded files, device maps. No pickle, no code from the checkpoint.
+values, plus one key ``_structured_pruning`` that holds what the stock config cannot express; `pruning.hook` lets every
+loading path of diffusers understand it. No pickle, no code from the checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -21,37 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.surgery import reshape
-from pruning.types import PRUNING_KEY
-
-
-def _from_config(cls: type[ModelMixin], *args: Any, **kwargs: Any) -> Any:
-    """Build a model from a config, and give it its pruned shapes if the config records any."""
-    built = super(ModelMixin, cls).from_config(*args, **kwargs)  # type: ignore[misc]
-    # The argument may be a path and the result a tuple (EMAModel asks for one), so read the built model.
-    model = built[0] if isinstance(built, tuple) else built
-    entry = model.config.get(PRUNING_KEY)
-    if entry is not None:
-        reshape(model, entry)
-    return built
-
-
-def install_hook() -> None:
-    """Let every ``from_pretrained`` and ``from_config`` of diffusers understand pruned configs; idempotent."""
-    if "from_config" not in vars(ModelMixin):
-        ModelMixin.from_config = classmethod(_from_config)  # type: ignore[assignment]
-
-
-def remove_hook() -> None:
-    """Undo `install_hook`; loading a pruned checkpoint with plain diffusers then fails on shapes."""
-    if hook_installed():
-        delattr(ModelMixin, "from_config")
-
-
-def hook_installed() -> bool:
-    """Tell whether `install_hook` is in force."""
-    own = vars(ModelMixin).get("from_config")
-    return own is not None and getattr(own, "__func__", None) is _from_config
+from pruning.hook import disable_hooks, hook_installed, install_hook
 
 
 @contextmanager
@@ -63,7 +31,7 @@ def hooked() -> Iterator[None]:
         yield
     finally:
         if not before:
-            remove_hook()
+            disable_hooks()
 
 
 def save(

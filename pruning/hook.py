@@ -1,15 +1,15 @@
 """The import hook: diffusers learns to load pruned checkpoints when its models are imported.
 
-`pruning.checkpoint` defines what is put on ModelMixin, but may not be imported while diffusers' models are being
-imported, for it imports some of them. So a stand-in waits on ModelMixin until the first model is built. Nothing here
-imports torch or diffusers.
+``ModelMixin.from_config``, through which every loading path of diffusers builds its models (the plain class, AutoModel,
+pipelines, EMAModel, sharded files, device maps), gives a model its pruned shapes if its config records any. Nothing
+here imports torch or diffusers.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -18,75 +18,66 @@ from typing import Any
 PRUNING_KEY = "_structured_pruning"
 """The config entry that carries a pruned architecture."""
 
-_MODELS, _CHECKPOINT = "diffusers.models.modeling_utils", "pruning.checkpoint"
+_MODELS = "diffusers.models.modeling_utils"
 
 
 def arm() -> None:
-    """Wait for diffusers' models, or put the stand-in on them if they are there; done once, by ``import pruning``."""
-    _WATCH.actions[_CHECKPOINT] = _install
+    """Install the hook as soon as diffusers' models are imported; done once, by ``import pruning``."""
     if _MODELS in sys.modules:
-        _stand_in(sys.modules[_MODELS])
-    else:
-        _WATCH.actions[_MODELS] = _stand_in
-    if _WATCH not in sys.meta_path:
+        install_hook()
+    elif _WATCH not in sys.meta_path:
         sys.meta_path.insert(0, _WATCH)
 
 
+def install_hook() -> None:
+    """Let every ``from_pretrained`` and ``from_config`` of diffusers understand pruned configs; idempotent."""
+    importlib.import_module(_MODELS).ModelMixin.from_config = classmethod(_from_config)
+
+
 def disable_hooks() -> None:
-    """Let diffusers load models as if this package had not been imported."""
-    _WATCH.actions.clear()
-    if _MODELS in sys.modules:
-        _disarm(sys.modules[_MODELS])
-    if _CHECKPOINT in sys.modules:
-        sys.modules[_CHECKPOINT].remove_hook()
+    """Let diffusers load models as if this package had not been imported; a pruned checkpoint then fails on shapes."""
+    if _WATCH in sys.meta_path:
+        sys.meta_path.remove(_WATCH)
+    if hook_installed():
+        del sys.modules[_MODELS].ModelMixin.from_config
+
+
+def hook_installed() -> bool:
+    """Tell whether `install_hook` is in force."""
+    own = vars(sys.modules[_MODELS].ModelMixin).get("from_config") if _MODELS in sys.modules else None
+    return getattr(own, "__func__", None) is _from_config
+
+
+def _from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build a model from a config, and give it its pruned shapes if the config records any."""
+    built = super(sys.modules[_MODELS].ModelMixin, cls).from_config(*args, **kwargs)  # type: ignore[misc]
+    # The argument may be a path and the result a tuple (EMAModel asks for one), so read the built model.
+    model = built[0] if isinstance(built, tuple) else built
+    entry = model.config.get(PRUNING_KEY)
+    if entry is not None:
+        importlib.import_module("pruning.surgery").reshape(model, entry)
+    return built
 
 
 class _Watch(MetaPathFinder):
-    """Calls a function after a module has been imported, and changes nothing else about the import."""
-
-    def __init__(self) -> None:
-        self.actions: dict[str, Callable[[ModuleType], None]] = {}
+    """Installs the hook after diffusers' models have been imported, and changes nothing else about the import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the ordinary spec of a watched module, its loader followed by our action; else None."""
-        action = self.actions.pop(fullname, None)
-        spec = PathFinder.find_spec(fullname, path, target) if action else None
-        if spec is None or spec.loader is None or action is None:
+        """Return the ordinary spec of the models, their loader followed by ours; None for any other module."""
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == _MODELS else None
+        if spec is None or spec.loader is None:
             return None
+        sys.meta_path.remove(self)
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            action(module)
+            install_hook()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-def _stand_in(models: ModuleType) -> None:
-    """Put the stand-in on ModelMixin: it imports `pruning.checkpoint`, which replaces it."""
-
-    def from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        importlib.import_module(_CHECKPOINT)
-        return cls.from_config(*args, **kwargs)
-
-    if "from_config" not in vars(models.ModelMixin):
-        models.ModelMixin.from_config = classmethod(from_config)
-
-
-def _disarm(models: ModuleType) -> None:
-    """Take the stand-in away if it is there."""
-    own = getattr(vars(models.ModelMixin).get("from_config"), "__func__", None)
-    if getattr(own, "__module__", None) == __name__:
-        del models.ModelMixin.from_config
-
-
-def _install(checkpoint: ModuleType) -> None:
-    """Put the hook itself in the stand-in's place."""
-    _disarm(sys.modules[_MODELS])
-    checkpoint.install_hook()
 
 
 _WATCH = _Watch()

@@ -70,9 +70,13 @@ class Registry(Generic[T]):
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Say that there is no entry `name`, and which there are."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {kind} {name!r}{hint}; valid: {', '.join(names)}"
+    return f"unknown {kind} {name!r}{did_you_mean(name, names)}; valid: {', '.join(names)}"
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return a hint at the one of `valid` that is nearest to `name`, with a space before it, or nothing."""
+    near = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def names_of(kind: str) -> dict[str, str]:

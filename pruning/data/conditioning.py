@@ -126,12 +126,11 @@ def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Ten
     else:
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
     latents = latents.to(torch.float32)
-    scale = config.get("scaling_factor") or 1.0
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        mean = torch.tensor(config["latents_mean"]).to(latents)[:, None, None]
-        std = torch.tensor(config["latents_std"]).to(latents)[:, None, None]
-        return (latents - mean) * scale / std
-    return (latents - (config.get("shift_factor") or 0.0)) * scale
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    mean, std = (torch.tensor(by_channel).to(latents)[:, None, None] for by_channel in (mean, std))
+    return (latents - mean) * (config.get("scaling_factor") or 1.0) / std
 
 
 def _check_channels(model: nn.Module, images: Tensor, x0: Tensor, latent: bool) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pruning.data.levels import Depth, check_colours, depth_of, is_wide, to_8_bits
 from pruning.errors import PruningError
 
 MODES = {1: "L", 3: "RGB"}
+
+BITS, PHOTOMETRIC = 258, 262
+"""Tags of TIFF 6.0: BitsPerSample, and PhotometricInterpretation (0: the value 0 is white)."""
 
 
 def open_image(value: object) -> Image.Image:
@@ -38,46 +41,24 @@ def open_image(value: object) -> Image.Image:
     raise PruningError(f"expected an encoded image or a path, found {found}")
 
 
-def convert(image: Image.Image, channels: int, depth: Depth | None = None) -> Image.Image:
-    """Return `image` as grey (1) or RGB (3): palettes resolved, transparency over white, 16 bits scaled to 8.
-
-    Args:
-        image: Any mode.
-        channels: 1 or 3.
-        depth: What its file says of its samples, if the pixels have been loaded since.
-
-    Raises:
-        PruningError: For images whose range is not known (floating point, 32 bits, signed), and for other numbers of
-            channels.
-    """
-    if channels not in MODES:
-        raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
-    if image.mode == "F":
-        raise PruningError(
-            "mode 'F' (floating point pixels, range unknown); store the image with 8 or 16 bits"
-        )
-    depth = depth or depth_of(image)
-    check_colours(image, depth)
-    if is_wide(image):
-        image = to_8_bits(image, depth)
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image).convert("RGB")
-    return image.convert(MODES[channels])
-
-
 def to_tensor(image: Image.Image, channels: int, resolution: int) -> Tensor:
     """Return float32 in [-1, 1] of shape ``(channels, resolution, resolution)``.
 
-    The shorter side is resized to `resolution` (bicubic, antialiased), the centre is cropped. Only what the crop keeps
-    is resized: the window of a whole image of ``round(side * scale)`` pixels, with the filter reaching beyond its
-    edges, so that the pixels are those of resizing first.
+    Palettes are resolved, transparency lies over white, 16 bits are scaled to 8. The shorter side is resized to
+    `resolution` (bicubic, antialiased), the centre is cropped. Only what the crop keeps is resized: the window of a
+    whole image of ``round(side * scale)`` pixels, with the filter reaching beyond its edges, so that the pixels are
+    those of resizing first.
+
+    Args:
+        image: Of any mode, as opened: its pixels not yet loaded.
+        channels: 1 (grey) or 3 (RGB).
+        resolution: Height and width.
+
+    Raises:
+        PruningError: For an image whose range is not known (floating point, 32 bits, signed).
     """
-    depth = depth_of(image)
-    image = convert(ImageOps.exif_transpose(image), channels, depth)
+    levels = _black_and_white(image)
+    image = _convert(ImageOps.exif_transpose(image), levels, MODES[channels])
     width, height = image.size
     scale = resolution / min(width, height)
     wide, high = max(resolution, round(width * scale)), max(resolution, round(height * scale))
@@ -91,3 +72,41 @@ def to_tensor(image: Image.Image, channels: int, resolution: int) -> Tensor:
         image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(resolution, resolution, channels)
     return pixels.permute(2, 0, 1).to(torch.float32) / 127.5 - 1
+
+
+def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
+    """Return the values of black and white of an image of more than 8 bits, None for any other; nothing is guessed.
+
+    A PNG of 16 bits fills them by its specification, and so does what Pillow reads from netpbm and JPEG 2000. A TIFF
+    says how many bits a sample has. Pillow's mode ``I`` holds 32 bits or signed values, of which no range is known.
+
+    Raises:
+        PruningError: If the range is not known.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
+        kind = "floating point" if image.mode == "F" else "32 bits, or signed"
+        raise PruningError(
+            f"mode {image.mode!r} ({kind}): which values are black and white is not known; store it with 8 or with "
+            "full 16 bits"
+        )
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return None
+    tags: Any = getattr(image, "tag_v2", {BITS: (16,)})
+    largest = 2 ** tags[BITS][0] - 1
+    return (largest, 0) if tags.get(PHOTOMETRIC) == 0 else (0, largest)
+
+
+def _convert(image: Image.Image, levels: tuple[int, int] | None, mode: str) -> Image.Image:
+    """Return `image` in 8 bits, as grey or RGB."""
+    if levels is not None:
+        black, white = levels
+        image = Image.fromarray(
+            np.rint((np.asarray(image) - float(black)) / ((white - black) / 255)).astype(np.uint8)
+        )
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image.convert(mode)

@@ -36,15 +36,12 @@ def split_indices() -> dict[str, Tensor]:
     """Return the rows of the ``train`` and ``test`` splits: a stratified fifth of every class is ``test``."""
     _, labels = _load()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    test: list[Tensor] = []
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(10):
         rows = (labels == digit).nonzero().flatten()
         order = torch.randperm(len(rows), generator=generator)
-        test.append(rows[order[: round(TEST_SHARE * len(rows))]])
-    held_out = torch.cat(test).sort().values
-    keep = torch.ones(len(labels), dtype=torch.bool)
-    keep[held_out] = False
-    return {"train": keep.nonzero().flatten(), "test": held_out}
+        is_test[rows[order[: round(TEST_SHARE * len(rows))]]] = True
+    return {"train": (~is_test).nonzero().flatten(), "test": is_test.nonzero().flatten()}
 
 
 def open_digits(split: str, channels: int, resolution: int) -> ImageData:

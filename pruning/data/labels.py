@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pruning.data.images import ImageData
-from pruning.data.listing import named
+from pruning.data.names import named
 from pruning.errors import PruningError
 from pruning.models.families import family_of, null_class, num_classes
 

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from pruning.data.names import natural_key
 from pruning.errors import PruningError
-
-HIDDEN, BROKEN, SPECIAL = "hidden", "broken links", "no regular files"
-EMPTY, LOOP = "empty folders", "links to a folder above"
-"""What is left out whatever a folder is read for."""
-
-
-def natural_key(name: str) -> tuple[Any, ...]:
-    """Return what sorts names as people count: ``class2`` before ``class10``, capitals beside small letters."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return (*(int(part) if place % 2 else part for place, part in enumerate(parts)), name)
-
 
 Listing = tuple[list[str], Counter[str]]
 """Files relative to their folder, and a count of what was left out."""
@@ -38,37 +26,36 @@ def list_files(folder: Path) -> Listing:
     Raises:
         PruningError: If a folder cannot be read.
     """
+    files: list[str] = []
     left_out: Counter[str] = Counter()
-    return list(_walk(folder, "", (), left_out)), +left_out
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        left_out["empty folders"] += not folders and not names
+        why = {name: _why_left_out(os.path.join(place, name)) for name in (*folders, *names)}
+        left_out.update(reason for reason in why.values() if reason)
+        folders[:] = sorted((name for name in folders if why[name] is None), key=natural_key)
+        kept = sorted((name for name in names if why[name] is None), key=natural_key)
+        here = Path(place).relative_to(folder)
+        files += [(here / name).as_posix() for name in kept]
+    return files, +left_out
 
 
-def _walk(
-    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], left_out: Counter[str]
-) -> Iterator[str]:
-    try:
-        status, entries = folder.stat(), list(os.scandir(folder))
-    except OSError as error:
-        raise PruningError(
-            f"data folder {str(folder)!r} cannot be read: {error.strerror}; give yourself the right to read it, or "
-            "take it out"
-        ) from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        left_out[LOOP] += 1
-        return
-    left_out[EMPTY] += not entries
-    folders = []
-    for entry in sorted(entries, key=lambda entry: natural_key(entry.name)):
-        if entry.name.startswith("."):
-            left_out[HIDDEN] += 1
-        elif entry.is_dir():
-            folders.append(entry.name)
-        elif entry.is_file():
-            yield prefix + entry.name
-        else:
-            left_out[BROKEN if entry.is_symlink() else SPECIAL] += 1
-    for name in folders:
-        yield from _walk(folder / name, f"{prefix}{name}/", (*above, here), left_out)
+def _refuse(error: OSError) -> None:
+    raise PruningError(
+        f"data folder {error.filename!r} cannot be read: {error.strerror}; give yourself the right to read it, or take "
+        "it out"
+    ) from error
+
+
+def _why_left_out(path: str) -> str | None:
+    """Return in words why a file or folder is not used, or None."""
+    if os.path.basename(path).startswith("."):
+        return "hidden"
+    if os.path.isfile(path):
+        return None
+    if not os.path.isdir(path):
+        return "broken links" if os.path.islink(path) else "no regular files"
+    above = (os.path.realpath(parent) for parent in Path(path).parents)
+    return "links to a folder above" if os.path.islink(path) and os.path.realpath(path) in above else None
 
 
 def suffix_of(file: str) -> str:
@@ -85,9 +72,3 @@ def in_words(counts: Mapping[str, int]) -> str:
     """Return counts for a message, such as ``.txt: 3, broken links: 1``, the most frequent first."""
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{what}: {count:,}" for what, count in by_count)
-
-
-def named(names: Sequence[str], most: int = 4) -> str:
-    """Return a few names for a message, and how many more there are."""
-    shown = ", ".join(map(repr, names[:most]))
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")

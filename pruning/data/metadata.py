@@ -9,15 +9,15 @@ import pyarrow as pa
 from pyarrow import csv, json, parquet
 
 from pruning.data.folder import ImageFolder
-from pruning.data.listing import named, suffix_of
+from pruning.data.listing import suffix_of
+from pruning.data.names import named
 from pruning.errors import PruningError
 
-FILE_NAME = "file_name"
-IMAGE = "image"
+FILE_NAME, IMAGE = "file_name", "image"
 
 
 def read_rows(folder: ImageFolder, split: str) -> pa.Table:
-    """Return the rows of all metadata files that belong to a split, with the images' paths in the column ``image``.
+    """Return the rows of the metadata files of a split, with the images' paths in the column ``image``.
 
     A row is a sample: an image in two rows counts twice, one in no row is left out.
 
@@ -25,27 +25,21 @@ def read_rows(folder: ImageFolder, split: str) -> pa.Table:
         PruningError: If a file cannot be read, has no column ``file_name``, or names a file that is not there; if two
             files name the same image or have other columns; if no row belongs to the split.
     """
-    place = f"data {str(folder.root)!r}"
-    tables, seen = [], set[str]()
-    for file in folder.metadata:
-        table = _read(folder, file)
-        paths = set(table[IMAGE].to_pylist())
-        if twice := sorted(paths & seen):
-            raise PruningError(
-                f"{place}: {file} names {named(twice)}, as another metadata file does; keep one"
-            )
-        seen |= paths
-        tables.append(table)
+    files = folder.described[split]
+    where, tables = f"data {str(folder.root)!r}: {named(files)}", [_read(folder, file) for file in files]
+    seen = [path for table in tables for path in set(table[IMAGE].to_pylist())]
+    if len(seen) > len(set(seen)):
+        raise PruningError(f"{where} name the same images; keep one of the files")
     try:
         rows = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise PruningError(f"{place}: the columns of {named(folder.metadata)} differ: {error}") from error
+        raise PruningError(f"{where} have other columns: {error}; give them the same") from error
     mine = set(folder.splits[split])
     rows = rows.filter(pa.array([path in mine for path in rows[IMAGE].to_pylist()], pa.bool_()))
     if not len(rows):
         raise PruningError(
-            f"{place}: {named(folder.metadata)} names no image of the split {split!r}; add rows, or put the file into "
-            "the folder of the split that it is about"
+            f"{where} names no image of the split {split!r}; add rows, or put the file into the folder of the split "
+            "that it is about"
         )
     return rows
 
@@ -57,11 +51,10 @@ def _read(folder: ImageFolder, file: str) -> pa.Table:
         table = _parse(folder.root / file)
     except (pa.ArrowException, OSError) as error:
         raise PruningError(f"{where} cannot be read: {error}") from error
-    columns = ", ".join(table.column_names)
     if FILE_NAME not in table.column_names or IMAGE in table.column_names:
         raise PruningError(
             f"{where}: its rows must name an image in {FILE_NAME!r}, relative to this file, and have no column "
-            f"{IMAGE!r}; its columns: {columns}"
+            f"{IMAGE!r}; its columns: {', '.join(table.column_names)}"
         )
     above = posixpath.dirname(file)
     paths = [posixpath.normpath(posixpath.join(above, str(name))) for name in table[FILE_NAME].to_pylist()]

@@ -74,8 +74,7 @@ def noise_and_target(scheduler: Any, x0: Tensor, noise: Tensor, t: Tensor) -> tu
     signal = abar.sqrt().to(x0.dtype)[:, None, None, None]
     spread = (1 - abar).sqrt().to(x0.dtype)[:, None, None, None]
     x_t = signal * x0 + spread * noise
-    answers = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}
-    return x_t, answers[prediction_type(scheduler)], t
+    return x_t, _answer(scheduler, x0, noise, signal, spread), t
 
 
 def levels_at(scheduler: Any, t: float) -> tuple[float, float] | None:
@@ -117,8 +116,11 @@ def exact_prediction(scheduler: Any, x: Tensor, x0: Tensor, t: float) -> Tensor:
     assert found is not None
     signal, spread = found
     noise = (x - signal * x0) / max(spread, 1e-6)
-    if is_flow(scheduler):
-        return noise - x0
+    return noise - x0 if is_flow(scheduler) else _answer(scheduler, x0, noise, signal, spread)
+
+
+def _answer(scheduler: Any, x0: Tensor, noise: Tensor, signal: Any, spread: Any) -> Tensor:
+    """Return what is predicted of ``signal * x0 + spread * noise`` where that is no flow."""
     answers = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}
     return answers[prediction_type(scheduler)]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import config
-from pyarrow.parquet import read_metadata
 
 from pruning.data.folder import ImageFolder, read_image_folder
 from pruning.data.listing import list_files
@@ -59,7 +58,8 @@ def load_rows(source: str, split: str) -> Rows:
         if any(map(is_table, listing[0])):
             return _table_files(source, split, read_table_folder(path, listing))
         return _image_folder(source, split, read_image_folder(path, listing))
-    if _is_path(source):
+    # A hub id is ``name`` or ``owner/name``.
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1 or path.suffix in FILE_FORMATS:
         raise PruningError(
             f"data {source!r}: no such file or folder (looked at {path.absolute()}){near_name(path)}"
         )
@@ -69,24 +69,25 @@ def load_rows(source: str, split: str) -> Rows:
 
 
 def _image_folder(source: str, split: str, folder: ImageFolder) -> Rows:
-    images = _chosen(source, split, folder.splits)
-    found = folder.in_words()
+    root = folder.root
+    layout = f", or put the images under {root}/train/<class>/ and those held out under {root}/test/<class>/"
+    images = _chosen(source, split, folder.splits, layout)
+    found, names, columns = folder.in_words(), None, dict[str, Any]()
     if split in folder.described:
-        rows = read_rows(folder, split)
-        columns: dict[str, Any] = rows.to_pydict()
-        unnamed = len(images) - len(set(columns[IMAGE]))
-        found += f"; {len(rows):,} rows of {split}, {unnamed:,} of its images in none and left out"
+        columns = read_rows(folder, split).to_pydict()
+        unnamed = len({*images}.difference(columns[IMAGE]))
         images = columns[IMAGE]
-    else:
-        columns = {"label": [folder.class_of(image) for image in images]} if split in folder.labelled else {}
-    columns[IMAGE] = [str(folder.root / image) for image in images]
-    table = datasets.Dataset.from_dict(columns).cast_column(IMAGE, datasets.Image())
-    names = {number: name for name, number in folder.classes.items()} if split in folder.labelled else None
-    return Rows(table, found, names)
+        found += f"; {len(images):,} rows of {split}, {unnamed:,} of its images in none and left out"
+    elif split in folder.labelled:
+        columns["label"] = [folder.class_of(image) for image in images]
+        names = {number: name for name, number in folder.classes.items()}
+    columns[IMAGE] = [str(root / image) for image in images]
+    return Rows(datasets.Dataset.from_dict(columns).cast_column(IMAGE, datasets.Image()), found, names)
 
 
 def _table_files(source: str, split: str, files: TableFiles) -> Rows:
-    paths = [glob.escape(str(path)) for path in _chosen(source, split, files.splits)]
+    layout = ", or give a folder that holds a train.parquet and a test.parquet"
+    paths = [glob.escape(str(path)) for path in _chosen(source, split, files.splits, layout)]
 
     def load() -> Any:
         return datasets.load_dataset(files.format, data_files={split: paths}, split=split)
@@ -95,65 +96,35 @@ def _table_files(source: str, split: str, files: TableFiles) -> Rows:
 
 
 def _read(source: str, load: Callable[[], Any]) -> Any:
-    """Return what `load` does, without bars in a log, its errors in our words."""
-    try:
-        with _without_bars():
+    """Return what `load` does, without bars in a log (on a terminal they stay), its errors in our words."""
+    with ExitStack() as bars:
+        if not sys.stderr.isatty() and not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            bars.callback(datasets.enable_progress_bars)
+        try:
             return load()
-    except Exception as error:  # `datasets` has no common base class for what goes wrong while it reads
-        if "corresponds to no data" in str(error):
-            empty = _empty_files(Path(source).expanduser())
-            raise PruningError(f"data {source!r}: {empty} no rows; add rows or remove it") from error
-        cause = f" ({error.__cause__})" if error.__cause__ else ""  # what is wrong often stands there alone
-        raise PruningError(
-            f"data {source!r} cannot be read: {type(error).__name__}: {error}{cause}"
-        ) from error
+        except Exception as error:  # `datasets` has no common base class for what goes wrong while it reads
+            if "corresponds to no data" in str(error):
+                raise PruningError(
+                    f"data {source!r}: the split that was asked for has no rows; add rows or remove it"
+                ) from error
+            cause = (
+                f" ({error.__cause__})" if error.__cause__ else ""
+            )  # what is wrong often stands there alone
+            raise PruningError(
+                f"data {source!r} cannot be read: {type(error).__name__}: {error}{cause}"
+            ) from error
 
 
-def _chosen(source: str, split: str, splits: Mapping[str, Any]) -> Any:
+def _chosen(source: str, split: str, splits: Mapping[str, Any], layout: str = "") -> Any:
     """Return one of `splits`.
 
     Raises:
-        PruningError: If there is none of that name.
+        PruningError: If there is none of that name; `layout` says how the data could be laid out to have two.
     """
     if split not in splits:
         raise PruningError(
-            f"data {source!r} has no split {split!r}; its splits: {', '.join(map(str, splits))}. "
-            f"Name one of them in data.split or data.eval_split{_how_to_split(Path(source).expanduser())}"
+            f"data {source!r} has no split {split!r}; its splits: {', '.join(map(str, splits))}. Name one of them in "
+            f"data.split or data.eval_split{layout}"
         )
     return splits[split]
-
-
-def _how_to_split(path: Path) -> str:
-    """Return the other way out where a split is missing: files laid out so that there are two."""
-    if path.is_file() or (path.is_dir() and any(map(is_table, list_files(path)[0]))):
-        return ", or give a folder that holds a train.parquet and a test.parquet"
-    if path.is_dir():
-        return (
-            f", or put the images under {path}/train/<class>/ and those held out under {path}/test/<class>/"
-        )
-    return ""
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the bars of `datasets` out of logs; on a terminal they stay."""
-    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            datasets.enable_progress_bars()
-
-
-def _empty_files(path: Path) -> str:
-    """Return the parquet files at `path` that hold no rows, and the verb that goes with them."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    empty = [str(file) for file in files if file.suffix == ".parquet" and not read_metadata(file).num_rows]
-    return f"{', '.join(empty)} {'has' if len(empty) == 1 else 'have'}" if empty else "a split has"
-
-
-def _is_path(source: str) -> bool:
-    """Tell whether `source` can only be meant as a path: a hub id is ``name`` or ``owner/name``."""
-    return source.startswith(("/", ".", "~")) or source.count("/") > 1 or Path(source).suffix in FILE_FORMATS

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pruning.data.folder import IMAGE_SUFFIXES
-from pruning.data.listing import Listing, in_words, kinds_of, list_files, named, suffix_of
-from pruning.data.splits import SPLITS, split_named, splits_in
+from pruning.data.listing import Listing, in_words, kinds_of, suffix_of
+from pruning.data.names import SPLITS, named, split_named, splits_in
 from pruning.errors import PruningError
 
 FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
@@ -29,18 +29,9 @@ class TableFiles:
     found: str
 
 
-def split_of_file(name: str, where: str) -> str | None:
-    """Return the split that a file's name says (``test-00000-of-00001.parquet``, ``cats_val.parquet``), or None.
-
-    Raises:
-        PruningError: If it says several.
-    """
-    said = splits_in(os.path.splitext(name)[0])
-    if len(said) > 1:
-        raise PruningError(
-            f"{where}: the name {name!r} says several splits ({', '.join(sorted(said))}); rename the file"
-        )
-    return next(iter(said), None)
+def is_table(file: str) -> bool:
+    """Tell whether a file of a folder is a table of samples, not of metadata beside images."""
+    return suffix_of(file) in FILE_FORMATS and PurePosixPath(file).stem.casefold() != "metadata"
 
 
 def read_table_file(path: Path) -> TableFiles:
@@ -49,20 +40,12 @@ def read_table_file(path: Path) -> TableFiles:
     Raises:
         PruningError: If it is of another format, or its name says several splits.
     """
-    where = f"data {str(path)!r}"
-    kind = FILE_FORMATS.get(suffix_of(path.name))
-    if kind is None:
-        raise PruningError(f"{where}: a single file must end in {' or '.join(FILE_FORMATS)}")
-    split = split_of_file(path.name, where) or "train"
-    return TableFiles(kind, {split: [path]}, f"one {kind} file; split: {split}")
+    if suffix_of(path.name) not in FILE_FORMATS:
+        raise PruningError(f"data {str(path)!r}: a single file must end in {' or '.join(FILE_FORMATS)}")
+    return _by_split(path.parent, [path.name], Counter())
 
 
-def is_table(file: str) -> bool:
-    """Tell whether a file of a folder is a table of samples, not of metadata beside images."""
-    return suffix_of(file) in FILE_FORMATS and PurePosixPath(file).stem.casefold() != "metadata"
-
-
-def read_table_folder(root: Path, listing: Listing | None = None) -> TableFiles:
+def read_table_folder(root: Path, listing: Listing) -> TableFiles:
     """Return the splits of a folder of parquet or arrow files.
 
     The name of a file says its split, else the nearest folder that is named as one; where no file says any, all are
@@ -70,48 +53,62 @@ def read_table_folder(root: Path, listing: Listing | None = None) -> TableFiles:
 
     Args:
         root: The folder.
-        listing: From `list_files`, if it has been listed already.
+        listing: Its files, from `list_files`.
 
     Raises:
         PruningError: If formats, folders, or tables and images are mixed, or some files say a split and others none.
     """
-    where = f"data {str(root)!r}"
-    files, skipped = listing or list_files(root)
+    files, skipped = listing
     tables = [file for file in files if is_table(file)]
-    left_out = skipped + kinds_of([file for file in files if not is_table(file)])
     if images := [file for file in files if suffix_of(file) in IMAGE_SUFFIXES]:
         raise PruningError(
-            f"{where} holds images as well as tables ({named(images)}; {named(tables)}); move the one or the other out"
+            f"data {str(root)!r} holds images as well as tables ({named(images)}; {named(tables)}); move the one or "
+            "the other out"
         )
-    formats = sorted({FILE_FORMATS[suffix_of(file)] for file in tables})
-    folders = {tuple(p for p in PurePosixPath(f).parts[:-1] if split_named(p) is None) for f in tables}
-    if len(formats) > 1 or len(folders) > 1:
-        what = f"both {' and '.join(formats)} files" if len(formats) > 1 else "tables in several folders"
-        inner = sorted("/".join(folder) or "." for folder in folders)
-        raise PruningError(f"{where} holds {what} ({named(inner)}); give one of them as data.source")
-    said = {file: _split_of_path(file, where) for file in tables}
+    return _by_split(root, tables, skipped + kinds_of([file for file in files if not is_table(file)]))
+
+
+def _by_split(root: Path, tables: list[str], left_out: Counter[str]) -> TableFiles:
+    where = f"data {str(root)!r}"
+    kinds = {"/".join([*_plain_folders(file), f"*{suffix_of(file)}"]) for file in tables}
+    if len(kinds) > 1:
+        raise PruningError(
+            f"{where} holds tables in several folders or formats ({named(sorted(kinds))}); give a folder with one of "
+            "them as data.source"
+        )
+    said = {file: _split_of(file, where) for file in tables}
     silent = [file for file, split in said.items() if split is None]
     if silent and len(silent) < len(said):
         raise PruningError(
             f"{where}: the names of some files say a split, and {named(silent)} say none; name every file after its "
             "split, as in train-00000-of-00002.parquet, or take it out"
         )
-    by_split: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for file, split in said.items():
-        by_split[split or "train"].append(root / file)
-    splits = {split: paths for split, paths in by_split.items() if paths}
+    splits: dict[str, list[Path]] = {}
+    for split in SPLITS:
+        if found := [root / file for file in tables if (said[file] or "train") == split]:
+            splits[split] = found
     sizes = ", ".join(f"{split} ({len(paths):,})" for split, paths in splits.items())
-    found = f"{len(tables):,} {formats[0]} files; splits: {sizes}"
-    return TableFiles(formats[0], splits, found + (f"; left out: {in_words(left_out)}" if left_out else ""))
+    kind = FILE_FORMATS[suffix_of(tables[0])]
+    rest = f"; left out: {in_words(left_out)}" if left_out else ""
+    return TableFiles(kind, splits, f"{len(tables):,} {kind} files; splits: {sizes}{rest}")
 
 
-def _split_of_path(file: str, where: str) -> str | None:
-    """Return the split that a path says: by its file, else by the nearest folder named as one."""
+def _plain_folders(file: str) -> list[str]:
+    """Return the folders of a path that are not named as splits."""
+    return [part for part in PurePosixPath(file).parts[:-1] if split_named(part) is None]
+
+
+def _split_of(file: str, where: str) -> str | None:
+    """Return the split that a path says: by its file (``cats_val.parquet``), or the nearest folder named as one.
+
+    Raises:
+        PruningError: If it says several.
+    """
     path = PurePosixPath(file)
-    by_file = split_of_file(path.name, where)
-    by_folder = next((split for part in reversed(path.parts[:-1]) if (split := split_named(part))), None)
-    if by_file and by_folder and by_file != by_folder:
+    by_folder = [split for part in path.parts[:-1] if (split := split_named(part))]
+    said = splits_in(path.stem).union(by_folder[-1:])
+    if len(said) > 1:
         raise PruningError(
-            f"{where}: {file!r} is of the split {by_file} by its name and {by_folder} by its folder; rename one"
+            f"{where}: the name {file!r} says several splits ({', '.join(sorted(said))}); rename the file"
         )
-    return by_file or by_folder
+    return next(iter(said), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pruning.data.decode import open_image, to_tensor
 from pruning.data.images import ImageData, UnreadableRow
+from pruning.data.names import split_named
 from pruning.data.rows import load_rows
-from pruning.data.splits import split_named
 from pruning.errors import PruningError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def open_table(
     table = rows.table
     if len(table) == 0:
         raise PruningError(f"data {name} is empty: it holds no rows")
-    images = _image_column(table, image_column, name)
+    images = _column(table, image_column, (), _is_image, "image", name) or _image_column(table, name)
     labels = _column(table, label_column, LABEL_NAMES, _is_label, "label", name)
     if labels and label_column is None and _are_no_classes(table, labels):
         labels = None
@@ -60,18 +60,27 @@ def open_table(
                 "repair or drop the row"
             ) from error
 
-    by_label = table.select_columns([labels]) if labels else None
-    by_caption = table.select_columns([captions]) if captions else None
+    def fetch_label(index: int) -> int:
+        value = by_label[index][labels]
+        if value is None or int(value) < 0:
+            raise UnreadableRow(
+                f"data {name}: row {index} has the label {value!r} in column {labels!r}; expected 0 or more"
+            )
+        return int(value)
+
+    def fetch_caption(index: int) -> str:
+        value = by_caption[index][captions]
+        return str((value or [""])[0] if isinstance(value, list) else value or "")
+
+    by_label, by_caption = table.select_columns(labels or []), table.select_columns(captions or [])
     return ImageData(
         name=name,
         shape=(channels, resolution, resolution),
         length=len(table),
         fetch=fetch,
-        fetch_label=None
-        if by_label is None
-        else lambda index: _label(by_label[index][labels], index, name, labels),
-        fetch_caption=None if by_caption is None else lambda index: _caption(by_caption[index][captions]),
-        class_names=None if labels is None else rows.class_names or _class_names(table, labels),
+        fetch_label=fetch_label if labels else None,
+        fetch_caption=fetch_caption if captions else None,
+        class_names=rows.class_names or _class_names(table, labels) if labels else None,
     )
 
 
@@ -82,14 +91,30 @@ def _say(source: str, found: str) -> None:
         logger.info("data %s: %s", source, found)
 
 
-def _image_column(table: datasets.Dataset, asked: str | None, name: str) -> str:
-    """Return the column of images: the one asked for, else the only one of an image type, else one named so."""
+def _column(
+    table: datasets.Dataset,
+    asked: str | None,
+    names: tuple[str, ...],
+    fits: Callable[[Any], bool],
+    what: str,
+    name: str,
+) -> str | None:
+    """Return the column that was asked for, else one that fits and has one of the usual names, else None."""
     features = table.features
-    if asked is not None:
-        _check_column(table, asked, "image", name)
-        if not _is_image(features[asked]):
-            raise PruningError(f"data {name}: column {asked!r} holds {features[asked]}, not images")
-        return asked
+    if asked is None:
+        return next((column for column in names if column in features and fits(features[column])), None)
+    if asked not in features:
+        raise PruningError(
+            f"data {name} has no column {asked!r} (asked as {what}_column); its columns: {', '.join(features)}"
+        )
+    if not fits(features[asked]):
+        raise PruningError(f"data {name}: column {asked!r} holds {_kind(features[asked])}, no {what}s")
+    return asked
+
+
+def _image_column(table: datasets.Dataset, name: str) -> str:
+    """Return the only column of an image type, else the only one of these that is named so."""
+    features = table.features
     found = [column for column in features if _is_image(features[column])]
     if not found:
         have = ", ".join(f"{column} ({_kind(features[column])})" for column in features)
@@ -102,69 +127,29 @@ def _image_column(table: datasets.Dataset, asked: str | None, name: str) -> str:
     )
 
 
-def _column(
-    table: Any, asked: str | None, names: tuple[str, ...], fits: Any, what: str, name: str
-) -> str | None:
-    """Return the label or caption column: the one asked for, else one with a usual name, else None."""
-    if asked is not None:
-        _check_column(table, asked, what, name)
-        if not fits(table.features[asked]):
-            raise PruningError(
-                f"data {name}: column {asked!r} holds {_kind(table.features[asked])}, no {what}s"
-            )
-        return asked
-    return next(
-        (column for column in names if column in table.features and fits(table.features[column])), None
-    )
-
-
 def _are_no_classes(table: datasets.Dataset, labels: str) -> bool:
     """Tell what the hub makes of images without folders of classes: no values, or the folders of splits."""
     names = getattr(table.features[labels], "names", None)
     return all(value is None for value in table[labels]) or bool(names and all(map(split_named, names)))
 
 
-def _check_column(table: datasets.Dataset, column: str, what: str, name: str) -> None:
-    if column not in table.features:
-        raise PruningError(
-            f"data {name} has no column {column!r} (asked as {what}_column); its columns: {', '.join(table.features)}"
-        )
-
-
 def _is_image(feature: Any) -> bool:
     if isinstance(feature, dict):  # written without the metadata of `datasets`
         return "bytes" in feature and set(feature) <= {"bytes", "path"}
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (
-        "binary",
-        "large_binary",
-    )
+    return isinstance(feature, datasets.Image) or _kind(feature) in ("binary", "large_binary")
 
 
 def _is_label(feature: Any) -> bool:
-    return isinstance(feature, datasets.ClassLabel) or "int" in str(getattr(feature, "dtype", ""))
+    return isinstance(feature, datasets.ClassLabel) or "int" in _kind(feature)
 
 
 def _is_caption(feature: Any) -> bool:
     inner = getattr(feature, "feature", feature)  # several captions an image: the first is taken
-    return getattr(inner, "dtype", None) in ("string", "large_string") and not isinstance(
-        feature, datasets.ClassLabel
-    )
+    return _kind(inner) in ("string", "large_string") and not isinstance(feature, datasets.ClassLabel)
 
 
 def _kind(feature: Any) -> str:
     return str(getattr(feature, "dtype", type(feature).__name__))
-
-
-def _label(value: Any, index: int, name: str, column: str | None) -> int:
-    if value is None or int(value) < 0:
-        raise UnreadableRow(
-            f"data {name}: row {index} has the label {value!r} in column {column!r}; expected 0 or more"
-        )
-    return int(value)
-
-
-def _caption(value: Any) -> str:
-    return str((value or [""])[0] if isinstance(value, list) else value or "")
 
 
 def _class_names(table: datasets.Dataset, column: str) -> Mapping[int, str]:

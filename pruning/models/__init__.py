@@ -5,58 +5,24 @@ from typing import TYPE_CHECKING
 from pruning.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pruning.models.families import (
-        FAMILIES,
-        Family,
-        denoise,
-        denoiser_call,
-        example_call,
-        family_of,
-        has_open_null_class,
-        null_class,
-        num_classes,
-        pixels_per_latent,
-        sample_shape,
-        set_null_class,
-    )
-    from pruning.models.loading import (
-        check_finite,
-        find_scheduler,
-        load_denoiser,
-        load_meta_denoiser,
-        load_pipeline,
-        load_scheduler,
-    )
-    from pruning.models.sources import bundled, bundled_root, resolve_source
+    from pruning.models.families import FAMILIES as FAMILIES
+    from pruning.models.families import Family as Family
+    from pruning.models.families import denoise as denoise
+    from pruning.models.families import denoiser_call as denoiser_call
+    from pruning.models.families import example_call as example_call
+    from pruning.models.families import family_of as family_of
+    from pruning.models.families import has_open_null_class as has_open_null_class
+    from pruning.models.families import null_class as null_class
+    from pruning.models.families import num_classes as num_classes
+    from pruning.models.families import pixels_per_latent as pixels_per_latent
+    from pruning.models.families import sample_shape as sample_shape
+    from pruning.models.families import set_null_class as set_null_class
+    from pruning.models.loading import find_scheduler as find_scheduler
+    from pruning.models.loading import load_denoiser as load_denoiser
+    from pruning.models.loading import load_meta_denoiser as load_meta_denoiser
+    from pruning.models.loading import load_pipeline as load_pipeline
+    from pruning.models.loading import load_scheduler as load_scheduler
+    from pruning.models.sources import bundled as bundled
+    from pruning.models.sources import resolve_source as resolve_source
 
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "bundled",
-    "bundled_root",
-    "check_finite",
-    "denoise",
-    "denoiser_call",
-    "example_call",
-    "family_of",
-    "find_scheduler",
-    "has_open_null_class",
-    "load_denoiser",
-    "load_meta_denoiser",
-    "load_pipeline",
-    "load_scheduler",
-    "null_class",
-    "num_classes",
-    "pixels_per_latent",
-    "resolve_source",
-    "sample_shape",
-    "set_null_class",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    families="FAMILIES Family denoise denoiser_call example_call family_of has_open_null_class null_class "
-    "num_classes pixels_per_latent sample_shape set_null_class",
-    loading="check_finite find_scheduler load_denoiser load_meta_denoiser load_pipeline load_scheduler",
-    sources="bundled bundled_root resolve_source",
-)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

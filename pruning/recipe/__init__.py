@@ -4,22 +4,9 @@ Its sections and their rules are in `pruning.settings`; `schema` has the whole, 
 as the schema says, and `loading` merges.
 """
 
-from pruning.recipe.loading import (
-    bundled_recipes,
-    find_recipe,
-    load_recipe,
-    recipes_folder,
-    to_dict,
-    to_yaml,
-)
-from pruning.recipe.schema import Recipe
-
-__all__ = [
-    "Recipe",
-    "bundled_recipes",
-    "find_recipe",
-    "load_recipe",
-    "recipes_folder",
-    "to_dict",
-    "to_yaml",
-]
+from pruning.recipe.loading import bundled_recipes as bundled_recipes
+from pruning.recipe.loading import find_recipe as find_recipe
+from pruning.recipe.loading import load_recipe as load_recipe
+from pruning.recipe.loading import to_dict as to_dict
+from pruning.recipe.loading import to_yaml as to_yaml
+from pruning.recipe.schema import Recipe as Recipe

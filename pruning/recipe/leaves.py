@@ -5,12 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pruning.recipe.reading import Leaf, Tree, Word
+import yaml
+
+from pruning.recipe.reading import Plain, Word, parse
 from pruning.recipe.schema import Recipe
-from pruning.settings import hints_of, is_section, item_section, knobs_of, options_of, type_words
+from pruning.settings.section import (
+    fits,
+    hints_of,
+    is_section,
+    item_section,
+    knobs_of,
+    options_of,
+    type_words,
+)
 
 RENAMED = {"score.omega": "score.weighting", "calibrate.omega": "calibrate.sink_weights"}
 """Keys of earlier versions."""
@@ -31,18 +41,20 @@ def typed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return a recipe's mapping with typed leaves, and one message for every unknown key and every misfit."""
     problems: list[str] = []
     tree = {key: inner for key, inner in tree.items() if not key.startswith(ANCHORS)}
-    return _section(Recipe, tree, "", problems), problems
+    return _section(tree, Recipe, "", problems), problems
 
 
-def _section(schema: type, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+def _section(tree: Any, schema: type, prefix: str, problems: list[str]) -> dict[str, Any]:
     hints, found = hints_of(schema), {}
+    if not isinstance(tree, Mapping):
+        raise _Misfit(f"{_read(tree)!r} is not a mapping; its keys are {', '.join(hints)}")
     for key, inner in tree.items():
         path = f"{prefix}{key}"
         if key not in hints:
             problems.append(f"{path} is unknown{_nearest(schema, path, prefix)}")
             continue
         try:
-            found[key] = _value(inner, hints[key], path, problems)
+            found[str(key)] = _value(inner, hints[key], path, problems)
         except _Misfit as misfit:
             problems.append(f"{path}: {misfit}")
     return found
@@ -50,83 +62,64 @@ def _section(schema: type, tree: Mapping[str, Any], prefix: str, problems: list[
 
 def _value(tree: Any, hint: Any, path: str, problems: list[str]) -> Any:
     if isinstance(tree, Word):
-        tree = tree.leaf() if str in options_of(hint) else tree.tree()
+        tree = _opened(tree, hint)
     if is_section(hint):
-        if (
-            isinstance(tree, Leaf) and not tree.quoted and tree.text in _NULL
-        ):  # ``recover:`` and nothing below
-            return {}
-        return _section(hint, _as_mapping(tree, hint), f"{path}.", problems)
-    if item := item_section(hint):
-        if not isinstance(tree, list):
-            raise _Misfit(f"{_shown(tree)} is a {_kind(tree)}; expected {type_words(hint)}")
-        found = []
-        for position, entry in enumerate(tree):
-            place = f"{path}[{position}]"
-            try:
-                found.append(_section(item, _as_mapping(entry, item), f"{place}.", problems))
-            except _Misfit as misfit:
-                problems.append(f"{place}: {misfit}")
-        return found
-    return _leaf(tree, hint)
+        empty = isinstance(tree, Plain) and tree in _NULL  # ``recover:`` and nothing below
+        return _section({} if empty else tree, hint, f"{path}.", problems)
+    item = item_section(hint)
+    if item is None or not isinstance(tree, list):
+        return _leaf(tree, hint)
+    found = []
+    for position, entry in enumerate(tree):
+        place = f"{path}[{position}]"
+        try:
+            found.append(_section(entry, item, f"{place}.", problems))
+        except _Misfit as misfit:
+            problems.append(f"{place}: {misfit}")
+    return found
 
 
-def _as_mapping(tree: Any, schema: type) -> Mapping[str, Any]:
-    if not isinstance(tree, Mapping):
-        raise _Misfit(f"{_shown(tree)} is not a mapping; its keys are {', '.join(hints_of(schema))}")
-    return tree
+def _opened(word: Word, hint: Any) -> Any:
+    """Return the value of an override; where text is wanted, what is no YAML scalar stays as it is."""
+    wants_text = str in options_of(hint)
+    try:
+        tree = parse(word)
+    except yaml.YAMLError as error:
+        if wants_text:
+            return str(word)
+        raise _Misfit(f"{str(word)!r} cannot be read as YAML: {error}") from error
+    return str(word) if wants_text and not isinstance(tree, str) else tree
 
 
 def _leaf(tree: Any, hint: Any) -> Any:
     """Return a leaf, or a list of leaves, as one of the types that the hint allows."""
-    options = options_of(hint)
-    for option in options:
-        if typing.get_origin(option) is list and isinstance(tree, list):
-            return [_leaf(entry, typing.get_args(option)[0]) for entry in tree]
-    if isinstance(tree, Leaf):
-        if not tree.quoted and tree.text in _NULL and type(None) in options:
-            return None
-        if str in options:
-            return tree.text
-        if "${" in tree.text:  # filled in later
-            return tree.text
-        value = _plain(tree)
-        if int in options and type(value) is int:
-            return value
-        if float in options and type(value) in (int, float):
-            return float(value)
-        if bool in options and type(value) is bool:
-            return value
-    raise _Misfit(f"{_shown(tree)} is a {_kind(tree)}; expected {type_words(hint)}")
-
-
-def _plain(tree: Any) -> Any:
-    """Return what a tree is by the core schema of YAML 1.2: ``off`` is a word, ``010`` is ten, ``1e-4`` a number."""
-    if isinstance(tree, Mapping):
-        return {key: _plain(entry) for key, entry in tree.items()}
+    options, value = options_of(hint), _read(tree)
     if isinstance(tree, list):
-        return [_plain(entry) for entry in tree]
-    if not isinstance(tree, Leaf):
-        return tree
-    if tree.quoted:
-        return tree.text
-    if tree.text in _NULL:
+        for option in options:
+            if typing.get_origin(option) is list:
+                return [_leaf(entry, typing.get_args(option)[0]) for entry in tree]
+    if value is None and type(None) in options:
         return None
-    if tree.text in _TRUTH:
-        return _TRUTH[tree.text]
-    if _WHOLE.fullmatch(tree.text):
-        return int(tree.text)
-    if _NUMBER.fullmatch(tree.text):
-        return float(re.sub(r"\.(inf|nan)", r"\1", tree.text, flags=re.IGNORECASE))
-    return tree.text
+    if isinstance(tree, str) and (str in options or "${" in tree):  # the latter is filled in later
+        return str(tree)
+    if not fits(value, hint):
+        raise _Misfit(f"{value!r} is a {type(value).__name__}; expected {type_words(hint)}")
+    return float(value) if isinstance(value, int) and float in options else value
 
 
-def _shown(tree: Tree | None) -> str:
-    return repr(_plain(tree))
-
-
-def _kind(tree: Tree | None) -> str:
-    return type(_plain(tree)).__name__
+def _read(leaf: Any) -> Any:
+    """Return what a leaf is by the core schema of YAML 1.2: ``off`` is a word, ``010`` is ten, ``1e-4`` a number."""
+    if not isinstance(leaf, Plain):
+        return leaf
+    if leaf in _NULL:
+        return None
+    if leaf in _TRUTH:
+        return _TRUTH[leaf]
+    if _WHOLE.fullmatch(leaf):
+        return int(leaf)
+    if _NUMBER.fullmatch(leaf):
+        return float(re.sub(r"\.(inf|nan)", r"\1", leaf, flags=re.IGNORECASE))
+    return str(leaf)
 
 
 def _nearest(schema: type, path: str, prefix: str) -> str:
@@ -134,18 +127,12 @@ def _nearest(schema: type, path: str, prefix: str) -> str:
     if path in RENAMED:
         return f"; it is called {RENAMED[path]} now"
     key = path.removeprefix(prefix)
-    beside = difflib.get_close_matches(key, hints_of(schema), n=1)
-    if beside:
+    if beside := difflib.get_close_matches(key, hints_of(schema), n=1):
         return f"; did you mean {prefix}{beside[0]}?"
     elsewhere: dict[str, str] = {}
-    for place in _keys(Recipe, ""):
-        elsewhere.setdefault(place.rsplit(".", 1)[-1], place)
+    for leaf in knobs_of(Recipe):
+        parts = leaf.key.split(".")
+        for depth, name in enumerate(parts, start=1):
+            elsewhere.setdefault(name, ".".join(parts[:depth]))
     near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.75)
     return f"; did you mean {elsewhere[near[0]]}?" if near else f"; valid here: {', '.join(hints_of(schema))}"
-
-
-def _keys(schema: type, prefix: str) -> Iterator[str]:
-    """Yield the key of every section and leaf."""
-    sections = {name: hint for name, hint in hints_of(schema).items() if is_section(hint)}
-    yield from (f"{prefix}{name}" for name in sections)
-    yield from (leaf.key for leaf in knobs_of(schema, prefix))

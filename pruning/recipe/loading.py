@@ -7,7 +7,6 @@ it must make sense (`Section.problems`). Each look reports all it finds at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,21 +17,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pruning.errors import PruningError
+from pruning.models.sources import bundled_root
 from pruning.recipe.leaves import typed
 from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml
 from pruning.recipe.schema import Recipe
-
-
-def recipes_folder() -> Path:
-    """Return the folder of the bundled recipes: inside the package (a wheel), else beside it (a checkout)."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+from pruning.registry import did_you_mean
 
 
 def bundled_recipes() -> dict[str, Path]:
     """Return the bundled recipes by name, sorted."""
-    return {path.stem: path for path in sorted(recipes_folder().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(bundled_root().glob("*.yaml"))}
 
 
 def find_recipe(argument: str | Path) -> Path:
@@ -54,14 +48,10 @@ def find_recipe(argument: str | Path) -> Path:
     name = path.name.removesuffix(".yaml")
     if path.parent in (Path(), Path("recipes")) and name in bundled:
         return bundled[name]
-    near = difflib.get_close_matches(name, bundled, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    found = (
-        "a folder without a recipe.yaml, so no run directory,"
-        if path.is_dir()
-        else "neither a file nor a run directory"
+    found = "a folder without a recipe.yaml" if path.is_dir() else "neither a file nor a run directory"
+    raise PruningError(
+        f"no recipe {str(argument)!r}: it is {found}, and none of {', '.join(bundled)}{did_you_mean(name, bundled)}"
     )
-    raise PruningError(f"no recipe {str(argument)!r}: {found} nor one of {', '.join(bundled)}{hint}")
 
 
 def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: bool = True) -> Recipe:
@@ -79,23 +69,24 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
             every value that makes no sense, each with the place it was written at.
     """
     path = find_recipe(argument)
-    written = _typed(str(path), read_yaml(path))
-    asked = _typed(COMMAND_LINE, read_overrides(overrides))
+    trees = [(str(path), read_yaml(path)), *((COMMAND_LINE, tree) for tree in read_overrides(overrides))]
+    values, problems = [], []
+    for place, tree in trees:
+        found, misfits = typed(tree)
+        values.append(found)
+        problems += [f"{place}: {misfit}" for misfit in misfits]
+    _refuse(problems)
+    written, *asked = values
     if Path(argument).expanduser().is_dir():  # wherever a run directory was moved to, it is that run's
         written["run_dir"] = _escaped(str(argument))
+    if any(entry.get("prune", {}).get("target") for entry in asked):
+        written.get("prune", {}).pop("target", None)
     recipe = _merge(path, written, asked)
     if check:
         where = [entry.split("=", 1)[0] for entry in overrides]
         problems = recipe.problems()
         _refuse([f"{COMMAND_LINE if _is_of(key, where) else path}: {key}: {text}" for key, text in problems])
     return recipe
-
-
-def _typed(place: str, tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping of typed values, or raise PruningError for all that does not fit the schema."""
-    values, problems = typed(tree)
-    _refuse([f"{place}: {problem}" for problem in problems])
-    return values
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -132,13 +123,10 @@ def _is_of(key: str, places: Iterable[str]) -> bool:
     )
 
 
-def _merge(path: Path, written: dict[Any, Any], asked: dict[Any, Any]) -> Recipe:
-    """Put the recipe over the defaults and the overrides over both."""
-    if asked.get("prune", {}).get("target"):
-        written = {**written, "prune": {**written.get("prune", {}), "target": {}}}
+def _merge(path: Path, written: dict[str, Any], asked: Sequence[dict[str, Any]]) -> Recipe:
+    """Put the recipe over the defaults and the overrides over both, one after the other."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, asked)
-        recipe = OmegaConf.to_object(merged)
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written, *asked))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise PruningError(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error

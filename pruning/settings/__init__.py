@@ -3,66 +3,19 @@
 The sections of a recipe are the dataclasses that functions take. A new knob is one entry in `sections` and its use.
 """
 
-from pruning.settings.section import (
-    Knob,
-    Problem,
-    Section,
-    fits,
-    hints_of,
-    is_section,
-    item_section,
-    knob,
-    knobs_of,
-    options_of,
-    section,
-    type_words,
-)
-from pruning.settings.sections import (
-    COMPENSATIONS,
-    DTYPES,
-    KINDS,
-    WEIGHTINGS,
-    Calibrate,
-    Data,
-    Evaluate,
-    Export,
-    Latency,
-    Limit,
-    Model,
-    Prune,
-    Recover,
-    Score,
-    SinkWeights,
-    Target,
-)
-
-__all__ = [
-    "COMPENSATIONS",
-    "DTYPES",
-    "KINDS",
-    "WEIGHTINGS",
-    "Calibrate",
-    "Data",
-    "Evaluate",
-    "Export",
-    "Knob",
-    "Latency",
-    "Limit",
-    "Model",
-    "Problem",
-    "Prune",
-    "Recover",
-    "Score",
-    "Section",
-    "SinkWeights",
-    "Target",
-    "fits",
-    "hints_of",
-    "is_section",
-    "item_section",
-    "knob",
-    "knobs_of",
-    "options_of",
-    "section",
-    "type_words",
-]
+from pruning.settings.section import knobs_of as knobs_of
+from pruning.settings.section import type_words as type_words
+from pruning.settings.sections import COMPENSATIONS as COMPENSATIONS
+from pruning.settings.sections import KINDS as KINDS
+from pruning.settings.sections import WEIGHTINGS as WEIGHTINGS
+from pruning.settings.sections import Calibrate as Calibrate
+from pruning.settings.sections import Data as Data
+from pruning.settings.sections import Evaluate as Evaluate
+from pruning.settings.sections import Export as Export
+from pruning.settings.sections import Limit as Limit
+from pruning.settings.sections import Model as Model
+from pruning.settings.sections import Prune as Prune
+from pruning.settings.sections import Recover as Recover
+from pruning.settings.sections import Score as Score
+from pruning.settings.sections import SinkWeights as SinkWeights
+from pruning.settings.sections import Target as Target

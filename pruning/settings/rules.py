@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any
 
-from pruning.registry import names_of, unknown
+from pruning.registry import did_you_mean, names_of, unknown
 from pruning.settings.section import Rule
 
 
@@ -43,9 +42,7 @@ def one_of(*valid: str) -> Rule:
     def rule(value: Any) -> str | None:
         if value in valid:
             return None
-        near = difflib.get_close_matches(str(value), valid, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"{value!r} is not valid{hint}; valid: {', '.join(valid)}"
+        return f"{value!r} is not valid{did_you_mean(str(value), valid)}; valid: {', '.join(valid)}"
 
     return rule
 

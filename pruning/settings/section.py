@@ -153,17 +153,16 @@ def type_words(hint: Any) -> str:
 
 def fits(value: Any, hint: Any) -> bool:
     """Tell whether a value is of the type of a hint; a whole number is a number, true is no number."""
-    for option in options_of(hint):
-        if typing.get_origin(option) is list:
-            item = typing.get_args(option)[0]
-            if isinstance(value, (list, tuple)) and all(fits(entry, item) for entry in value):
-                return True
-        elif option is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return True
-        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
-            return True
-    return False
+    return any(_fits(value, option) for option in options_of(hint))
+
+
+def _fits(value: Any, option: Any) -> bool:
+    if typing.get_origin(option) is list:
+        item = typing.get_args(option)[0]
+        return isinstance(value, (list, tuple)) and all(fits(entry, item) for entry in value)
+    if isinstance(value, bool):
+        return option is bool
+    return isinstance(value, (int, float) if option is float else option)
 
 
 def _own_problems(of: Any, prefix: str = "") -> Iterator[Problem]:

@@ -21,48 +21,18 @@ from typing import TYPE_CHECKING
 from pruning.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from pruning.stages.calibration import calibrate
-    from pruning.stages.cutting import prune
-    from pruning.stages.dryrun import dry_run
-    from pruning.stages.evaluation import evaluate
-    from pruning.stages.exporting import export
-    from pruning.stages.planning import plan
-    from pruning.stages.recovering import recover
-    from pruning.stages.reporting import report
-    from pruning.stages.run import Run
-    from pruning.stages.runner import run_recipe, run_stages
-    from pruning.stages.scoring import score
-    from pruning.stages.stage import Stage
+    from pruning.stages.calibration import calibrate as calibrate
+    from pruning.stages.cutting import prune as prune
+    from pruning.stages.dryrun import dry_run as dry_run
+    from pruning.stages.evaluation import evaluate as evaluate
+    from pruning.stages.exporting import export as export
+    from pruning.stages.planning import plan as plan
+    from pruning.stages.recovering import recover as recover
+    from pruning.stages.reporting import report as report
+    from pruning.stages.run import Run as Run
+    from pruning.stages.runner import run_recipe as run_recipe
+    from pruning.stages.runner import run_stages as run_stages
+    from pruning.stages.scoring import score as score
+    from pruning.stages.stage import Stage as Stage
 
-__all__ = [
-    "Run",
-    "Stage",
-    "calibrate",
-    "dry_run",
-    "evaluate",
-    "export",
-    "plan",
-    "prune",
-    "recover",
-    "report",
-    "run_recipe",
-    "run_stages",
-    "score",
-]
-
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    calibration="calibrate",
-    cutting="prune",
-    dryrun="dry_run",
-    evaluation="evaluate",
-    exporting="export",
-    planning="plan",
-    recovering="recover",
-    reporting="report",
-    run="Run",
-    runner="run_recipe run_stages",
-    scoring="score",
-    stage="Stage",
-)
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -69,9 +69,7 @@ def data_identity(recipe: Recipe, known: Mapping[str, Any], hashes: Hashes) -> d
         hashes: Of files; those that have not changed are not read again.
     """
     source = recipe.data.source
-    name = f"data {Path(source).expanduser().absolute()}"
-    content, read, words = data_fingerprint(source, hashes.recall(name))
-    hashes.remember(name, read)
+    content, words = data_fingerprint(source, hashes.of)
     mended = known.get("broken") is True and known.get("source") == source
     same = "hash" in known and (mended or known.get("content") == content)
     return {

@@ -36,17 +36,6 @@ class Hashes:
             self._changed = True
         return entry["sha256"]
 
-    def recall(self, name: str) -> Mapping[str, Any]:
-        """Return a table of hashes that was remembered under a name, empty if there is none."""
-        found = self._known.get(name)
-        return found if isinstance(found, Mapping) else {}
-
-    def remember(self, name: str, table: Mapping[str, Any]) -> None:
-        """Keep a table of hashes under a name."""
-        if table and self._known.get(name) != table:
-            self._known[name] = dict(table)
-            self._changed = True
-
     def save(self) -> None:
         """Write down what is known, if anything is new."""
         if self._changed:

@@ -132,7 +132,7 @@ def test_the_recipes_for_real_models_can_meet_their_targets(workplace, capsys, r
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "quickstrt"], "no recipe 'quickstrt'.*did you mean quickstart"),
+        (["run", "quickstrt"], "no recipe 'quickstrt'.*did you mean 'quickstart'"),
         (
             ["run", "quickstart", "prune.taget=1"],
             "command line: prune.taget is unknown; did you mean prune.target",

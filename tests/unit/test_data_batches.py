@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from pruning.data import bucket_of, bucket_timesteps, conditioner, noised_batches, open_images
+from pruning.data import conditioner, noised_batches, open_images
+from pruning.data.batches import bucket_of, bucket_timesteps
 from pruning.errors import PruningError
 from tests.models import dit, unet2d
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.data import ImageData, conditioner, encode_latents, noised_batches, sample_generator
+from pruning.data import ImageData, conditioner, noised_batches, sample_generator
+from pruning.data.conditioning import encode_latents
 from pruning.errors import PruningError
 from pruning.models import denoise
 from tests.models import dit, unet2d, unet2d_condition

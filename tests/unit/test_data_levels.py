@@ -10,32 +10,17 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from pruning.data import ImageData
 from pruning.data.decode import open_image, to_tensor
 from pruning.errors import PruningError
 
 
-def stored(values: list[int], kind: str, dtype: type = np.uint16, **options) -> bytes:
+def stored(values: list[int], kind: str, dtype: type = np.uint16) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.array([values, values], dtype=dtype)).save(buffer, kind, **options)
+    Image.fromarray(np.array([values, values], dtype=dtype)).save(buffer, kind)
     return buffer.getvalue()
-
-
-def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
-    """Return a PNG with one more chunk behind its header."""
-    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return png[:33] + chunk + png[33:]
-
-
-def tags(**values: int) -> TiffImagePlugin.ImageFileDirectory_v2:
-    numbers = {"photometric": 262, "largest": 281, "format": 339, "largest_sample": 341}
-    found = TiffImagePlugin.ImageFileDirectory_v2()
-    for name, value in values.items():
-        found[numbers[name]] = value
-        found.tagtype[numbers[name]] = 3
-    return found
 
 
 def packed_12_bits(low: int, high: int) -> bytes:
@@ -62,21 +47,12 @@ SIXTEEN = [0, 0x8080]
     [
         (stored([0, 65535], "PNG"), [0, 255]),
         (stored([0, 4095], "PNG"), [0, 16]),  # dark, for a PNG fills its 16 bits
-        (with_chunk(stored([0, 4095], "PNG"), b"sBIT", b"\x0c"), [0, 255]),  # 12 bits that were not scaled up
-        (with_chunk(stored([0, 0xFFF0], "PNG"), b"sBIT", b"\x0c"), [0, 255]),  # 12 bits that were
-        (with_chunk(stored([0, 0x0FF0], "PNG"), b"sBIT", b"\x0c"), [0, 16]),  # and are dark
         (stored(SIXTEEN, "TIFF"), [0, 128]),
-        (stored([0, 4095], "TIFF", tiffinfo=tags(largest=4095)), [0, 255]),
-        (stored([0, 1023], "TIFF", tiffinfo=tags(largest_sample=1023)), [0, 255]),
-        (stored([0, 3000], "TIFF", tiffinfo=tags(largest=3000)), [0, 12]),  # a statistic
         (packed_12_bits(0, 4095), [0, 255]),
         (b"P5 2 2 4095\n" + np.array([0, 4095] * 2, dtype=">u2").tobytes(), [0, 255]),
         (stored(SIXTEEN, "JPEG2000"), [0, 128]),
     ],
-    ids=[
-        *("png", "png dark", "png 12 raw", "png 12 scaled", "png 12 scaled dark", "tiff", "tiff 12 told"),
-        *("tiff 10 told", "tiff statistic", "tiff 12 packed", "pgm 12", "jpeg 2000"),
-    ],
+    ids=["png", "png dark", "tiff", "tiff 12 packed", "pgm 12", "jpeg 2000"],
 )
 def test_the_file_says_the_range(data: bytes, expected: list[int]):
     assert grey(data) == expected
@@ -91,50 +67,38 @@ def test_a_tiff_in_which_0_is_white():
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("image", "message"),
     [
-        (stored([0, 4095], "TIFF", np.int32), r"its values are signed \(32 bits\)"),
         (
-            stored([-5, 4095], "TIFF", np.int32),
-            r"its values are signed \(32 bits\), and which are black and white",
+            open_image(stored([0, 4095], "TIFF", np.int32)),
+            r"mode 'I' \(32 bits, or signed\): which values are black",
         ),
+        (Image.fromarray(np.array([[0, 65535]], dtype=np.int32)), "store it with 8 or with full 16 bits"),
         (
-            stored([0, 4096], "TIFF", tiffinfo=tags(largest=4095)),
-            "its values go from 0 to 4096, by what the file says from 0 to 4095; store it with 8 or with full 16 bits",
+            Image.new("F", (2, 2)),
+            r"mode 'F' \(floating point\): which values are black and white is not known",
         ),
     ],
 )
-def test_other_ranges_are_refused(data: bytes, message: str):
+def test_ranges_that_nothing_says_are_refused(image: Image.Image, message: str):
     with pytest.raises(PruningError, match=message):
-        grey(data)
+        to_tensor(image, 1, 1)
 
 
-def test_32_bits_in_memory_are_refused():
-    with pytest.raises(
-        PruningError, match="mode 'I', whole numbers from 0 to 65535 of which none is known to be white"
-    ):
-        to_tensor(Image.fromarray(np.array([[0, 65535]], dtype=np.int32)), 1, 1)
-
-
-def colour_png(value: int, significant: int | None) -> bytes:
+def colour_png(value: int) -> bytes:
     """Return a PNG of 2 x 2 pixels with 16 bits a colour, which Pillow cannot write."""
     rows = b"".join(b"\0" + struct.pack(">H", value) * 6 for _ in range(2))
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    said = chunk(b"sBIT", bytes([significant] * 3)) if significant else b""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + said + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_colours_of_16_bits():
-    assert grey(colour_png(0x8080, None), 3) == [128, 128]
-    assert grey(colour_png(0xFFF0, 12), 3) == [255, 255]
-    with pytest.raises(
-        PruningError, match="its colours of 16 bits use the lower 12 bits, of which 8 cannot be read"
-    ):
-        grey(colour_png(4095, 12), 3)
+    assert grey(colour_png(0x8080), 3) == [128, 128]
+    assert grey(colour_png(0xFFF0), 3) == [255, 255]
 
 
 def test_a_data_set_that_is_nearly_black_is_said(caplog: pytest.LogCaptureFixture):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pruning.data.listing import list_files
 from pruning.data.table_files import read_table_file, read_table_folder
 from pruning.errors import PruningError
 
@@ -42,7 +43,7 @@ def lay(root: Path, *files: str) -> Path:
     ],
 )
 def test_splits_by_name_and_folder(tmp_path: Path, files: tuple[str, ...], splits: dict[str, list[str]]):
-    found = read_table_folder(lay(tmp_path, *files, "README.md"))
+    found = read_table_folder(tmp_path, list_files(lay(tmp_path, *files, "README.md")))
     assert {split: [path.name for path in paths] for split, paths in found.splits.items()} == splits
     assert found.found.endswith("left out: .md: 1")
     assert found.format in files[0].lower()
@@ -61,18 +62,18 @@ def test_splits_by_name_and_folder(tmp_path: Path, files: tuple[str, ...], split
         ),
         (
             ("train/test.parquet",),
-            "'train/test.parquet' is of the split test by its name and train by its folder",
+            r"name 'train/test.parquet' says several splits \(test, train\); rename the file",
         ),
         (
             ("small/train.parquet", "large/train.parquet"),
-            r"tables in several folders \('large', 'small'\); give one",
+            r"tables in several folders or formats \('large/\*.parquet', 'small/\*.parquet'\); give a folder with one",
         ),
-        (("a.parquet", "b.arrow"), "holds both arrow and parquet files"),
+        (("a.parquet", "b.arrow"), r"several folders or formats \('\*.arrow', '\*.parquet'\)"),
     ],
 )
 def test_what_is_ambiguous_is_refused(tmp_path: Path, files: tuple[str, ...], message: str):
     with pytest.raises(PruningError, match=message):
-        read_table_folder(lay(tmp_path, *files))
+        read_table_folder(tmp_path, list_files(lay(tmp_path, *files)))
 
 
 def test_a_single_file(tmp_path: Path):

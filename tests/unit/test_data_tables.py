@@ -194,7 +194,7 @@ def test_no_image_column(tmp_path: Path):
     source = table(tmp_path / "x.parquet", {"a": [1.5], "b": ["text"]}, features={})
     with pytest.raises(PruningError, match=r"has no image column; its columns: a \(float64\), b \(string\)"):
         opened(source)
-    with pytest.raises(PruningError, match=r"column 'b' holds .*, not images"):
+    with pytest.raises(PruningError, match="column 'b' holds string, no images"):
         opened(source, image_column="b")
 
 
@@ -251,7 +251,9 @@ def test_a_log_holds_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 
 def test_an_empty_table(tmp_path: Path):
-    with pytest.raises(PruningError, match=r"x\.parquet has no rows; add rows or remove it$"):
+    with pytest.raises(
+        PruningError, match=r"x\.parquet': the split that was asked for has no rows; add rows or"
+    ):
         opened(table(tmp_path / "x.parquet", {"image": [], "label": []}))
 
 

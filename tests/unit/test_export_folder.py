@@ -108,7 +108,7 @@ def test_the_cards_loading_example_runs_as_it_stands(tmp_path, monkeypatch):
 
 def test_verification_works_without_the_hook(tmp_path):
     before = checkpoint.hook_installed()
-    checkpoint.remove_hook()
+    checkpoint.disable_hooks()
     try:
         export(slim(dit), tmp_path / "slim", verify=True)
     finally:
