@@ -99,7 +99,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     if not (temporary.is_dir() and path.is_dir()):
         temporary.replace(path)
         return
-    aside = set_aside_name(path)
+    aside = path.with_name(f".{path.name}.old.tmp")
     _remove(aside)
     path.rename(aside)
     try:
@@ -108,17 +108,6 @@ def _take_place(temporary: Path, path: Path) -> None:
         aside.rename(path)
         raise
     _remove(aside)
-
-
-def set_aside_name(path: Path) -> Path:
-    """Return where a folder is for the moment between two renames; a kill there leaves it so."""
-    return path.with_name(f".{path.name}.old.tmp")
-
-
-def bring_back(path: Path) -> None:
-    """Undo what a kill between two renames left: the folder that was set aside is in its place again."""
-    if set_aside_name(path).exists() and not path.exists():
-        set_aside_name(path).rename(path)
 
 
 def _remove(path: Path) -> None:
