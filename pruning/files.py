@@ -29,7 +29,7 @@ _ADVICE = {
 
 @contextmanager
 def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
-    """Turn errors of the file system into a PruningError.
+    """Turn what a disk refuses into a PruningError; other errors pass.
 
     Args:
         what: What is being written, e.g. ``"recovery checkpoint"``.
@@ -37,20 +37,18 @@ def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
         consequence: What is still whole.
 
     Raises:
-        PruningError: For any OSError, or safetensors' wrapping of one.
+        PruningError: For an OSError of those above, or safetensors' wrapping of one.
     """
     try:
         yield
-    except SafetensorError as error:
-        code = next((c for c in _ADVICE if f"(os error {c})" in str(error)), None)
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        code = next((c for c in _ADVICE if c == number or f"(os error {c})" in str(error)), None)
         if code is None:
             raise
         raise PruningError(
             f"cannot write {what} in {folder}: {_ADVICE[code]} ({error}). {consequence}"
         ) from error
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "see the system's message")
-        raise PruningError(f"cannot write {what} in {folder}: {advice} ({error}). {consequence}") from error
 
 
 def check_writable(what: str, folder: Path, needed_bytes: int) -> None:

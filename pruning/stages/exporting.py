@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pruning.export.card import Measurement
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
 from pruning.stages.run import Run
-from pruning.stages.stage import stage, versions, whole_recipe
+from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.store import folder_bytes
 
 MEASURED = {
@@ -31,7 +32,7 @@ MEASURED = {
 """What the model card tells beside the Fréchet distance, and under which names."""
 
 
-@stage("export", after=("plan", "prune", "recover", "evaluate"), extra=whole_recipe)
+@partial(Stage, "export", after=("plan", "prune", "recover", "evaluate"), extra=whole_recipe)
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
     figures = {name: run.result(name).figures for name in ("plan", "recover")}
