@@ -8,18 +8,17 @@ loading path of diffusers understand it. No pickle, no code from the checkpoint.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from pruning.errors import PruningError
 from pruning.hook import disable_hooks, hook_installed, install_hook
+from pruning.models import load_denoiser
 
 
 @contextmanager
@@ -59,9 +58,9 @@ def save(
 
 
 def load(
-    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> ModelMixin:
-    """Load a denoiser folder, pruned or not, whether or not the hook is installed.
+    """Load a denoiser folder, pruned or not, whether or not the hook is installed; in evaluation mode.
 
     Args:
         folder: Holds ``config.json`` and safetensors weights.
@@ -69,25 +68,7 @@ def load(
         device: Moved there after loading.
 
     Raises:
-        PruningError: If there is no readable config, or its class or ``_structured_pruning`` entry is bad.
+        PruningError: As `pruning.models.load_denoiser`, or for a bad ``_structured_pruning`` entry.
     """
-    cls = model_class(folder)
     with hooked():
-        model = cls.from_pretrained(str(folder), dtype=dtype or torch.float32)
-    return model.to(device) if device is not None else model  # type: ignore[return-value]
-
-
-def model_class(folder: str | Path) -> type[ModelMixin]:
-    """Return the diffusers class that ``config.json`` in `folder` names."""
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PruningError(f"{path}: not a readable config.json ({error})") from error
-    name = config.get("_class_name") if isinstance(config, dict) else None
-    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
-        raise PruningError(
-            f"{path}: _class_name {name!r} is not a model class of diffusers {diffusers.__version__}"
-        )
-    return cls
+        return load_denoiser(folder, dtype=dtype or torch.float32, device=device)

@@ -29,7 +29,7 @@ _ADVICE = {
 
 @contextmanager
 def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
-    """Turn errors of the file system into a PruningError.
+    """Turn what a disk refuses into a PruningError; other errors pass.
 
     Args:
         what: What is being written, e.g. ``"recovery checkpoint"``.
@@ -37,20 +37,18 @@ def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
         consequence: What is still whole.
 
     Raises:
-        PruningError: For any OSError, or safetensors' wrapping of one.
+        PruningError: For an OSError of those above, or safetensors' wrapping of one.
     """
     try:
         yield
-    except SafetensorError as error:
-        code = next((c for c in _ADVICE if f"(os error {c})" in str(error)), None)
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        code = next((c for c in _ADVICE if c == number or f"(os error {c})" in str(error)), None)
         if code is None:
             raise
         raise PruningError(
             f"cannot write {what} in {folder}: {_ADVICE[code]} ({error}). {consequence}"
         ) from error
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "see the system's message")
-        raise PruningError(f"cannot write {what} in {folder}: {advice} ({error}). {consequence}") from error
 
 
 def check_writable(what: str, folder: Path, needed_bytes: int) -> None:
@@ -99,7 +97,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     if not (temporary.is_dir() and path.is_dir()):
         temporary.replace(path)
         return
-    aside = set_aside_name(path)
+    aside = path.with_name(f".{path.name}.old.tmp")
     _remove(aside)
     path.rename(aside)
     try:
@@ -108,17 +106,6 @@ def _take_place(temporary: Path, path: Path) -> None:
         aside.rename(path)
         raise
     _remove(aside)
-
-
-def set_aside_name(path: Path) -> Path:
-    """Return where a folder is for the moment between two renames; a kill there leaves it so."""
-    return path.with_name(f".{path.name}.old.tmp")
-
-
-def bring_back(path: Path) -> None:
-    """Undo what a kill between two renames left: the folder that was set aside is in its place again."""
-    if set_aside_name(path).exists() and not path.exists():
-        set_aside_name(path).rename(path)
 
 
 def _remove(path: Path) -> None:

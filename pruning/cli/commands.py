@@ -14,7 +14,7 @@ from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe
-from pruning.stages.folder import LOCK, STAGES, RunFolder, listed, used_results
+from pruning.stages.folder import LOCK, STAGES, RunFolder
 from pruning.stages.summary import measured
 from pruning.store import Store, folder_bytes
 
@@ -95,7 +95,7 @@ def clean(arguments: argparse.Namespace, console: Console) -> Result:
     if not store.path.is_dir():
         raise PruningError(f"{folder}: no results are kept there (no folder {store.path})")
     with store.cleaning(LOCK):
-        used = {name for run in store.users() for name in used_results(run)}
+        used = {name for run in store.users() for names in RunFolder(run).uses().values() for name in names}
         unused = [result for result in store.results() if result.name not in used]
         rows = [(result.name, result.bytes) for result in unused]
         rows += [(str(path.relative_to(store.path)), folder_bytes(path)) for path in store.leftovers()]
@@ -140,7 +140,7 @@ def _unfinished(path: Path) -> str:
     done = RunFolder(path).done()
     left = [name for name in STAGES if name not in done]
     began = f"stopped after {done[-1]}" if done else "no stage is finished"
-    return f"{began}; `sinkprune run {path}` would still do {listed(left)}"
+    return f"{began}; `sinkprune run {path}` would still do {', '.join(left)}"
 
 
 def _ended(folder: RunFolder, last: str) -> Result:

@@ -17,7 +17,7 @@ from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
-from pruning.stages.folder import OWNER, RunFolder, changes, used_results
+from pruning.stages.folder import OWNER, RunFolder, changes
 from pruning.stages.summary import measured
 from pruning.store import Store
 
@@ -183,21 +183,14 @@ def _settings() -> Listing:
 
 def _results() -> Listing:
     rows = []
-    for store in sorted(Path().glob("*/.store")):
-        kept = Store(store)
-        users: dict[str, list[str]] = {}
-        for run in kept.users():
-            for name in used_results(run):
-                users.setdefault(name, []).append(run.name)
-        rows += [
-            (
-                str(store / result.name),
-                size(result.bytes),
-                result.manifest["finished"].replace("T", " "),
-                ", ".join(users.get(result.name, ["–"])),
+    for store in map(Store, sorted(Path().glob("*/.store"))):
+        uses = {run.name: RunFolder(run).uses().values() for run in store.users()}
+        for result in store.results():
+            users = [name for name, used in uses.items() if any(result.name in names for names in used)]
+            finished = result.manifest["finished"].replace("T", " ")
+            rows.append(
+                (str(store.path / result.name), size(result.bytes), finished, ", ".join(users) or "–")
             )
-            for result in kept.results()
-        ]
     return ("result", "size", "finished", "used by"), rows
 
 

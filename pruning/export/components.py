@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.models.loading import DENOISER_FOLDERS, load_scheduler
+from pruning.models.hub import read_json
+from pruning.models.loading import DENOISER_FOLDERS, find_scheduler
 from pruning.models.weights import CONVERT, PICKLES, only_pickled
 
 INDEX = "model_index.json"
@@ -26,12 +27,7 @@ def read_index(base: Path | None) -> dict[str, Any] | None:
     """
     if base is None or not (base / INDEX).is_file():
         return None
-    try:
-        index = json.loads((base / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PruningError(f"export: {base / INDEX} cannot be read as JSON: {error}") from error
-    if not isinstance(index, dict):
-        raise PruningError(f"export: {base / INDEX} must hold a JSON object, found {type(index).__name__}")
+    index = read_json(base / INDEX)
     for name in index:
         if not name.isidentifier():
             raise PruningError(f"export: {base / INDEX} names a part {name!r}, which is no folder's name")
@@ -45,81 +41,78 @@ def denoiser_folder(model: nn.Module, base: Path | None) -> str:
         PruningError: If the base pipeline has no part of the model's class.
     """
     name = type(model).__name__
-    index = read_index(base)
-    if index is not None:
-        matching = [part for part, entry in index.items() if isinstance(entry, list) and entry[-1] == name]
-        if not matching:
+    if (index := read_index(base)) is not None:
+        found = [part for part, entry in index.items() if isinstance(entry, list) and entry[-1] == name]
+        if not found:
             raise PruningError(
                 f"export: the base pipeline {base} has no part of class {name}; give the model's own"
             )
-        return next((part for part in matching if part in DENOISER_FOLDERS), matching[0])
-    if base is not None:
-        for part in DENOISER_FOLDERS:
-            if (base / part / "config.json").is_file():
-                return part
-    return "unet" if "unet" in name.lower() else "transformer"
+    else:
+        found = [
+            part for part in DENOISER_FOLDERS if base is not None and (base / part / "config.json").is_file()
+        ]
+    usual = "unet" if "unet" in name.lower() else "transformer"
+    return next((part for part in found if part in DENOISER_FOLDERS), found[0] if found else usual)
 
 
 def write_scheduler(scheduler: Any, base: Path | None, folder: Path) -> str | None:
     """Write the scheduler's config, that of `base` where none is given; return its class name, None without one."""
     if scheduler is None and base is not None:
-        places = (base / SCHEDULER / "scheduler_config.json", base / "scheduler_config.json")
-        scheduler = load_scheduler(base) if any(place.is_file() for place in places) else None
+        scheduler = find_scheduler(base)
     if scheduler is None:
         return None
     scheduler.save_pretrained(str(folder / SCHEDULER))
     return type(scheduler).__name__
 
 
-def copy_components(base: Path, folder: Path, denoiser: str, scheduler: str | None) -> None:
+def copy_components(base: Path | None, folder: Path, denoiser: str, scheduler: str | None) -> bool:
     """Copy the parts of the pipeline at `base` but denoiser and scheduler, and write its index.
 
     Pickles, code and other frameworks' weights stay behind. Of weights in several variants one is taken: the plain
     one, else the first, under the plain name.
 
     Args:
-        base: A whole pipeline.
+        base: Folder of the base model.
         folder: Written to.
         denoiser: The denoiser's name in the index.
         scheduler: Class of the scheduler that was written, or None.
 
+    Returns:
+        Whether `base` is a pipeline.
+
     Raises:
         PruningError: If a part is missing or has only pickled weights.
     """
+    for part in check_components(base, denoiser):
+        _copy_part(part, folder / part.name)
     index = read_index(base)
-    assert index is not None
-    check_components(base, denoiser)
-    for part in _parts(index, denoiser):
-        _copy_part(base / part, folder / part)
+    if index is None:
+        return False
     if scheduler is not None and SCHEDULER in index:
         index[SCHEDULER] = ["diffusers", scheduler]
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return True
 
 
-def check_components(base: Path, denoiser: str) -> None:
-    """Check that `copy_components` will find all parts of the pipeline at `base`, none of them a pickle.
+def check_components(base: Path | None, denoiser: str) -> list[Path]:
+    """Return the folders of all parts of the pipeline at `base` but denoiser and scheduler, none of them a pickle.
 
     Raises:
-        PruningError: If not.
+        PruningError: If a part is missing or has only pickled weights.
     """
-    for part in _parts(read_index(base) or {}, denoiser):
+    found = []
+    for part, entry in (read_index(base) or {}).items():
+        if base is None or not isinstance(entry, list) or entry[-1] is None or part in (denoiser, SCHEDULER):
+            continue
         source = base / part
         if not source.is_dir():
             raise PruningError(
-                f"export: the base pipeline lacks its part {part!r} ({source} is no folder); get the base model "
-                "whole, or export without base_pipeline_folder"
+                f"export: the base pipeline lacks its part {part!r} ({source} is no folder); get the base model whole"
             )
         if pickle := only_pickled(path.name for path in source.rglob("*") if path.is_file()):
             raise PruningError(f"export: {source} has its weights only as a pickle ({pickle}); {CONVERT}")
-
-
-def _parts(index: dict[str, Any], denoiser: str) -> list[str]:
-    """Return the parts of a pipeline that are copied: all that have a class, but denoiser and scheduler."""
-    return [
-        part
-        for part, entry in index.items()
-        if isinstance(entry, list) and entry[-1] is not None and part not in (denoiser, SCHEDULER)
-    ]
+        found.append(source)
+    return found
 
 
 def _copy_part(source: Path, target: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
 from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
-from pruning.stages.stage import pick, stage
+from pruning.stages.stage import Stage, pick
 from pruning.store import Key
 from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup
@@ -79,18 +80,13 @@ def weighting(run: Run) -> str:
 
 def first_pass_key(run: Run, asked: Wanted) -> Key:
     """Return what the first pass over the dense model depends on."""
+    detection = detection_settings(run.recipe.calibrate.sink_weights)
     return Key(
         "first_pass",
-        {**pick(run.recipe, SHOWN), "detection": detection_settings(run.recipe.calibrate.sink_weights)},
+        {**pick(run.recipe, SHOWN), "detection": detection},
         run.workspace.hashes,
-        {"stability": bool(asked.variants), "kinds": sorted(run.recipe.prune.kinds)},
-        _saw_enough,
+        {"kinds": sorted(run.recipe.prune.kinds), "sees": ["stability"] if asked.variants else []},
     )
-
-
-def _saw_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Tell whether a first pass serves one that asks for less."""
-    return done["stability"] >= asked["stability"] and set(done["kinds"]) >= set(asked["kinds"])
 
 
 def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
@@ -125,16 +121,11 @@ def _statistics(run: Run) -> dict[str, Any]:
     return {"needs": list(asked.needs), "variants": list(asked.variants), "kinds": kinds}
 
 
-def _gathered_enough(done: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Tell whether a calibration serves one that asks for less: another criterion, compensation or fewer kinds."""
-    return all(set(done[key]) >= set(asked[key]) for key in ("needs", "variants", "kinds"))
-
-
-@stage(
+@partial(
+    Stage,
     "calibrate",
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
     asked=_statistics,
-    enough=_gathered_enough,
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""

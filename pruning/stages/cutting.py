@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
 from pruning.stages.calibration import SHOWN, Wanted, gather, weighting
 from pruning.stages.run import MODEL, PLAN, Run
-from pruning.stages.stage import pick, stage
+from pruning.stages.stage import Stage, pick
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import PruningPlan
 
@@ -29,7 +30,8 @@ def _selection(run: Run) -> dict[str, Any]:
     return {"selection": run.recipe.prune.selection, **again}
 
 
-@stage(
+@partial(
+    Stage,
     "prune",
     after=("calibrate", "plan"),
     reads=("prune.compensation", "prune.ridge", "model.dtype"),

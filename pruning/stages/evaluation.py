@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pruning.sampling import to_uint8
 from pruning.stages.observing import Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
-from pruning.stages.stage import stage
+from pruning.stages.stage import Stage
 
 SAMPLES = "samples.safetensors"
 SHOWN_SAMPLES = 32
@@ -51,7 +52,7 @@ def circumstances(run: Run) -> dict[str, Any]:
     return {"evaluate.features": features_identity(run), "device": run.device_name}
 
 
-@stage("evaluate", after=("prune", "recover"), reads=READS, extra=circumstances)
+@partial(Stage, "evaluate", after=("prune", "recover"), reads=READS, extra=circumstances)
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     """Measure every metric of the recipe on the dense, the pruned and the recovered model.
 

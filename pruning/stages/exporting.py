@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 
+from pruning.export import ExportRequest, Facts
 from pruning.export import export as write_export
+from pruning.export.card import Measurement
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
 from pruning.stages.run import Run
-from pruning.stages.stage import stage, versions, whole_recipe
+from pruning.stages.stage import Stage, versions, whole_recipe
+from pruning.store import folder_bytes
 
 MEASURED = {
     "kernel": "kernel distance",
@@ -27,33 +32,58 @@ MEASURED = {
 """What the model card tells beside the Fréchet distance, and under which names."""
 
 
-@stage(
-    "export",
-    after=("plan", "prune", "recover", "evaluate"),
-    extra=whole_recipe,
-)
+@partial(Stage, "export", after=("plan", "prune", "recover", "evaluate"), extra=whole_recipe)
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
-    section, base = run.recipe.export, base_folder(run)
-    card = card_facts(run, {name: run.result(name).figures for name in ("plan", "recover")}, run.metrics)
-    model = run.load_pruned(run.final_stage, torch.float32)
+    figures = {name: run.result(name).figures for name in ("plan", "recover")}
+    request = request_of(run, run.load_pruned(run.final_stage, torch.float32), figures, run.metrics)
     written: dict[str, Any] = {}
-    for name in section.formats:
-        result = write_export(
-            model,
-            folder / name,
-            section,
-            exporter=name,
-            card=card,
-            scheduler=run.scheduler,
-            base_pipeline_folder=base,
-            verify=True,
-        )
-        written[name] = {"bytes": result.bytes, **result.checks}
-    return {"dtype": section.dtype, **written}
+    for name in request.settings.formats:
+        checks = write_export(request, folder / name, exporter=name)
+        written[name] = {"bytes": folder_bytes(folder / name), **checks}
+    return {"dtype": request.settings.dtype, **written}
 
 
-def base_folder(run: Run) -> Path | None:
+def request_of(
+    run: Run,
+    model: ModelMixin,
+    figures: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> ExportRequest:
+    """Return what is asked of the exporters.
+
+    Args:
+        run: Knows the recipe.
+        model: What is written.
+        figures: Of the stages ``plan`` and ``recover``.
+        metrics: By subject.
+    """
+    recipe, section = run.recipe, run.recipe.evaluate
+    card = Facts(
+        title=recipe.title or recipe.name,
+        base_model=recipe.model.source,
+        data=recipe.data.source,
+        asked={
+            "target": figures["plan"]["asked"],
+            "criterion": recipe.score.criterion,
+            "compensation": recipe.prune.compensation,
+        },
+        got={key: figures["plan"][key] for key in ("macs_ratio", "params_ratio", "removed")},
+        recovery=figures["recover"],
+        metrics={name: _measurements(found) for name, found in metrics.items()},
+        measured=(
+            f"{section.num_samples} samples, {section.num_steps} steps, guidance {section.guidance_scale:g}, "
+            f"seed {recipe.seed}",
+            run.device_name,
+            "in brackets: 95 % intervals",
+        ),
+        recipe=to_yaml(recipe),
+        versions=versions(),
+    )
+    return ExportRequest(model, recipe.export, card, run.scheduler, _base_folder(run))
+
+
+def _base_folder(run: Run) -> Path | None:
     """Return the folder of the dense model: its own, or its copy in the hub's cache; None if there is neither."""
     section = run.recipe.model
     path = Path(resolve_source(section.source))
@@ -65,49 +95,13 @@ def base_folder(run: Run) -> Path | None:
         return None
 
 
-def card_facts(
-    run: Run, figures: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return the facts of the model card.
-
-    Args:
-        run: Knows the recipe.
-        figures: Of the stages ``plan`` and ``recover``.
-        metrics: By subject.
-    """
-    recipe = run.recipe
-    section = recipe.evaluate
-    return {
-        "title": recipe.title or recipe.name,
-        "base_model": recipe.model.source,
-        "data": recipe.data.source,
-        "asked": {
-            "target": figures["plan"]["asked"],
-            "criterion": recipe.score.criterion,
-            "compensation": recipe.prune.compensation,
-        },
-        "got": {key: figures["plan"][key] for key in ("macs_ratio", "params_ratio")},
-        "recovery": figures["recover"] if recipe.recover.enabled else "none",
-        "metrics": {name: _words(found) for name, found in metrics.items()},
-        "measured": [
-            f"{section.num_samples} samples, {section.num_steps} steps, guidance {section.guidance_scale:g}, "
-            f"seed {recipe.seed}",
-            run.device_name,
-            "in brackets: 95 % intervals",
-        ],
-        "recipe": to_yaml(recipe),
-        "versions": versions(),
-    }
-
-
-def _words(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the measurements of a model that a card has room for, under names that a reader knows."""
+def _measurements(found: Mapping[str, Any]) -> dict[str, Measurement]:
+    """Return what was measured of a model as far as a card has room for it, under names that a reader knows."""
     names = {"frechet": found.get("frechet_name", "Fréchet distance"), **MEASURED}
-    shown: dict[str, Any] = {}
+    shown: dict[str, Measurement] = {}
     for key, name in names.items():
         value, interval, coverage = (found.get(f"{key}{end}") for end in ("", "_ci95", "_coverage"))
-        if value is None:
-            continue
-        whole = interval and interval[0] < interval[1] and (coverage is None or coverage >= 0.95)
-        shown[name] = {"value": value, "interval": interval} if whole else value
+        if value is not None:
+            whole = interval and interval[0] < interval[1] and (coverage is None or coverage >= 0.95)
+            shown[name] = (value, interval if whole else None)
     return shown

@@ -22,7 +22,7 @@ from typing import Any
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_json
-from pruning.store import DONE, MANIFEST, Result, Store, link_tree, same_tree
+from pruning.store import BESIDE, DONE, Result, Store, files_of, link_tree
 
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 """All stages, in the order they run."""
@@ -65,20 +65,16 @@ class RunFolder:
         return owner
 
     def stage(self, name: str) -> Path:
-        """Return the folder of a finished stage."""
+        """Return the folder of a stage."""
         return self.path / name
 
     def result(self, name: str) -> Result | None:
         """Return the result of a stage that is in the view, None if it is not there."""
         return Result.read(self.stage(name))
 
-    def is_done(self, name: str) -> bool:
-        """Tell whether the stage has been finished."""
-        return self.result(name) is not None
-
     def done(self) -> list[str]:
         """Return the stages that have been finished."""
-        return [name for name in STAGES if self.is_done(name)]
+        return [name for name in STAGES if self.result(name)]
 
     def whole(self, name: str) -> Result:
         """Return the result of a finished stage whose files are as it wrote them.
@@ -98,7 +94,7 @@ class RunFolder:
     def manifest(self, name: str) -> Mapping[str, Any]:
         """Return the manifest of a finished stage, empty if there is none."""
         result = self.result(name)
-        return {} if result is None else result.manifest
+        return result.manifest if result else {}
 
     def attach(self, name: str, result: Result, store: Store) -> Path | None:
         """Show `result` as that of the stage; the stages after it leave the view if it was another one before.
@@ -106,66 +102,54 @@ class RunFolder:
         Returns:
             Where the files are that lay there and were no whole result, such as some that were edited; None without.
         """
-        before, place = self.result(name), self.stage(name)
-        if before is not None and before.id == result.id and same_tree(place, result.folder):
+        place, before, aside = self.stage(name), self.result(name), None
+        if before and before.id == result.id and files_of(place) == files_of(result.folder):
             return None
-        aside = None
-        if place.exists() and (before is None or before.damage()):
+        if place.exists() and not self._kept(name, store):
             aside = store.set_aside(place, name)
-        elif before is not None:
-            store.keep(before)
         link_tree(result.folder, place)
         if before is None or before.name != result.name:
             self.detach(STAGES[STAGES.index(name) + 1 :], store)
-        self._note(name, result)
+        self._note({**self.uses(), name: [result.name, *result.manifest["uses"]]})
         return aside
 
     def detach(self, names: Sequence[str], store: Store) -> None:
         """Take stages out of the view; their results stay in the store."""
         for name in names:
             place = self.stage(name)
-            if not place.exists():
-                continue
-            result = self.result(name)
-            if result is None or result.damage():
-                store.set_aside(place, name)
-            else:
-                store.keep(result)
-                shutil.rmtree(place)
-        owner = self.owner("") if (self.path / OWNER).is_file() else None
-        if owner and any(name in owner["results"] for name in names):
-            left = {name: found for name, found in owner["results"].items() if name not in names}
-            write_json(self.path / OWNER, {**owner, "results": left})
+            if place.exists():
+                if self._kept(name, store):
+                    shutil.rmtree(place)
+                else:
+                    store.set_aside(place, name)
+        left = {name: found for name, found in self.uses().items() if name not in names}
+        if left != self.uses():
+            self._note(left)
 
-    def _note(self, name: str, result: Result) -> None:
-        """Write down that the run uses a result, and what that uses."""
-        owner = self.owner("") or {}
-        found = {**owner.get("results", {}), name: [result.name, *result.manifest["uses"]]}
-        write_json(self.path / OWNER, {**owner, "results": found})
+    def _kept(self, name: str, store: Store) -> bool:
+        """Make sure that the store has the result of a stage; False if its folder is not as the stage left it."""
+        result = self.result(name)
+        if result is None or result.damage():
+            return False
+        store.keep(result)
+        return files_of(result.folder).keys() <= {*result.manifest["artefacts"], *BESIDE}
 
+    def uses(self) -> dict[str, list[str]]:
+        """Return by stage the names, ``<kind>/<id>``, of the results that the run uses."""
+        return (self.owner("") or {}).get("results", {})
 
-def used_results(run: Path) -> set[str]:
-    """Return the names of the results that a run directory uses, ``<kind>/<id>``."""
-    owner = RunFolder(run).owner("") or {"results": {}}
-    return {name for names in owner["results"].values() for name in names}
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names as a list in a sentence: ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    def _note(self, results: Mapping[str, list[str]]) -> None:
+        """Write down which results the run uses."""
+        write_json(self.path / OWNER, {**(self.owner("") or {}), "results": results})
 
 
 def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Return ``(key path, before, after)`` for every leaf that differs; a missing one is None."""
     if isinstance(before, Mapping) or isinstance(after, Mapping):
         left, right = (x if isinstance(x, Mapping) else {} for x in (before, after))
-        keys = [*left, *(key for key in right if key not in left)]
         return [
             change
-            for key in keys
+            for key in {**left, **right}
             for change in changes(left.get(key), right.get(key), f"{prefix}.{key}" if prefix else str(key))
         ]
     return [] if before == after else [(prefix, before, after)]
-
-
-__all__ = ["DONE", "MANIFEST", "OWNER", "STAGES", "RunFolder", "changes", "listed", "used_results"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from pruning.data.identity import data_fingerprint
 from pruning.files import read_json
 from pruning.models import resolve_source
 from pruning.recipe import Recipe
-from pruning.store import Hashes
+from pruning.store import Hashes, hash_of
 
 DENOISER_FOLDERS = ("unet", "transformer", "scheduler")
 INDEX = "model_index.json"
@@ -39,7 +37,7 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
     else:
         what = [section.source, section.revision, section.variant, section.subfolder]
     what = [what, section.null_class]
-    return {"source": section.source, "hash": _hash(what)}
+    return {"source": section.source, "hash": hash_of(what)}
 
 
 def _files(folder: Path, subfolder: str | None) -> Iterator[Path]:
@@ -86,7 +84,3 @@ def difference(kind: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         return None
     was, asked = (f"{entry.get('source')!r} (hash {str(entry.get('hash'))[:8]})" for entry in (before, now))
     return f"it holds the {kind} {was}, the recipe asks for {asked}"
-
-
-def _hash(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

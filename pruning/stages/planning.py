@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pruning.allocation import allocate
 from pruning.stages.run import PLAN, Run
-from pruning.stages.stage import stage
+from pruning.stages.stage import Stage
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash
 
 READS = (
@@ -23,7 +24,7 @@ READS = (
 )
 
 
-@stage("plan", after=("score",), reads=READS)
+@partial(Stage, "plan", after=("score",), reads=READS)
 def plan(run: Run, folder: Path) -> dict[str, Any]:
     """Decide which units stay."""
     found = make_plan(run, run.scores)

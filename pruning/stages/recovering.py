@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pruning import checkpoint, recovery
 from pruning.data import conditioner
 from pruning.files import write_json
 from pruning.stages.run import MODEL, Run
-from pruning.stages.stage import stage
+from pruning.stages.stage import Stage
 from pruning.store import SCRATCH
 
 READS = (
@@ -32,7 +33,7 @@ def warmup(run: Run) -> dict[str, Any]:
     return {"recover.warmup_steps": run.recipe.recover.warmup}
 
 
-@stage("recover", after=("prune",), reads=READS, extra=warmup, resumable=True, on_all_ranks=True)
+@partial(Stage, "recover", after=("prune",), reads=READS, extra=warmup, resumable=True, on_all_ranks=True)
 def recover(run: Run, folder: Path) -> dict[str, Any]:
     """Train with the data and the dense model as teacher; goes on from the last checkpoint."""
     section = run.recipe.recover

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pruning.errors import PruningError
 from pruning.export import check_export
-from pruning.stages.exporting import base_folder, card_facts
+from pruning.stages.exporting import request_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import sampler
 
@@ -49,14 +49,5 @@ def _sample(run: Run) -> None:
 
 def _export(run: Run) -> None:
     """Check the exporters and the words of the model card, with the dense model in place of the slim one."""
-    figures = {
-        "plan": {"asked": str(run.recipe.prune.target), "macs_ratio": 1.0, "params_ratio": 1.0},
-        "recover": {},
-    }
-    check_export(
-        run.dense,
-        run.recipe.export,
-        card=card_facts(run, figures, {}),
-        scheduler=run.scheduler,
-        base_pipeline_folder=base_folder(run),
-    )
+    plan = {"asked": str(run.recipe.prune.target), "macs_ratio": 1.0, "params_ratio": 1.0, "removed": {}}
+    check_export(request_of(run, run.dense, {"plan": plan, "recover": {}}, {}))

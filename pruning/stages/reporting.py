@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from pruning.stages.heads import write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
-from pruning.stages.stage import stage, versions, whole_recipe
+from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.types import CalibrationStats
 
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 
 
-@stage("report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), extra=whole_recipe)
+@partial(
+    Stage, "report", after=("calibrate", "plan", "prune", "recover", "evaluate", "export"), extra=whole_recipe
+)
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)

@@ -207,7 +207,7 @@ class Run:
     def load_pruned(self, stage: str = "prune", dtype: torch.dtype | None = None) -> ModelMixin:
         """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode."""
         folder = self.file(stage, MODEL)
-        return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device).eval()
+        return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
     @property
     def final_stage(self) -> str:

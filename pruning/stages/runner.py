@@ -14,7 +14,7 @@ from pruning.stages.calibration import calibrate
 from pruning.stages.cutting import prune
 from pruning.stages.evaluation import evaluate
 from pruning.stages.exporting import export
-from pruning.stages.folder import STAGES, listed
+from pruning.stages.folder import STAGES
 from pruning.stages.planning import plan
 from pruning.stages.preflight import preflight
 from pruning.stages.progress import without_library_bars
@@ -91,7 +91,7 @@ def run_stages(
         run.anew |= set(names if fresh else STAGES[_position(start) :] if start else ())
         missing = due(run, names)
         if say_earlier and not fresh and (earlier := [name for name in missing if name != until]):
-            logger.info("%s", _needs(run, names[-1], earlier))
+            logger.info("%s needs %s first; stop with Ctrl-C", until, ", ".join(earlier))
         preflight(run, missing)
         if fresh:
             run.workspace.take_over()
@@ -114,18 +114,6 @@ def due(run: Run, names: Sequence[str]) -> Sequence[str]:
             return names[position:]
         run.use(name, found)
     return ()
-
-
-def _needs(run: Run, last: str, earlier: Sequence[str]) -> str:
-    """Say which stages before `last` are to run, and why."""
-    done = any(run.folder.is_done(name) for name in earlier)
-    why = "have not been run or are out of date" if done else "have not been run"
-    if len(earlier) == 1:
-        why = "is out of date" if done else "has not been run"
-    return (
-        f"{last} needs {listed(earlier)}, which {why}: running {'it' if len(earlier) == 1 else 'them'} first; "
-        "stop with Ctrl-C"
-    )
 
 
 def _position(name: str) -> int:

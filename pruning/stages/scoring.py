@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pruning import importance
 from pruning.calibration.store import write_tensors
 from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
-from pruning.stages.stage import stage
+from pruning.stages.stage import Stage
 
 READS = ("score.criterion", "prune.kinds", "model.dtype", "seed")
 
@@ -19,7 +20,7 @@ def rows_read(run: Run) -> dict[str, Any]:
     return {"score.weighting": weighting(run)}
 
 
-@stage("score", after=("calibrate",), reads=READS, extra=rows_read)
+@partial(Stage, "score", after=("calibrate",), reads=READS, extra=rows_read)
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score

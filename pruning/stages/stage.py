@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import importlib.metadata
 import logging
+import operator
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_json
 from pruning.recipe import Recipe, to_dict
 from pruning.settings import knobs_of
-from pruning.stages.folder import STAGES, RunFolder, changes
-from pruning.store import SCRATCH, Enough, Key, Result
+from pruning.stages.folder import changes
+from pruning.store import SCRATCH, Key, Result
 
 if TYPE_CHECKING:
     from pruning.stages.run import Run
@@ -32,12 +30,14 @@ Work = Callable[["Run", Path], dict[str, Any]]
 Values = Callable[["Run"], dict[str, Any]]
 
 CLOCK = "seconds.json"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+"""File in the scratch folder in which an interrupted attempt notes how long it took."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of a run. Calling it does the step, or finds its result.
+
+    ``@partial(Stage, "plan", after=("score",))`` makes a stage of a function.
 
     Attributes:
         name: One of `STAGES`.
@@ -46,8 +46,7 @@ class Stage:
         reads: Keys of the recipe that its result depends on, ``section`` or ``section.key``; of a section all knobs but
             the neutral ones.
         extra: Further values that its result depends on.
-        asked: What its result must hold at least; see `enough`.
-        enough: ``(asked when it was made, asked now) -> bool``: a result made for more serves.
+        asked: Lists of names that its result must hold at least; one that holds more serves, too.
         resumable: What an interrupted attempt left in its folder is of use to the next.
         on_all_ranks: `work` runs on every process of a distributed launch, not on the first alone.
     """
@@ -58,7 +57,6 @@ class Stage:
     reads: tuple[str, ...] = ()
     extra: Values | None = None
     asked: Values | None = None
-    enough: Enough | None = None
     resumable: bool = False
     on_all_ranks: bool = False
 
@@ -73,7 +71,8 @@ class Stage:
         """
         if not run.ranks.is_first:
             return self._follow(run)
-        with run.workspace.held(), _disk_errors(self.name, run.folder):
+        kept = "Results that were finished are kept; run it again"
+        with run.workspace.held(), write_errors(f"stage {self.name!r}", run.folder.path, kept):
             run.workspace.claim()
             before = run.folder.result(self.name)
             result = self.find(run)
@@ -94,7 +93,7 @@ class Stage:
         """Return what the result depends on: settings, the model, the data, and the outcome of the stages before it."""
         inputs = run.workspace.hashes | {name: run.result(name).output_hash for name in self.after}
         config = {**pick(run.recipe, self.reads), **(self.extra(run) if self.extra else {})}
-        return Key(self.name, config, inputs, self.asked(run) if self.asked else {}, self.enough)
+        return Key(self.name, config, inputs, self.asked(run) if self.asked else {})
 
     def find(self, run: Run) -> Result | None:
         """Return the result that serves the settings and inputs of now, None if there is none or it is to be redone."""
@@ -126,20 +125,28 @@ class Stage:
     def _do(self, run: Run, folder: Path) -> dict[str, Any]:
         """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
         logger.info("%-9s …", self.name)
-        with _timed(folder / SCRATCH) as clock, run.bars.lines(self.name):
-            run.uses.clear()
-            run.redoing = self.name in run.anew
-            result = self.work(run, folder)
-        earlier = clock.earlier
-        sessions = f" in all, {clock() - earlier:.1f} s of them in this session" if earlier else ""
-        logger.info("%-9s done in %.1f s%s", self.name, clock(), sessions)
+        run.uses.clear()
+        run.redoing = self.name in run.anew
+        note, began = folder / SCRATCH / CLOCK, time.perf_counter()
+        earlier = (read_json(note) or {}).get("seconds", 0.0)
+        try:
+            with run.bars.lines(self.name):
+                result = self.work(run, folder)
+        except BaseException:
+            with suppress(OSError):
+                note.parent.mkdir(exist_ok=True)
+                write_json(note, {"seconds": earlier + time.perf_counter() - began})
+            raise
+        now = time.perf_counter() - began
+        sessions = f" in all, {now:.1f} s of them in this session" if earlier else ""
+        logger.info("%-9s done in %.1f s%s", self.name, earlier + now, sessions)
         return {
             "result": result,
             "uses": sorted(run.uses),
             "seed": run.recipe.seed,
             "device": run.device_name,
             "versions": versions(),
-            "seconds": round(clock(), 3),
+            "seconds": round(earlier + now, 3),
         }
 
     def _follow(self, run: Run) -> Path:
@@ -156,26 +163,6 @@ def _changed(before: Result, key: Key) -> list[str]:
     return changed + [
         f"input {place}" for place, _, _ in changes(before.manifest["inputs"], dict(key.inputs))
     ]
-
-
-def stage(
-    name: str,
-    *,
-    after: tuple[str, ...] = (),
-    reads: tuple[str, ...] = (),
-    extra: Values | None = None,
-    asked: Values | None = None,
-    enough: Enough | None = None,
-    resumable: bool = False,
-    on_all_ranks: bool = False,
-) -> Callable[[Work], Stage]:
-    """Return a decorator that makes a function ``(run, folder) -> figures`` the stage `name`."""
-
-    def decorate(work: Work) -> Stage:
-        assert name in STAGES, f"{name} is no stage"
-        return Stage(name, work, after, reads, extra, asked, enough, resumable, on_all_ranks)
-
-    return decorate
 
 
 def versions() -> dict[str, str]:
@@ -200,73 +187,22 @@ def _named(name: str) -> Iterator[None]:
         raise type(error)(f"stage {name!r}: {error}") from error
 
 
-@contextmanager
-def _disk_errors(name: str, folder: RunFolder) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear error; others pass."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        if code not in _DISK and not any(f"(os error {number})" in str(error) for number in _DISK):
-            raise
-        with write_errors(
-            f"stage {name!r}", folder.path, "Results that were finished are kept; run it again"
-        ):
-            raise
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Seconds since `start`, and those of `earlier` attempts."""
-
-    earlier: float
-    start: float
-
-    def __call__(self) -> float:
-        """Return the seconds in all."""
-        return self.earlier + time.perf_counter() - self.start
-
-
-@contextmanager
-def _timed(scratch: Path) -> Iterator[Clock]:
-    """Measure seconds, adding those that interrupted attempts noted in `scratch`."""
-    clock = Clock(_earlier_seconds(scratch), time.perf_counter())
-    try:
-        yield clock
-    except BaseException:
-        with suppress(OSError):
-            scratch.mkdir(exist_ok=True)
-            write_json(scratch / CLOCK, {"seconds": clock()})
-        raise
-
-
-def _earlier_seconds(scratch: Path) -> float:
-    """Return what interrupted attempts noted; 0 if that cannot be read, for nothing hangs on it."""
-    try:
-        return float((read_json(scratch / CLOCK) or {})["seconds"])
-    except (ValueError, KeyError, TypeError):
-        return 0.0
-
-
 def pick(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
     """Return the values at dotted keys of a recipe; a section stands for all its knobs but the neutral ones."""
-    found: dict[str, Any] = {}
+    values, found = to_dict(recipe), {}
     for key in keys:
         leaves = [knob for knob in _KNOBS if knob.key == key or knob.key.startswith(f"{key}.")]
         assert leaves, f"the recipe has no key {key}"
-        found |= {knob.key: plain(value_at(recipe, knob.key)) for knob in leaves if not knob.neutral}
+        found |= {knob.key: value_at(values, knob.key) for knob in leaves if not knob.neutral}
     return found
 
 
 _KNOBS = tuple(knobs_of(Recipe))
 
 
-def value_at(recipe: Recipe, key: str) -> Any:
-    """Return the value at a dotted key of a recipe."""
-    value: Any = recipe
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+def value_at(values: dict[str, Any], key: str) -> Any:
+    """Return the value at a dotted key of a recipe, as `pruning.recipe.to_dict` gives it."""
+    return reduce(operator.getitem, key.split("."), values)
 
 
 def whole_recipe(run: Run) -> dict[str, Any]:
@@ -274,14 +210,3 @@ def whole_recipe(run: Run) -> dict[str, Any]:
     return {
         key: value for key, value in to_dict(run.recipe).items() if key not in ("run_dir", "store", "device")
     }
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON types: sections in lists become mappings."""
-    if isinstance(value, list):
-        return [plain(entry) for entry in value]
-    return (
-        dataclasses.asdict(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type)
-        else value
-    )

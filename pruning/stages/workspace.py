@@ -47,13 +47,11 @@ class Workspace:
             yield
             return
         path = self.folder.path
+        advice = f"wait for it, choose another name=…, or delete {path / LOCK} if that process is gone"
         with ExitStack() as stack:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, path)
-                advice = (
-                    f"wait for it, choose another name=…, or delete {path / LOCK} if that process is gone"
-                )
                 stack.enter_context(locked(path / LOCK, str(path), advice))
             except OSError as error:
                 raise PruningError(
@@ -71,10 +69,10 @@ class Workspace:
     @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
         """Source and hash of the model and of the data."""
-        known = self._known()
+        known = self._known().get("data", {})
         return {
             "model": model_identity(self._recipe, self.file_hashes),
-            "data": data_identity(self._recipe, known.get("data", {}), self.file_hashes),
+            "data": data_identity(self._recipe, known, self.file_hashes),
         }
 
     @property
@@ -105,13 +103,16 @@ class Workspace:
                 f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
                 "choose another run_dir=…"
             )
-        if owner is not None and done:  # before the first stage is done nothing is lost by another owner
-            self._check_same(owner)
+        # Before the first stage is done nothing is lost by another owner.
+        if owner is not None and done and (found := self._differences(owner)):
+            raise PruningError(
+                f"run directory {path} belongs to another experiment: {'; '.join(found)}. Choose another name=… or "
+                f"run_dir=…, or {ANEW}"
+            )
 
     def take_over(self) -> None:
         """Make the directory this run's at the next claim, whosever it is: ``--fresh``."""
-        self._claimed = False
-        self._taking_over = True
+        self._claimed, self._taking_over = False, True
         self.identity["data"] = data_identity(self._recipe, {}, self.file_hashes)
 
     def claim(self) -> None:
@@ -124,8 +125,8 @@ class Workspace:
             self.check_owner()
         self.store.register(self.folder.path)
         self.file_hashes.save()
-        known = self._known()
-        before, now = known.get("data", {}), self.identity["data"]
+        known, now = self._known(), self.identity["data"]
+        before = known.get("data", {})
         if before.get("broken") and before.get("content") != now["content"] and not self._taking_over:
             logger.warning(
                 "the data %r have been changed since a row could not be read; finished stages are kept (--fresh "
@@ -144,24 +145,17 @@ class Workspace:
         known = self._known()
         if known and not self._differences(known):
             return
-        if not known and (self.folder.path / OWNER).exists():
-            self.store.set_aside(self.folder.path / OWNER, OWNER)
+        place = self.folder.path / OWNER
+        if not known and place.exists():
+            self.store.set_aside(place, OWNER)
         self.folder.detach(STAGES, self.store)
-        (self.folder.path / OWNER).unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
     def _known(self) -> dict[str, Any]:
         """Return what ``run.json`` says, empty if that is nothing of use."""
         with suppress(ValueError):
             return self.folder.owner("") or {}
         return {}
-
-    def _check_same(self, owner: dict[str, Any]) -> None:
-        """Raise PruningError unless recipe, model and data are the owner's."""
-        if found := self._differences(owner):
-            raise PruningError(
-                f"run directory {self.folder.path} belongs to another experiment: {'; '.join(found)}. Choose another "
-                f"name=… or run_dir=…, or {ANEW}"
-            )
 
     def _differences(self, owner: dict[str, Any]) -> list[str]:
         """Say in what the owner differs from the recipe."""

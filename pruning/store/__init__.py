@@ -1,26 +1,25 @@
 """Results that are made once and found again by what they depend on. Knows files alone, no model."""
 
-from pruning.store.artefacts import file_hash
-from pruning.store.hashes import Hashes
-from pruning.store.links import folder_bytes, link_tree, same_tree
-from pruning.store.locks import holder, is_held, locked
-from pruning.store.result import DONE, MANIFEST, SCRATCH, Enough, Key, Result
+from pruning.store.hashes import Hashes, file_hash, hash_of
+from pruning.store.links import files_of, folder_bytes, link_tree
+from pruning.store.locks import holder, locked
+from pruning.store.result import BESIDE, DONE, MANIFEST, SCRATCH, Key, Result
 from pruning.store.store import Store
 
 __all__ = [
+    "BESIDE",
     "DONE",
     "MANIFEST",
     "SCRATCH",
-    "Enough",
     "Hashes",
     "Key",
     "Result",
     "Store",
     "file_hash",
+    "files_of",
     "folder_bytes",
+    "hash_of",
     "holder",
-    "is_held",
     "link_tree",
     "locked",
-    "same_tree",
 ]

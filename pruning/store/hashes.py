@@ -1,14 +1,63 @@
-"""Hashes of files that are asked for again and again, remembered beside the results."""
+"""Hashes of files: what a folder holds, whether it still does, and which of them need not be read again.
+
+Files of up to 64 MB are read to see whether they are as they were (once a process); a larger one only if its size or
+time is not as recorded, so a change that keeps both goes unseen there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pruning.files import read_json, write_json
-from pruning.store.artefacts import file_hash, is_entry
+
+LARGE = 64 * 2**20
+"""Files above this many bytes are taken as unchanged if their size and time are."""
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(what: Any) -> str:
+    """Return the SHA-256 of JSON types."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def describe_files(folder: Path, besides: Collection[str], scratch: str) -> dict[str, dict[str, Any]]:
+    """Return size, time and hash of all files under `folder` but `besides` and those in the folder `scratch`."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in besides and not name.startswith(f"{scratch}/"):
+            found[name] = {**_state(path), "sha256": file_hash(path)}
+    return found
+
+
+def is_as_described(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Tell whether a file is still what `describe_files` said of it."""
+    state = _state(path)
+    if state["bytes"] > LARGE and state.items() <= entry.items():
+        return True
+    return _hash_once(path.absolute(), **state) == entry["sha256"]
+
+
+def _state(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: Path, bytes: int, mtime_ns: int) -> str:
+    """Return the SHA-256 of a file that is asked for often; size and time tell its versions apart."""
+    return file_hash(path)
 
 
 class Hashes:
@@ -27,12 +76,10 @@ class Hashes:
 
     def of(self, file: Path) -> str:
         """Return the SHA-256 of a file."""
-        name, status = str(file.absolute()), file.stat()
-        entry: Mapping[str, Any] = self._known.get(name) or {}
-        now = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        if not is_entry(entry) or {key: entry[key] for key in now} != now:
-            entry = {**now, "sha256": file_hash(file)}
-            self._known[name] = dict(entry)
+        name, state = str(file.absolute()), _state(file)
+        entry = self._known.get(name)
+        if not isinstance(entry, Mapping) or "sha256" not in entry or not state.items() <= entry.items():
+            entry = self._known[name] = {**state, "sha256": file_hash(file)}
             self._changed = True
         return entry["sha256"]
 

@@ -17,23 +17,15 @@ def link_tree(source: Path, target: Path) -> None:
             place = temporary / path.relative_to(source)
             if path.is_dir():
                 place.mkdir()
-            else:
-                _link(path, place)
+                continue
+            try:
+                os.link(path, place)
+            except OSError:  # another device, or a file system without links
+                shutil.copy2(path, place)
 
 
-def same_tree(left: Path, right: Path) -> bool:
-    """Tell whether two folders hold the very same files, or copies of equal size and time."""
-    return _files(left) == _files(right)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another device, or a file system without links
-        shutil.copy2(source, target)
-
-
-def _files(folder: Path) -> dict[str, tuple[int, int]]:
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of all files under a folder: equal for two folders of links or copies of the same files."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -44,4 +36,4 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
 
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files under a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(size for size, _ in files_of(folder).values())

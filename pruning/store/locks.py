@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -22,47 +21,25 @@ def locked(path: Path, what: str, advice: str) -> Iterator[None]:
     Raises:
         PruningError: If another process holds it: `what`, by whom and since when, and `advice`.
     """
-    lock = SoftFileLock(path, timeout=0)
     try:
-        lock.acquire()
+        lock = SoftFileLock(path).acquire(timeout=0)
     except Timeout as error:
         raise PruningError(f"{what} is in use by {holder(path)}; {advice}") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def waited_for(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock file `path`, waiting for whoever holds it; `waiting` is told once who that is."""
-    lock, told = SoftFileLock(path, timeout=0), False
-    while True:
-        try:
-            lock.acquire()
-            break
-        except Timeout:
-            if not told:
-                waiting(holder(path))
-                told = True
-            time.sleep(POLL_SECONDS)
+    lock = SoftFileLock(path)
     try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_held(path: Path) -> bool:
-    """Tell whether a living process holds the lock file `path`."""
-    if not path.exists():
-        return False
-    lock = SoftFileLock(path, timeout=0)
-    try:
-        lock.acquire()
+        held = lock.acquire(timeout=0)
     except Timeout:
-        return True
-    lock.release()
-    return False
+        waiting(holder(path))
+        held = lock.acquire(poll_interval=POLL_SECONDS)
+    with held:
+        yield
 
 
 def holder(path: Path) -> str:

@@ -8,15 +8,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pruning.files import read_json
-from pruning.store.artefacts import hash_now, is_entry, outputs
+from pruning.files import write_json
+from pruning.store.hashes import file_hash, hash_of, is_as_described
 
 FORMAT = 1
 """Part of every key: another number makes all earlier results strangers."""
@@ -25,23 +24,6 @@ BESIDE = (MANIFEST, DONE)
 """Files of a result that are no artefacts."""
 SCRATCH = ".scratch"
 """Folder in which work keeps what an interrupted attempt goes on from; it is gone when the result is whole."""
-
-Enough = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
-"""``(asked when it was made, asked now) -> bool``: what was made holds all that is asked, and perhaps more."""
-
-_FIELDS = {
-    "kind": str,
-    "id": str,
-    "base": str,
-    "config": dict,
-    "inputs": dict,
-    "asked": dict,
-    "result": dict,
-    "artefacts": dict,
-    "uses": list,
-    "finished": str,
-    "seconds": (int, float),
-}
 
 
 @dataclass(frozen=True)
@@ -52,25 +34,28 @@ class Key:
         kind: What it is, such as ``calibrate``.
         config: Settings that must be equal (JSON types).
         inputs: Hashes of what it is made from.
-        asked: What it must hold at least (JSON types); see `enough`.
-        enough: Tells whether a result that was asked for other things serves; None: only for equal ones.
+        asked: Lists of names that it must hold at least; what holds more serves, too.
     """
 
     kind: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    enough: Enough | None = None
+    asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
         """Hash of all but what is asked."""
-        return _hash([FORMAT, self.kind, self.config, self.inputs])
+        return hash_of([FORMAT, self.kind, self.config, self.inputs])
 
     @property
     def id(self) -> str:
         """Hash of everything, short enough for a folder."""
-        return _hash([self.base, self.asked])[:20]
+        return hash_of([self.base, self.asked])[:20]
+
+    @property
+    def name(self) -> str:
+        """Name of its result in the store, ``<kind>/<id>``."""
+        return f"{self.kind}/{self.id}"
 
     @property
     def whole_config(self) -> dict[str, Any]:
@@ -84,7 +69,8 @@ class Result:
 
     Attributes:
         folder: Where it lies.
-        manifest: What was written down of it; see `Result.read`.
+        manifest: What was written down of it: the key, ``artefacts`` (size, time and hash of each file), what its work
+            said (``result``: figures worth showing, ``uses``: names of results that it was made from, ``seconds``, …).
     """
 
     folder: Path
@@ -92,18 +78,19 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:
-        """Return the result in a folder, None if there is none or it is no whole record of one."""
-        if not (folder / DONE).is_file():
-            return None
+        """Return the result in a folder, None if there is none or its record is not as `seal` wrote it."""
         try:
-            found = read_json(folder / MANIFEST)
-        except ValueError:
+            if (folder / DONE).read_bytes().strip() != file_hash(folder / MANIFEST).encode():
+                return None
+            return cls(folder, json.loads((folder / MANIFEST).read_bytes()))
+        except OSError:
             return None
-        if found is None or not all(isinstance(found.get(key), kind) for key, kind in _FIELDS.items()):
-            return None
-        if not all(is_entry(entry) for entry in found["artefacts"].values()):
-            return None
-        return cls(folder, found)
+
+    @staticmethod
+    def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Write down what was made, and last that it is whole: ``DONE`` holds the hash of the manifest."""
+        write_json(folder / MANIFEST, manifest)
+        (folder / DONE).write_text(file_hash(folder / MANIFEST) + "\n", encoding="utf-8")
 
     @property
     def kind(self) -> str:
@@ -128,7 +115,7 @@ class Result:
     @property
     def output_hash(self) -> str:
         """One hash over names and contents of its files."""
-        return outputs(self.manifest["artefacts"])
+        return hash_of({name: entry["sha256"] for name, entry in self.manifest["artefacts"].items()})
 
     @property
     def bytes(self) -> int:
@@ -139,9 +126,9 @@ class Result:
         """Tell whether this is what `key` asks for, or holds more than that."""
         if self.kind != key.kind or self.manifest["base"] != key.base:
             return False
-        if self.id == key.id:
-            return True
-        return key.enough is not None and key.enough(self.manifest["asked"], key.asked)
+        return all(
+            set(names) <= set(self.manifest["asked"].get(what, ())) for what, names in key.asked.items()
+        )
 
     def damage(self) -> str | None:
         """Return in words which file is not as it was written, or None."""
@@ -149,10 +136,6 @@ class Result:
             path = self.folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if hash_now(path, entry) != entry["sha256"]:
+            if not is_as_described(path, entry):
                 return f"{name} was changed"
         return None
-
-
-def _hash(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

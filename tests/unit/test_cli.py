@@ -206,25 +206,6 @@ def test_without_arguments_the_help_comes(capsys):
     assert captured.err == build_parser().format_help()
 
 
-def test_a_single_stage_says_which_stages_before_it_it_will_run(workplace, monkeypatch, caplog):
-    from pruning.recipe import load_recipe
-    from pruning.stages import Run, runner
-
-    run, done = (
-        Run(load_recipe("quickstart"), progress=False),
-        {"calibrate", "score", "plan", "prune"},
-    )
-    monkeypatch.setattr(run.folder, "is_done", done.__contains__)
-    assert runner._needs(run, "report", ["recover", "evaluate", "export"]) == (
-        "report needs recover, evaluate and export, which have not been run: running them first; stop with Ctrl-C"
-    )
-    assert "recover, which has not been run: running it first" in runner._needs(run, "evaluate", ["recover"])
-    assert "plan, which is out of date: running it" in runner._needs(run, "prune", ["plan"])
-    assert "which have not been run or are out of date" in runner._needs(
-        run, "evaluate", ["prune", "recover"]
-    )
-
-
 def test_unknown_arguments_are_refused(capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", "quickstart", "--dryrun"])
@@ -413,7 +394,7 @@ def test_clean_waits_for_no_run_and_names_what_is_not_there(workplace, capsys):
     keep(Path("runs/a"), "calibrate", 0)
     with locked(Path("runs/a/.lock"), "a", ""):
         assert main(["clean"]) == USER_ERROR
-    assert "runs/a is at work; clean when it has ended" in capsys.readouterr().err
+    assert "runs/a is in use by process" in capsys.readouterr().err
 
 
 def test_every_setting_is_listed_with_its_default_and_meaning(capsys):

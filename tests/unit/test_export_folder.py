@@ -23,7 +23,7 @@ from torch import nn
 
 from pruning import checkpoint
 from pruning.errors import PruningError
-from pruning.export import EXPORTERS, base, diffusers_folder
+from pruning.export import EXPORTERS, ExportRequest, Facts, check_export, diffusers_folder
 from pruning.export import export as write_export
 from pruning.settings import Export
 from pruning.surgery import apply_plan
@@ -32,8 +32,12 @@ from tests.models import dit, run, unet2d, unet2d_condition
 from tests.plans import random_plan
 
 
-def export(model, folder, *, dtype="float32", max_shard_size="10GB", **others):
-    return write_export(model, folder, Export(dtype=dtype, max_shard_size=max_shard_size), **others)
+def export(
+    model, folder, *, dtype="float32", max_shard_size="10GB", card=None, exporter="diffusers", **others
+):
+    settings = Export(dtype=dtype, max_shard_size=max_shard_size)
+    request = ExportRequest(model, settings, Facts(**(card or {})), **others)
+    return write_export(request, folder, exporter=exporter)
 
 
 KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
@@ -51,15 +55,13 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_a_pruned_model_comes_back_the_same(tmp_path, make):
     model = slim(make)
     part = "transformer" if make is dit else "unet"
-    result = export(model, tmp_path / "slim", scheduler=DDIMScheduler(), verify=True)
+    result = export(model, tmp_path / "slim", scheduler=DDIMScheduler())
     loaded = type(model).from_pretrained(tmp_path / "slim", subfolder=part)
     assert torch.equal(run(loaded), run(model))
-    assert result.checks == {"output_error": 0.0}
-    names = {f"{part}/config.json", f"{part}/diffusion_pytorch_model.safetensors", "README.md", "export.json"}
+    assert result == {"output_error": 0.0}
+    names = {f"{part}/config.json", f"{part}/diffusion_pytorch_model.safetensors", "README.md"}
     assert set(_files(tmp_path / "slim")) == names | {"scheduler/scheduler_config.json"}
-    assert result.files == {n: len(b) for n, b in _files(tmp_path / "slim").items() if n != "export.json"}
-    assert result.bytes == sum(result.files.values())
-    assert result.folder == tmp_path / "slim"
+    assert [p.name for p in tmp_path.iterdir()] == ["slim"]
     assert (
         DDIMScheduler.from_pretrained(tmp_path / "slim", subfolder="scheduler").config.num_train_timesteps
         == 1000
@@ -69,19 +71,19 @@ def test_a_pruned_model_comes_back_the_same(tmp_path, make):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_dtype_is_that_of_the_files_and_not_of_the_model(tmp_path, dtype):
     model = slim(dit)
-    result = export(model, tmp_path / "slim", dtype=dtype, verify=True)
+    result = export(model, tmp_path / "slim", dtype=dtype)
     stored = load_file(tmp_path / "slim" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {t.dtype for t in stored.values()} == {getattr(torch, dtype)}
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(stored[name], tensor.to(getattr(torch, dtype)))
-    assert 0 < result.checks["output_error"] < 0.1
+    assert 0 < result["output_error"] < 0.1
 
 
 def test_shards(tmp_path):
     model = slim(dit)
-    result = export(model, tmp_path / "slim", max_shard_size="20KB", verify=True)
-    assert sum(name.endswith(".safetensors") for name in result.files) > 2
+    export(model, tmp_path / "slim", max_shard_size="20KB")
+    assert sum(name.endswith(".safetensors") for name in _files(tmp_path / "slim")) > 2
     assert torch.equal(
         run(DiTTransformer2DModel.from_pretrained(tmp_path / "slim", subfolder="transformer")), run(model)
     )
@@ -110,7 +112,7 @@ def test_verification_works_without_the_hook(tmp_path):
     before = checkpoint.hook_installed()
     checkpoint.disable_hooks()
     try:
-        export(slim(dit), tmp_path / "slim", verify=True)
+        export(slim(dit), tmp_path / "slim")
     finally:
         if before:
             checkpoint.install_hook()
@@ -123,39 +125,18 @@ def test_files_can_be_read_by_whoever_may_read_the_folder(tmp_path):
     assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
 
 
-def test_an_earlier_export_is_replaced_as_a_whole(tmp_path):
-    export(slim(dit), tmp_path / "slim", max_shard_size="20KB")
-    second = slim(dit, seed=5)
-    export(second, tmp_path / "slim")
-    names = [n for n in _files(tmp_path / "slim") if n.endswith(".safetensors")]
-    assert names == ["transformer/diffusion_pytorch_model.safetensors"]
-    assert torch.equal(
-        run(DiTTransformer2DModel.from_pretrained(tmp_path / "slim", subfolder="transformer")), run(second)
-    )
-    assert [p.name for p in tmp_path.iterdir()] == ["slim"]
-
-
-def test_an_export_whose_swap_was_killed_is_put_back(tmp_path):
-    export(slim(dit), tmp_path / "slim")
-    before = _files(tmp_path / "slim")
-    (tmp_path / "slim").rename(tmp_path / ".slim.old.tmp")
-    with pytest.raises(PruningError, match="unknown card fact"):
-        export(slim(dit), tmp_path / "slim", card={"licence": "mit"})
-    assert _files(tmp_path / "slim") == before
-
-
-def test_foreign_files_are_not_replaced(tmp_path):
+def test_only_an_empty_folder_is_written_to(tmp_path):
     folder = tmp_path / "slim"
     folder.mkdir()
     export(slim(dit), folder)  # an empty folder is fine
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(PruningError, match=r"holds 'notes.txt', which no export wrote"):
-        export(slim(dit), folder)
-    assert (folder / "notes.txt").read_text() == "mine"
+    before = _files(tmp_path)
+    with pytest.raises(PruningError, match=r"slim exists and is no empty folder; choose another, or delete"):
+        export(slim(dit, seed=5), folder)
+    assert _files(tmp_path) == before
     (tmp_path / "file").touch()
-    with pytest.raises(PruningError, match="is a file; choose another folder"):
+    with pytest.raises(PruningError, match="file exists and is no empty folder"):
         export(slim(dit), tmp_path / "file")
-    with pytest.raises(PruningError, match=r"a file of that name is in the way"):
+    with pytest.raises(PruningError, match=r"a file of that name is in the way|a part of the path is a file"):
         export(slim(dit), tmp_path / "file" / "slim")
 
 
@@ -167,26 +148,15 @@ def test_foreign_files_are_not_replaced(tmp_path):
         (errno.EACCES, "permission denied"),
     ],
 )
-@pytest.mark.parametrize("earlier", [False, True])
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, message, earlier):
-    if earlier:
-        export(slim(dit), tmp_path / "slim")
-    before = _files(tmp_path)
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, message):
 
     def save(*args, **kwargs):
         raise OSError(number, "from the system")
 
     monkeypatch.setattr(diffusers_folder.checkpoint, "save", save)
-    kept = "An earlier export there is whole" if earlier else "Nothing is left there"
-    with pytest.raises(PruningError, match=rf"cannot write export in .*slim: {message}.*{kept}"):
-        export(slim(dit), tmp_path / "slim")
-    assert _files(tmp_path) == before
-
-
-def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    usage = base.check_writable.__globals__["shutil"].disk_usage(tmp_path)
-    monkeypatch.setattr("pruning.files.shutil.disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(PruningError, match=r"about 0\.\d MB are needed and 0\.0 MB are free"):
+    with pytest.raises(
+        PruningError, match=rf"cannot write export in .*slim: {message}.*Nothing is left there"
+    ):
         export(slim(dit), tmp_path / "slim")
     assert list(tmp_path.iterdir()) == []
 
@@ -204,29 +174,30 @@ def _tamper(monkeypatch, change):
     monkeypatch.setattr(diffusers_folder.checkpoint, "save", tampered)
 
 
-def test_what_does_not_verify_replaces_nothing(tmp_path, monkeypatch):
-    export(slim(dit), tmp_path / "slim")
-    before = _files(tmp_path)
+def test_what_does_not_verify_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         _tamper(patch, lambda tensors: tensors.pop("proj_out_2.bias"))
         with pytest.raises(
-            PruningError, match=r"'proj_out_2.bias' is \(4,\) in the model and absent by the weights"
+            PruningError, match=r"does not verify: .* the weight files lack 'proj_out_2.bias'"
         ):
             export(slim(dit), tmp_path / "slim")
     with monkeypatch.context() as patch:
         _tamper(patch, lambda tensors: tensors["proj_out_2.bias"].add_(1))
         with pytest.raises(PruningError, match=r"'proj_out_2.bias' reads back with other values"):
-            export(slim(dit), tmp_path / "slim", verify=True)
-    with monkeypatch.context() as patch:
-        _tamper(patch, lambda tensors: tensors.update({"proj_out_2.bias": tensors["proj_out_2.bias"].half()}))
-        with pytest.raises(PruningError, match=r"'proj_out_2.bias' was written as F16, not torch.float32"):
             export(slim(dit), tmp_path / "slim")
     with monkeypatch.context() as patch:
         patch.setitem(diffusers_folder.OUTPUT_ERROR, torch.bfloat16, 1e-9)
         patch.setitem(diffusers_folder.OUTPUT_ERROR, torch.float32, 1e-9)
         with pytest.raises(PruningError, match=r"the outputs differ by .* Use a wider dtype"):
-            export(slim(dit), tmp_path / "slim", dtype="bfloat16", verify=True)
-    assert _files(tmp_path) == before
+            export(slim(dit), tmp_path / "slim", dtype="bfloat16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_model_of_a_narrow_type_verifies(tmp_path, stored):
+    model = slim(dit).to(torch.bfloat16).train()
+    assert export(model, tmp_path / "slim", dtype=stored)["output_error"] == 0.0
+    assert model.training
 
 
 def test_a_config_that_does_not_fit_does_not_verify(tmp_path, monkeypatch):
@@ -240,7 +211,7 @@ def test_a_config_that_does_not_fit_does_not_verify(tmp_path, monkeypatch):
         path.write_text(json.dumps(config))
 
     monkeypatch.setattr(diffusers_folder.checkpoint, "save", tampered)
-    with pytest.raises(PruningError, match=r"by config\.json of transformer/; nothing was replaced"):
+    with pytest.raises(PruningError, match=r"does not verify: .*cannot be loaded"):
         export(slim(dit), tmp_path / "slim")
 
 
@@ -250,13 +221,23 @@ def test_a_config_that_does_not_fit_does_not_verify(tmp_path, monkeypatch):
         ({"exporter": "onyx"}, "unknown exporter 'onyx'; valid: diffusers"),
         ({"dtype": "int8"}, "export: dtype: 'int8' is not valid; valid: float32, bfloat16, float16"),
         ({"max_shard_size": "ten"}, "export: max_shard_size: 'ten' is no size above zero"),
-        ({"base_pipeline_folder": "/nowhere/at/all"}, "base_pipeline_folder '/nowhere/at/all' is no folder"),
+        ({"base_folder": Path("/nowhere/at/all")}, "base_folder '/nowhere/at/all' is no folder"),
     ],
 )
 def test_bad_requests(tmp_path, changes, message):
     with pytest.raises(PruningError, match=message):
         export(slim(dit), tmp_path / "slim", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_would_stop_an_export_is_found_before_the_work(tmp_path):
+    _dit_pipeline(tmp_path / "dense")
+    request = ExportRequest(dit(), base_folder=tmp_path / "dense")
+    check_export(request)
+    weights = tmp_path / "dense" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(PruningError, match="only as a pickle"):
+        check_export(request)
 
 
 def test_weights_that_cannot_be_written(tmp_path):
@@ -300,9 +281,8 @@ def test_a_whole_pipeline_stays_whole(tmp_path):
     export(
         model,
         tmp_path / "slim",
-        base_pipeline_folder=tmp_path / "dense",
+        base_folder=tmp_path / "dense",
         scheduler=DDPMScheduler(),
-        verify=True,
     )
     names = set(_files(tmp_path / "slim"))
     assert not any(name.endswith((".bin", ".py", ".fp16.safetensors")) for name in names)
@@ -318,8 +298,8 @@ def test_a_part_that_is_there_only_as_a_variant_is_loaded_without_naming_it(tmp_
     weights = tmp_path / "dense" / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     weights.with_name("diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"another variant")
-    result = export(slim(dit), tmp_path / "slim", base_pipeline_folder=tmp_path / "dense")
-    assert sum(name.startswith("vae/") for name in result.files) == 2
+    export(slim(dit), tmp_path / "slim", base_folder=tmp_path / "dense")
+    assert sum(name.startswith("vae/") for name in _files(tmp_path / "slim")) == 2
     assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "slim"), DiTPipeline)
 
 
@@ -329,7 +309,7 @@ def test_the_old_flat_layout_of_an_unconditional_pipeline(tmp_path):
         tmp_path / "dense" / "scheduler_config.json"
     )
     (tmp_path / "dense" / "scheduler").rmdir()
-    export(slim(unet2d), tmp_path / "slim", base_pipeline_folder=tmp_path / "dense")
+    export(slim(unet2d), tmp_path / "slim", base_folder=tmp_path / "dense")
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "slim")
     assert isinstance(pipeline.unet, UNet2DModel)
     assert pipeline.scheduler.config.num_train_timesteps == 77
@@ -338,9 +318,9 @@ def test_the_old_flat_layout_of_an_unconditional_pipeline(tmp_path):
 def test_a_base_folder_without_an_index_gives_layout_and_scheduler(tmp_path):
     unet2d().save_pretrained(tmp_path / "dense" / "transformer")  # an unusual place, kept
     DDIMScheduler(num_train_timesteps=77).save_pretrained(tmp_path / "dense" / "scheduler")
-    result = export(slim(unet2d), tmp_path / "slim", base_pipeline_folder=tmp_path / "dense")
-    assert "transformer/config.json" in result.files
-    assert "model_index.json" not in result.files
+    export(slim(unet2d), tmp_path / "slim", base_folder=tmp_path / "dense")
+    assert "transformer/config.json" in _files(tmp_path / "slim")
+    assert "model_index.json" not in _files(tmp_path / "slim")
     assert (
         DDIMScheduler.from_pretrained(tmp_path / "slim", subfolder="scheduler").config.num_train_timesteps
         == 77
@@ -351,26 +331,26 @@ def test_base_pipelines_that_cannot_be_completed(tmp_path):
     dense = tmp_path / "dense"
     _dit_pipeline(dense)
     with pytest.raises(PruningError, match="has no part of class UNet2DModel"):
-        export(slim(unet2d), tmp_path / "slim", base_pipeline_folder=dense)
+        export(slim(unet2d), tmp_path / "slim", base_folder=dense)
     weights = dense / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(dense / "vae" / "diffusion_pytorch_model.bin")
     with pytest.raises(
         PruningError, match=r"vae has its weights only as a pickle \(diffusion_pytorch_model.bin\)"
     ):
-        export(slim(dit), tmp_path / "slim", base_pipeline_folder=dense)
+        export(slim(dit), tmp_path / "slim", base_folder=dense)
     (dense / "vae").rename(tmp_path / "elsewhere")
     with pytest.raises(PruningError, match="lacks its part 'vae'"):
-        export(slim(dit), tmp_path / "slim", base_pipeline_folder=dense)
+        export(slim(dit), tmp_path / "slim", base_folder=dense)
     index = json.loads((dense / "model_index.json").read_text())
     (dense / "model_index.json").write_text(
         json.dumps({**index, "../escape": ["diffusers", "AutoencoderKL"]})
     )
     with pytest.raises(PruningError, match=r"names a part '../escape', which is no folder's name"):
-        export(slim(dit), tmp_path / "slim", base_pipeline_folder=dense)
+        export(slim(dit), tmp_path / "slim", base_folder=dense)
     (dense / "model_index.json").write_text("[]")
-    with pytest.raises(PruningError, match="must hold a JSON object, found list"):
-        export(slim(dit), tmp_path / "slim", base_pipeline_folder=dense)
+    with pytest.raises(PruningError, match="expected a JSON object, found list"):
+        export(slim(dit), tmp_path / "slim", base_folder=dense)
     (dense / "model_index.json").write_text("{")
     with pytest.raises(PruningError, match="cannot be read as JSON"):
-        export(slim(dit), tmp_path / "slim", base_pipeline_folder=dense)
+        export(slim(dit), tmp_path / "slim", base_folder=dense)
     assert not (tmp_path / "slim").exists()

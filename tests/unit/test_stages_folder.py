@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import PruningError
-from pruning.stages.folder import RunFolder, changes, listed, used_results
+from pruning.stages.folder import RunFolder, changes
 from pruning.store import Key, Result, Store
 
 
@@ -38,7 +38,7 @@ def test_a_stage_that_is_attached_has_its_files_its_manifest_and_done(place):
     assert folder.done() == ["calibrate"]
     assert folder.manifest("calibrate")["seconds"] == 2.0
     assert folder.whole("calibrate").id == result(store, "calibrate").id
-    assert used_results(folder.path) == {result(store, "calibrate").name, "first_pass/x"}
+    assert folder.uses() == {"calibrate": [result(store, "calibrate").name, "first_pass/x"]}
 
 
 def test_another_result_takes_the_place_and_those_after_it_leave_the_view_not_the_store(place):
@@ -49,10 +49,9 @@ def test_another_result_takes_the_place_and_those_after_it_leave_the_view_not_th
     assert folder.done() == ["calibrate", "score"]
     assert (folder.stage("score") / "file").read_text() == "score 1"
     assert len(store.results()) == 4
-    assert used_results(folder.path) == {
-        result(store, "calibrate").name,
-        "first_pass/x",
-        result(store, "score", seed=1).name,
+    assert folder.uses() == {
+        "calibrate": [result(store, "calibrate").name, "first_pass/x"],
+        "score": [result(store, "score", seed=1).name],
     }
     folder.attach("score", result(store, "score"), store)
     folder.attach("plan", result(store, "plan"), store)
@@ -86,6 +85,18 @@ def test_what_was_changed_by_hand_is_mended_and_kept_beside(place, harm):
     aside = folder.attach("calibrate", whole, store)
     assert (folder.stage("calibrate") / "file").read_text() == "calibrate 0"
     assert harm == "remove" or (aside / file.name).read_text() == "by hand"
+
+
+def test_a_file_that_somebody_laid_into_a_stage_is_kept_beside_when_the_stage_changes(place):
+    folder, store = place
+    folder.attach("calibrate", result(store, "calibrate"), store)
+    folder.attach("score", result(store, "score"), store)
+    for stage in ("calibrate", "score"):
+        (folder.stage(stage) / "notes.txt").write_text(stage)
+    aside = folder.attach("calibrate", result(store, "calibrate", seed=1), store)
+    assert (aside / "notes.txt").read_text() == "calibrate"
+    assert folder.done() == ["calibrate"]
+    assert len(list((store.path / ".aside").glob("*/*/notes.txt"))) == 2
 
 
 def test_a_view_without_its_store_loses_nothing_when_another_result_comes(place, tmp_path):
@@ -123,10 +134,6 @@ def test_a_broken_owner_is_named(place, text):
     (folder.path / "run.json").write_text(text)
     with pytest.raises(PruningError, match=r"run\.json: .*; advice"):
         folder.owner("advice")
-
-
-def test_names_are_listed_as_in_a_sentence():
-    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 
 def test_changes_name_every_leaf_that_differs():

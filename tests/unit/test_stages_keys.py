@@ -7,18 +7,20 @@ a key from what a stage reads, or a comparison from what a calibration is held a
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pruning.recipe import Recipe, load_recipe
+from pruning.recipe import Recipe, load_recipe, to_dict
 from pruning.settings import Limit, knobs_of
 from pruning.stages.calibration import first_pass_key, wanted
 from pruning.stages.observing import observation_key
 from pruning.stages.run import Run
 from pruning.stages.runner import BY_NAME
 from pruning.stages.stage import value_at
+from pruning.store import Key, Result
 
 BASE = ("score.criterion=sink", "prune.selection=block_by_block", "calibrate.sink_weights.mode=paper")
 """Settings under which every key matters: sinks are weighted, and blocks are measured again."""
@@ -158,7 +160,7 @@ def test_every_knob_is_neutral_or_in_the_table():
 def test_what_depends_on_a_knob_changes_with_it_and_nothing_else(base, key):
     recipe, before = base
     value, dependent = TABLE[key]
-    assert value_at(recipe, key) != value
+    assert value_at(to_dict(recipe), key) != value_at(to_dict(replaced(recipe, key, value)), key)
     after = keys(replaced(recipe, key, value))
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {*dependent.split(), *PRINTED.split()}
@@ -169,7 +171,7 @@ def test_what_depends_on_a_knob_changes_with_it_and_nothing_else(base, key):
 )
 def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     recipe, before = base
-    value = value_at(recipe, key)
+    value = value_at(to_dict(recipe), key)
     after = keys(
         replaced(recipe, key, f"{value}x" if isinstance(value, str) else "x" if value is None else value + 1)
     )
@@ -211,18 +213,29 @@ def test_an_observation_depends_on_whose_it_is(base):
 @pytest.mark.parametrize(
     ("section", "value"), [("needs", ["a"]), ("variants", []), ("kinds", ["attention_heads"])]
 )
-def test_a_calibration_that_lacks_something_does_not_serve(section, value):
-    stage = BY_NAME["calibrate"]
-    done = {"needs": ["a", "b"], "variants": ["on"], "kinds": ["attention_heads", "ffn_channels"]}
-    assert stage.enough is not None
-    assert stage.enough(done, done)
-    assert stage.enough(done, {**done, section: value})
-    assert not stage.enough({**done, section: value}, done)
+def test_a_calibration_that_lacks_something_does_not_serve(base, section, value):
+    asked = {"needs": ["a", "b"], "variants": ["on"], "kinds": ["attention_heads", "ffn_channels"]}
+    assert stage_key(base, "calibrate").asked.keys() == asked.keys()
+    check_less_serves_not(asked, section, value)
 
 
-def test_a_first_pass_that_lacks_something_does_not_serve(base):
-    enough = first_pass_key(Run(base[0], progress=False), wanted(Run(base[0], progress=False))).enough
-    done = {"stability": True, "kinds": ["attention_heads", "ffn_channels"]}
-    assert enough(done, {"stability": False, "kinds": ["ffn_channels"]})
-    assert not enough({**done, "stability": False}, done)
-    assert not enough({**done, "kinds": ["ffn_channels"]}, done)
+@pytest.mark.parametrize(("section", "value"), [("sees", []), ("kinds", ["ffn_channels"])])
+def test_a_first_pass_that_lacks_something_does_not_serve(base, section, value):
+    run = Run(base[0], progress=False)
+    asked = {"kinds": ["attention_heads", "ffn_channels"], "sees": ["stability"]}
+    assert first_pass_key(run, wanted(run)).asked == asked
+    check_less_serves_not(asked, section, value)
+
+
+def stage_key(base, name: str) -> Key:
+    return BY_NAME[name].key(Run(base[0], progress=False))
+
+
+def check_less_serves_not(asked: dict[str, list[str]], section: str, value: list[str]) -> None:
+    more, less = Key("k", {}, {}, asked), Key("k", {}, {}, {**asked, section: value})
+    results = [
+        Result(Path(), {"kind": "k", "id": key.id, "base": key.base, "asked": key.asked})
+        for key in (more, less)
+    ]
+    assert [result.serves(less) for result in results] == [True, True]
+    assert [result.serves(more) for result in results] == [True, False]
