@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 from torch import Tensor
 
 LEVEL = 0.95
@@ -56,12 +56,7 @@ def median_interval(values: Sequence[float]) -> tuple[list[float], float]:
     Returns:
         ``([low, high], coverage)``.
     """
-    ordered = sorted(values)
-    n = len(ordered)
-    best, tail = 1, 0.0
-    for k in range(1, max(n // 2, 1) + 1):
-        below = tail + math.comb(n, k - 1) / 2**n
-        if k > 1 and 1 - 2 * below < LEVEL:
-            break
-        best, tail = k, below
-    return [ordered[best - 1], ordered[n - best]], 1 - 2 * tail
+    ordered, n = sorted(values), len(values)
+    coverage = {k: 1 - 2 * float(bdtr(k - 1, n, 0.5)) for k in range(1, max(n // 2, 1) + 1)}
+    k = max((k for k, share in coverage.items() if share >= LEVEL), default=1)
+    return [ordered[k - 1], ordered[n - k]], coverage[k]

@@ -4,7 +4,7 @@ It knows nothing of pruning: cuts, sink maps and metrics come as plain JSON and 
 every section of the page is one file (`eval.report.sections`).
 """
 
-from eval.report.data import FORMAT, RunData
-from eval.report.page import build, render
+from eval.report.data import FORMAT, RunData, load_run
+from eval.report.page import render
 
-__all__ = ["FORMAT", "RunData", "build", "render"]
+__all__ = ["FORMAT", "RunData", "load_run", "render"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from eval.report import figures, fmt, svg
+from eval.report import fmt, svg
 from eval.report.data import RunData
 from eval.report.html import template
 from eval.report.sections.results import Cell, frechet, kernel
 from eval.report.svg import SHAPES, Scale
 
-MEASURED_ON = ("frechet_mode", "frechet_features_sha256", "frechet_num_generated", "frechet_num_real")
+MEASURED_ON = (
+    "frechet_name",
+    "frechet_mode",
+    "frechet_features_sha256",
+    "frechet_num_generated",
+    "frechet_num_real",
+)
 TIMED_ON = ("device", "dtype", "num_threads", "batch_size")
 
 
@@ -47,19 +52,15 @@ BODY = template(
 )
 
 
-@dataclass(frozen=True)
-class Point:
-    """A run on the plot."""
+class Point(NamedTuple):
+    """A run on the plot: speed-up x, Fréchet distance y with its interval, and the distance of its dense model."""
 
-    run: RunData
+    name: str
+    model: str
     x: float
     y: float
-    interval: tuple[float, float] | None
-
-    @property
-    def model(self) -> str:
-        """The base model, or nothing where it has no name."""
-        return self.run.data.get("model") or ""
+    interval: list[float]
+    dense: float
 
 
 def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> Markup:
@@ -78,13 +79,12 @@ def panels(runs: Sequence[RunData]) -> tuple[list[dict[str, Any]], list[str]]:
     groups: dict[tuple[Any, ...], list[RunData]] = {}
     left_out = []
     for run in runs:
-        if run.metric(run.final, "frechet") is None or figures.reached(run, "macs") in (None, 0):
+        if run.metric(run.final, "frechet") is None or not run.left("macs"):
             left_out.append(run.name)
         else:
             groups.setdefault(_measured_on(run), []).append(run)
-    several = [members for members in groups.values() if len(members) > 1]
+    found = [_panel(members) for members in groups.values() if len(members) > 1]
     alone = [members[0].name for members in groups.values() if len(members) == 1]
-    found = [_panel(members) for members in several]
     remarks = []
     if len(groups) > 1:
         remarks.append(
@@ -103,82 +103,71 @@ def panels(runs: Sequence[RunData]) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _measured_on(run: RunData) -> tuple[Any, ...]:
     """Return what has to agree for two Fréchet distances to be comparable."""
-    measured = [run.metric(run.final, key) for key in MEASURED_ON]
-    return (figures.frechet_name(run), run.data.get("data"), *measured)
+    return (run.data.get("data"), *(run.metric(run.final, key) for key in MEASURED_ON))
 
 
 def _timed_on(run: RunData) -> tuple[Any, ...] | None:
     """Return what has to agree for two speed-ups to be comparable, None without a measured one."""
     call = run.metric(run.final, "call")
-    if figures.speedup(run, run.final) is None or call is None:
-        return None
-    return (run.data.get("device"), *(call.get(key) for key in TIMED_ON))
+    return call and (run.data.get("device"), *(call[key] for key in TIMED_ON))
 
 
 def _panel(runs: Sequence[RunData]) -> dict[str, Any]:
     """Return title, note and plot of runs whose Fréchet distances are comparable."""
     timings = {_timed_on(run) for run in runs}
-    measured = len(timings) == 1 and None not in timings
-    axis, note = "speed-up of one call (measured)", "measured, each run against its own dense model"
-    if not measured:
+    if len(timings) == 1 and None not in timings:
+        axis, note = "speed-up of one call (measured)", "measured, each run against its own dense model"
+        speed = [run.speedup(run.final) for run in runs]
+    else:
         why = "some runs have no latency" if None in timings else "latencies come from different set-ups"
         axis, note = "speed-up by MACs (dense / pruned)", f"the MACs ratio, since {why}"
+        speed = [1 / left for run in runs if (left := run.left("macs"))]
     points = []
-    for run in runs:
-        macs = figures.reached(run, "macs")
-        fast = figures.speedup(run, run.final) if measured else 1 / macs if macs else None
-        if fast is not None:
-            frechet, interval = (run.metric(run.final, key) for key in ("frechet", "frechet_ci95"))
-            points.append(Point(run, fast, frechet, interval))
-    name, count = figures.frechet_name(runs[0]), runs[0].metric(runs[0].final, "frechet_num_generated")
-    facts = [f"N = {count:,.0f}" if count else "N unknown", runs[0].data.get("data")]
-    title = f"{name} ({', '.join(fact for fact in facts if fact)})"
-    return {"title": title, "note": f"Speed-up: {note}.", "figure": _plot(points, axis, name)}
-
-
-def _dense(points: Sequence[Point], models: Sequence[str]) -> list[tuple[int, str, float]]:
-    """Return the distinct dense references as (index of the model, name, Fréchet distance)."""
-    found: dict[tuple[int, str], tuple[int, str, float]] = {}
-    for point in points:
-        run, value = point.run, point.run.metric(point.run.reference, "frechet")
-        if value is not None:
-            which = models.index(point.model)
-            found.setdefault((which, fmt.number(value)), (which, run.reference, value))
-    return sorted(found.values())
+    for run, x in zip(runs, speed, strict=True):
+        y, interval = (run.metric(run.final, key) for key in ("frechet", "frechet_ci95"))
+        dense = run.metric(run.reference, "frechet")
+        points.append(Point(run.name, run.data["model"], x or 0.0, y, interval, dense))
+    count = runs[0].metric(runs[0].final, "frechet_num_generated")
+    title = f"{runs[0].frechet_name} (N = {count:,.0f}, {runs[0].data.get('data')})"
+    figure = _plot(points, axis, runs[0].frechet_name)
+    return {"title": title, "note": f"Speed-up: {note}.", "figure": figure}
 
 
 def _plot(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    """Draw the runs, coloured by model, each model's dense distance as a dashed line."""
     models = sorted({point.model for point in points})
-    dense = _dense(points, models)
-    spread = [end for point in points for end in (point.interval or (point.y, point.y))]
-    values = spread + [value for *_, value in dense] + [point.y for point in points]
+    shapes = [SHAPES[which % len(SHAPES)] for which in range(len(models))]
+    found = {(models.index(point.model), fmt.number(point.dense)): point.dense for point in reversed(points)}
+    dense = sorted((which, value) for (which, _), value in found.items())
     left, right = svg.padded([1.0, *(point.x for point in points)], log=False)
     xs = Scale(min(left, 0.95), right, 60, 700)
+    values = [value for point in points for value in (point.y, point.dense, *point.interval)]
     ys = svg.value_scale(values, 372, 42)
     body = svg.axes(xs, ys, x_label, y_label + ", log" * ys.log + " (lower is better)")
     taken: list[tuple[float, float, float]] = []
-    for which, name, value in dense:
-        cls = f"p{which % 5}" if len(models) > 1 else "s0"
+    tagged = set()
+    for which, value in dense:
+        cls, shown = f"p{which % 5}" if len(models) > 1 else "s0", fmt.number(value)
         body += svg.line(xs.start, ys(value), xs.stop, ys(value), f"ref {cls}")
-        tip = f"{name} {models[which]}: {fmt.number(value)}"
-        body += svg.marker(xs(1.0), ys(value), SHAPES[which % len(SHAPES)], f"dot {cls}", tip, 5)
-        if (name, fmt.number(value)) not in {(n, fmt.number(v)) for w, n, v in dense if w < which}:
-            body += _tag(name, xs(1.0), ys(value), taken, xs.stop)
+        tip = f"dense {models[which]}: {shown}"
+        body += svg.marker(xs(1.0), ys(value), shapes[which], f"dot {cls}", tip, 5)
+        if shown not in tagged:
+            tagged.add(shown)
+            body += _tag("dense", xs(1.0), ys(value), taken, xs.stop)
     for point in sorted(points, key=lambda p: (p.x, p.y)):
         which = models.index(point.model)
         cls, x = f"p{which % 5}", xs(point.x)
-        if point.interval:
-            body += svg.line(x, ys(point.interval[0]), x, ys(point.interval[1]), f"whisker {cls}")
-        tip = f"{point.run.name}: {fmt.times(point.x)}, {fmt.number(point.y)} {fmt.span(point.interval)}"
-        body += svg.marker(x, ys(point.y), SHAPES[which % len(SHAPES)], f"dot {cls}", tip, 5.5)
-        body += _tag(point.run.name, x, ys(point.y), taken, xs.stop)
+        body += svg.line(x, ys(point.interval[0]), x, ys(point.interval[1]), f"whisker {cls}")
+        tip = f"{point.name}: {fmt.times(point.x)}, {fmt.number(point.y)} {fmt.span(point.interval)}"
+        body += svg.marker(x, ys(point.y), shapes[which], f"dot {cls}", tip, 5.5)
+        body += _tag(point.name, x, ys(point.y), taken, xs.stop)
     height = 418.0
     if len(models) > 1:
-        entries = [(m or "unnamed", SHAPES[k % len(SHAPES)], f"dot p{k % 5}") for k, m in enumerate(models)]
+        entries = [(model, shapes[k], f"dot p{k % 5}") for k, model in enumerate(models)]
         for row in range(0, len(entries), 2):
             body += svg.legend(entries[row : row + 2], xs.start, height + 18)
             height += 24
-    alt = f"{y_label} against {x_label} for {', '.join(point.run.name for point in points)}."
+    alt = f"{y_label} against {x_label} for {', '.join(point.name for point in points)}."
     return svg.drawing(body, 720, height, alt)
 
 
@@ -187,7 +176,7 @@ def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]],
     shown = name if len(name) <= 36 else name[:34] + "…"
     width = svg.text_width(shown)
     start = x + 10 if x + 10 + width <= limit + 16 else x - 10 - width
-    base = y - 7
+    base = y
     for shift in (-7, 15, -21, 29, -35, 43, -49, 57, -63, 71):
         base = y + shift
         if not any(abs(base - other) < 14 and start < e and s < start + width for s, other, e in taken):
@@ -201,13 +190,13 @@ def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]],
 def columns(runs: Sequence[RunData]) -> dict[str, list[Cell]]:
     """Return the columns of the table by title, one cell per run; columns that no run fills are left out."""
     cells: dict[str, Callable[[RunData], Cell]] = {
-        "MACs left": lambda r: Cell(fmt.percent(figures.reached(r, "macs"))),
-        "Parameters left": lambda r: Cell(fmt.percent(figures.reached(r, "params"))),
-        "Speed-up, call": lambda r: Cell(fmt.times(figures.speedup(r, r.final))),
-        "Speed-up, sampling": lambda r: Cell(fmt.times(figures.speedup(r, r.final, "sampling"))),
+        "MACs left": lambda r: Cell(fmt.percent(r.left("macs"))),
+        "Parameters left": lambda r: Cell(fmt.percent(r.left("params"))),
+        "Speed-up, call": lambda r: Cell(fmt.times(r.speedup(r.final))),
+        "Speed-up, sampling": lambda r: Cell(fmt.times(r.speedup(r.final, "sampling"))),
         "Fréchet, dense": lambda r: Cell(fmt.number(r.metric(r.reference, "frechet"))),
-        "Fréchet, final": lambda r: frechet(r, r.final or ""),
-        "Kernel distance": lambda r: kernel(r, r.final or ""),
+        "Fréchet, final": lambda r: frechet(r, r.final),
+        "Kernel distance": lambda r: kernel(r, r.final),
         "Excess error": lambda r: Cell(fmt.number(r.metric(r.final, "excess_error"))),
         "Run time": lambda r: Cell(fmt.seconds(sum(r.entry("seconds").values()) or None)),
     }

@@ -7,9 +7,9 @@ sinks that sit elsewhere from image to image have a picture too, that of where t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 
 import numpy as np
 from markupsafe import Markup
@@ -32,45 +32,34 @@ class Drift:
     Attributes:
         first: The noisiest bucket that has sinks; what the others are compared with.
         centroids: Row and column of the centroid of the sinks by bucket, weighted by s times attention mass, in
-            tokens from the upper left corner of the grid; None without sinks. Empty where keys are no grid.
+            tokens from the upper left corner of the grid. Empty where keys are no grid.
         overlap: Weighted Jaccard index of a bucket's sinks with those of `first`, ``sum_j min / sum_j max`` over s,
-            0 (none shared) to 1 (the same); None where the bucket has none.
+            0 (none shared) to 1 (the same). Buckets without sinks are in neither.
     """
 
     first: int
-    centroids: list[Point | None]
-    overlap: list[float | None]
+    centroids: dict[int, Point]
+    overlap: dict[int, float]
 
 
 def drift(site: Site) -> Drift | None:
     """Return how the sinks of a site move; None if no timestep has any."""
-    weight = _weight(site)
-    there = weight.sum(axis=1) >= FEWEST
-    if not there.any():
+    soft = site.indicator  # s, (T, M)
+    there = np.flatnonzero(soft.sum(axis=1) >= FEWEST).tolist()
+    if not there:
         return None
-    first = int(np.flatnonzero(there)[-1])
-    overlap = [
-        float(np.minimum(row, weight[first]).sum() / np.maximum(row, weight[first]).sum()) if any_ else None
-        for row, any_ in zip(weight, there, strict=True)
-    ]
-    mass = weight * np.nan_to_num(site.key_mass)
-    places = (
-        [_centroid(row, site.grid[1]) if any_ else None for row, any_ in zip(mass, there, strict=True)]
-        if site.grid
-        else []
-    )
-    return Drift(first, places, overlap)
+    first = there[-1]
+    overlap = {
+        t: float(np.minimum(soft[t], soft[first]).sum() / np.maximum(soft[t], soft[first]).sum())
+        for t in there
+    }
+    mass = soft * site.key_mass
+    centroids = {t: _centroid(mass[t], site.grid[1]) for t in there if mass[t].any()} if site.grid else {}
+    return Drift(first, centroids, overlap)
 
 
-def _weight(site: Site) -> NDArray[np.float64]:
-    """Return how much of a sink each key is, ``(T, M)`` in [0, 1]."""
-    return site.sinks.astype(float) if site.indicator is None else np.nan_to_num(site.indicator)
-
-
-def _centroid(mass: NDArray[np.float64], columns: int) -> Point | None:
+def _centroid(mass: NDArray[np.float64], columns: int) -> Point:
     """Return the mean row and column of the cells of a grid, weighted by `mass` (M,)."""
-    if not mass.any():
-        return None
     rows, across = np.divmod(np.arange(len(mass)), columns)
     row, column = (float((mass * (where + 0.5)).sum() / mass.sum()) for where in (rows, across))
     return row, column
@@ -85,56 +74,43 @@ def figure(site: Site) -> Markup | None:
     if site.grid:
         body, width = _path(site.grid, found)
         left, alt = max(width, 144.0) + 44, "Path of the sinks' centroid and "
-    bars, width = _bars(found, left)
-    least = min(value for value in found.overlap if value is not None)
+    bars, width = _bars(found, len(site.indicator), left)
+    least = min(found.overlap.values())
     alt += f"overlap of the sinks with those of bucket {found.first} at {site.module}, at least {least:.2f}."
     return svg.drawing(body + bars, left + width, 22 + PANEL + 26, alt)
 
 
-def _path(grid: tuple[int, int], found: Drift) -> tuple[str, float]:
+def _path(grid: Sequence[int], found: Drift) -> tuple[str, float]:
     """Return the path over the token grid, from a ring at the first bucket on, and its width."""
     rows, columns = grid
     cell = PANEL / max(rows, columns)
     top, left = 22.0, 1.0
-    points = [
-        None if place is None else (left + place[1] * cell, top + place[0] * cell)
-        for place in found.centroids
-    ]
-    parts = [svg.label(0, 12, "centroid of the sinks", "t ink")]
-    parts.append(svg.rect(left, top, columns * cell, rows * cell, "h0"))
-    parts.append(svg.path([point for point in reversed(points) if point], "way"))
+    points = {t: (left + column * cell, top + row * cell) for t, (row, column) in found.centroids.items()}
+    body = svg.label(0, 12, "centroid of the sinks", "t ink")
+    body += svg.rect(left, top, columns * cell, rows * cell, "h0")
+    body += svg.path(list(points.values())[::-1], "way")
     middle = left + columns * cell / 2
     for members in _together(points):
-        x, y = (math.fsum(points[k][axis] for k in members) / len(members) for axis in (0, 1))  # type: ignore[index]
-        cls = "ring" if found.first in members else "dot p1"
-        numbers = _runs(members)
-        parts.append(svg.marker(x, y, "circle", cls, f"bucket {numbers}", 5))
-        side = "end" if x > middle else "start"
-        parts.append(svg.label(x + (-9 if x > middle else 9), y + 4, numbers, "t num ink halo0", side))
-    parts.append(svg.label(left, top + PANEL + 15, _farthest(found.centroids), "t"))
-    return "".join(parts), columns * cell + 2
+        x, y = (math.fsum(points[t][axis] for t in members) / len(members) for axis in (0, 1))
+        numbers, aside = _runs(members), (-9, "end") if x > middle else (9, "start")
+        body += svg.marker(
+            x, y, "circle", "ring" if found.first in members else "dot p1", f"bucket {numbers}", 5
+        )
+        body += svg.label(x + aside[0], y + 4, numbers, "t num ink halo0", aside[1])
+    apart = max((math.dist(*pair) for pair in combinations(found.centroids.values(), 2)), default=0.0)
+    body += svg.label(left, top + PANEL + 15, f"{apart:.1f} tokens apart at most", "t")
+    return body, columns * cell + 2
 
 
-def _farthest(centroids: Sequence[Point | None]) -> str:
-    """Say how far apart any two centroids are at most."""
-    known = [place for place in centroids if place is not None]
-    apart = max((math.dist(one, other) for one in known for other in known), default=0.0)
-    return f"{apart:.1f} tokens apart at most"
-
-
-def _together(points: Sequence[Point | None]) -> list[list[int]]:
+def _together(points: Mapping[int, Point]) -> list[list[int]]:
     """Gather buckets whose points lie so near to each other that marks would cover each other."""
     found: list[list[int]] = []
-    for bucket, point in enumerate(points):
-        if point is None:
-            continue
-        for members in found:
-            anchor = points[members[0]]
-            if anchor is not None and math.dist(point, anchor) < NEAR:
-                members.append(bucket)
-                break
-        else:
+    for bucket, point in points.items():
+        near = (members for members in found if math.dist(point, points[members[0]]) < NEAR)
+        if (members := next(near, None)) is None:
             found.append([bucket])
+        else:
+            members.append(bucket)
     return found
 
 
@@ -147,24 +123,22 @@ def _runs(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def _bars(found: Drift, left: float) -> tuple[str, float]:
-    """Return the overlap as one bar per bucket, and its width."""
-    count = len(found.overlap)
+def _bars(found: Drift, count: int, left: float) -> tuple[str, float]:
+    """Return the overlap as one bar for each of `count` buckets, and its width."""
     slot = min(26.0, 320 / count)
     start = left + 26
     ys = Scale(0, 1, 22 + PANEL, 26)
     title = f"sinks shared with bucket {found.first}"
-    parts = [svg.label(left, 12, title, "t ink")]
+    body = svg.label(left, 12, title, "t ink")
     for value, text in ((0.0, "0"), (0.5, "½"), (1.0, "all")):
-        parts.append(svg.label(start - 6, ys(value) + 4, text, "t num", "end"))
-        parts.append(svg.line(start, ys(value), start + count * slot, ys(value), "grid"))
+        body += svg.label(start - 6, ys(value) + 4, text, "t num", "end")
+        body += svg.line(start, ys(value), start + count * slot, ys(value), "grid")
     every = max(1, math.ceil(count / 12))
-    for bucket, value in enumerate(found.overlap):
+    for bucket in range(count):
         x = start + bucket * slot + 1
-        tip = "no sinks" if value is None else f"{fmt.percent(value, 0)} shared"
-        if value is not None:
-            top = min(ys(value), ys(0) - 1.5)
-            parts.append(svg.rect(x, top, slot - 2, ys(0) - top, "fill k4", f"bucket {bucket}: {tip}"))
+        if (value := found.overlap.get(bucket)) is not None:
+            top, tip = min(ys(value), ys(0) - 1.5), f"bucket {bucket}: {fmt.percent(value, 0)} shared"
+            body += svg.rect(x, top, slot - 2, ys(0) - top, "fill k4", tip)
         if bucket % every == 0:
-            parts.append(svg.label(x + slot / 2 - 1, ys(0) + 15, bucket, "t num", "middle"))
-    return "".join(parts), max(26 + count * slot, svg.text_width(title)) + 4
+            body += svg.label(x + slot / 2 - 1, ys(0) + 15, bucket, "t num", "middle")
+    return body, max(26 + count * slot, svg.text_width(title)) + 4

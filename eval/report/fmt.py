@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MISSING = "–"
@@ -10,8 +11,8 @@ THIN = "\u202f"  # narrow no-break space between number and unit
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format with `digits` significant digits: ``0.0123``, ``12.3``, ``1,234``, ``1.2 × 10⁻⁵``; NaN is missing."""
-    if value is None or math.isnan(value):
+    """Format with `digits` significant digits: ``0.0123``, ``12.3``, ``1,234``, ``1.2 × 10⁻⁵``."""
+    if value is None:
         return MISSING
     if value == 0:
         return "0"
@@ -31,9 +32,8 @@ def quantity(value: float | None, unit: str = "") -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor * 0.9995:
             scaled = value / factor
-            return (
-                f"{scaled:,.0f}{THIN}{prefix}{unit}" if scaled >= 100 else f"{scaled:.3g}{THIN}{prefix}{unit}"
-            )
+            text = f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+            return f"{text}{THIN}{prefix}{unit}"
     return f"{value:,.0f}{THIN}{unit}".rstrip(THIN)
 
 
@@ -78,6 +78,6 @@ def times(value: float | None) -> str:
     return f"{value:.2f}×" if value < 10 else f"{number(value)}×"
 
 
-def span(interval: tuple[float, float] | None) -> str:
+def span(interval: Sequence[float] | None) -> str:
     """Format an interval: ``11.1 to 13.6``."""
     return f"{number(interval[0])} to {number(interval[1])}" if interval else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,46 +14,56 @@ from eval.report import svg
 MAX_SIDE = 32  # larger token grids are reduced to at most this side
 
 
+def reduction(grid: list[int]) -> int:
+    """Return how many tokens stand side by side in one cell of a drawn grid."""
+    return math.ceil(max(grid) / MAX_SIDE)
+
+
 def pooled(
     values: NDArray[np.float64],
-    factor: int,
+    grid: list[int],
     reduce: Callable[..., NDArray[np.float64]] = np.max,
     fill: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Reduce blocks of ``factor x factor`` cells of ``(T, rows, columns)``, by default to their maximum.
+    """Return values by token as the grids that are drawn, each cell one token or a block of them.
 
     Args:
-        values: What is pooled.
-        factor: Side of a block.
-        reduce: A NumPy reduction.
+        values: By timestep bucket and token, ``(T, N)``.
+        grid: Rows and columns of the tokens.
+        reduce: A NumPy reduction over the tokens of a cell, by default their maximum.
         fill: What stands beyond the edges of the last blocks.
+
+    Returns:
+        ``(T, rows, columns)``.
     """
-    if factor == 1:
-        return values
-    _, rows, columns = values.shape
+    factor, (rows, columns) = reduction(grid), grid
     pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
-    values = np.pad(values, pad, constant_values=fill)
-    shape = (len(values), values.shape[1] // factor, factor, values.shape[2] // factor, factor)
-    return reduce(values.reshape(shape), axis=(2, 4))
+    padded = np.pad(values.reshape(-1, rows, columns), pad, constant_values=fill)
+    shape = (len(padded), padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
+    return reduce(padded.reshape(shape), axis=(2, 4))
+
+
+def panel(share: NDArray[np.float64], x: float, y: float, cell: float, tip: str) -> str:
+    """Draw one grid, ``(rows, columns)`` in [0, 1], by colour."""
+    rows, columns = share.shape
+    return svg.rect(x, y, columns * cell, rows * cell, "h0", tip) + cells(share, x, y, cell)
 
 
 def cells(share: NDArray[np.float64], x: float, y: float, cell: float) -> str:
     """Return the cells above the lowest colour, runs of one colour in a row joined, one path per colour."""
     drawn: dict[str, list[str]] = {}
     for row, values in enumerate(share):
-        names = ["nodata" if math.isnan(v) else svg.heat_class(float(v)) for v in values]
-        start = 0
-        for end in range(1, len(names) + 1):
-            if end == len(names) or names[end] != names[start]:
-                if names[start] != "h0":
-                    drawn.setdefault(names[start], []).append(
-                        f"M{x + start * cell:.4g} {y + row * cell:.4g}h{(end - start) * cell:.4g}v{cell:.4g}"
-                        f"h{-(end - start) * cell:.4g}z"
-                    )
-                start = end
+        column = 0
+        for name, run in groupby(map(svg.heat_class, values.tolist())):
+            width = len(list(run))
+            if name != "h0":
+                drawn.setdefault(name, []).append(
+                    f"M{x + column * cell:.4g} {y + row * cell:.4g}h{width * cell:.4g}v{cell:.4g}h{-width * cell:.4g}z"
+                )
+            column += width
     return "".join(f'<path class="{name}" d="{"".join(steps)}"/>' for name, steps in sorted(drawn.items()))
 
 
-def bucket_ends(start: float, stop: float, y: float) -> list[str]:
+def bucket_ends(start: float, stop: float, y: float) -> str:
     """Return the words at both ends of an axis of timestep buckets."""
-    return [svg.label(start, y, "less noise", "t"), svg.label(stop, y, "more noise", "t", "end")]
+    return svg.label(start, y, "less noise", "t") + svg.label(stop, y, "more noise", "t", "end")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +20,17 @@ class Site:
 
     Attributes:
         module: Module path.
-        grid: Token grid ``(rows, columns)`` if the keys are image tokens, else None.
+        grid: Token grid ``[rows, columns]`` if the keys are image tokens, else None.
         sink_mass: Share of a head's attention on sink keys, ``(T, H)`` in [0, 1]; T timestep buckets, H heads.
         key_mass: Attention mass by key, mean over heads, ``(T, M)``; a row sums to one.
-        indicator: Soft sink indicator ``(T, M)`` in [0, 1], or None.
+        indicator: Soft sink indicator ``(T, M)`` in [0, 1].
     """
 
     module: str
-    grid: tuple[int, int] | None
+    grid: list[int] | None
     sink_mass: NDArray[np.float64]
     key_mass: NDArray[np.float64]
-    indicator: NDArray[np.float64] | None
+    indicator: NDArray[np.float64]
 
     @property
     def threshold(self) -> float:
@@ -47,19 +45,17 @@ class Site:
     @property
     def sinks(self) -> NDArray[np.bool_]:
         """Which keys are sinks at which timestep, ``(T, M)``."""
-        if self.indicator is not None:
-            return np.nan_to_num(self.indicator) >= SINK_INDICATOR
-        return np.nan_to_num(self.relative_mass) >= self.threshold
+        return self.indicator >= SINK_INDICATOR
 
     @property
     def peak_mass(self) -> float:
         """The largest sink mass of any head and timestep."""
-        return float(np.nanmax(self.sink_mass, initial=0.0))
+        return float(self.sink_mass.max())
 
     @property
     def peak_relative(self) -> float:
         """The largest relative mass of any key and timestep; 1 is uniform."""
-        return float(np.nanmax(self.relative_mass, initial=0.0))
+        return float(self.relative_mass.max())
 
     @property
     def has_sinks(self) -> bool:
@@ -72,17 +68,8 @@ def read_sites(run: RunData) -> list[Site]:
     if not run.data.get("sinks"):
         return []
     tensors = run.tensors(run.data["sinks"])
-    return [_site(entry, tensors) for entry in run.data["sink_sites"]]
-
-
-def _site(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Site:
-    module, grid = entry["module"], entry.get("grid")
-    sink_mass, key_mass = (tensors[f"{module}/{name}"].astype(float) for name in ("sink_mass", "key_mass"))
-    indicator = tensors.get(f"{module}/sink_indicator")
-    return Site(
-        module,
-        grid=(grid[0], grid[1]) if grid else None,
-        sink_mass=sink_mass,
-        key_mass=key_mass,
-        indicator=None if indicator is None else indicator.astype(float),
-    )
+    names = ("sink_mass", "key_mass", "sink_indicator")
+    return [
+        Site(site["module"], site["grid"], *(tensors[f"{site['module']}/{n}"].astype(float) for n in names))
+        for site in run.data["sink_sites"]
+    ]

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from markupsafe import Markup
 
@@ -39,7 +38,7 @@ class Scale:
         share = (value - low) / (high - low) if high > low else 0.5
         return round(self.start + share * (self.stop - self.start), 2)
 
-    def ticks(self, count: int = 5) -> list[float]:
+    def ticks(self, count: int) -> list[float]:
         """Return round values inside the range."""
         return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high, count)
 
@@ -123,11 +122,10 @@ def path(points: Sequence[tuple[float, float] | None], cls: str) -> str:
 
 def marker(x: float, y: float, shape: str, cls: str, title: str = "", size: float = 4.5) -> str:
     """Return a point: circle, square, diamond or triangle."""
-    s = size
+    s, d = size, 1.35 * size
     outlines = {
         "square": f"M{x - s:g} {y - s:g}h{2 * s:g}v{2 * s:g}h{-2 * s:g}z",
-        "diamond": f"M{x:g} {y - 1.35 * s:g}l{1.35 * s:g} {1.35 * s:g}l{-1.35 * s:g} {1.35 * s:g}"
-        f"l{-1.35 * s:g} {-1.35 * s:g}z",
+        "diamond": f"M{x:g} {y - d:g}l{d:g} {d:g}l{-d:g} {d:g}l{-d:g} {-d:g}z",
         "triangle": f"M{x:g} {y - 1.2 * s:g}l{1.2 * s:g} {2.1 * s:g}h{-2.4 * s:g}z",
     }
     tip = f"<title>{esc(title)}</title>" if title else ""
@@ -148,21 +146,19 @@ def hatched(x: float, y: float, w: float, h: float, title: str = "", gap: float 
     return f'<path class="hatch" d="{"".join(lines)}"/>' + rect(x, y, w, h, "gone", title)
 
 
-def axes(
-    xs: Scale, ys: Scale, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]] | None = None
-) -> str:
+def axes(xs: Scale, ys: Scale, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> str:
     """Return grid lines, tick labels and axis titles around the plot area that the two scales span."""
-    parts = []
-    for value in ys.ticks():
+    body = ""
+    for value in ys.ticks(5):
         y = ys(value)
-        parts.append(line(xs.start, y, xs.stop, y, "grid"))
-        parts.append(label(xs.start - 8, y + 4, tick(value), "t num", "end"))
-    for value, text in x_ticks if x_ticks is not None else [(v, tick(v)) for v in xs.ticks(6)]:
-        parts.append(label(xs(value), ys.start + 18, text, "t num", "middle"))
-    parts.append(line(xs.start, ys.start, xs.stop, ys.start, "axis"))
-    parts.append(label((xs.start + xs.stop) / 2, ys.start + 38, x_label, "t", "middle"))
-    parts.append(label(2, ys.stop - 14, y_label, "t"))
-    return "".join(parts)
+        body += line(xs.start, y, xs.stop, y, "grid") + label(
+            xs.start - 8, y + 4, tick(value), "t num", "end"
+        )
+    for value in xs.ticks(6) if x_ticks is None else x_ticks:
+        body += label(xs(value), ys.start + 18, tick(value), "t num", "middle")
+    body += line(xs.start, ys.start, xs.stop, ys.start, "axis")
+    body += label((xs.start + xs.stop) / 2, ys.start + 38, x_label, "t", "middle")
+    return body + label(2, ys.stop - 14, y_label, "t")
 
 
 def tick(value: float) -> str:
@@ -174,12 +170,11 @@ def tick(value: float) -> str:
 
 def legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> str:
     """Return a row of marks and names; an entry is (name, marker shape, class)."""
-    parts = []
+    body = ""
     for name, shape, cls in entries:
-        parts.append(marker(x + 5, y - 4, shape, cls))
-        parts.append(label(x + 15, y, name, "t ink"))
+        body += marker(x + 5, y - 4, shape, cls) + label(x + 15, y, name, "t ink")
         x += 15 + text_width(name) + 16
-    return "".join(parts)
+    return body
 
 
 def drawing(body: str, width: float, height: float, alt: str) -> Markup:
@@ -191,17 +186,11 @@ def drawing(body: str, width: float, height: float, alt: str) -> Markup:
     return Markup(f"{head}{body}</svg>")
 
 
-def subject_class(index: int) -> str:
-    """Return the colour class of the subject at `index`; the reference is 0."""
-    return f"s{index}" if index < 3 else f"s{3 + (index - 3) % 3}"
-
-
 def heat_scale(x: float, y: float, w: float, h: float) -> str:
     """Return the nine heat colours in a row, each `w` wide and `h` high."""
     return "".join(rect(x + k * w, y, w, h, heat_class(k / 8)) for k in range(9))
 
 
-@cache
-def heat_class(share: float, levels: int = 9) -> str:
+def heat_class(share: float) -> str:
     """Return the colour class of a share in [0, 1], in nine steps."""
-    return f"h{min(levels - 1, max(0, round(share * (levels - 1))))}"
+    return f"h{round(8 * min(1.0, share))}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from eval.report import fmt
 from eval.report.data import RunData
-from eval.report.figures import frechet_name, is_fraction, reached, speedup
 
 SMALL_N = 10_000  # below this the bias of the Fréchet distance at finite N matters
 TARGET_TOLERANCE = 0.01
@@ -14,73 +15,69 @@ NOISY_SPREAD = 0.1  # interquartile range over median from which a latency count
 
 def warnings(run: RunData) -> list[str]:
     """Return what a reader must know before trusting the numbers."""
-    found = list(run.data.get("warnings") or [])
-    if run.dropped:
-        found.append(
-            f"{run.dropped} value(s) in data.json were not finite (NaN or infinity) and are left out."
-        )
-    count = run.metric(run.reference, "frechet_num_generated")
+    parts = (_frechet(run), _missed(run), _slow(run), _noisy(run), _not_recovered(run))
+    return [*(run.data.get("warnings") or []), *(text for part in parts for text in part)]
+
+
+def _frechet(run: RunData) -> Iterator[str]:
+    """Warn of distances from few images."""
+    count, why = (run.metric(run.reference, f"frechet_{key}") for key in ("num_generated", "warning"))
     if count and count < SMALL_N:
-        found.append(
+        yield (
             f"Small N: distances are from {count:,.0f} samples. The Fréchet distance is biased upward at small N; "
             "compare it only with values from the same N, the same features and the same real images."
         )
-    if run.metric(run.reference, "frechet_warning"):
-        found.append(f"Fréchet distance: {run.metric(run.reference, 'frechet_warning')}.")
-    found += _missed(run)
-    macs, fast = run.ratio(run.final, "macs"), speedup(run, run.final)
-    if macs and fast is not None and fast < SPEEDUP_SHARE / macs:
-        found.append(
-            f"Speed-up below the arithmetic: {fmt.times(fast)} measured, {fmt.times(1 / macs)} by MACs. "
-            "Fixed costs (memory traffic, small kernels, layers that are not pruned) eat the rest."
-        )
-    found += _noisy(run)
-    found += _not_recovered(run)
-    if run.final and len(run.subjects) == 2 and run.metrics:
-        found.append(
-            f"No recovery: the {run.final} figures are straight after the cut, without any training."
-        )
-    return found
+    if why:
+        yield f"Fréchet distance: {why}."
 
 
-def _missed(run: RunData) -> list[str]:
+def _missed(run: RunData) -> Iterator[str]:
     """Warn of a target that was not hit within the tolerance."""
     reason = "the nearest plan that round_to, minimum units and limits allow"
     for key, name in (("macs", "MACs"), ("params", "parameters")):
-        asked, value = run.entry("asked").get(key), reached(run, key)
-        if is_fraction(asked) and asked and value is not None and abs(value / asked - 1) > TARGET_TOLERANCE:
-            what = f"{fmt.percent(asked)} of the {name} were asked, {fmt.percent(value)} are left"
-            return [f"Target missed: {what} ({reason})."]
-    return [f"Target missed; this is {reason}."] if run.entry("got").get("hit") is False else []
+        asked, left = run.entry("asked").get(key), run.left(key)
+        if asked and left is not None and abs(left / asked - 1) > TARGET_TOLERANCE:
+            what = f"{fmt.percent(asked)} of the {name} were asked, {fmt.percent(left)} are left"
+            yield f"Target missed: {what} ({reason})."
+            return
+    if run.entry("got").get("hit") is False:
+        yield f"Target missed; this is {reason}."
 
 
-def _not_recovered(run: RunData) -> list[str]:
-    """Warn of training that made things worse."""
-    if len(run.subjects) < 3 or run.final is None:
-        return []
-    before = run.subjects[-2]
-    worse = []
-    for key, name in (("frechet", frechet_name(run)), ("excess_error", "excess error")):
-        was, now = run.metric(before, key), run.metric(run.final, key)
-        if was is not None and now is not None and now > was:
-            worse.append(f"the {name} rose from {fmt.number(was)} to {fmt.number(now)}")
-    if not worse:
-        return []
-    return [
-        f"Training back made it worse: {' and '.join(worse)} from {before} to {run.final}. More steps "
-        "(recover.steps) or a lower learning rate may help; else use the pruned model as it is."
-    ]
+def _slow(run: RunData) -> Iterator[str]:
+    """Warn of a speed-up below what the MACs promise."""
+    macs, fast = run.ratio(run.final, "macs"), run.speedup(run.final)
+    if macs and fast is not None and fast < SPEEDUP_SHARE / macs:
+        yield (
+            f"Speed-up below the arithmetic: {fmt.times(fast)} measured, {fmt.times(1 / macs)} by MACs. "
+            "Fixed costs (memory traffic, small kernels, layers that are not pruned) eat the rest."
+        )
 
 
-def _noisy(run: RunData) -> list[str]:
+def _noisy(run: RunData) -> Iterator[str]:
     """Warn of latencies whose spread is large."""
     spread = []
     for subject in run.subjects:
-        for which in ("call", "sampling"):
-            record = run.metric(subject, which)
-            if record and record["iqr_s"] and record["iqr_s"] > NOISY_SPREAD * record["median_s"]:
-                share = fmt.percent(record["iqr_s"] / record["median_s"], 0)
-                spread.append(f"{subject}, {'one call' if which == 'call' else 'sampling'}: {share}")
-    return (
-        [f"Noisy timing: interquartile range over median is large ({'; '.join(spread)})."] if spread else []
-    )
+        for which, name in (("call", "one call"), ("sampling", "sampling")):
+            found = run.metric(subject, which)
+            if found and found["iqr_s"] > NOISY_SPREAD * found["median_s"]:
+                spread.append(f"{subject}, {name}: {fmt.percent(found['iqr_s'] / found['median_s'], 0)}")
+    if spread:
+        yield f"Noisy timing: interquartile range over median is large ({'; '.join(spread)})."
+
+
+def _not_recovered(run: RunData) -> Iterator[str]:
+    """Warn of training that made things worse, or that did not take place."""
+    if len(run.subjects) == 2:
+        yield f"No recovery: the {run.final} figures are straight after the cut, without any training."
+        return
+    before, worse = run.subjects[-2], []
+    for key, name in (("frechet", run.frechet_name), ("excess_error", "excess error")):
+        was, now = run.metric(before, key), run.metric(run.final, key)
+        if was is not None and now is not None and now > was:
+            worse.append(f"the {name} rose from {fmt.number(was)} to {fmt.number(now)}")
+    if worse:
+        yield (
+            f"Training back made it worse: {' and '.join(worse)} from {before} to {run.final}. More steps "
+            "(recover.steps) or a lower learning rate may help; else use the pruned model as it is."
+        )

@@ -12,7 +12,7 @@ from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Result, facts
 from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
-from pruning.files import read_json
+from pruning.files import read_json, write_errors, write_text
 from pruning.recipe import bundled_recipes, find_recipe, load_recipe
 from pruning.stages.folder import LOCK, STAGES, RunFolder
 from pruning.stages.summary import measured
@@ -61,14 +61,19 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
     if arguments.overrides:
         raise PruningError(f"{arguments.overrides[0]}: a comparison of runs takes no overrides")
     runs = _with_report([Path(word) for word in named])
-    from eval.report import build
+    from eval.report import load_run, render
 
     output = Path(arguments.output) if arguments.output else _beside(runs) / "report.html"
+    if output.suffix.lower() != ".html":
+        raise PruningError(f"cannot write {output}: a report is a page; choose a name that ends in .html")
     try:
-        page = build(runs, output)
+        page = render([load_run(path) for path in runs])
     except ValueError as error:  # eval knows no PruningError
         raise PruningError(str(error)) from error
-    return Result({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(page))
+    with write_errors("the report", output.parent, "A report that was there is whole"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, page)
+    return Result({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(output))
 
 
 def copy(arguments: argparse.Namespace, console: Console) -> Result:

@@ -48,7 +48,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
         "criteria": criteria_cuts(run),
     }
     write_json(folder / DATA, data)
-    write_text(folder / PAGE, render([RunData.of(data, folder)]))
+    write_text(folder / PAGE, render([RunData(data, folder)]))
     return {"page": PAGE, "attention_sites": len(sites)}
 
 
@@ -121,14 +121,13 @@ def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
 
 
 def _site(stats: CalibrationStats, module: str) -> dict[str, Tensor]:
-    """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator; empty without them."""
-    if not all(stats.has(module, name) for name in ("sink_mass", "key_mass", "samples")):
+    """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator (T, M); empty without them."""
+    if not all(stats.has(module, name) for name in ("sink_mass", "key_mass", "sink_indicator", "samples")):
         return {}
     samples = stats.get(module, "samples").clamp(min=1)[:, None]
     found = {
         "sink_mass": stats.get(module, "sink_mass") / samples,
         "key_mass": stats.get(module, "key_mass").mean(1) / samples,
+        "sink_indicator": stats.get(module, "sink_indicator") / samples,
     }
-    if stats.has(module, "sink_indicator"):
-        found["sink_indicator"] = stats.get(module, "sink_indicator") / samples
     return {name: value.to(torch.float32) for name, value in found.items()}

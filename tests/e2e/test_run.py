@@ -515,6 +515,10 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     assert main(["report", "runs/tiny", "runs/other"]) == 0
     assert capsys.readouterr().out.endswith("runs/report.html\n")
     assert Path("runs/report.html").is_file()
+    assert main(["report", "runs/tiny", "--output", "tiny.yaml/r.html"]) != 0
+    assert (
+        "cannot write the report in tiny.yaml: a file of that name is in the way" in capsys.readouterr().err
+    )
     assert main(["plan", "tiny.yaml", "name=third"]) == 0
     assert main(["report", *map(str, sorted(Path("runs").iterdir()))]) == 0  # runs/*, the comparison included
     said = "runs/third has no report and is left out: stopped after plan; `sinkprune run runs/third` would still do "

@@ -169,6 +169,7 @@ def test_the_recipes_for_real_models_can_meet_their_targets(workplace, capsys, r
         ),
         (["report", "a", "b"], "a: is no run directory with a report"),
         (["report", "empty", "empty"], r"^error: empty/report/data\.json: (?!.*--debug)"),
+        (["report", "empty", "empty", "--output", "x.md"], "^error: cannot write x.md: .* ends in .html"),
         (
             [*RUN, "model.source=bundled:models/gone"],
             "bundled are: bundled:models/[^ ]*(, bundled:models/[^ ]*)*\n",

@@ -10,31 +10,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import RunData, build
+from eval.report import RunData
 from eval.report.drift import drift, figure
 from eval.report.sections import criteria, folding
-from eval.report.sections.criteria import Criterion, Group
 from eval.report.sections.folding import HeadOutput
 from eval.report.sites import Site
 from tests.fixtures import report_runs
+from tests.fixtures.report_runs import build
 
 
-def site(sinks: list[list[int]], keys: int = 16, grid: tuple[int, int] | None = (4, 4)) -> Site:
+def site(sinks: list[list[int]], keys: int = 16, on_grid: bool = True) -> Site:
     """A site whose sinks, by bucket, share the mass 0.8 evenly."""
     indicator = np.zeros((len(sinks), keys))
     mass = np.full((len(sinks), keys), 0.2 / keys)
     for bucket, where in enumerate(sinks):
         indicator[bucket, where] = 1.0
         mass[bucket, where] += 0.8 / max(1, len(where))
-    return Site("attn", grid, np.full((len(sinks), 2), 0.8), mass, indicator)
+    return Site("attn", [4, 4] if on_grid else None, np.full((len(sinks), 2), 0.8), mass, indicator)
 
 
 def test_the_centroid_moves_and_the_overlap_is_taken_with_the_noisiest_sinks() -> None:
     found = drift(site([[0], [0, 3], [15, 0]]))
     assert found is not None
     assert found.first == 2
-    assert np.array(found.centroids) == pytest.approx(np.array([(0.5, 0.5), (0.5, 2.0), (2.0, 2.0)]))
-    assert found.overlap == pytest.approx([1 / 2, 1 / 3, 1.0])
+    centroids = np.array(list(found.centroids.values()))
+    assert centroids == pytest.approx(np.array([(0.5, 0.5), (0.5, 2.0), (2.0, 2.0)]))
+    assert found.overlap == pytest.approx({0: 1 / 2, 1: 1 / 3, 2: 1.0})
 
 
 def test_the_centroid_is_weighted_by_mass() -> None:
@@ -48,27 +49,26 @@ def test_the_centroid_is_weighted_by_mass() -> None:
 def test_buckets_without_sinks_are_left_out() -> None:
     found = drift(site([[5], [], []]))
     assert found is not None
-    assert (found.first, found.overlap, found.centroids[1:]) == (0, [1.0, None, None], [None, None])
+    assert (found.first, found.overlap, list(found.centroids)) == (0, {0: 1.0}, [0])
     assert drift(site([[], []])) is None
     assert figure(site([[], []])) is None
 
 
 def test_tokens_that_are_sinks_in_some_images_count_by_how_many() -> None:
     one = site([[], []])
-    assert one.indicator is not None
     one.indicator[0, [0, 3]], one.indicator[1, 0] = 0.4, 0.6
     one.key_mass[:] = 1 / 16
     found = drift(one)
     assert found is not None
-    assert np.array(found.centroids) == pytest.approx(np.array([(0.5, 2.0), (0.5, 0.5)]))
-    assert found.overlap == pytest.approx([0.4 / (0.6 + 0.4), 1.0])
+    assert np.array(list(found.centroids.values())) == pytest.approx(np.array([(0.5, 2.0), (0.5, 0.5)]))
+    assert found.overlap == pytest.approx({0: 0.4 / (0.6 + 0.4), 1: 1.0})
     drawn = figure(one)
     assert drawn is not None
     assert "1.5 tokens apart at most" in drawn
 
 
 def test_text_keys_have_no_path() -> None:
-    drawn = figure(site([[0], [0, 70]], keys=77, grid=None))
+    drawn = figure(site([[0], [0, 70]], keys=77, on_grid=False))
     assert drawn is not None
     assert "centroid" not in drawn
     assert "at least 0.50" in drawn
@@ -82,13 +82,12 @@ def test_marks_that_would_cover_each_other_are_joined() -> None:
 
 
 def head(before: list[list[float]], folded: float, after: list[list[float]], **facts: Any) -> HeadOutput:
-    known: dict[str, Any] = {"module": "attn", "head": 3, "kept": False, "fluctuation_ratio": 0.04, **facts}
-    return HeadOutput(grid=(2, 2), before=np.array(before), folded=folded, after=np.array(after), **known)
+    known: dict[str, Any] = {"name": "attn head 3", "kept": False, "fluctuation_ratio": 0.04, **facts}
+    return HeadOutput(grid=[2, 2], before=np.array(before), folded=folded, after=np.array(after), **known)
 
 
 def test_a_constant_head_is_dark_before_and_pale_after() -> None:
     constant = head([[2.0] * 4] * 2, 2.0, [[0.0] * 4] * 2)
-    assert constant.name == "attn head 3"
     said = folding.describe(constant)
     assert said.startswith("Pruned. Of its output energy 4")
     assert "on this image 0" in said
@@ -109,24 +108,27 @@ def test_large_grids_are_drawn_as_means_over_blocks_of_tokens() -> None:
         4.0  # the mean of the first 2 x 2 tokens is 1, as is that of the rest of the first row below
     )
     before[0, 2:64] = 2.0
-    drawn = folding.figure(HeadOutput("attn", 0, True, 1.0, (64, 64), before, 0.5, np.zeros((1, 64 * 64))))
+    drawn = folding.figure(HeadOutput("attn", True, 1.0, [64, 64], before, 0.5, np.zeros((1, 64 * 64))))
     assert len(re.findall('<path class="h8"', drawn)) == 1
     assert "the darkest colour is 1.00" in drawn
 
 
 def test_nothing_to_draw_and_nothing_to_say(tmp_path: Path) -> None:
-    assert folding.section(RunData.of({"folding": {}}, tmp_path)) is None
-    said = folding.section(RunData.of({"folding": {"note": "No head carries output."}}, tmp_path))
+    assert folding.section(RunData({"folding": {}}, tmp_path)) is None
+    said = folding.section(RunData({"folding": {"note": "No head carries output."}}, tmp_path))
     assert said is not None
     assert "No head carries output." in said.body
 
 
 GROUPS = [
-    Group("block.0.attn", "attention_heads"),
-    Group("block.0.ff", "ffn_channels"),
-    Group("block.1.attn", "attention_heads"),
+    {"module": "block.0.attn", "kind": "attention_heads"},
+    {"module": "block.0.ff", "kind": "ffn_channels"},
+    {"module": "block.1.attn", "kind": "attention_heads"},
 ]
-ROWS = [Criterion("obs", True, [0.0, 0.5, 1.0]), Criterion("random", False, [0.5, 0.5, 0.5])]
+ROWS = [
+    {"name": "obs", "own": True, "shares": [0.0, 0.5, 1.0]},
+    {"name": "random", "own": False, "shares": [0.5, 0.5, 0.5]},
+]
 
 
 def test_criteria_stand_side_by_side_kinds_together() -> None:
@@ -143,11 +145,11 @@ def test_criteria_stand_side_by_side_kinds_together() -> None:
 
 def test_stages_of_a_unet_are_named_where_they_begin() -> None:
     groups = [
-        Group(f"{where}.resnets.{k}", "resnet_channels")
+        {"module": f"{where}.resnets.{k}", "kind": "resnet_channels"}
         for where in ("down_blocks.0", "mid_block", "up_blocks.1")
         for k in range(20)
     ]
-    rows = [Criterion(name, name == "obs", [0.5] * 60) for name in ("obs", "random")]
+    rows = [{"name": name, "own": name == "obs", "shares": [0.5] * 60} for name in ("obs", "random")]
     drawn = criteria.figure(groups, rows)
     assert drawn is not None
     assert re.findall(r">(down 0|mid|up 1)</text>", drawn) == ["down 0", "mid", "up 1"]
@@ -155,9 +157,9 @@ def test_stages_of_a_unet_are_named_where_they_begin() -> None:
 
 
 def test_what_is_left_out_is_named_with_the_reason() -> None:
-    found = {"left_out": [{"why": "too slow", "names": ["obs", "sink"]}]}
+    found = [{"why": "too slow", "names": ["obs", "sink"]}]
     assert criteria.left_out(found) == "Not computed: obs, sink (too slow)."
-    assert criteria.left_out({}) == ""
+    assert criteria.left_out([]) == ""
 
 
 def pictured(path: Path, **changes: Any) -> Path:

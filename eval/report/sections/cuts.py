@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,8 @@ BARS = template(
 BODY = template(
     """
 <p class="chips">
-{%- for total in totals %}
-<span><span class="swatch {{ total.cls }}"></span><b>{{ total.kind }}</b> {{ total.words }}</span>
+{%- for cls, kind, words in totals %}
+<span><span class="swatch {{ cls }}"></span><b>{{ kind }}</b> {{ words }}</span>
 {%- endfor %}
 {% if removed %}<span><span class="swatch gone"></span>removed with its block</span>{% endif %}</p>
 {% if depth %}
@@ -92,14 +92,12 @@ def section(run: RunData) -> Section | None:
     return Section(body, "Where the cuts fell", link="Cuts")
 
 
-def read_cuts(entries: Sequence[dict[str, Any]]) -> list[Cut]:
+def read_cuts(entries: Sequence[Mapping[str, Any]]) -> list[Cut]:
     """Read the cuts in model order; kinds that are new to the report take the next free colours."""
     new = sorted({entry["kind"] for entry in entries} - set(KIND_CLASSES))
     classes = KIND_CLASSES | {kind: f"k{4 + index % 3}" for index, kind in enumerate(new)}
-    return [
-        Cut(e["module"], e["kind"], e["kept"], e["total"], e.get("removed", False), classes[e["kind"]])
-        for e in entries
-    ]
+    keys = ("module", "kind", "kept", "total", "removed")
+    return [Cut(*(entry[key] for key in keys), cls=classes[entry["kind"]]) for entry in entries]
 
 
 def kind_words(kind: str) -> str:
@@ -107,17 +105,14 @@ def kind_words(kind: str) -> str:
     return KIND_WORDS.get(kind, kind.replace("_", " "))
 
 
-def _totals(cuts: Sequence[Cut]) -> list[dict[str, str]]:
-    """Return kept and total units by kind; units in removed blocks count as gone."""
-    kinds: dict[str, list[Cut]] = {}
-    for cut in cuts:
-        kinds.setdefault(cut.kind, []).append(cut)
+def _totals(cuts: Sequence[Cut]) -> list[tuple[str, str, str]]:
+    """Return colour, name and kept and total units of each kind; units in removed blocks count as gone."""
     found = []
-    for kind, members in kinds.items():
-        kept = sum(0 if cut.removed else cut.kept for cut in members)
-        total = sum(cut.total for cut in members)
+    for kind, cls in {cut.kind: cut.cls for cut in cuts}.items():
+        members = [cut for cut in cuts if cut.kind == kind]
+        kept, total = sum(cut.kept for cut in members if not cut.removed), sum(cut.total for cut in members)
         words = f"{kept:,} of {total:,} kept in {fmt.plural(len(members), 'group')}"
-        found.append({"kind": kind_words(kind), "cls": members[0].cls, "words": words})
+        found.append((cls, kind_words(kind), words))
     return found
 
 
@@ -126,45 +121,42 @@ def depth(cuts: Sequence[Cut]) -> Markup:
     kinds = {cut.kind: cut.cls for cut in sorted(cuts, key=lambda cut: (cut.cls, cut.kind))}
     left, width, band, gap = 40, 960, 64, 30
     slot = (width - left - 8) / len(cuts)
-    height = len(kinds) * (band + gap) + 34
-    parts = []
+    foot = len(kinds) * (band + gap)
+    body = ""
     for row, kind in enumerate(kinds):
         top = row * (band + gap) + 22
-        parts.append(svg.label(left, top - 8, kind_words(kind), "t ink"))
-        for value, text in ((0, "0"), (1, "all")):
-            y = top + band * (1 - value)
-            parts.append(svg.label(left - 7, y + 4, text, "t num", "end"))
-            parts.append(svg.line(left, y, width - 8, y, "grid"))
+        body += svg.label(left, top - 8, kind_words(kind), "t ink")
+        for y, text in ((top + band, "0"), (top, "all")):
+            body += svg.label(left - 7, y + 4, text, "t num", "end") + svg.line(left, y, width - 8, y, "grid")
         for index, cut in enumerate(cuts):
             if cut.kind == kind:
-                parts.append(_column(cut, left + index * slot, top, max(1.0, slot - 1), band))
-    parts.append(_stages(cuts, left, slot, len(kinds) * (band + gap) + 4))
+                body += _column(cut, left + index * slot, top, max(1.0, slot - 1), band)
+    body += _stages(cuts, left, slot, foot + 4)
     alt = f"Kept share of {len(cuts)} groups in model order, by kind."
-    return svg.drawing("".join(parts), width, height, alt)
+    return svg.drawing(body, width, foot + 34, alt)
 
 
 def _column(cut: Cut, x: float, top: float, width: float, height: float) -> str:
     title = f"{cut.module} ({kind_words(cut.kind)}): {cut.words}"
     if cut.removed:
         return svg.hatched(x, top, width, height, title)
-    return svg.rect(x, top, width, height, "track", title) + svg.rect(
-        x, top + height * (1 - cut.share), width, height * cut.share, f"fill {cut.cls}", title
-    )
+    kept = height * cut.share
+    track = svg.rect(x, top, width, height, "track", title)
+    return track + svg.rect(x, top + height - kept, width, kept, f"fill {cut.cls}", title)
 
 
 def _stages(cuts: Sequence[Cut], left: float, slot: float, y: float) -> str:
     """Return ticks and names where a new stage of the model begins, as far as names fit."""
-    parts, free, before = [], 0.0, ""
+    body, free, before = "", 0.0, ""
     for index, cut in enumerate(cuts):
-        stage = stage_name(cut.module)
-        if stage == before:
-            continue
-        before, x = stage, left + index * slot
-        parts.append(svg.line(x, y - 4, x, y + 4, "axis"))
-        if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
-            parts.append(svg.label(x, y + 17, stage, "t"))
-            free = x + svg.text_width(stage) + 8
-    return "".join(parts)
+        stage, x = stage_name(cut.module), left + index * slot
+        if stage != before:
+            body += svg.line(x, y - 4, x, y + 4, "axis")
+            if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
+                body += svg.label(x, y + 17, stage, "t")
+                free = x + svg.text_width(stage) + 8
+        before = stage
+    return body
 
 
 def stage_name(module: str) -> str:

@@ -17,9 +17,8 @@ PLACE = 50
 
 BODY = template(
     """
-<p class="soft">Error on {{ held_out }}images at each noise level
-{%- if figures | length > 1 %}, and as a ratio to {{ reference }}: where the ratio peaks, the cut hurt most{% endif -%}
-.</p>
+<p class="soft">Error on {{ held_out }}images at each noise level, and as a ratio to {{ reference }}: where the
+ratio peaks, the cut hurt most.</p>
 <div class="figures">{% for figure in figures %}<figure>{{ figure }}</figure>{% endfor %}</div>
 """
 )
@@ -29,24 +28,20 @@ Errors = Mapping[str, Sequence[float | None]]
 
 def section(run: RunData) -> Section | None:
     """Show the errors; None if none were measured."""
-    errors = {subject: run.metric(subject, "denoising_error") or [] for subject in run.subjects}
-    base = errors[run.reference]
+    errors = {subject: run.metric(subject, "denoising_error") for subject in run.subjects}
+    base = errors.pop(run.reference)
+    if not base:
+        return None
     ratios = {
-        subject: [v / b if v is not None and b else None for v, b in zip(row, base, strict=False)]
+        subject: [v / b if v is not None and b else None for v, b in zip(row, base, strict=True)]
         for subject, row in errors.items()
-        if subject != run.reference
     }
-    figures = []
-    if shown := _measured(errors):
-        figures.append(by_bucket(run, shown, "mean squared error"))
-    if shown := _measured(ratios):
-        figures.append(by_bucket(run, shown, f"ratio to {run.reference}", mark=1.0))
+    figures = [
+        by_bucket(run, {run.reference: base, **errors}, "mean squared error"),
+        by_bucket(run, ratios, f"ratio to {run.reference}", mark=1.0),
+    ]
     body = BODY(figures=figures, reference=run.reference, held_out=run.held_out)
-    return Section(body, "Denoising error by timestep", link="Denoising error") if figures else None
-
-
-def _measured(errors: Errors) -> Errors:
-    return {s: row for s, row in errors.items() if any(value is not None for value in row)}
+    return Section(body, "Denoising error by timestep", link="Denoising error")
 
 
 def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = None) -> Markup:
@@ -55,14 +50,14 @@ def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = N
     values = [v for row in series.values() for v in row if v is not None] + marks
     count = max(len(row) for row in series.values())
     xs, ys = Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
-    ticks = [(k, str(k)) for k in range(0, count, max(1, math.ceil(count / 10)))]
+    ticks = range(0, count, math.ceil(count / 10))
     body = svg.axes(xs, ys, "timestep bucket (0 = least noise)", y_label + " (log)" * ys.log, ticks)
     for value in marks:
         body += svg.line(xs.start, ys(value), xs.stop, ys(value), "ref")
     entries = []
     for subject, row in series.items():
         index = run.subjects.index(subject)
-        cls, shape = svg.subject_class(index), SHAPES[index % len(SHAPES)]
+        cls, shape = f"s{index}", SHAPES[index]
         points = [None if v is None else (xs(k), ys(v)) for k, v in enumerate(row)]
         body += svg.path(points, f"line {cls}")
         for k, point in enumerate(points):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -43,72 +43,49 @@ describe; they do not decide.</p>
 )
 
 
-@dataclass(frozen=True)
-class Head:
-    """Diagnostics of one attention head (SCORES.md section 4); `fluctuation_ratio` is R_h, None if undefined."""
-
-    group: str
-    head: int
-    sink_mass: float
-    fluctuation_ratio: float | None
-    label: str
-    kept: bool
+Head = Mapping[str, Any]
+"""Diagnostics of an attention head (SCORES.md section 4), and whether it stays."""
 
 
 def section(run: RunData) -> Section | None:
     """Show the heads; None if none were diagnosed."""
-    heads = read_heads(run)
+    heads = run.entry("diagnostics").get("heads")
     if not heads:
         return None
-    figure = diagnostics(heads) if any(head.sink_mass >= SINK_MASS_FLOOR for head in heads) else None
+    figure = diagnostics(heads) if any(head["sink_mass"] >= SINK_MASS_FLOOR for head in heads) else None
     return Section(BODY(figure=figure, counts=head_counts(heads)), "Attention heads", link="Heads")
 
 
-def read_heads(run: RunData) -> list[Head]:
-    """Read the diagnostics of all heads."""
-    found = [entry for entry in run.entry("diagnostics").get("heads", []) if entry["sink_mass"] is not None]
-    return [Head(**{key: entry[key] for key in Head.__dataclass_fields__}) for entry in found]
-
-
-def diagnostics(heads: Sequence[Head]) -> Markup | None:
-    """Draw sink mass against fluctuation ratio, one mark per head; None if no head has a ratio."""
-    shown = [head for head in heads if head.fluctuation_ratio is not None]
-    if not shown:
-        return None
-    ratios = [max(head.fluctuation_ratio or 0.0, 1e-4) for head in shown]
-    low = 10.0 ** math.floor(math.log10(min(min(ratios), CONSTANT_RATIO / 2)))
-    high = max(1.0, max(ratios)) * 1.15
-    widest = max(head.sink_mass for head in shown)
+def diagnostics(heads: Sequence[Head]) -> Markup:
+    """Draw sink mass against fluctuation ratio, one mark per head."""
+    ratios = [max(head["fluctuation_ratio"], 1e-4) for head in heads]
+    low = 10.0 ** math.floor(math.log10(min(*ratios, CONSTANT_RATIO / 2)))
+    widest = max(head["sink_mass"] for head in heads)
     xs = Scale(0, min(1.0, max(math.ceil(widest * 10.5) / 10, HIGH_MASS + 0.1)), 54, 560)
-    ys = Scale(low, high, 332, 50, log=True)
-    body = svg.rect(
-        xs(HIGH_MASS), ys(CONSTANT_RATIO), xs.stop - xs(HIGH_MASS), ys(low) - ys(CONSTANT_RATIO), "zone"
-    )
+    ys = Scale(low, max(1.0, *ratios) * 1.15, 332, 50, log=True)
+    left, top = xs(HIGH_MASS), ys(CONSTANT_RATIO)
+    body = svg.rect(left, top, xs.stop - left, ys(low) - top, "zone")
     body += svg.axes(xs, ys, "sink mass of the head", "fluctuation ratio R (log)")
-    body += svg.line(xs(HIGH_MASS), ys.stop, xs(HIGH_MASS), ys.start, "grid")
+    body += svg.line(left, ys.stop, left, ys.start, "grid")
     body += svg.label(xs.stop - 8, ys.start - 10, "constant (prune and fold)", "t", "end")
     body += svg.label(xs.stop, ys.stop - 14, "right of the line: gate (keep)", "t", "end")
-    for head, ratio in sorted(zip(shown, ratios, strict=True), key=lambda pair: pair[0].kept):
-        state = "kept" if head.kept else "pruned"
+    for head, ratio in sorted(zip(heads, ratios, strict=True), key=lambda pair: pair[0]["kept"]):
+        state, cls = ("kept", "head kept") if head["kept"] else ("pruned", "head cut")
         tip = (
-            f"{head.group} head {head.head}: sink mass {fmt.number(head.sink_mass)}, "
-            f"R {fmt.number(head.fluctuation_ratio)}, {head.label}, {state}"
+            f"{head['group']} head {head['head']}: sink mass {fmt.number(head['sink_mass'])}, "
+            f"R {fmt.number(head['fluctuation_ratio'])}, {head['label']}, {state}"
         )
-        shape = LABEL_SHAPES.get(head.label, "circle")
-        body += svg.marker(
-            xs(head.sink_mass), ys(ratio), shape, "head kept" if head.kept else "head cut", tip, 4.2
-        )
-    labels = [name for name in LABEL_SHAPES if any(head.label == name for head in shown)]
-    entries = [(name, LABEL_SHAPES[name], "head key") for name in labels]
+        body += svg.marker(xs(head["sink_mass"]), ys(ratio), LABEL_SHAPES[head["label"]], cls, tip, 4.2)
+    labels = {head["label"] for head in heads}
+    entries = [(name, shape, "head key") for name, shape in LABEL_SHAPES.items() if name in labels]
     entries += [("kept", "circle", "head kept"), ("pruned", "circle", "head cut")]
     body += svg.legend(entries, xs.start, 16)
-    alt = f"Sink mass against fluctuation ratio for {len(shown)} heads, kept and pruned."
+    alt = f"Sink mass against fluctuation ratio for {len(heads)} heads, kept and pruned."
     return svg.drawing(body, 580, 384, alt)
 
 
 def head_counts(heads: Sequence[Head]) -> list[tuple[str, int, int]]:
-    """Return (label, kept, pruned) for every label that occurs, known labels first."""
-    kept = Counter(head.label for head in heads if head.kept)
-    cut = Counter(head.label for head in heads if not head.kept)
-    order = [*LABEL_SHAPES, *sorted({*kept, *cut} - set(LABEL_SHAPES))]
-    return [(name, kept[name], cut[name]) for name in order if kept[name] or cut[name]]
+    """Return (label, kept, pruned) for every label that occurs."""
+    count = Counter((head["label"], head["kept"]) for head in heads)
+    found = [(name, count[name, True], count[name, False]) for name in LABEL_SHAPES]
+    return [row for row in found if any(row[1:])]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eval.report import figures, fmt
+from eval.report import fmt
 from eval.report.data import RunData
 from eval.report.html import template
 from eval.report.sections import Section
@@ -85,7 +85,7 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
             ("Whole sampling run", "median", _latency("sampling")),
         ],
         "Quality": [
-            (figures.frechet_name(run), "lower is better", frechet),
+            (run.frechet_name, "lower is better", frechet),
             ("Kernel distance", "lower is better", kernel),
             (f"SSIM to {dense}, same noise", "higher is closer", value("ssim", apart=True)),
             (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
@@ -153,24 +153,21 @@ def kernel(run: RunData, subject: str) -> Cell:
 
 def _latency(which: str) -> Show:
     def cell(run: RunData, subject: str) -> Cell:
-        record = run.metric(subject, which)
-        if not record:
+        found = run.metric(subject, which)
+        if found is None:
             return Cell()
-        detail = [f"IQR {fmt.seconds(record['iqr_s'])}"] if record["iqr_s"] is not None else []
-        detail += [f"batch {record['batch_size']}"] if record.get("batch_size") else []
-        lines = [" · ".join(detail)] if detail else []
-        fast, interval = figures.speedup(run, subject, which), figures.speedup_interval(run, subject, which)
-        lines += [f"speed-up, {interval}"] if fast is not None and interval else []
-        ratio = "" if fast is None else f"{fmt.times(fast)} speed"
-        return Cell(fmt.seconds(record["median_s"]), tuple(lines), ratio)
+        lines, fast = [f"IQR {fmt.seconds(found['iqr_s'])} · batch {found['batch_size']}"], ""
+        if subject != run.reference:
+            fast = f"{fmt.times(run.speedup(subject, which))} speed"
+            if interval := run.speedup_interval(subject, which):
+                lines.append(f"speed-up, {interval}")
+        return Cell(fmt.seconds(found["median_s"]), tuple(lines), fast)
 
     return cell
 
 
 def _unknown(run: RunData) -> list[str]:
     """Return the names of numbers that no row is about."""
-    values = {key: found for metrics in run.metrics.values() for key, found in metrics.items()}
-    numbers = [key for key, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return sorted(
-        key for key in numbers if not any(key == own or key.startswith(f"{own}_") for own in OWN_ROWS)
-    )
+    found = {key: v for metrics in run.entry("metrics").values() for key, v in metrics.items()}
+    numbers = [key for key, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return sorted(key for key in numbers if not any(f"{key}_".startswith(f"{own}_") for own in OWN_ROWS))

@@ -55,12 +55,9 @@ def section(run: RunData) -> Section | None:
     if not run.data.get("samples"):
         return None
     tensors = run.tensors(run.data["samples"])
-    images = {name: tensors[name] for name in run.subjects if name in tensors}
-    total = min((len(pixels) for pixels in images.values()), default=0)
-    if not total:
-        return None
+    images = {name: tensors[name] for name in run.subjects}
     labels, prompts = tensors.get("labels"), run.data.get("captions") or []
-    height, width = next(iter(images.values())).shape[2:]
+    total, _, height, width = images[run.reference].shape
     columns = 10 if max(height, width) <= 32 else 8 if max(height, width) <= 128 else 4
     chosen = choose(total, labels, BANDS * columns)
     captions = [prompts[i] if i < len(prompts) else "" if labels is None else str(labels[i]) for i in chosen]
@@ -94,11 +91,9 @@ def choose(count: int, labels: NDArray | None, most: int) -> list[int]:
     """Return indices of the samples to show: the first of every class, then the second, and so on."""
     if labels is None:
         return list(range(min(count, most)))
-    seen: dict[int, int] = {}
-    order = []
-    for index, label in enumerate(labels.tolist()):
-        order.append((seen.get(label, 0), label, index))
-        seen[label] = seen.get(label, 0) + 1
+    order = [
+        (int((labels[:index] == label).sum()), label, index) for index, label in enumerate(labels.tolist())
+    ]
     return [index for _, _, index in sorted(order)][:most]
 
 
