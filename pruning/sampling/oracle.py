@@ -9,7 +9,6 @@ that runs the other way, nor one whose steps need what is not given here.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,29 +30,6 @@ AT_START, ON_THE_WAY, AT_END = 0.5, 0.2, 0.05
 (root mean square)."""
 
 
-@dataclass(frozen=True)
-class Path:
-    """How a sampler went with the exact answers.
-
-    Attributes:
-        first: Timestep of the first step, and how far the amount of noise was off there.
-        worst: The same where it was off most.
-        end: Distance from x0 at the end, root mean square.
-        allowed: What `end` may be.
-    """
-
-    first: tuple[float, float]
-    worst: tuple[float, float]
-    end: float
-    allowed: float
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the sampler can be trusted."""
-        on_the_way = self.worst[1] <= self.first[1] + ON_THE_WAY
-        return self.first[1] <= AT_START and on_the_way and self.end <= self.allowed
-
-
 def check_sampler(scheduler: Any, sampler: Any, num_steps: int) -> None:
     """Check that `sampler` ends where the model says, in `num_steps` steps.
 
@@ -70,27 +46,33 @@ def check_sampler(scheduler: Any, sampler: Any, num_steps: int) -> None:
     """
     name, own = type(sampler).__name__, type(scheduler).__name__
     _check_signal(scheduler, fresh_scheduler(sampler, num_steps), name)
-    if levels_at(scheduler, 0) is None and name != own:
+    cleanest = levels_at(scheduler, 0)
+    if cleanest is None and name != own:
         raise PruningError(
             f"the sampler {name} cannot be checked, for the model's own {own} has neither alphas_cumprod nor flow "
             "matching; sample with the model's own"
         )
-    path = _walk(scheduler, sampler, num_steps)
-    if path is None or (path.is_right and same_noise(scheduler, sampler)):
+    off, end = _walk(scheduler, sampler, num_steps)
+    if cleanest is None:
+        return
+    (_, at_first), (t, at_worst) = off[0], max(off, key=lambda pair: pair[1])
+    allowed = 2 * cleanest[1] + AT_END
+    is_right = at_first <= AT_START and at_worst <= at_first + ON_THE_WAY and end <= allowed
+    if is_right and same_noise(scheduler, sampler):
         return
     if name == own:
         logger.warning(
             "%s: in %d step(s) it does not get where the model points (with a perfect model of one image it ends %.2g "
             "away from it, and the noise is off by %.2g at timestep %g); take more steps",
-            *(name, num_steps, path.end, path.worst[1], path.worst[0]),
+            *(name, num_steps, end, at_worst, t),
         )
         return
     lost = ", ".join(f"{key} {value!r}" for key, value in lost_settings(scheduler, sampler).items())
     why = f"it drops what the model was trained with ({lost})" if lost else f"it goes another way than {own}"
     raise PruningError(
-        f"the sampler {name} does not fit the model: {why}. With a perfect model of one image it ends {path.end:.2g} "
-        f"away from it (at most {path.allowed:.2g}), and the noise is off by {path.worst[1]:.2g} at timestep "
-        f"{path.worst[0]:g}; leave it out, take more steps than {num_steps}, or choose one that keeps all of this"
+        f"the sampler {name} does not fit the model: {why}. With a perfect model of one image it ends {end:.2g} away "
+        f"from it (at most {allowed:.2g}), and the noise is off by {at_worst:.2g} at timestep {t:g}; leave it out, "
+        f"take more steps than {num_steps}, or choose one that keeps all of this"
     )
 
 
@@ -108,8 +90,12 @@ def _check_signal(scheduler: Any, steps: Any, name: str) -> None:
         )
 
 
-def _walk(scheduler: Any, sampler: Any, num_steps: int) -> Path | None:
-    """Return how the sampler went, or None where the model's own scheduler says no noise levels to hold it against.
+def _walk(scheduler: Any, sampler: Any, num_steps: int) -> tuple[list[tuple[float, float]], float]:
+    """Return how the sampler goes with the exact answers.
+
+    Returns:
+        Each step's timestep and how far the amount of noise is off there (empty where the model's own scheduler says
+        no noise levels), and the distance from x0 at the end, root mean square.
 
     Raises:
         PruningError: If it stops, ends in NaN, or draws from torch's global generator.
@@ -143,8 +129,4 @@ def _walk(scheduler: Any, sampler: Any, num_steps: int) -> Path | None:
             f"the sampler {name} cannot sample here: {problem}; choose another, such as DDIMScheduler "
             "(FlowMatchEulerDiscreteScheduler for flow matching)"
         )
-    levels = levels_at(scheduler, 0)
-    if levels is None:
-        return None
-    away = float((end - x0).square().mean().sqrt())
-    return Path(off[0], max(off, key=lambda pair: pair[1]), away, 2 * levels[1] + AT_END)
+    return off, float((end - x0).square().mean().sqrt())

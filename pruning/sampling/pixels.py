@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.models.families import denoise, denoiser_call, null_class, num_classes, sample_shape
-from pruning.sampling.steps import fresh_scheduler, initial_noise, run_steps, sample_generators, to_uint8
+from pruning.sampling.steps import fresh_scheduler, in_batches, initial_noise, run_steps, sample_generators
 
 
 @torch.no_grad()
@@ -24,12 +24,11 @@ def sample(
     seed: int,
     batch_size: int,
     guidance_scale: float = 1.0,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Sample images from a pixel denoiser, class-conditional if it has classes.
 
     Args:
-        model: A denoiser on `device` that works on pixels.
+        model: A denoiser that works on pixels.
         scheduler: Any diffusers scheduler; a copy is used.
         sample_ids: N sample indices; the same index and seed give the same image in any batch.
         labels: N classes; required if and only if the model is class-conditional.
@@ -37,7 +36,6 @@ def sample(
         seed: Seed of the run.
         batch_size: Samples at once.
         guidance_scale: Classifier-free guidance, eps = eps_u + scale (eps_c - eps_u) (Ho and Salimans 2022); 1: none.
-        device: Where the model is.
 
     Returns:
         uint8 (N, C, H, W) on the CPU.
@@ -48,27 +46,30 @@ def sample(
     """
     ids = torch.as_tensor(sample_ids, dtype=torch.long).flatten()
     classes = _check_labels(model, labels, len(ids))
-    if num_steps < 1 or batch_size < 1:
-        raise PruningError(f"sampling: num_steps {num_steps} and batch_size {batch_size} must be at least 1")
     if guidance_scale != 1.0 and null_class(model) is None:
         raise PruningError(
             f"guidance_scale {guidance_scale}: {type(model).__name__} has no null class; use 1.0"
         )
+    shape, first = sample_shape(model), next(model.parameters())
+
+    def draw(rows: slice) -> Tensor:
+        chosen = None if classes is None else classes[rows].to(first.device)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            return _predict(model, x.to(first.dtype), t, chosen, guidance_scale)
+
+        steps = fresh_scheduler(scheduler, num_steps, first.device)
+        noise = initial_noise(ids[rows], shape, seed).to(first.device)
+        return run_steps(steps, predict, noise, sample_generators(ids[rows], seed))
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        images = []
-        for start in range(0, len(ids), batch_size):
-            rows = slice(start, start + batch_size)
-            chosen = None if classes is None else classes[rows].to(device)
-            x = _sample_batch(model, scheduler, ids[rows], chosen, num_steps, seed, guidance_scale, device)
-            if not bool(torch.isfinite(x).all()):
-                raise PruningError(f"sampling: NaN or infinity in the samples {ids[rows].tolist()}")
-            images.append(to_uint8(x).cpu())
+        images = in_batches(ids, num_steps, batch_size, draw)
     finally:
         for module, mode in modes:  # one by one: recovery keeps some modules in eval mode
             module.training = mode
-    return torch.cat(images) if images else torch.empty(0, *sample_shape(model), dtype=torch.uint8)
+    return torch.cat(images) if images else torch.empty(0, *shape, dtype=torch.uint8)
 
 
 def _check_labels(model: nn.Module, labels: Sequence[int] | Tensor | None, count: int) -> Tensor | None:
@@ -93,35 +94,12 @@ def _check_labels(model: nn.Module, labels: Sequence[int] | Tensor | None, count
     return found
 
 
-def _sample_batch(
-    model: nn.Module,
-    scheduler: Any,
-    ids: Tensor,
-    labels: Tensor | None,
-    num_steps: int,
-    seed: int,
-    guidance_scale: float,
-    device: torch.device | str,
-) -> Tensor:
-    """Return samples (B, C, H, W) in the model's own range."""
-    dtype = next(model.parameters()).dtype
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return _predict(model, x.to(dtype), t, labels, guidance_scale)
-
-    steps = fresh_scheduler(scheduler, num_steps, device)
-    return run_steps(
-        steps, predict, initial_noise(ids, sample_shape(model), seed).to(device), sample_generators(ids, seed)
-    )
-
-
 def _predict(model: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: float) -> Tensor:
     """Return the (guided) prediction at one timestep; with guidance both branches share one call."""
     timestep = t.to(x.device).expand(len(x))
-    if labels is None:
-        return denoise(model, denoiser_call(model, x, timestep, {}))
-    if guidance_scale == 1.0:
-        return denoise(model, denoiser_call(model, x, timestep, {"class_labels": labels}))
+    if labels is None or guidance_scale == 1.0:
+        condition = {} if labels is None else {"class_labels": labels}
+        return denoise(model, denoiser_call(model, x, timestep, condition))
     empty = torch.full_like(labels, null_class(model) or 0)
     call = denoiser_call(
         model, torch.cat([x, x]), timestep.repeat(2), {"class_labels": torch.cat([labels, empty])}

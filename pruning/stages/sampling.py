@@ -79,9 +79,7 @@ def sampler(
         "guidance_scale": guidance_scale,
     }
     if run.autoencoder is None:
-        return lambda ids: sample(
-            model, steps, sample_ids=ids, labels=labels_of(run, ids), device=run.device, **options
-        )
+        return lambda ids: sample(model, steps, sample_ids=ids, labels=labels_of(run, ids), **options)
     pipeline = pipeline_with(run, model, steps)
     return lambda ids: sample_pipeline(
         pipeline,

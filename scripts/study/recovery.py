@@ -91,7 +91,6 @@ def frechet(bench: Bench, model: nn.Module) -> float:
         seed=0,
         batch_size=100,
         guidance_scale=1.0,
-        device=torch.device("cpu"),
     )
     real = _images(bench, "test", HELD_OUT)
     return frechet_distance(_extract(extractor, real), _extract(extractor, images))
