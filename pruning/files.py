@@ -86,7 +86,7 @@ def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
         yield temporary
         share(temporary)
         if flush:
-            sync_tree(temporary)
+            _flush(temporary)
         _take_place(temporary, path)
     finally:
         _remove(temporary)
@@ -151,8 +151,7 @@ def read_json(path: Path, advice: str = "delete it") -> dict[str, Any] | None:
     return data
 
 
-def sync_tree(folder: Path) -> None:
-    """Flush `folder` and every file and folder under it to the disk, so that a rename cannot outrun the contents."""
+def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:

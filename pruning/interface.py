@@ -12,13 +12,12 @@
     plan = sp.allocate(model, groups, scores, macs=0.5)
     sp.compensate(model, groups, plan, stats, "least_squares")
     sp.apply_plan(model, plan)
-
-Everything here is thin: each function puts together what the rooms below it offer, with the defaults of a recipe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,10 +27,10 @@ from torch import nn
 from pruning import calibration, checkpoint, models
 from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
-from pruning.data import ImageData, NoisedBatches, conditioner, open_images
+from pruning.data import Conditioner, ImageData, NoisedBatches, open_images
 from pruning.data import noised_batches as noise
 from pruning.groups import find_groups
-from pruning.settings import Calibrate, Limit, Prune, Target
+from pruning.settings import Calibrate, Prune, Target
 from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash, config_of
 
@@ -101,7 +100,7 @@ def noised_batches(
     parameter = next(model.parameters())
     return noise(
         data,
-        conditioner(model, pipeline),
+        Conditioner(model, pipeline),
         scheduler,
         indices=range(samples),
         batch_size=batch_size,
@@ -148,38 +147,23 @@ def allocate(
     macs: float | None = None,
     params: float | None = None,
     ratio: float | None = None,
-    scope: str = "global",
-    round_to: int = 1,
-    min_units: int = 1,
-    limits: Sequence[Limit] = (),
-    per_cost: bool = True,
+    settings: Prune | None = None,
 ) -> PruningPlan:
     """Decide which units stay, so that exactly one of `macs`, `params` and `ratio` is hit.
 
     Args:
         model: The dense model, on any device.
         groups: What may be removed.
-        scores: Importance of every unit; None takes the same share from every group (with scope ``local``).
+        scores: Importance of every unit; None takes the same share from every group (with ``scope="local"``).
         macs: Fraction of the multiply-accumulates of one call that remains.
         params: Fraction of the parameters that remains.
         ratio: Fraction of the prunable parameters that is removed.
-        scope: ``global`` ranks all units against each other; ``local`` takes the same share from every group.
-        round_to: Kept channels of every group are a multiple of this.
-        min_units: Fewest units that stay in a group.
-        limits: Bounds for some groups.
-        per_cost: Divide scores by the cost that is freed.
+        settings: From where units go: scope, limits, rounding; its target is not read. None takes the defaults.
 
     Raises:
         PruningError: For a value out of range, or a target that cannot be reached (the message names what can be).
     """
-    settings = Prune(
-        target=Target(macs=macs, params=params, ratio=ratio),
-        scope=scope,
-        round_to=round_to,
-        min_units=min_units,
-        limits=list(limits),
-        per_cost=per_cost,
-    )
+    settings = replace(settings or Prune(), target=Target(macs=macs, params=params, ratio=ratio))
     settings.check("allocate")
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
     return solve(groups, scores, cost, settings, base_hash=config_hash(config_of(model)))

@@ -51,7 +51,7 @@ def block_by_block(
         run: Runs `model` once, which shows the order of the groups.
         measure: Calibrates `model`, as it is when called, for the groups it is given.
         judge: Scores groups from what `measure` returned.
-        compensation: As in `compensate`.
+        compensation: Method of `compensate`.
         ridge: As in `compensate`.
         rounds: Portions in which the units of a block go, each measured anew; one in which none would go is left
             out.
@@ -106,24 +106,19 @@ def in_order(
     A block is an item of a list of modules, such as ``transformer_blocks.3`` or ``down_blocks.1``; what is in no list
     is a block of its own by the first name of its path.
     """
-    called: list[str] = []
-
-    def note(path: str) -> Callable[..., None]:
-        return lambda module, args: called.append(path)
-
+    by_name, called = {group.name: group for group in groups}, dict[str, None]()
     with ExitStack() as stack, torch.no_grad():
         for group in groups:
             consumer = model.get_submodule(group.consumers[0].consumer)
-            stack.callback(consumer.register_forward_pre_hook(note(group.name)).remove)
+            hook = consumer.register_forward_pre_hook(lambda *_, name=group.name: called.setdefault(name))
+            stack.callback(hook.remove)
         run()
-    first = {name: place for place, name in reversed(list(enumerate(called)))}
-    missing = [group.name for group in groups if group.name not in first]
-    if missing:
+    if missing := [name for name in by_name if name not in called]:
         raise PruningError(f"group {missing[0]!r} has no place in the order: the model ran without it")
     blocks: dict[str, list[PrunableGroup]] = {}
-    for group in sorted(groups, key=lambda g: first[g.name]):
-        found = re.match(r"[^.]+(?:\.\d+)?", group.module)
-        blocks.setdefault(found[0] if found else group.module, []).append(group)
+    for name in called:
+        block = re.sub(r"^([^.]+(\.\d+)?).*", r"\1", by_name[name].module)
+        blocks.setdefault(block, []).append(by_name[name])
     return list(blocks.items())
 
 

@@ -29,7 +29,7 @@ from bench_calibration import conclude, peak_bytes
 
 from pruning.calibration import calibrate
 from pruning.calibration.attention.capture import AttentionCapture
-from pruning.data import conditioner, noised_batches, open_images
+from pruning.data import Conditioner, noised_batches, open_images
 from pruning.groups import find_groups
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source, sample_shape
@@ -63,7 +63,7 @@ class Subject:
         data = open_images("digits", split="train", channels=channels, resolution=size)
         made = noised_batches(
             data,
-            conditioner(self.model, None),
+            Conditioner(self.model, None),
             load_scheduler(folder),
             indices=range(samples),
             batch_size=min(BATCH, samples),

@@ -99,7 +99,7 @@ def call(model: nn.Module, batch_size: int = 2, seed: int = 1) -> dict[str, Any]
     """Return call arguments for one of `MODELS`."""
     generator = torch.Generator().manual_seed(seed)
     if not isinstance(model, (DiTTransformer2DModel, UNet2DModel, UNet2DConditionModel)):
-        return example_call(model, batch_size, generator=generator)
+        return example_call(model, batch_size)
     config = model.config
     size = (batch_size, config.in_channels, config.sample_size, config.sample_size)
     arguments: dict[str, Any] = {"timestep": torch.tensor([10, 700] * batch_size)[:batch_size]}

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from pruning.data.batches import NoisedBatch as NoisedBatch
     from pruning.data.batches import NoisedBatches as NoisedBatches
     from pruning.data.batches import noised_batches as noised_batches
-    from pruning.data.conditioning import TEXT_ENCODERS as TEXT_ENCODERS
-    from pruning.data.conditioning import conditioner as conditioner
+    from pruning.data.conditioning import Conditioner as Conditioner
+    from pruning.data.conditioning import takes_text as takes_text
     from pruning.data.images import ImageData as ImageData
     from pruning.data.images import UnreadableRow as UnreadableRow
     from pruning.data.labels import check_classes as check_classes

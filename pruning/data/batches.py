@@ -36,38 +36,19 @@ class NoisedBatch:
     timesteps: Tensor
 
 
-def bucket_of(timesteps: Tensor, total: int, buckets: int) -> Tensor:
-    """Return the bucket ``floor(t * buckets / total)`` of timesteps in ``[0, total)``, int64."""
-    return (timesteps.to(torch.float64) * buckets / total).floor().long().clamp(0, buckets - 1)
-
-
 def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int) -> Tensor:
-    """Return one timestep per sample and bucket, uniform within the bucket.
-
-    Args:
-        indices: B sample indices.
-        total: Number of training timesteps.
-        buckets: T.
-        seed: Seed of the run.
+    """Return one timestep per sample index and bucket, uniform within the bucket.
 
     Returns:
         int64 (B, T); entry (i, k) lies in ``[ceil(k total / T), ceil((k + 1) total / T))``.
-
-    Raises:
-        PruningError: Unless 1 <= T <= total.
     """
-    if not 1 <= buckets <= total:
-        raise PruningError(
-            f"timestep_buckets {buckets}: must be 1 to {total}, the number of training timesteps"
-        )
     edges = torch.tensor([-(-k * total // buckets) for k in range(buckets + 1)])
     width = edges[1:] - edges[:-1]
     draws = [
         torch.rand(buckets, generator=sample_generator(seed, i, TIMESTEP), dtype=torch.float64)
         for i in indices
     ]
-    uniform = torch.stack(draws) if draws else torch.empty(0, buckets, dtype=torch.float64)
-    return edges[:-1] + (uniform * width).long().clamp(max=width - 1)
+    return edges[:-1] + (torch.stack(draws) * width).long().clamp(max=width - 1)
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,7 @@ def noised_batches(
 
     Args:
         data: Images.
-        conditioner: From `pruning.data.conditioner`.
+        conditioner: Turns them into inputs of the model.
         scheduler: The model's diffusers scheduler; not changed.
         indices: Rows of `data`.
         batch_size: Samples per call.
@@ -129,7 +110,10 @@ def noised_batches(
         raise PruningError(f"{data.name}: no images asked; give at least one index")
     data.check_enough(max(rows) + 1)
     total = num_train_timesteps(scheduler)
-    bucket_timesteps([], total, timestep_buckets, seed)
+    if not 1 <= timestep_buckets <= total:
+        raise PruningError(
+            f"timestep_buckets {timestep_buckets}: must be 1 to {total}, the number of training timesteps"
+        )
 
     def make() -> Iterator[NoisedBatch]:
         for start in range(0, len(rows), batch_size):

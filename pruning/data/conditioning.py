@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.models.families import config_of, family_of, num_classes
-from pruning.registry import Registry
+from pruning.models.families import family_of, num_classes
+from pruning.types import config_of
 
 logger = logging.getLogger(__name__)
 
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
-TextEncoder = Callable[[Any, Any, Sequence[str], tuple[int, int]], dict[str, Any]]
-"""(model, pipeline, B prompts, image size in pixels) -> call arguments."""
+def takes_text(model: nn.Module) -> bool:
+    """Tell whether a model is conditioned on prompts, which its pipeline encodes."""
+    return type(model).__name__ == "UNet2DConditionModel"
 
-TEXT_ENCODERS: Registry[TextEncoder] = Registry("text-conditional denoiser class")
 
-
-@dataclass
 class Conditioner:
-    """Turns data into a denoiser's inputs; made by `conditioner`.
+    """Turns data into inputs of a denoiser.
 
-    Attributes:
+    Pixels stay as they are; with a pipeline that has a VAE they become latents, drawn from its posterior and
+    scaled. Class-conditional models get the labels; text-conditional ones the pipeline's embeddings of the
+    captions (of the empty prompt, with a warning, where the data have none).
+
+    Args:
         model: The denoiser.
-        vae: The autoencoder whose latents it works on, or None for pixels.
-        encode_text: Captions and image size -> call arguments, or None for a model without text.
+        pipeline: The pipeline around it, or None for a pixel model without text.
+
+    Raises:
+        PruningError: If the class is unknown, or takes text and comes without a pipeline that encodes prompts.
     """
 
-    model: nn.Module
-    vae: nn.Module | None = None
-    encode_text: Callable[[Sequence[str], tuple[int, int]], dict[str, Any]] | None = None
-    _warned: bool = field(default=False, init=False)
+    def __init__(self, model: nn.Module, pipeline: Any | None = None) -> None:
+        family_of(model)
+        if takes_text(model) and not hasattr(pipeline, "encode_prompt"):
+            what = "a bare denoiser" if pipeline is None else type(pipeline).__name__
+            raise PruningError(
+                f"{type(model).__name__} is conditioned on text, but {what} cannot encode prompts; give the folder or "
+                "hub id of a whole pipeline with its text encoder"
+            )
+        self.model, self.pipeline = model, pipeline
+        self.vae: nn.Module | None = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+        self._warned = False
 
     def __call__(
         self, images: Tensor, labels: Tensor | None, captions: Sequence[str] | None, generator: Generators
@@ -59,43 +68,15 @@ class Conditioner:
             PruningError: If labels are missing or out of range, or the channels do not fit the model.
         """
         x0 = images if self.vae is None else encode_latents(self.vae, images, generator)
-        _check_channels(self.model, images, x0, self.vae is not None)
+        _check_channels(self.model, x0, self.vae is not None)
         call = _class_arguments(self.model, labels, x0.device)
-        if self.encode_text is not None:
+        if takes_text(self.model):
             if captions is None and not self._warned:
                 logger.warning("the data have no captions: the empty prompt conditions every image")
                 self._warned = True
             prompts = list(captions) if captions is not None else [""] * len(images)
-            call |= self.encode_text(prompts, (images.shape[-2], images.shape[-1]))
+            call |= _text_arguments(self.model, self.pipeline, prompts, images.shape[-2:])
         return x0, call
-
-
-def conditioner(model: nn.Module, pipeline: Any | None = None) -> Conditioner:
-    """Return what turns data into inputs of `model`.
-
-    Pixels stay as they are; with a pipeline that has a VAE they become latents, drawn from its posterior and
-    scaled. Class-conditional models get the labels; text-conditional ones the pipeline's embeddings of the
-    captions (of the empty prompt, with a warning, where the data have none).
-
-    Args:
-        model: The denoiser.
-        pipeline: The pipeline around it, or None for a pixel model without text.
-
-    Raises:
-        PruningError: If the class is unknown, or takes text and comes without a pipeline that encodes prompts.
-    """
-    family_of(model)
-    vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
-    name = type(model).__name__
-    if name not in TEXT_ENCODERS:
-        return Conditioner(model, vae)
-    if pipeline is None or not hasattr(pipeline, "encode_prompt"):
-        what = "a bare denoiser" if pipeline is None else type(pipeline).__name__
-        raise PruningError(
-            f"{name} is conditioned on text, but {what} cannot encode prompts; give the folder or hub id of a whole "
-            "pipeline with its text encoder"
-        )
-    return Conditioner(model, vae, partial(TEXT_ENCODERS[name], model, pipeline))
 
 
 @torch.no_grad()
@@ -133,29 +114,30 @@ def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Ten
     return (latents - mean) * (config.get("scaling_factor") or 1.0) / std
 
 
-def _check_channels(model: nn.Module, images: Tensor, x0: Tensor, latent: bool) -> None:
+def _check_channels(model: nn.Module, x0: Tensor, latent: bool) -> None:
     """Raise PruningError unless `x0` has the channels that `model` takes."""
     want = config_of(model)["in_channels"]
     if x0.shape[1] == want:
         return
-    what = f"latents of {x0.shape[1]} channels" if latent else f"images of {images.shape[1]} channels"
-    hint = "this denoiser takes further inputs (inpainting, image editing), which noised data do not give"
-    if not latent:
-        hint = (
-            "give data.channels to match, or a pipeline folder with the VAE if the denoiser works on latents"
-        )
-    raise PruningError(f"{type(model).__name__} takes {want} channels, but the data give {what}; {hint}")
+    hint = (
+        "this denoiser takes further inputs (inpainting, image editing), which noised data do not give"
+        if latent
+        else "give data.channels to match, or a pipeline folder with the VAE if the denoiser works on latents"
+    )
+    raise PruningError(
+        f"{type(model).__name__} takes {want} channels, but the data give {'latents' if latent else 'images'} of "
+        f"{x0.shape[1]} channels; {hint}"
+    )
 
 
 def _class_arguments(model: nn.Module, labels: Tensor | None, device: torch.device) -> dict[str, Any]:
     """Return ``class_labels`` for a class-conditional model, nothing for another."""
-    classes = num_classes(model)
+    classes, kind = num_classes(model), config_of(model).get("class_embed_type")
+    if kind is not None:
+        raise PruningError(
+            f"{type(model).__name__} with class_embed_type {kind!r}: data give no such condition"
+        )
     if classes is None:
-        kind = config_of(model).get("class_embed_type")
-        if kind is not None:
-            raise PruningError(
-                f"{type(model).__name__} with class_embed_type {kind!r}: data give no such condition"
-            )
         return {}
     if labels is None:
         raise PruningError(
@@ -168,31 +150,24 @@ def _class_arguments(model: nn.Module, labels: Tensor | None, device: torch.devi
     return {"class_labels": labels.to(device)}
 
 
-@TEXT_ENCODERS.register("UNet2DConditionModel")
 @torch.no_grad()
-def _unet_text(model: Any, pipeline: Any, prompts: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
+def _text_arguments(model: Any, pipeline: Any, prompts: list[str], size: Sequence[int]) -> dict[str, Any]:
     """Encode prompts for Stable Diffusion 1, 2 (one text encoder) and XL (pooled text and image size)."""
     kind = model.config.get("addition_embed_type")
-    if kind not in (None, "text", "text_time") or model.config.get("encoder_hid_dim_type") not in (
-        None,
-        "text_proj",
-    ):
+    projection = model.config.get("encoder_hid_dim_type")
+    if kind not in (None, "text", "text_time") or projection not in (None, "text_proj"):
         raise PruningError(
             f"UNet2DConditionModel with addition_embed_type {kind!r} also takes images, which noised data do not "
             "give; calibrate on sampling trajectories instead"
         )
     encoded = pipeline.encode_prompt(
-        prompt=list(prompts),
-        device=model.device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
+        prompt=prompts, device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
     call: dict[str, Any] = {"encoder_hidden_states": encoded[0]}
     if kind == "text_time":
         pooled = encoded[2]
-        ids = (model.config["projection_class_embeddings_input_dim"] - pooled.shape[-1]) // model.config[
-            "addition_time_embed_dim"
-        ]
+        width = model.config["projection_class_embeddings_input_dim"] - pooled.shape[-1]
+        ids = width // model.config["addition_time_embed_dim"]
         if ids != 6:
             raise PruningError(
                 f"the UNet takes {ids} size conditions; known are 6 (SDXL base: size, crop, target)"

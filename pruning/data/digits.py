@@ -44,7 +44,7 @@ def split_indices() -> dict[str, Tensor]:
     return {"train": (~is_test).nonzero().flatten(), "test": is_test.nonzero().flatten()}
 
 
-def open_digits(split: str, channels: int, resolution: int) -> ImageData:
+def open_digits(split: str, shape: tuple[int, int, int]) -> ImageData:
     """Return the digits of one split, enlarged to `resolution` by bicubic interpolation.
 
     UCI "Optical Recognition of Handwritten Digits" (test part), 1,797 grey 8x8 images, CC BY 4.0, as shipped
@@ -52,8 +52,7 @@ def open_digits(split: str, channels: int, resolution: int) -> ImageData:
 
     Args:
         split: ``"train"`` (1,437 or so) or ``"test"`` (the rest; in nobody's training).
-        channels: 1, or 3 for three equal channels.
-        resolution: Height and width in pixels.
+        shape: ``(C, H, W)``, C equal channels.
 
     Raises:
         PruningError: On another split.
@@ -63,12 +62,12 @@ def open_digits(split: str, channels: int, resolution: int) -> ImageData:
         raise PruningError(f"data 'digits' has no split {split!r}; its splits: {', '.join(sorted(splits))}")
     images, labels = _load()
     rows = splits[split]
-    enlarged = F.interpolate(images[rows], size=(resolution, resolution), mode="bicubic", antialias=True)
-    pixels = (enlarged.clamp(0, 1) * 2 - 1).expand(-1, channels, -1, -1).contiguous()
+    enlarged = F.interpolate(images[rows], size=shape[1:], mode="bicubic", antialias=True)
+    pixels = (enlarged.clamp(0, 1) * 2 - 1).expand(-1, shape[0], -1, -1).contiguous()
     classes = labels[rows].tolist()
     return ImageData(
         name=f"digits[{split}]",
-        shape=(channels, resolution, resolution),
+        shape=shape,
         length=len(rows),
         fetch=lambda index: pixels[index],
         fetch_label=lambda index: classes[index],

@@ -108,12 +108,9 @@ def _read(source: str, load: Callable[[], Any]) -> Any:
                 raise PruningError(
                     f"data {source!r}: the split that was asked for has no rows; add rows or remove it"
                 ) from error
-            cause = (
-                f" ({error.__cause__})" if error.__cause__ else ""
-            )  # what is wrong often stands there alone
-            raise PruningError(
-                f"data {source!r} cannot be read: {type(error).__name__}: {error}{cause}"
-            ) from error
+            # What is wrong often stands in the cause alone.
+            said = f"{error} ({error.__cause__})" if error.__cause__ else error
+            raise PruningError(f"data {source!r} cannot be read: {type(error).__name__}: {said}") from error
 
 
 def _chosen(source: str, split: str, splits: Mapping[str, Any], layout: str = "") -> Any:

@@ -41,7 +41,8 @@ def open_images(
         PruningError: If source, split or column do not exist, the split is empty, or channels or resolution are
             impossible.
     """
-    source = str(source)
+    source, shape = str(source), (channels, resolution, resolution)
+    columns = {"image": image_column, "label": label_column, "caption": caption_column}
     if channels not in MODES:
         raise PruningError(f"channels {channels}: images are read as 1 (grey) or 3 (RGB) channels")
     if resolution < 1:
@@ -49,19 +50,11 @@ def open_images(
     if not source.strip():
         raise PruningError("the data source is empty; give digits, a folder, a parquet file or a hub id")
     if source == DIGITS:
-        if asked := [c for c in (image_column, label_column, caption_column) if c is not None]:
+        if asked := [column for column in columns.values() if column is not None]:
             raise PruningError(
                 f"data 'digits' is no table and has no column {asked[0]!r}; leave the columns out"
             )
-        return open_digits(split, channels, resolution)
+        return open_digits(split, shape)
     from pruning.data.tables import open_table  # `datasets` takes a second to import
 
-    return open_table(
-        source,
-        split=split,
-        channels=channels,
-        resolution=resolution,
-        image_column=image_column,
-        label_column=label_column,
-        caption_column=caption_column,
-    )
+    return open_table(source, split, shape, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,31 +19,27 @@ from pruning.errors import PruningError
 logger = logging.getLogger(__name__)
 
 IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "class", "fine_label")
-CAPTION_NAMES = ("caption", "text", "prompt")
+NAMES = {
+    "image": (),  # an image column is known by its type
+    "label": ("label", "labels", "class", "fine_label"),
+    "caption": ("caption", "text", "prompt"),
+}
+"""The usual names of columns, by what they hold."""
 
 
 def open_table(
-    source: str,
-    *,
-    split: str,
-    channels: int,
-    resolution: int,
-    image_column: str | None,
-    label_column: str | None,
-    caption_column: str | None,
+    source: str, split: str, shape: tuple[int, int, int], columns: Mapping[str, str | None]
 ) -> ImageData:
-    """Open one split of a table as images; see `pruning.data.open_images`."""
+    """Open one split of a table as images of `shape`, by the columns that were asked for; see `open_images`."""
     rows, name = load_rows(source, split), f"{source}[{split}]"
     _say(source, rows.found)
     table = rows.table
     if len(table) == 0:
         raise PruningError(f"data {name} is empty: it holds no rows")
-    images = _column(table, image_column, (), _is_image, "image", name) or _image_column(table, name)
-    labels = _column(table, label_column, LABEL_NAMES, _is_label, "label", name)
-    if labels and label_column is None and _are_no_classes(table, labels):
+    images, labels, captions = (_column(table, columns[what], what, name) for what in NAMES)
+    images = images or _image_column(table, name)
+    if labels and columns["label"] is None and _are_no_classes(table, labels):
         labels = None
-    captions = _column(table, caption_column, CAPTION_NAMES, _is_caption, "caption", name)
     encoded = table.select_columns([images])
     if isinstance(table.features[images], datasets.Image):
         encoded = encoded.cast_column(images, datasets.Image(decode=False))
@@ -52,7 +48,7 @@ def open_table(
         cell = None
         try:
             cell = encoded[index][images]
-            return to_tensor(open_image(cell), channels, resolution)
+            return to_tensor(open_image(cell), *shape[:2])
         except Exception as error:  # PIL raises many types; all of them mean this row
             file = f", file {cell['path']}" if isinstance(cell, dict) and cell.get("path") else ""
             raise UnreadableRow(
@@ -75,7 +71,7 @@ def open_table(
     by_label, by_caption = table.select_columns(labels or []), table.select_columns(captions or [])
     return ImageData(
         name=name,
-        shape=(channels, resolution, resolution),
+        shape=shape,
         length=len(table),
         fetch=fetch,
         fetch_label=fetch_label if labels else None,
@@ -91,18 +87,11 @@ def _say(source: str, found: str) -> None:
         logger.info("data %s: %s", source, found)
 
 
-def _column(
-    table: datasets.Dataset,
-    asked: str | None,
-    names: tuple[str, ...],
-    fits: Callable[[Any], bool],
-    what: str,
-    name: str,
-) -> str | None:
+def _column(table: datasets.Dataset, asked: str | None, what: str, name: str) -> str | None:
     """Return the column that was asked for, else one that fits and has one of the usual names, else None."""
-    features = table.features
+    features, fits = table.features, HOLDS[what]
     if asked is None:
-        return next((column for column in names if column in features and fits(features[column])), None)
+        return next((column for column in NAMES[what] if column in features and fits(features[column])), None)
     if asked not in features:
         raise PruningError(
             f"data {name} has no column {asked!r} (asked as {what}_column); its columns: {', '.join(features)}"
@@ -146,6 +135,10 @@ def _is_label(feature: Any) -> bool:
 def _is_caption(feature: Any) -> bool:
     inner = getattr(feature, "feature", feature)  # several captions an image: the first is taken
     return _kind(inner) in ("string", "large_string") and not isinstance(feature, datasets.ClassLabel)
+
+
+HOLDS = {"image": _is_image, "label": _is_label, "caption": _is_caption}
+"""Tells of the type of a column whether it holds images, labels or captions."""
 
 
 def _kind(feature: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.models.hub import read_json
+from pruning.files import read_json
 from pruning.models.loading import DENOISER_FOLDERS, find_scheduler
 from pruning.models.weights import CONVERT, PICKLES, only_pickled
 
@@ -25,12 +25,12 @@ def read_index(base: Path | None) -> dict[str, Any] | None:
     Raises:
         PruningError: If it is not a JSON object, or names a part that cannot be a folder's name.
     """
-    if base is None or not (base / INDEX).is_file():
-        return None
-    index = read_json(base / INDEX)
-    for name in index:
+    index = None if base is None else read_json(base / INDEX, "get the base model again")
+    for name in index or ():
         if not name.isidentifier():
-            raise PruningError(f"export: {base / INDEX} names a part {name!r}, which is no folder's name")
+            raise PruningError(
+                f"export: the {INDEX} of {base} names a part {name!r}, which is no folder's name"
+            )
     return index
 
 

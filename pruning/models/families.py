@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.registry import Registry
+from pruning.types import config_of
 
 NULL_CLASS = "_null_class"
 """Key of a model's config for the null class, where its class does not say it; see `set_null_class`."""
@@ -21,31 +22,19 @@ TEXT_TOKENS = 77
 
 @dataclass(frozen=True)
 class Draw:
-    """Makes the tensors of an example call.
-
-    Attributes:
-        batch_size: B.
-        device: Where; on ``meta`` nothing is drawn.
-        dtype: Floating point type of normal draws.
-        generator: CPU generator.
-    """
+    """Makes the tensors of an example call, for a batch of B, on a device and in a floating point type."""
 
     batch_size: int
     device: torch.device
     dtype: torch.dtype
-    generator: torch.Generator
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int) -> Tensor:
         """Return a standard normal draw of shape ``(B, *shape)``."""
-        if self.device.type == "meta":
-            return torch.empty(self.batch_size, *shape, dtype=self.dtype, device="meta")
-        draw = torch.randn(self.batch_size, *shape, generator=self.generator)
-        return draw.to(self.device, self.dtype)
+        return torch.randn(self.batch_size, *shape, generator=self.generator).to(self.device, self.dtype)
 
     def integers(self, high: int) -> Tensor:
         """Return int64 draws below `high`, shape ``(B,)``."""
-        if self.device.type == "meta":
-            return torch.empty(self.batch_size, dtype=torch.long, device="meta")
         return torch.randint(high, (self.batch_size,), generator=self.generator).to(self.device)
 
 
@@ -57,15 +46,13 @@ class Family:
         sample_argument: Name of the argument that takes the noised sample.
         conditioning: (model, draw) -> example values of all arguments but sample and timestep.
         num_classes: model -> number of classes, or None if it is not class-conditional.
-        null_class: model -> the class that stands for "no class", or None if there is none.
-        num_timesteps: Upper end of the timesteps of an example call.
+        null_class: model -> the class that stands for "no class", or None if its config names none.
     """
 
     sample_argument: str
     conditioning: Callable[[Any, Draw], dict[str, Any]]
-    num_classes: Callable[[Any], int | None]
-    null_class: Callable[[Any], int | None]
-    num_timesteps: int = 1000
+    num_classes: Callable[[Any], int | None] = lambda model: None
+    null_class: Callable[[Any], int | None] = lambda model: None
 
 
 FAMILIES: Registry[Family] = Registry("denoiser class")
@@ -84,11 +71,6 @@ def family_of(model: nn.Module) -> Family:
             "(a further class is one entry in pruning/models/families.py)"
         )
     return FAMILIES[name]
-
-
-def config_of(model: nn.Module) -> Any:
-    """Return the config of a diffusers model (a frozen mapping)."""
-    return cast(Any, model).config
 
 
 def num_classes(model: nn.Module) -> int | None:
@@ -110,30 +92,13 @@ def has_open_null_class(model: nn.Module) -> bool:
 
 
 def set_null_class(model: nn.Module, label: int | None) -> None:
-    """Settle whether the last class of a model whose class does not say it stands for "no class".
-
-    It is kept in the model's config, under a name that diffusers passes on, so that a saved model knows it too.
+    """Keep in the config of a model what stands for "no class", so that it is saved with it.
 
     Args:
-        model: A denoiser.
+        model: A denoiser whose class leaves that open, see `has_open_null_class`.
         label: Its last class, or None for a model without a null class.
-
-    Raises:
-        PruningError: If `label` is another class, or the model knows its null class by its own class.
     """
-    family, name = family_of(model), type(model).__name__
-    count, by_family = family.num_classes(model), family.null_class(model)
-    if by_family is not None and label != by_family:
-        raise PruningError(f"null class {label!r}: that of {name} is {by_family}, by its config")
-    if by_family is None and label is not None and (count is None or label != count - 1):
-        what = (
-            "no classes"
-            if count is None
-            else f"the classes 0 to {count - 1}, of which only the last can be it"
-        )
-        raise PruningError(f"null class {label!r}: {name} has {what}")
-    if by_family is None:
-        cast(Any, model).register_to_config(**{NULL_CLASS: label})
+    cast(Any, model).register_to_config(**{NULL_CLASS: label})
 
 
 def _settled(model: nn.Module) -> int | None:
@@ -161,16 +126,14 @@ def sample_shape(model: nn.Module) -> tuple[int, int, int]:
     size = config.get("sample_size")
     if size is None:
         raise PruningError(
-            f"{type(model).__name__}: the config has no sample_size, so the input's shape is not known; "
-            "pass sample_size, or add it to config.json"
+            f"{type(model).__name__}: the config has no sample_size, so the input's shape is not known; add it to "
+            "config.json"
         )
+    joined = (
+        4 if config.get("addition_embed_type") == "image_hint" else 0
+    )  # Kandinsky's ControlNet joins its hint
     height, width = (size, size) if isinstance(size, int) else size
-    return _sample_channels(config), height, width
-
-
-def _sample_channels(config: Any) -> int:
-    """Return the channels of the sample; Kandinsky's ControlNet joins a hint of 4 channels to it inside."""
-    return config["in_channels"] - (4 if config.get("addition_embed_type") == "image_hint" else 0)
+    return config["in_channels"] - joined, height, width
 
 
 def denoiser_call(
@@ -203,43 +166,19 @@ def denoise(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
     return out[:, :channels] if out.shape[1] == 2 * channels else out
 
 
-def example_call(
-    model: nn.Module,
-    batch_size: int = 1,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    generator: torch.Generator | None = None,
-    sample_size: int | tuple[int, int] | None = None,
-) -> dict[str, Any]:
+def example_call(model: nn.Module, batch_size: int = 1) -> dict[str, Any]:
     """Return plausible arguments for one call of the denoiser, for tracing cost and measuring latency.
 
     Args:
-        model: Any registered denoiser; on the meta device the tensors are meta tensors.
+        model: Any registered denoiser; the tensors are of its type and on its device, which may be ``meta``.
         batch_size: B.
-        device: Default: the model's.
-        dtype: Default: the model's.
-        generator: CPU generator of the draws; default: seed 0.
-        sample_size: Height and width of the sample; default: the config's.
 
     Raises:
-        PruningError: For an unknown class, or a config that leaves the sample size open when none is given.
+        PruningError: For an unknown class, or a config that leaves the sample size open.
     """
-    family = family_of(model)
-    first = next(model.parameters())
-    draw = Draw(
-        batch_size,
-        torch.device(device) if device is not None else first.device,
-        dtype or first.dtype,
-        generator or torch.Generator().manual_seed(0),
-    )
-    if sample_size is None:
-        channels, height, width = sample_shape(model)
-    else:
-        channels = _sample_channels(config_of(model))
-        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    sample = draw.normal(channels, height, width)
-    timestep = draw.integers(family.num_timesteps)
+    family, first = family_of(model), next(model.parameters())
+    draw = Draw(batch_size, first.device, first.dtype)
+    sample, timestep = draw.normal(*sample_shape(model)), draw.integers(1000)
     return denoiser_call(model, sample, timestep, family.conditioning(model, draw))
 
 
@@ -258,6 +197,13 @@ def _class_labels(model: Any, draw: Draw) -> dict[str, Any]:
     return {"class_labels": draw.normal(config["projection_class_embeddings_input_dim"])}
 
 
+_IMAGE_EMBEDDINGS = {
+    **dict.fromkeys(("text_image", "text_image_proj"), "cross_attention_dim"),
+    **dict.fromkeys(("image", "image_hint", "image_proj", "ip_image_proj"), "encoder_hid_dim"),
+}
+"""Kinds of embedding and projection of UNet2DConditionModel that take images, and the config entry of their width."""
+
+
 def _added_conditions(model: Any, draw: Draw) -> dict[str, Tensor]:
     """Return example ``added_cond_kwargs`` of UNet2DConditionModel, by its kinds of embedding and projection."""
     config = model.config
@@ -270,13 +216,8 @@ def _added_conditions(model: Any, draw: Draw) -> dict[str, Tensor]:
         added["time_ids"] = ids.to(draw.device, draw.dtype).expand(draw.batch_size, -1)
     if kind == "text_image":
         added["text_embeds"] = draw.normal(config["cross_attention_dim"])
-        added["image_embeds"] = draw.normal(config["cross_attention_dim"])
-    elif kind in ("image", "image_hint"):
-        added["image_embeds"] = draw.normal(config["encoder_hid_dim"])
-    elif projection == "text_image_proj":
-        added["image_embeds"] = draw.normal(config["cross_attention_dim"])
-    elif projection in ("image_proj", "ip_image_proj"):
-        added["image_embeds"] = draw.normal(config["encoder_hid_dim"])
+    if width_of := _IMAGE_EMBEDDINGS.get(kind) or _IMAGE_EMBEDDINGS.get(projection):
+        added["image_embeds"] = draw.normal(config[width_of])
     if kind == "image_hint":
         added["hint"] = draw.normal(3, 8 * config["sample_size"], 8 * config["sample_size"])
     return added
@@ -302,12 +243,8 @@ def _embedded_classes(model: Any) -> int | None:
     return model.config.get("num_class_embeds") if model.config.get("class_embed_type") is None else None
 
 
-FAMILIES.register("UNet2DModel")(
-    Family("sample", _class_labels, num_classes=_embedded_classes, null_class=lambda model: None)
-)
-FAMILIES.register("UNet2DConditionModel")(
-    Family("sample", _text_conditioning, num_classes=_embedded_classes, null_class=lambda model: None)
-)
+FAMILIES.register("UNet2DModel")(Family("sample", _class_labels, _embedded_classes))
+FAMILIES.register("UNet2DConditionModel")(Family("sample", _text_conditioning, _embedded_classes))
 FAMILIES.register("DiTTransformer2DModel")(
     Family(
         "hidden_states",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,10 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pruning.errors import PruningError
+from pruning.files import read_json
 from pruning.models.sources import local_folder, near_name
+
+MEND = "mend it, or get the model again"
 
 
 def fetch_json(source: str, folder: str | None, name: str, revision: str | None) -> dict[str, Any] | None:
@@ -21,24 +23,18 @@ def fetch_json(source: str, folder: str | None, name: str, revision: str | None)
     """
     root = local_folder(source)
     if root is not None:
-        path = root / folder / name if folder else root / name
-        return read_json(path) if path.is_file() else None
+        return read_json(root / (folder or "") / name, MEND)
     place = f"{folder}/{name}" if folder else name
     missing = f"model source {source!r} is no folder here{near_name(Path(source))}"
     if try_to_load_from_cache(source, place, revision=revision) is None:
         ask_hub(missing, source, place, revision=revision)
     try:
-        return read_json(Path(hf_hub_download(source, name, subfolder=folder, revision=revision)))
-    except PruningError:
-        raise
-    except LocalEntryNotFoundError as error:
-        raise PruningError(
-            f"{missing}, and as a hub id it cannot be reached: {error}; check the spelling, or the network"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # gated, no permission to write the cache, …
+        path = hf_hub_download(source, name, subfolder=folder, revision=revision)
+    except Exception as error:  # gated, no network, no permission to write the cache, …
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
         raise _unfetched(missing, error) from error
+    return read_json(Path(path), MEND)
 
 
 def ask_hub(
@@ -69,18 +65,3 @@ def _unfetched(missing: str, error: Exception) -> PruningError:
         f"{missing}, and as a hub id it cannot be fetched: {type(error).__name__}: {error}; check the spelling, or "
         "the network"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        PruningError: If there is none.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PruningError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise PruningError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data

@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from pruning.errors import PruningError
-from pruning.models.hub import fetch_json, read_json
+from pruning.files import read_json
+from pruning.models.hub import MEND, fetch_json
 from pruning.models.schedulers import build_scheduler
 from pruning.models.sources import resolve_source
 from pruning.models.weights import weight_names, weights_fault
@@ -61,9 +62,7 @@ def load_denoiser(
         )
     except PruningError:
         raise
-    except (
-        Exception
-    ) as error:  # OSError, ValueError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
         why = weights_fault(weight_names(resolved, folder, revision), variant) or error
         raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {why}") from error
     if missing := sorted(info["missing_keys"]):
@@ -100,7 +99,7 @@ def load_meta_denoiser(
     """
     resolved = resolve_source(source)
     if Path(resolved).is_file():
-        folder, config = None, read_json(Path(resolved))
+        folder, config = None, read_json(Path(resolved), MEND) or {}
     else:
         folder, config = _find_config(resolved, subfolder, revision)
     cls = _class_of(config, resolved, ModelMixin)
@@ -132,11 +131,7 @@ def find_scheduler(source: str | Path, *, revision: str | None = None) -> Schedu
 
 
 def load_scheduler(source: str | Path, *, revision: str | None = None) -> SchedulerMixin:
-    """Load the scheduler as `find_scheduler` does.
-
-    Raises:
-        PruningError: Also if there is none.
-    """
+    """Load the scheduler as `find_scheduler` does; one that is not there is a PruningError too."""
     found = find_scheduler(source, revision=revision)
     if found is None:
         raise PruningError(

@@ -43,10 +43,9 @@ def knob(default: Any, meaning: str, *rules: Rule, neutral: bool = False) -> Any
         neutral: It changes how the work is done and not what comes out, so that results are reused across its values.
     """
     metadata = {"meaning": meaning, "rules": rules, "neutral": neutral}
-    if isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=functools.partial(list, default), metadata=metadata)
+    if isinstance(default, (type, list)):
+        factory = default if isinstance(default, type) else default.copy
+        return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -64,34 +63,38 @@ class Section:
 
     def problems(self) -> list[Problem]:
         """Return every value of a wrong type or that breaks a rule, then what does not fit together."""
-        found = list(_own_problems(self))
-        return found or list(self.mismatches())
+        return list(self._own_problems()) or list(self.mismatches())
+
+    def _own_problems(self) -> Iterator[Problem]:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            key, value, hint = field.name, getattr(self, field.name), hints_of(type(self))[field.name]
+            if not fits(value, hint):
+                yield key, f"{value!r} is a {type(value).__name__}; expected {type_words(hint)}"
+            elif isinstance(value, Section):
+                yield from ((f"{key}.{inner}".rstrip("."), text) for inner, text in value.problems())
+            elif item_section(hint):
+                for position, entry in enumerate(value):
+                    place = f"{key}[{position}]"
+                    yield from ((f"{place}.{inner}".rstrip("."), text) for inner, text in entry.problems())
+            else:
+                entries = value if isinstance(value, (list, tuple)) else [value]
+                yield from (
+                    (key, text) for entry in entries if (text := _fault(entry, field.metadata["rules"]))
+                )
 
     def mismatches(self) -> Iterator[Problem]:
         """Yield what does not fit together, given that every single value is right; sections override this."""
         return iter(())
 
     def check(self, place: str) -> None:
-        """Raise one PruningError that names every problem.
-
-        Args:
-            place: What the settings are for, e.g. ``recovery``.
-        """
+        """Raise one PruningError that names every problem; `place` is what the settings are for."""
         if found := self.problems():
             raise PruningError("; ".join(f"{place}: {key}: {text}" for key, text in found))
 
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-    """A leaf of a tree of sections.
-
-    Attributes:
-        key: Dotted path.
-        type: Its type hint.
-        default: Its default, JSON types.
-        meaning: What it does.
-        neutral: See `knob`.
-    """
+    """A leaf of a tree of sections: its dotted path, type hint, default in JSON types, and what `knob` was told."""
 
     key: str
     type: Any
@@ -102,17 +105,15 @@ class Knob:
 
 def knobs_of(cls: type, prefix: str = "") -> Iterator[Knob]:
     """Yield the leaves of a section and of the sections inside it, in order; lists of sections are leaves."""
-    hints = hints_of(cls)
+    defaults = cls()
     for field in dataclasses.fields(cls):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
+        key, hint = f"{prefix}{field.name}", hints_of(cls)[field.name]
         if is_section(hint):
             yield from knobs_of(hint, f"{key}.")
-            continue
-        default = field.default
-        if default is dataclasses.MISSING:
-            assert field.default_factory is not dataclasses.MISSING
-            default = field.default_factory()
-        yield Knob(key, hint, default, field.metadata["meaning"], field.metadata["neutral"])
+        else:
+            yield Knob(
+                key, hint, getattr(defaults, field.name), field.metadata["meaning"], field.metadata["neutral"]
+            )
 
 
 @functools.cache
@@ -165,34 +166,10 @@ def _fits(value: Any, option: Any) -> bool:
     return isinstance(value, (int, float) if option is float else option)
 
 
-def _own_problems(of: Any, prefix: str = "") -> Iterator[Problem]:
-    hints = hints_of(type(of))
-    for field in dataclasses.fields(of):
-        key, value, hint = f"{prefix}{field.name}", getattr(of, field.name), hints[field.name]
-        if not fits(value, hint):
-            yield key, f"{value!r} is a {type(value).__name__}; expected {type_words(hint)}"
-        elif isinstance(value, Section):
-            yield from _inner_problems(value, key)
-        elif item_section(hint):
-            for position, entry in enumerate(value):
-                yield from _inner_problems(entry, f"{key}[{position}]")
-        else:
-            yield from _leaf_problems(key, value, field.metadata["rules"])
-
-
-def _inner_problems(inner: Section, key: str) -> Iterator[Problem]:
-    for name, text in inner.problems():
-        yield f"{key}.{name}" if name else key, text
-
-
-def _leaf_problems(key: str, value: Any, rules: tuple[Rule, ...]) -> Iterator[Problem]:
-    for entry in value if isinstance(value, (list, tuple)) else [value]:
-        if entry is None:
-            continue
-        if isinstance(entry, float) and not math.isfinite(entry):
-            yield key, f"{entry} must be a finite number"
-            continue
-        for rule in rules:
-            if text := rule(entry):
-                yield key, text
-                break
+def _fault(value: Any, rules: tuple[Rule, ...]) -> str | None:
+    """Return what is wrong with a value by the first rule that it breaks, or None."""
+    if value is None:
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} must be a finite number"
+    return next((text for rule in rules if (text := rule(value))), None)

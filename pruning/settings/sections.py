@@ -13,6 +13,9 @@ WEIGHTINGS = ("off", "on", "permuted", "influence", "influence_permuted", "guide
 COMPENSATIONS = ("none", "fold", "least_squares")
 MAX_WARMUP = 50
 
+_SINK_WEIGHT = within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them")
+_REMAINS = within("(0, 1]", "it is the fraction that remains")
+
 
 @section
 class Model(Section):
@@ -67,15 +70,9 @@ class SinkWeights(Section):
     """
 
     unstable: float = knob(
-        1.0,
-        "Weight of sinks that move with the timestep; 1 drops them, -1 doubles them.",
-        within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them"),
+        1.0, "Weight of sinks that move with the timestep; 1 drops them, -1 doubles them.", _SINK_WEIGHT
     )
-    stable: float = knob(
-        0.0,
-        "Weight of sinks that stay.",
-        within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them"),
-    )
+    stable: float = knob(0.0, "Weight of sinks that stay.", _SINK_WEIGHT)
     alpha: float = knob(4.0, "Steepness of the soft sink indicator.", above(0))
     rho: float | None = knob(
         None,
@@ -164,15 +161,9 @@ class Target(Section):
     """How slim the model shall be; exactly one of the three."""
 
     macs: float | None = knob(
-        None,
-        "Fraction of the dense multiply-accumulates that remain; 0.5 is half.",
-        within("(0, 1]", "it is the fraction that remains"),
+        None, "Fraction of the dense multiply-accumulates that remain; 0.5 is half.", _REMAINS
     )
-    params: float | None = knob(
-        None,
-        "Fraction of the dense parameters that remain.",
-        within("(0, 1]", "it is the fraction that remains"),
-    )
+    params: float | None = knob(None, "Fraction of the dense parameters that remain.", _REMAINS)
     ratio: float | None = knob(
         None,
         "Fraction of the prunable parameters that are removed.",

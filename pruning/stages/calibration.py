@@ -15,7 +15,7 @@ from pruning import calibration
 from pruning.calibration import FirstPass, SamplingRun, find, needs_first_pass
 from pruning.calibration.seeing import Input
 from pruning.calibration.sinks.detection import detection_settings
-from pruning.data import TEXT_ENCODERS, NoisedBatches, num_train_timesteps
+from pruning.data import NoisedBatches, num_train_timesteps, takes_text
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
@@ -178,7 +178,7 @@ def check_guidance(run: Run) -> None:
     if run.recipe.score.weighting != "guided":
         return
     name, config = type(run.meta).__name__, run.meta.config
-    if null_class(run.meta) is None and name not in TEXT_ENCODERS:
+    if null_class(run.meta) is None and not takes_text(run.meta):
         raise PruningError(
             f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
             f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.weighting out"

@@ -70,7 +70,7 @@ def _choose_anew(run: Run, model: ModelMixin) -> tuple[PruningPlan, dict[str, di
         model,
         run.all_groups,
         run.plan,
-        run=lambda: denoise(model, example_call(model, 1, device=run.device, dtype=run.dtype)),
+        run=lambda: denoise(model, example_call(model)),
         measure=lambda groups: gather(run, model, groups, asked),
         judge=lambda groups, stats: score(
             model, groups, stats, criterion=criterion, weighting=rows, seed=run.recipe.seed

@@ -15,12 +15,12 @@ from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find, sum_bytes
 from pruning.data import (
-    TEXT_ENCODERS,
+    Conditioner,
     ImageData,
     check_classes,
     class_remarks,
-    conditioner,
     num_train_timesteps,
+    takes_text,
 )
 from pruning.errors import PruningError
 from pruning.files import check_writable
@@ -251,7 +251,7 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
             f"data.resolution: {recipe.data.resolution} is not the model's {height} x {width}, in which it samples and "
             "is measured; leave it out"
         )
-    text = type(run.meta).__name__ in TEXT_ENCODERS
+    text = takes_text(run.meta)
     data = run.open_images(recipe.data.split, shape)
     _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
     if recipe.calibrate.provider == "noised":
@@ -310,7 +310,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
         return
     model, scale, asked = run.dense, run.pixels_per_latent, run.recipe.data.resolution
     if run.recipe.calibrate.provider == "noised":
-        conditioner(model, run.pipeline)
+        Conditioner(model, run.pipeline)
     _, height, width = sample_shape(run.meta)
     if asked is not None and scale > 1 and (asked, asked) != (height * scale, width * scale):
         raise PruningError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pruning import checkpoint, recovery
-from pruning.data import conditioner
+from pruning.data import Conditioner
 from pruning.files import write_json
 from pruning.stages.run import MODEL, Run
 from pruning.stages.stage import Stage
@@ -44,7 +44,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         student,
         run.dense if section.distill_weight > 0 else None,
         run.images(run.recipe.data.split),
-        conditioner(run.dense, run.pipeline),
+        Conditioner(run.dense, run.pipeline),
         run.scheduler,
         section,
         seed=run.recipe.seed,

@@ -17,9 +17,9 @@ from pruning.allocation import CostModel
 from pruning.calibration import load_stats
 from pruning.calibration.store import read_tensors
 from pruning.data import (
+    Conditioner,
     ImageData,
     NoisedBatches,
-    conditioner,
     find_null_class,
     noised_batches,
     open_images,
@@ -288,7 +288,7 @@ class Run:
         """Return `count` images of a split, noised to every timestep bucket."""
         return noised_batches(
             self.images(split),
-            self._once("conditioner", lambda: conditioner(self.dense, self.pipeline)),
+            self._once("conditioner", lambda: Conditioner(self.dense, self.pipeline)),
             self.scheduler,
             indices=self.choose(split, count),
             batch_size=batch_size,

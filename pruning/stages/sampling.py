@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from pruning import sampling
-from pruning.data import TEXT_ENCODERS
+from pruning.data import takes_text
 from pruning.errors import PruningError
 from pruning.models import num_classes
 from pruning.sampling import sample, sample_pipeline
@@ -40,7 +40,7 @@ def labels_of(run: Run, ids: Sequence[int] | Tensor) -> Tensor | None:
 
 def prompts_of(run: Run, split: str, ids: Sequence[int] | Tensor) -> list[str] | None:
     """Return the caption of each sample: those of a split in turn; None for a model without text."""
-    if type(run.meta).__name__ not in TEXT_ENCODERS:
+    if not takes_text(run.meta):
         return None
     data = run.images(split)
     if data.fetch_caption is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning.allocation import allocate
 from pruning.calibration import calibrate
-from pruning.data import NoisedBatch, NoisedBatches, conditioner, noised_batches
+from pruning.data import Conditioner, NoisedBatch, NoisedBatches, noised_batches
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
@@ -98,7 +98,7 @@ class Bench:
     @cached_property
     def conditioner(self) -> Any:
         """Turns images, labels and captions into what the model is called with."""
-        return conditioner(self.dense, self.run.pipeline)
+        return Conditioner(self.dense, self.run.pipeline)
 
     def calibrate(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pruning.calibration import calibrate
-from pruning.data import ImageData, conditioner, noised_batches
+from pruning.data import Conditioner, ImageData, noised_batches
 from pruning.groups import find_groups
 from pruning.models import denoise
 
@@ -47,7 +47,7 @@ def step_zero(
 
     batches = noised_batches(
         data,
-        conditioner(model, pipeline),
+        Conditioner(model, pipeline),
         scheduler,
         indices=rows,
         batch_size=32,

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from pruning.data import ImageData, conditioner
+from pruning.data import Conditioner, ImageData
 from pruning.recovery import RecoveryResult, checkpoints, recover
 from pruning.settings import Recover
 from tests.models import dit
@@ -65,7 +65,7 @@ def run(
     }
     data = stripes() if data is None else data
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    return recover(student, teacher, data, conditioner(student), scheduler, settings, **others)
+    return recover(student, teacher, data, Conditioner(student), scheduler, settings, **others)
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.data import ImageData, conditioner, noised_batches, sample_generator
+from pruning.data import Conditioner, ImageData, noised_batches, sample_generator
 from pruning.data.conditioning import encode_latents
 from pruning.errors import PruningError
 from pruning.models import denoise
@@ -33,10 +33,10 @@ def generators(*indices: int) -> list[torch.Generator]:
 
 def test_pixels_and_labels_pass_through():
     images, labels = torch.rand(2, 1, 8, 8), torch.tensor([3, 9])
-    x0, call = conditioner(dit())(images, labels, None, generators(0, 1))
+    x0, call = Conditioner(dit())(images, labels, None, generators(0, 1))
     assert x0 is images
     assert torch.equal(call["class_labels"], labels)
-    x0, call = conditioner(unet2d())(images, labels, ["text"] * 2, generators(0, 1))
+    x0, call = Conditioner(unet2d())(images, labels, ["text"] * 2, generators(0, 1))
     assert call == {}, "an unconditional model is given nothing"
 
 
@@ -77,7 +77,7 @@ def test_a_float16_autoencoder_that_overflows_is_run_in_float32(monkeypatch: pyt
 
 def test_stable_diffusion(tmp_path: Path):
     pipeline = stable_diffusion(tmp_path)
-    x0, call = conditioner(pipeline.unet, pipeline)(IMAGES[:2], None, ["a cat", "a dog"], generators(0, 1))
+    x0, call = Conditioner(pipeline.unet, pipeline)(IMAGES[:2], None, ["a cat", "a dog"], generators(0, 1))
     assert x0.shape == (2, 4, 8, 8)
     assert set(call) == {"encoder_hidden_states"}
     assert call["encoder_hidden_states"].shape == (2, 77, 24)
@@ -90,7 +90,7 @@ def test_stable_diffusion(tmp_path: Path):
 
 def test_stable_diffusion_xl(tmp_path: Path):
     pipeline = stable_diffusion_xl(tmp_path)
-    _, call = conditioner(pipeline.unet, pipeline)(IMAGES[:2], None, ["a cat", "a dog"], generators(0, 1))
+    _, call = Conditioner(pipeline.unet, pipeline)(IMAGES[:2], None, ["a cat", "a dog"], generators(0, 1))
     assert call["encoder_hidden_states"].shape == (2, 77, 48)
     added = call["added_cond_kwargs"]
     assert added["text_embeds"].shape == (2, 16)
@@ -106,7 +106,7 @@ def test_noised_batches_run_through_the_denoiser_and_do_not_depend_on_the_batch_
         found = {}
         for batch in noised_batches(
             DATA,
-            conditioner(model, pipeline),
+            Conditioner(model, pipeline),
             pipeline.scheduler,
             indices=range(3),
             batch_size=batch_size,
@@ -127,7 +127,7 @@ def test_noised_batches_run_through_the_denoiser_and_do_not_depend_on_the_batch_
 
 def test_data_without_captions_give_the_empty_prompt_and_one_warning(tmp_path: Path, caplog):
     pipeline = stable_diffusion(tmp_path)
-    encode = conditioner(pipeline.unet, pipeline)
+    encode = Conditioner(pipeline.unet, pipeline)
     with caplog.at_level(logging.WARNING):
         _, call = encode(IMAGES[:1], None, None, generators(0))
         encode(IMAGES[:1], None, None, generators(0))
@@ -160,7 +160,7 @@ def test_data_without_captions_give_the_empty_prompt_and_one_warning(tmp_path: P
 def test_data_that_do_not_fit(build, images: torch.Tensor, labels: list[int] | None, message: str):
     given = None if labels is None else torch.tensor(labels)
     with pytest.raises(PruningError, match=message):
-        conditioner(build())(images, given, None, generators(0, 1))
+        Conditioner(build())(images, given, None, generators(0, 1))
 
 
 def test_latents_that_do_not_fit(tmp_path: Path):
@@ -169,21 +169,21 @@ def test_latents_that_do_not_fit(tmp_path: Path):
     with pytest.raises(
         PruningError, match="takes 9 channels, but the data give latents of 4 channels; this denoiser"
     ):
-        conditioner(inpainting, pipeline)(IMAGES[:1], None, ["a"], generators(0))
+        Conditioner(inpainting, pipeline)(IMAGES[:1], None, ["a"], generators(0))
 
 
 def test_text_needs_a_pipeline():
     with pytest.raises(PruningError, match="conditioned on text, but a bare denoiser cannot encode prompts"):
-        conditioner(unet2d_condition())
+        Conditioner(unet2d_condition())
     with pytest.raises(PruningError, match="conditioned on text, but DiTPipeline cannot encode prompts"):
-        conditioner(unet2d_condition(), dit_latent())
+        Conditioner(unet2d_condition(), dit_latent())
 
 
 def test_image_conditions_are_refused(tmp_path: Path):
     pipeline = stable_diffusion(tmp_path)
     model = unet2d_condition(encoder_hid_dim=24, encoder_hid_dim_type="image_proj")
     with pytest.raises(PruningError, match="also takes images, which noised data do not give"):
-        conditioner(model, pipeline)(IMAGES[:1], None, ["a"], generators(0))
+        Conditioner(model, pipeline)(IMAGES[:1], None, ["a"], generators(0))
 
 
 def test_other_size_conditions_are_refused(tmp_path: Path):
@@ -195,9 +195,9 @@ def test_other_size_conditions_are_refused(tmp_path: Path):
         projection_class_embeddings_input_dim=16 + 5 * 8,
     )
     with pytest.raises(PruningError, match="the UNet takes 5 size conditions; known are 6"):
-        conditioner(model, pipeline)(IMAGES[:1], None, ["a"], generators(0))
+        Conditioner(model, pipeline)(IMAGES[:1], None, ["a"], generators(0))
 
 
 def test_unknown_denoiser():
     with pytest.raises(PruningError, match="denoiser class 'Linear' is not known"):
-        conditioner(torch.nn.Linear(2, 2))
+        Conditioner(torch.nn.Linear(2, 2))

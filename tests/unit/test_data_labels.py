@@ -80,22 +80,14 @@ def test_settings_that_contradict_the_model(build, asked: str, message: str):
 
 
 def test_only_the_last_class_can_be_settled():
-    with pytest.raises(
-        PruningError, match="null class 3: UNet2DModel has the classes 0 to 10, of which only the last"
-    ):
-        set_null_class(unet2d(num_class_embeds=11), 3)
-    with pytest.raises(PruningError, match="null class 3: UNet2DModel has no classes"):
-        set_null_class(unet2d(), 3)
-    with pytest.raises(
-        PruningError, match="null class None: that of DiTTransformer2DModel is 10, by its config"
-    ):
-        set_null_class(dit(), None)
-    model = unet2d(num_class_embeds=11)
-    model.register_to_config(**{NULL_CLASS: "10"})
-    with pytest.raises(
-        PruningError, match="_null_class is '10' in the config; expected the last of its 11 classes"
-    ):
-        null_class(model)
+    for classes, label in ((11, 3), (11, "10"), (None, 3)):
+        model = unet2d(num_class_embeds=classes)
+        model.register_to_config(**{NULL_CLASS: label})
+        with pytest.raises(
+            PruningError,
+            match=f"_null_class is {label!r} in the config; expected the last of its {classes} classes",
+        ):
+            null_class(model)
 
 
 def test_the_null_class_is_kept_with_the_model_and_is_no_other_architecture(tmp_path: Path):

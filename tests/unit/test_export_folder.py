@@ -348,7 +348,7 @@ def test_base_pipelines_that_cannot_be_completed(tmp_path):
     with pytest.raises(PruningError, match=r"names a part '../escape', which is no folder's name"):
         export(slim(dit), tmp_path / "slim", base_folder=dense)
     (dense / "model_index.json").write_text("[]")
-    with pytest.raises(PruningError, match="expected a JSON object, found list"):
+    with pytest.raises(PruningError, match=r"expected a mapping, found \["):
         export(slim(dit), tmp_path / "slim", base_folder=dense)
     (dense / "model_index.json").write_text("{")
     with pytest.raises(PruningError, match="cannot be read as JSON"):

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 
-from pruning.data import ImageData, conditioner
+from pruning.data import Conditioner, ImageData
 from pruning.errors import PruningError
 from pruning.recovery.batches import BatchPlan, BatchSource, sample_order, step_draws, training_batches
 from pruning.recovery.labels import (
@@ -38,7 +38,7 @@ def _source(scheduler=None, data=None, **changes) -> BatchSource:
         }
     )
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    return BatchSource(model, stripes() if data is None else data, conditioner(model), scheduler, plan, CPU)
+    return BatchSource(model, stripes() if data is None else data, Conditioner(model), scheduler, plan, CPU)
 
 
 def test_every_epoch_is_a_fresh_permutation_without_gaps():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pruning import checkpoint
 from pruning.calibration import Calibrator
-from pruning.data import conditioner, open_images
+from pruning.data import Conditioner, open_images
 from pruning.groups import find_groups
 from pruning.models import load_denoiser, load_pipeline
 from pruning.sampling import sample_pipeline
@@ -236,7 +236,7 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_text_pipeline_is_loaded_conditioned_and_sampled(text_model: Path) -> None:
     model: Any = load_denoiser(text_model)
     pipeline = load_pipeline(text_model, denoiser=model)
-    x0, arguments_ = conditioner(model, pipeline)(
+    x0, arguments_ = Conditioner(model, pipeline)(
         torch.zeros(2, 1, 16, 16), None, ["a bag", "a photo of a boot"], torch.Generator().manual_seed(0)
     )
     text = arguments_["encoder_hidden_states"]
