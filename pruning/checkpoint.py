@@ -1,8 +1,7 @@
 """Pruned checkpoints in the ordinary diffusers layout, which plain ``from_pretrained`` loads.
 
-A checkpoint is safetensors weights and a ``config.json`` with the stock class name and the base architecture's
-values, plus one key ``_structured_pruning`` that holds what the stock config cannot express; `pruning.hook` lets every
-loading path of diffusers understand it. No pickle, no code from the checkpoint.
+A checkpoint is safetensors weights and a ``config.json`` with the stock class name and the base architecture's values,
+plus one key that holds what the stock config cannot express, which `pruning.hook` makes diffusers understand.
 """
 
 from __future__ import annotations
@@ -36,16 +35,13 @@ def hooked() -> Iterator[None]:
 def save(
     model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "10GB"
 ) -> None:
-    """Write `model` as a diffusers folder.
+    """Write `model`, a diffusers model, pruned or not, as a diffusers folder.
 
     Args:
-        model: A diffusers model, pruned or not.
-        folder: Written to; existing files of the same names are replaced.
+        model: The model.
+        folder: Written to; existing files of the same names are replaced. A file in its place is a PruningError.
         dtype: Cast a copy of the weights; None keeps them.
         max_shard_size: As in ``save_pretrained``.
-
-    Raises:
-        PruningError: If `folder` is a file.
     """
     if Path(folder).is_file():  # save_pretrained would log an error and return
         raise PruningError(f"cannot write a model to {folder}: it is a file; name a folder")

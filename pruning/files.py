@@ -52,11 +52,7 @@ def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
 
 
 def check_writable(what: str, folder: Path, needed_bytes: int) -> None:
-    """Create `folder` and check, before expensive work, that it can be written and has room.
-
-    Raises:
-        PruningError: Naming the folder and what is missing.
-    """
+    """Create `folder`; a PruningError says, before expensive work, if it cannot be written or has no room."""
     with write_errors(what, folder, "Nothing has been changed"):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -72,10 +68,9 @@ def check_writable(what: str, folder: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what is written there takes its place if the block ends well.
+    """Yield a temporary name beside `path`; the file or folder written there takes its place if the block ends well.
 
-    Works for a file and for a folder; nobody ever sees half of either. A folder that was there is whole until the new
-    one is.
+    Nobody ever sees half of either: a folder that was there is whole until the new one is.
 
     Args:
         path: The final name.
@@ -138,7 +133,7 @@ def read_json(path: Path, advice: str = "delete it") -> dict[str, Any] | None:
     """Return the mapping in a JSON file, or None if there is no such file.
 
     Raises:
-        PruningError: If the file holds no JSON, or something else than a mapping; it ends in `advice`.
+        PruningError: If the file holds something else; it ends in `advice`.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

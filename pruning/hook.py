@@ -1,8 +1,7 @@
 """The import hook: diffusers learns to load pruned checkpoints when its models are imported.
 
-``ModelMixin.from_config``, through which every loading path of diffusers builds its models (the plain class, AutoModel,
-pipelines, EMAModel, sharded files, device maps), gives a model its pruned shapes if its config records any. Nothing
-here imports torch or diffusers.
+``ModelMixin.from_config``, through which every loading path of diffusers builds its models, gives a model its pruned
+shapes if its config records any. Nothing here imports torch or diffusers.
 """
 
 from __future__ import annotations

@@ -1,18 +1,4 @@
-"""A pruning in a few lines of Python: the steps of a recipe as functions of models and values.
-
-::
-
-    import pruning as sp
-
-    model, scheduler = sp.load("…/my-dit")
-    groups = sp.find_groups(model, ["attention_heads", "ffn_channels"])
-    batches = sp.noised_batches(model, scheduler, "…/my-images", samples=128)
-    stats = sp.calibrate(model, groups, batches, for_=("probe_obs", "least_squares"))
-    scores = sp.score(model, groups, stats, criterion="probe_obs")
-    plan = sp.allocate(model, groups, scores, macs=0.5)
-    sp.compensate(model, groups, plan, stats, "least_squares")
-    sp.apply_plan(model, plan)
-"""
+"""A pruning in a few lines of Python, which the README shows: the steps of a recipe as functions, with its defaults."""
 
 from __future__ import annotations
 
@@ -95,7 +81,7 @@ def noised_batches(
         PruningError: If the data cannot be read or are fewer than `samples`.
     """
     if isinstance(data, str):
-        channels, resolution = _image_shape(model, pipeline)
+        channels, resolution = models.image_shape(model, pipeline)
         data = open_images(data, split=split, channels=channels, resolution=resolution)
     parameter = next(model.parameters())
     return noise(
@@ -167,12 +153,3 @@ def allocate(
     settings.check("allocate")
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
     return solve(groups, scores, cost, settings, base_hash=config_hash(config_of(model)))
-
-
-def _image_shape(model: ModelMixin, pipeline: DiffusionPipeline | None) -> tuple[int, int]:
-    """Return channels and side of the images that the model is about."""
-    channels, side, _ = models.sample_shape(model)
-    autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
-    if autoencoder is None:
-        return channels, side
-    return autoencoder.config.get("in_channels", 3), side * models.pixels_per_latent(autoencoder)

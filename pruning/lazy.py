@@ -11,12 +11,7 @@ from typing import Any
 
 
 def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the ``__getattr__`` and ``__dir__`` of a package, by the imports that it writes under TYPE_CHECKING.
-
-    Args:
-        package: Its ``__name__``.
-        file: Its ``__file__``.
-    """
+    """Return the ``__getattr__`` and ``__dir__`` of a package, by the imports that it writes under TYPE_CHECKING."""
     homes = {
         alias.name: node.module
         for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
 """A typed registry: names to functions, filled by one decorator per file.
 
-A package of plug-ins (``importance``, ``export``, …) calls `import_submodules` in its ``__init__``, so that a new file
-is a new entry and nothing else is edited. What is registered in this package can be listed without importing it.
+A package of plug-ins calls `import_submodules` in its ``__init__``, so that a new file is a new entry and nothing else
+is edited. What is registered in this package can be listed without importing it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ _OPEN: dict[str, Registry[Any]] = {}
 
 
 class Registry(Generic[T]):
-    """Maps names to entries of one kind.
-
-    Args:
-        kind: What the entries are, for error messages, e.g. ``"criterion"``.
-    """
+    """Maps names to entries of one `kind`, which error messages name, e.g. ``"criterion"``."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -37,11 +33,7 @@ class Registry(Generic[T]):
         _OPEN[kind] = self
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its argument under `name`.
-
-        Raises:
-            ValueError: If `name` is taken.
-        """
+        """Return a decorator that files its argument under `name`; one that is taken is a ValueError."""
 
         def decorate(entry: T) -> T:
             if name in self._entries:
@@ -82,8 +74,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 def names_of(kind: str) -> dict[str, str]:
     """Return the names of all entries of a kind and the first line of their docstrings, sorted by name.
 
-    Those of this package are read from its files, which imports nothing; those that a user registered are found where
-    the registry is imported.
+    Those of this package are read from its files, which imports nothing; others are known where they were registered.
     """
     mine = _declared(kind)
     others = {name: "" for name in _OPEN.get(kind, ()) if name not in mine}

@@ -1,9 +1,8 @@
 """Selection beyond one shot: score, cut, measure again, go on, block by block.
 
-One-shot selection judges every layer on what the *dense* model feeds it. Here a plan fixes how many units each group
-keeps; then, in the order in which the model runs, each block is measured on what the already pruned blocks before it
-feed it, its units are chosen, what stays is compensated, and the next block follows (the order of SparseGPT,
-2301.00774, and OBS-Diff). It costs one calibration per block and round instead of one in all.
+One-shot selection judges every layer on what the *dense* model feeds it. Here, in the order in which the model runs,
+each block is measured on what the already pruned blocks before it feed it, its units are chosen, what stays is
+compensated, and the next block follows (the order of SparseGPT, 2301.00774, and OBS-Diff).
 """
 
 from __future__ import annotations
@@ -103,8 +102,7 @@ def in_order(
 ) -> list[tuple[str, list[PrunableGroup]]]:
     """Sort groups into blocks, in the order in which the model comes to them.
 
-    A block is an item of a list of modules, such as ``transformer_blocks.3`` or ``down_blocks.1``; what is in no list
-    is a block of its own by the first name of its path.
+    A block is an item of a list of modules, such as ``transformer_blocks.3``, or else the first name of a path.
     """
     by_name, called = {group.name: group for group in groups}, dict[str, None]()
     with ExitStack() as stack, torch.no_grad():

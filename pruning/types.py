@@ -1,8 +1,6 @@
-"""The nouns: what may be removed, what was measured, what matters, what goes.
+"""The nouns: what may be removed, what was measured, what matters, what goes; imports torch alone.
 
-This module imports torch alone. Data flows one way through these types::
-
-    PrunableGroup -> CalibrationStats -> Scores -> PruningPlan
+Data flows one way: PrunableGroup -> CalibrationStats -> Scores -> PruningPlan.
 """
 
 from __future__ import annotations
@@ -106,11 +104,7 @@ class PrunableGroup:
 
     @property
     def read_by(self) -> ParamSlice:
-        """The columns that read the units.
-
-        Raises:
-            PruningError: Unless there is exactly one such slice.
-        """
+        """The columns that read the units; a group with several consumers, or none, is a PruningError."""
         if len(self.consumed_by) != 1:
             count = len(self.consumed_by) or "no"
             raise PruningError(
@@ -125,19 +119,11 @@ class PrunableGroup:
         return self.read_by.path.rsplit(".", 1)[0]
 
     @property
-    def consumer_weight(self) -> str:
-        """Parameter path of the consumer's weight; as `read_by`."""
-        return self.read_by.path
-
-    @property
     def consumer_key(self) -> str:
         """Name of the slice that is read: the consumer's path, with ``[start:stop]`` where it does not start at 0."""
         start = self.read_by.offset
-        return (
-            f"{self.consumer}[{start}:{start + self.num_units * self.read_by.unit_size}]"
-            if start
-            else self.consumer
-        )
+        stop = start + self.num_units * self.read_by.unit_size
+        return f"{self.consumer}[{start}:{stop}]" if start else self.consumer
 
 
 @dataclass
@@ -158,20 +144,14 @@ class CalibrationStats:
 
     def of(self, group: PrunableGroup) -> CalibrationStats:
         """Return, under the group's name, what is known of a group and, if it has a single one, of its consumer."""
-        places = [
-            group.name,
-            group.module,
-            *(one.consumer_key for one in group.consumers if len(group.consumers) == 1),
-        ]
+        places = [group.name, group.module]
+        if len(group.consumed_by) == 1:
+            places.append(group.consumer_key)
         found = {name: value for place in places for name, value in self.values.get(place, {}).items()}
         return CalibrationStats({group.name: found} if found else {}, self.meta)
 
     def get(self, place: str, statistic: str) -> Tensor:
-        """Return one statistic.
-
-        Raises:
-            PruningError: If it was not gathered there.
-        """
+        """Return one statistic; one that was not gathered there is a PruningError."""
         found = self.values.get(place, {})
         if statistic not in found:
             have = ", ".join(sorted(found)) or "nothing"
@@ -262,11 +242,7 @@ class PruningPlan:
 
     @classmethod
     def from_dict(cls, data: Any) -> PruningPlan:
-        """Build a plan from JSON types, checking every one.
-
-        Raises:
-            PruningError: Naming the first entry that is not as it must be.
-        """
+        """Build a plan from JSON types; a PruningError names the first entry that is not as it must be."""
         if not isinstance(data, dict) or data.get("version") != PLAN_VERSION:
             found = data.get("version") if isinstance(data, dict) else type(data).__name__
             raise PruningError(f"plan: version must be {PLAN_VERSION}, found {found!r}")
@@ -326,11 +302,5 @@ def config_hash(config: Mapping[str, Any]) -> str:
     if isinstance(kept.get(PRUNING_KEY), Mapping):
         inner = kept[PRUNING_KEY]
         kept[PRUNING_KEY] = {key: inner[key] for key in ("modules", "removed_blocks") if key in inner}
-    text = json.dumps(kept, sort_keys=True, default=_plain)
+    text = json.dumps(kept, sort_keys=True, default=lambda v: dict(v) if isinstance(v, Mapping) else str(v))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pruning.cli.console import Console, Result, facts, size, table, text_of
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.hook import PRUNING_KEY
-from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
+from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
 from pruning.stages.folder import OWNER, RunFolder, changes
@@ -33,7 +34,7 @@ def show(arguments: argparse.Namespace, console: Console) -> Result:
     if path.is_dir():
         raise PruningError(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
     recipe = load_recipe(find_recipe(arguments.target), check=False)
-    return Result(to_dict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
+    return Result(asdict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
 
 
 def _show_run(path: Path) -> Result:
@@ -116,7 +117,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 def diff(arguments: argparse.Namespace, console: Console) -> Result:
     """Show in which values two recipes differ, and for two runs also the figures."""
     sides = [arguments.left, arguments.right]
-    left, right = (to_dict(load_recipe(side, check=False)) for side in sides)
+    left, right = (asdict(load_recipe(side, check=False)) for side in sides)
     settings = changes(left, right)
     rows = [(key, text_of(a), text_of(b)) for key, a, b in settings]
     drawn = [table(("setting", *sides), rows, texts=3)] if rows else [table(("no setting differs",), [])]

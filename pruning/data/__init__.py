@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pruning.data.images import ImageData as ImageData
     from pruning.data.images import UnreadableRow as UnreadableRow
     from pruning.data.labels import check_classes as check_classes
-    from pruning.data.labels import class_remarks as class_remarks
     from pruning.data.labels import find_null_class as find_null_class
     from pruning.data.noise import is_flow as is_flow
     from pruning.data.noise import noise_and_target as noise_and_target

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.models.families import family_of, num_classes
+from pruning.models.families import autoencoder_of, family_of, num_classes
 from pruning.types import config_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Conditioner:
                 "hub id of a whole pipeline with its text encoder"
             )
         self.model, self.pipeline = model, pipeline
-        self.vae: nn.Module | None = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+        self.vae: nn.Module | None = autoencoder_of(pipeline)
         self._warned = False
 
     def __call__(

@@ -78,10 +78,8 @@ def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
     """Return the values of black and white of an image of more than 8 bits, None for any other; nothing is guessed.
 
     A PNG of 16 bits fills them by its specification, and so does what Pillow reads from netpbm and JPEG 2000. A TIFF
-    says how many bits a sample has. Pillow's mode ``I`` holds 32 bits or signed values, of which no range is known.
-
-    Raises:
-        PruningError: If the range is not known.
+    says how many bits a sample has. Pillow's mode ``I`` holds 32 bits or signed values, of which no range is known: a
+    PruningError, as floating point is.
     """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
         kind = "floating point" if image.mode == "F" else "32 bits, or signed"

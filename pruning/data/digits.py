@@ -45,17 +45,14 @@ def split_indices() -> dict[str, Tensor]:
 
 
 def open_digits(split: str, shape: tuple[int, int, int]) -> ImageData:
-    """Return the digits of one split, enlarged to `resolution` by bicubic interpolation.
+    """Return the digits of one split, enlarged by bicubic interpolation.
 
-    UCI "Optical Recognition of Handwritten Digits" (test part), 1,797 grey 8x8 images, CC BY 4.0, as shipped
-    with scikit-learn.
+    UCI "Optical Recognition of Handwritten Digits" (test part), 1,797 grey 8x8 images, CC BY 4.0, as shipped with
+    scikit-learn.
 
     Args:
-        split: ``"train"`` (1,437 or so) or ``"test"`` (the rest; in nobody's training).
+        split: ``"train"`` (1,437 or so) or ``"test"`` (the rest; in nobody's training); another is a PruningError.
         shape: ``(C, H, W)``, C equal channels.
-
-    Raises:
-        PruningError: On another split.
     """
     splits = split_indices()
     if split not in splits:

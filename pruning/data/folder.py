@@ -1,13 +1,6 @@
 """The layout of a folder of images: which files are used, as which split and class; torch-free.
 
-The rule, which docs/writing-a-recipe.md says for users:
-
-- Every image at any depth counts, whatever its name; links are followed, hidden names are not.
-- If all folders right below the source are named as splits, they are the splits; if none is, all is ``train``.
-- In a split all images lie right in it (no classes), or all in folders right below it (each a class). A lone
-  folder is a class only if its name is a number.
-- In a split with a ``metadata`` file, the rows of that file are the samples, and folders are no classes.
-- All else is ambiguous, and refused.
+The rules are those of docs/writing-a-recipe.md; what they leave open is refused.
 """
 
 from __future__ import annotations
@@ -72,11 +65,7 @@ class ImageFolder:
 
 
 def read_image_folder(root: Path, listing: Listing) -> ImageFolder:
-    """Return the layout of a folder of images.
-
-    Args:
-        root: The folder.
-        listing: Its files, from `list_files`.
+    """Return the layout of the folder `root`, whose files are `listing`.
 
     Raises:
         PruningError: If it holds no images, or its layout can be read in more than one way.
@@ -111,11 +100,7 @@ def read_image_folder(root: Path, listing: Listing) -> ImageFolder:
 
 
 def _split_prefixes(root: Path, images: Sequence[str]) -> dict[str, str]:
-    """Return the splits and how the paths of their images begin.
-
-    Raises:
-        PruningError: If a folder may be a split as well as a class.
-    """
+    """Return the splits and how the paths of their images begin; what may be a split or a class is a PruningError."""
     tops = list(dict.fromkeys(image.split("/")[0] for image in images if "/" in image))
     splits = {top: split for top in tops if (split := split_named(top))}
     if not splits and not (tops and all(map(begins_as_split, tops))):
@@ -135,8 +120,7 @@ def _split_prefixes(root: Path, images: Sequence[str]) -> dict[str, str]:
 def _class_folders(root: Path, prefix: str, images: Sequence[str]) -> set[str]:
     """Return the class folders of a split; none where its images lie right in it.
 
-    Raises:
-        PruningError: If images lie at several depths, or deeper than in one folder.
+    Images at several depths, or deeper than in one folder, are a PruningError.
     """
     paths = [image[len(prefix) :].split("/") for image in images]
     shallow, deep = min(paths, key=len), max(paths, key=len)

@@ -25,7 +25,7 @@ SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
 
 
 def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, str]:
-    """Return what identifies the data, wherever they lie.
+    """Return a hash of the data, wherever they lie, and in words what it rests on.
 
     Local files are known by their names within the source and their contents; above 4 GB by names, sizes, times of
     change and the contents of 256 of them, drawn evenly. A data set on the hub is known by its name, and its commit
@@ -34,9 +34,6 @@ def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, 
     Args:
         source: As for `pruning.data.open_images`.
         hash_of: Returns the SHA-256 of a file.
-
-    Returns:
-        The hash, and in words what it rests on.
 
     Raises:
         PruningError: If a folder cannot be read.

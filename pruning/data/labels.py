@@ -17,15 +17,9 @@ def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> t
     have exactly one class less.
 
     Args:
-        model: The denoiser, its null class not settled yet.
+        model: The denoiser.
         data: What it was trained on, or is trained on now.
-        asked: ``auto``, or ``last`` or ``none`` to overrule it.
-
-    Returns:
-        The label, or None for a model without a null class, for `pruning.models.set_null_class`; and the sentence.
-
-    Raises:
-        PruningError: If `asked` contradicts the model.
+        asked: ``auto``, or ``last`` or ``none`` to overrule it; what contradicts the model is a PruningError.
     """
     name, family, settled = type(model).__name__, family_of(model), null_class(model)
     labels, by_family = family.num_classes(model), family.null_class(model)
@@ -45,28 +39,15 @@ def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> t
     )
 
 
-def class_remarks(data: ImageData, model: nn.Module) -> list[str]:
-    """Return in sentences what is noteworthy of the classes of the data, for a model of which they are fewer."""
-    count = num_classes(model)
-    if count is None or data.class_names is None or len(data.class_names) >= count:
-        return []
-    missing = [str(label) for label in range(count) if label not in data.class_names]
-    return [
-        f"{data.name} has {len(data.class_names)} of the {count} classes of {type(model).__name__}: "
-        f"{named([str(name) for name in data.class_names.values()])}; none of class {named(missing)}. Calibration and "
-        "recovery see nothing of those, evaluation asks the model for all"
-    ]
-
-
-def check_classes(data: ImageData, model: nn.Module) -> None:
-    """Check that the data have the labels that the model needs.
+def check_classes(data: ImageData, model: nn.Module) -> list[str]:
+    """Check that the data have the labels that a model needs, and say in sentences what is noteworthy of them.
 
     Raises:
         PruningError: If a class-conditional model has data without labels, or with labels above its own.
     """
     count, name = num_classes(model), type(model).__name__
     if count is None:
-        return
+        return []
     if data.class_names is None:
         raise PruningError(
             f"{data.name} has no labels, but {name} has {count} classes; name their column in data.label_column, or "
@@ -79,3 +60,11 @@ def check_classes(data: ImageData, model: nn.Module) -> None:
             f"({data.class_names[largest]!r}), where the model has 0 to {count - 1} (folders named by numbers are the "
             "classes of these numbers)"
         )
+    missing = [str(label) for label in range(count) if label not in data.class_names]
+    if not missing:
+        return []
+    return [
+        f"{data.name} has {len(data.class_names)} of the {count} classes of {name}: "
+        f"{named([str(name) for name in data.class_names.values()])}; none of class {named(missing)}. Calibration and "
+        "recovery see nothing of those, evaluation asks the model for all"
+    ]

@@ -18,10 +18,8 @@ def list_files(folder: Path) -> Listing:
     """Return the files under `folder`, in natural order, and a count of what was left out.
 
     Links to files and to folders are followed; one to a folder above itself is not, nor are names that begin with a
-    dot (as those in the ``__MACOSX`` folder of an archive).
-
-    Returns:
-        Paths relative to `folder`, with ``/``, a folder's own files before those of its folders.
+    dot (as those in the ``__MACOSX`` folder of an archive). A folder's own files come before those of its folders, as
+    paths relative to `folder`, with ``/``.
 
     Raises:
         PruningError: If a folder cannot be read.

@@ -58,17 +58,13 @@ def is_number(name: str) -> bool:
 
 
 def number_classes(names: Iterable[str], where: str) -> dict[str, int]:
-    """Return the number of each class.
+    """Return the number of each class of all splits.
 
     Where all names are numbers they are the classes' own: folders ``3``, ``5`` and ``7`` are the classes 3, 5 and 7.
     Otherwise classes are counted from 0 in natural order, in which ``class2`` comes before ``class10``.
 
-    Args:
-        names: The classes of all splits.
-        where: Of what, for messages.
-
     Raises:
-        PruningError: If two names differ in capitals or leading zeros alone.
+        PruningError: If two names differ in capitals or leading zeros alone; it begins with `where`.
     """
     ordered = sorted(set(names), key=natural_key)
     for pair in pairwise(ordered):

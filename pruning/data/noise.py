@@ -19,11 +19,7 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def num_train_timesteps(scheduler: Any) -> int:
-    """Return the number of training timesteps of `scheduler`.
-
-    Raises:
-        PruningError: If its config has none.
-    """
+    """Return the number of training timesteps of `scheduler`; a config without one is a PruningError."""
     count = scheduler.config.get("num_train_timesteps")
     if not isinstance(count, int) or count < 1:
         raise PruningError(
@@ -78,14 +74,11 @@ def noise_and_target(scheduler: Any, x0: Tensor, noise: Tensor, t: Tensor) -> tu
 
 
 def levels_at(scheduler: Any, t: float) -> tuple[float, float] | None:
-    """Return a and s of ``x_t = a x0 + s noise`` at a timestep as the model is given it, which may lie between two.
+    """Return a and s of ``x_t = a x0 + s noise``, or None where the scheduler has no ``alphas_cumprod`` and no flow.
 
     Args:
         scheduler: The scheduler that the model was trained with.
-        t: From 0 to ``num_train_timesteps``.
-
-    Returns:
-        Both, or None where the scheduler has neither ``alphas_cumprod`` nor flow matching.
+        t: From 0 to ``num_train_timesteps``, as the model is given it; it may lie between two.
     """
     if is_flow(scheduler):
         sigma = t / num_train_timesteps(scheduler)
@@ -104,13 +97,10 @@ def exact_prediction(scheduler: Any, x: Tensor, x0: Tensor, t: float) -> Tensor:
     """Return what a perfect model predicts where all data are the one sample `x0`.
 
     Args:
-        scheduler: The scheduler that the model was trained with.
+        scheduler: The scheduler that the model was trained with; it has levels, see `levels_at`.
         x: The model's input (B, C, H, W).
         x0: Same shape.
         t: Timestep.
-
-    Raises:
-        PruningError: For an unknown prediction type.
     """
     found = levels_at(scheduler, t)
     assert found is not None
@@ -126,11 +116,7 @@ def _answer(scheduler: Any, x0: Tensor, noise: Tensor, signal: Any, spread: Any)
 
 
 def prediction_type(scheduler: Any) -> str:
-    """Return what a model of this scheduler predicts: one of `PREDICTIONS`.
-
-    Raises:
-        PruningError: If its config says something else.
-    """
+    """Return what a model of this scheduler predicts, one of `PREDICTIONS`; anything else is a PruningError."""
     said = "flow_prediction" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
     if said not in PREDICTIONS:
         raise PruningError(

@@ -114,11 +114,7 @@ def _read(source: str, load: Callable[[], Any]) -> Any:
 
 
 def _chosen(source: str, split: str, splits: Mapping[str, Any], layout: str = "") -> Any:
-    """Return one of `splits`.
-
-    Raises:
-        PruningError: If there is none of that name; `layout` says how the data could be laid out to have two.
-    """
+    """Return one of `splits`, or say which there are, and by `layout` how the data could be laid out to have two."""
     if split not in splits:
         raise PruningError(
             f"data {source!r} has no split {split!r}; its splits: {', '.join(map(str, splits))}. Name one of them in "

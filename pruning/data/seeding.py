@@ -24,19 +24,12 @@ def _mix(value: int) -> int:
 
 
 def sample_generator(seed: int, index: int, stream: int = 0) -> torch.Generator:
-    """Return the CPU generator of one sample.
+    """Return a fresh CPU generator of one sample: the same arguments give the same draws on every machine.
 
     Args:
         seed: Seed of the run, any integer.
-        index: Sample index, 0 <= index < 2^32.
+        index: Sample index; a PruningError says unless 0 <= index < 2^32.
         stream: What the draws are for; different streams are independent.
-
-    Returns:
-        A fresh generator; the same arguments give the same draws on every machine. (torch's CPU generator uses
-        32 bits of its seed, hence the 32-bit mixing.)
-
-    Raises:
-        PruningError: If `index` is out of range.
     """
     if not 0 <= index <= _MASK:
         raise PruningError(f"sample index {index} is out of range: indices are 0 to {_MASK}")
@@ -48,16 +41,13 @@ def sample_generator(seed: int, index: int, stream: int = 0) -> torch.Generator:
 def indexed_noise(
     indices: Iterable[int] | Tensor, shape: Sequence[int], seed: int, stream: int = NOISE
 ) -> Tensor:
-    """Return standard normal noise, one independent draw per sample index.
+    """Return standard normal noise, one independent draw per sample index: float32 (B, *shape) on the CPU.
 
     Args:
-        indices: Sample indices, B of them.
+        indices: B sample indices.
         shape: Shape of one sample, e.g. ``(C, H, W)``.
         seed: Seed of the run.
         stream: See `sample_generator`.
-
-    Returns:
-        float32, shape ``(B, *shape)``, on the CPU.
     """
     ids = [int(i) for i in indices]
     draws = [torch.randn(tuple(shape), generator=sample_generator(seed, i, stream)) for i in ids]

@@ -46,14 +46,10 @@ def read_table_file(path: Path) -> TableFiles:
 
 
 def read_table_folder(root: Path, listing: Listing) -> TableFiles:
-    """Return the splits of a folder of parquet or arrow files.
+    """Return the splits of the folder `root` of parquet or arrow files, whose files are `listing`.
 
     The name of a file says its split, else the nearest folder that is named as one; where no file says any, all are
     ``train``.
-
-    Args:
-        root: The folder.
-        listing: Its files, from `list_files`.
 
     Raises:
         PruningError: If formats, folders, or tables and images are mixed, or some files say a split and others none.
@@ -99,11 +95,7 @@ def _plain_folders(file: str) -> list[str]:
 
 
 def _split_of(file: str, where: str) -> str | None:
-    """Return the split that a path says: by its file (``cats_val.parquet``), or the nearest folder named as one.
-
-    Raises:
-        PruningError: If it says several.
-    """
+    """Return the split that a path says: by its file (``cats_val.parquet``), or the nearest folder named as one."""
     path = PurePosixPath(file)
     by_folder = [split for part in path.parts[:-1] if (split := split_named(part))]
     said = splits_in(path.stem).union(by_folder[-1:])

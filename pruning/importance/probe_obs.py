@@ -52,7 +52,7 @@ def probe_obs(
     ``tr(V_R D_R [((Sigma + gamma I)^-1)_RR]^-1 D_R V_R^T)`` with ``V = S^1/2 W`` and D^2 = sqrt(rho rho_g) on the
     columns of unit g; values compare across layers.
     """
-    path = group.consumer_weight
+    path = group.read_by.path
     weight = parameter(weights, path, group).to("cpu", torch.float64)
     root = _root(per_sample(group, stats, "output_sensitivity"))  # (C, C)
     felt = (root @ weight.flatten(1)).view_as(weight)

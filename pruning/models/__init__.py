@@ -6,12 +6,12 @@ from pruning.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from pruning.models.families import FAMILIES as FAMILIES
-    from pruning.models.families import Family as Family
+    from pruning.models.families import autoencoder_of as autoencoder_of
     from pruning.models.families import denoise as denoise
     from pruning.models.families import denoiser_call as denoiser_call
     from pruning.models.families import example_call as example_call
-    from pruning.models.families import family_of as family_of
     from pruning.models.families import has_open_null_class as has_open_null_class
+    from pruning.models.families import image_shape as image_shape
     from pruning.models.families import null_class as null_class
     from pruning.models.families import num_classes as num_classes
     from pruning.models.families import pixels_per_latent as pixels_per_latent

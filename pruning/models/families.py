@@ -59,11 +59,7 @@ FAMILIES: Registry[Family] = Registry("denoiser class")
 
 
 def family_of(model: nn.Module) -> Family:
-    """Return the family of `model` by its class name.
-
-    Raises:
-        PruningError: For a class that is not registered, listing those that are.
-    """
+    """Return the family of `model` by its class name; a class that is not registered is a PruningError."""
     name = type(model).__name__
     if name not in FAMILIES:
         raise PruningError(
@@ -92,21 +88,13 @@ def has_open_null_class(model: nn.Module) -> bool:
 
 
 def set_null_class(model: nn.Module, label: int | None) -> None:
-    """Keep in the config of a model what stands for "no class", so that it is saved with it.
-
-    Args:
-        model: A denoiser whose class leaves that open, see `has_open_null_class`.
-        label: Its last class, or None for a model without a null class.
-    """
-    cast(Any, model).register_to_config(**{NULL_CLASS: label})
+    """Keep in a model's config what stands for "no class", if its class leaves that open: its last class, or None."""
+    if has_open_null_class(model):
+        cast(Any, model).register_to_config(**{NULL_CLASS: label})
 
 
 def _settled(model: nn.Module) -> int | None:
-    """Return the null class that `set_null_class` has left in the config.
-
-    Raises:
-        PruningError: If the config holds something else there.
-    """
+    """Return the null class in the config, which `set_null_class` left there; anything else there is a PruningError."""
     label = config_of(model).get(NULL_CLASS)
     count = family_of(model).num_classes(model)
     if label is None or (count is not None and type(label) is int and label == count - 1):
@@ -117,11 +105,7 @@ def _settled(model: nn.Module) -> int | None:
 
 
 def sample_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Return ``(C, H, W)`` of the model's input, from its config.
-
-    Raises:
-        PruningError: If the config names no sample size.
-    """
+    """Return ``(C, H, W)`` of the model's input; a config that names no sample size is a PruningError."""
     config = config_of(model)
     size = config.get("sample_size")
     if size is None:
@@ -151,15 +135,9 @@ def denoiser_call(
 
 
 def denoise(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
-    """Run the denoiser and return its prediction.
+    """Return the denoiser's prediction (B, C, H, W) for the keyword arguments of `denoiser_call` or `example_call`.
 
-    Args:
-        model: The denoiser.
-        call: Its keyword arguments, as from `denoiser_call` or `example_call`.
-
-    Returns:
-        (B, C, H, W). Where the model also predicts a variance (twice as many channels out as in), that half is
-        dropped.
+    Where the model also predicts a variance (twice as many channels out as in), that half is dropped.
     """
     out = model(**call, return_dict=False)[0]
     channels = call[family_of(model).sample_argument].shape[1]
@@ -255,7 +233,22 @@ FAMILIES.register("DiTTransformer2DModel")(
 )
 
 
-def pixels_per_latent(autoencoder: Any) -> int:
-    """Return how many pixels of a side an autoencoder makes one latent of."""
+def autoencoder_of(pipeline: Any | None) -> Any | None:
+    """Return the autoencoder of a pipeline, or None where the model works on pixels."""
+    return getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+
+
+def pixels_per_latent(pipeline: Any | None) -> int:
+    """Return how many pixels of a side become one latent; 1 where the model works on pixels."""
+    if (autoencoder := autoencoder_of(pipeline)) is None:
+        return 1
     blocks = autoencoder.config.get("block_out_channels") or autoencoder.config["encoder_block_out_channels"]
     return 2 ** (len(blocks) - 1)
+
+
+def image_shape(model: nn.Module, pipeline: Any | None) -> tuple[int, int]:
+    """Return channels and side of the images that a model in a pipeline is about."""
+    channels, side, _ = sample_shape(model)
+    if (autoencoder := autoencoder_of(pipeline)) is not None:
+        channels = autoencoder.config.get("in_channels", 3)
+    return channels, side * pixels_per_latent(pipeline)

@@ -74,10 +74,7 @@ def load_denoiser(
         logger.warning(
             "%s: the weight files hold %d tensor(s) that %s of this config.json has no place for, such as %s; they are "
             "left out (does the config belong to these weights?)",
-            where,
-            len(unexpected),
-            cls.__name__,
-            ", ".join(map(repr, unexpected[:3])),
+            *(where, len(unexpected), cls.__name__, ", ".join(map(repr, unexpected[:3]))),
         )
     check_finite(model, where)
     return model.to(device).eval()
@@ -89,8 +86,7 @@ def load_meta_denoiser(
     """Build a denoiser on the meta device: its shapes without its weights.
 
     Args:
-        source: As for `load_denoiser`, or the path of a ``config.json`` alone. From the hub only the config is
-            fetched.
+        source: As for `load_denoiser`, or the path of a ``config.json`` alone. From the hub only the config is fetched.
         subfolder: As for `load_denoiser`.
         revision: As for `load_denoiser`.
 
@@ -119,7 +115,7 @@ def find_scheduler(source: str | Path, *, revision: str | None = None) -> Schedu
     """Load the scheduler of a pipeline folder or hub id, from ``scheduler/`` or beside the config; None without one.
 
     Raises:
-        PruningError: If its class is not one of diffusers', or its config does not build a schedule.
+        PruningError: As `build_scheduler`, or if its class is not one of diffusers'.
     """
     resolved = resolve_source(source)
     for folder in ("scheduler", None):
@@ -224,11 +220,7 @@ def _find_config(
 
 
 def _class_of(config: dict[str, Any], source: str, kind: type) -> Any:
-    """Return the diffusers class that a config names.
-
-    Raises:
-        PruningError: If it names none, or one that is not a `kind` of this diffusers.
-    """
+    """Return the diffusers class that a config names; a PruningError says if that is no `kind` of this diffusers."""
     name = config.get("_class_name")
     if not isinstance(name, str):
         raise PruningError(f"model source {source!r}: the config names no class (_class_name is {name!r})")

@@ -10,10 +10,11 @@ import torch
 from diffusers import SchedulerMixin
 
 from pruning.errors import PruningError
+from pruning.settings.section import fits, type_words
 
 
 def build_scheduler(cls: Any, config: Mapping[str, Any], where: str) -> SchedulerMixin:
-    """Return a scheduler of class `cls`.
+    """Return a scheduler.
 
     Args:
         cls: A scheduler class of diffusers.
@@ -48,15 +49,10 @@ def build_scheduler(cls: Any, config: Mapping[str, Any], where: str) -> Schedule
 
 def _expected(value: Any, default: Any) -> str | None:
     """Return in words what a value should be if its type is not that of the default; None stands for no value."""
-    if value is None or default is None:
+    kind = type(default)
+    if value is None or kind not in (bool, int, float, str) or fits(value, kind):
         return None
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, (int, float)):
-        fits = isinstance(value, (int, float) if isinstance(default, float) else int)
-        number = "a number" if isinstance(default, float) else "a whole number"
-        return None if fits and not isinstance(value, bool) else f"{number}, written without quotes"
-    return "a text" if isinstance(default, str) and not isinstance(value, str) else None
+    return type_words(kind) + (", written without quotes" if isinstance(value, str) else "")
 
 
 def _culprit(cls: Any, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:

@@ -21,10 +21,7 @@ def bundled_root() -> Path:
 
 
 def bundled(name: str) -> Path:
-    """Return the path of something bundled.
-
-    Args:
-        name: ``models/digits-dit``, ``quickstart.yaml``, with or without ``bundled:`` in front.
+    """Return the path of something bundled, such as ``models/digits-dit``, with or without ``bundled:`` in front.
 
     Raises:
         PruningError: If there is no such thing, listing what there is.
@@ -39,11 +36,7 @@ def bundled(name: str) -> Path:
 
 
 def resolve_source(source: str | Path) -> str:
-    """Expand ``bundled:`` and ``~``; a path or a hub id comes back as it is.
-
-    Raises:
-        PruningError: If something bundled does not exist, or `source` is empty.
-    """
+    """Expand ``bundled:``, which must exist, and ``~``; a path or a hub id comes back as it is."""
     text = str(source)
     if not text.strip():
         raise PruningError("the model source is empty; give a folder, bundled:models/<name> or a hub id")

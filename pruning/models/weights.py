@@ -33,12 +33,7 @@ def only_pickled(names: Iterable[str]) -> str | None:
 
 
 def weights_fault(names: Iterable[str], variant: str | None) -> str | None:
-    """Return what is wrong with the weights of one part of a model and what to do, or None.
-
-    Args:
-        names: The names of its files.
-        variant: The variant that was asked for.
-    """
+    """Return what is wrong with the weights of a part of a model, by the names of its files, and what to do."""
     found = sorted(names)
     if pickle := only_pickled(found):
         return f"the weights are there only as a pickle ({pickle}), which is never read here; {CONVERT}"

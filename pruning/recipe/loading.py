@@ -1,14 +1,14 @@
 """From a YAML file and overrides to a `Recipe`; the only user of OmegaConf.
 
-A value is looked at three times: its key must be one of the schema's, its type must fit (both by `leaves.typed`), and
-it must make sense (`Section.problems`). Each look reports all it finds at once.
+Keys and types of all values are looked at first (`leaves.typed`), then whether they make sense (`Section.problems`);
+either reports all that it finds at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,9 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
     return recipe
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain JSON types."""
-    return dataclasses.asdict(recipe)
-
-
 def to_yaml(recipe: Recipe) -> str:
     """Return the recipe as YAML with every value written out; it reads back as the same recipe."""
-    return yaml.safe_dump(_escaped(to_dict(recipe)), sort_keys=False, allow_unicode=True, width=10_000)
+    return yaml.safe_dump(_escaped(asdict(recipe)), sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def _escaped(value: Any) -> Any:

@@ -31,11 +31,7 @@ Tree = dict[str, Any] | list[Any] | str
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        PruningError: If it cannot be read, or is no mapping.
-    """
+    """Return the mapping in a YAML file; one that cannot be read, or holds something else, is a PruningError."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -49,11 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_overrides(entries: Sequence[str]) -> list[dict[str, Any]]:
-    """Return every ``key.path=value`` entry as nested mappings around a `Word`.
-
-    Raises:
-        PruningError: For an entry that is none.
-    """
+    """Return every ``key.path=value`` entry as nested mappings around a `Word`; other entries are a PruningError."""
     found = []
     for entry in entries:
         key, equals, text = entry.partition("=")

@@ -1,9 +1,9 @@
 """The oracle check: does a scheduler sample what a model knows? It costs no call of a network.
 
-In the place of the model stands the exact answer for data that consist of one known sample x0. A sampler that reads the
-model's predictions as they are meant shows it, at every timestep t, inputs ``a_t x0 + s_t noise`` with noise of
-variance 1, and ends at x0. One that takes another prediction type or other betas for granted does not, nor does one
-that runs the other way, nor one whose steps need what is not given here.
+In the place of the model stands the exact answer for data that consist of one known sample x0. A sampler that reads
+the model's predictions as they are meant shows it, at every timestep t, inputs ``a_t x0 + s_t noise`` with noise of
+variance 1, and ends at x0. One that takes another prediction type, other betas or another direction for granted does
+not.
 """
 
 from __future__ import annotations
@@ -91,14 +91,11 @@ def _check_signal(scheduler: Any, steps: Any, name: str) -> None:
 
 
 def _walk(scheduler: Any, sampler: Any, num_steps: int) -> tuple[list[tuple[float, float]], float]:
-    """Return how the sampler goes with the exact answers.
+    """Return how the sampler goes with the exact answers; a PruningError says why it cannot.
 
     Returns:
-        Each step's timestep and how far the amount of noise is off there (empty where the model's own scheduler says
-        no noise levels), and the distance from x0 at the end, root mean square.
-
-    Raises:
-        PruningError: If it stops, ends in NaN, or draws from torch's global generator.
+        Each step's timestep and how far the amount of noise is off there (empty where the model's own scheduler says no
+        noise levels), and the distance from x0 at the end, root mean square.
     """
     name, off = type(sampler).__name__, list[tuple[float, float]]()
     x0 = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -27,7 +27,7 @@ def fresh_scheduler(scheduler: Any, num_steps: int, device: torch.device | str =
     """Return a copy of `scheduler` without history, set to `num_steps` timesteps.
 
     Raises:
-        PruningError: If the scheduler cannot take so many steps, or draws noise that cannot be seeded by sample.
+        PruningError: If it cannot take so many steps, or draws noise that cannot be seeded by sample.
     """
     name = type(scheduler).__name__
     if scheduler.config.get("stochastic_sampling"):

@@ -20,12 +20,7 @@ def above(low: float) -> Rule:
 
 
 def within(interval: str, hint: str = "") -> Rule:
-    """The value lies in an interval, written as in mathematics: ``[0, 1)``.
-
-    Args:
-        interval: With square brackets at ends that belong to it, round ones at ends that do not.
-        hint: What the number means; ends the message.
-    """
+    """The value lies in an interval, written as in mathematics: ``[0, 1)``; `hint` says what the number means."""
     low, high = (float(end) for end in interval[1:-1].split(","))
 
     def rule(value: Any) -> str | None:

@@ -18,14 +18,13 @@ from pruning.data import (
     Conditioner,
     ImageData,
     check_classes,
-    class_remarks,
     num_train_timesteps,
     takes_text,
 )
 from pruning.errors import PruningError
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
-from pruning.models import num_classes, sample_shape
+from pruning.models import num_classes, pixels_per_latent, sample_shape
 from pruning.recipe.schema import DIGITS
 from pruning.sampling import check_sampler
 from pruning.settings import Prune
@@ -263,8 +262,7 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
 
 
 def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
-    check_classes(data, run.meta)
-    _warn(class_remarks(data, run.meta))
+    _warn(check_classes(data, run.meta))
     if captions and data.fetch_caption is None:
         raise PruningError(
             f"{data.name} has no captions to generate from; name their column in data.caption_column"
@@ -308,7 +306,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
     """
     if STAGES[0] not in stages:
         return
-    model, scale, asked = run.dense, run.pixels_per_latent, run.recipe.data.resolution
+    model, scale, asked = run.dense, pixels_per_latent(run.pipeline), run.recipe.data.resolution
     if run.recipe.calibrate.provider == "noised":
         Conditioner(model, run.pipeline)
     _, height, width = sample_shape(run.meta)

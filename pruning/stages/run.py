@@ -147,7 +147,7 @@ class Run:
         model = models.load_meta_denoiser(
             section.source, subfolder=section.subfolder, revision=section.revision
         )
-        if models.has_open_null_class(model) and not self.offline:
+        if not self.offline and (models.has_open_null_class(model) or section.null_class != "auto"):
             channels, height, _ = models.sample_shape(model)
             data = self.open_images(self.recipe.data.split, (channels if channels in (1, 3) else 3, height))
             label, why = find_null_class(model, data, section.null_class)
@@ -195,8 +195,7 @@ class Run:
             revision=section.revision,
             variant=section.variant,
         )
-        if models.has_open_null_class(model):
-            models.set_null_class(model, models.null_class(self.meta))
+        models.set_null_class(model, models.null_class(self.meta))
         return model
 
     @property
@@ -234,14 +233,7 @@ class Run:
     @property
     def autoencoder(self) -> Any | None:
         """The pipeline's autoencoder, or None where the model works on pixels."""
-        return getattr(self.pipeline, "vae", None) or getattr(self.pipeline, "vqvae", None)
-
-    @property
-    def pixels_per_latent(self) -> int:
-        """How many pixels of a side become one latent; 1 where the model works on pixels."""
-        if self.autoencoder is None:
-            return 1
-        return models.pixels_per_latent(self.autoencoder)
+        return models.autoencoder_of(self.pipeline)
 
     @property
     def scheduler(self) -> Any:
@@ -255,7 +247,8 @@ class Run:
 
     def images(self, split: str) -> ImageData:
         """Return the images of a split, as large and coloured as the model takes them."""
-        return self._once(f"images {split}", lambda: self.open_images(split, self._image_shape()))
+        shape = models.image_shape
+        return self._once(f"images {split}", lambda: self.open_images(split, shape(self.meta, self.pipeline)))
 
     def open_images(self, split: str, shape: tuple[int, int]) -> ImageData:
         """Open a split of the data with the given channels and resolution."""
@@ -269,13 +262,6 @@ class Run:
             label_column=section.label_column,
             caption_column=section.caption_column,
         )
-
-    def _image_shape(self) -> tuple[int, int]:
-        """Return channels and resolution of the images that the model is about."""
-        channels, height, _ = models.sample_shape(self.meta)
-        if self.autoencoder is None:
-            return channels, height
-        return self.autoencoder.config.get("in_channels", 3), height * self.pixels_per_latent
 
     def choose(self, split: str, count: int) -> list[int]:
         """Return the rows of a split that are looked at: `count` of them, drawn by the seed, sorted."""

@@ -9,14 +9,14 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_json
-from pruning.recipe import Recipe, to_dict
+from pruning.recipe import Recipe
 from pruning.settings import knobs_of
 from pruning.stages.folder import changes
 from pruning.store import SCRATCH, Key, Result
@@ -189,7 +189,7 @@ def _named(name: str) -> Iterator[None]:
 
 def pick(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
     """Return the values at dotted keys of a recipe; a section stands for all its knobs but the neutral ones."""
-    values, found = to_dict(recipe), {}
+    values, found = asdict(recipe), {}
     for key in keys:
         leaves = [knob for knob in _KNOBS if knob.key == key or knob.key.startswith(f"{key}.")]
         assert leaves, f"the recipe has no key {key}"
@@ -201,12 +201,12 @@ _KNOBS = tuple(knobs_of(Recipe))
 
 
 def value_at(values: dict[str, Any], key: str) -> Any:
-    """Return the value at a dotted key of a recipe, as `pruning.recipe.to_dict` gives it."""
+    """Return the value at a dotted key of a recipe, as `asdict` gives it."""
     return reduce(operator.getitem, key.split("."), values)
 
 
 def whole_recipe(run: Run) -> dict[str, Any]:
     """Return every value of the recipe, for stages that print it, but those that only say where things lie."""
     return {
-        key: value for key, value in to_dict(run.recipe).items() if key not in ("run_dir", "store", "device")
+        key: value for key, value in asdict(run.recipe).items() if key not in ("run_dir", "store", "device")
     }

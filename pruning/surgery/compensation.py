@@ -151,7 +151,7 @@ def _check(
 
 
 def _columns(model: nn.Module, group: PrunableGroup) -> Tensor:
-    path = group.consumer_weight
+    path = group.read_by.path
     return consumer_columns(group, {path: model.get_parameter(path)})  # (C, P)
 
 
@@ -203,7 +203,7 @@ def _at_consumer(
         assert sigma is not None
         update, used = explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
         shift = shift - update @ mean[~gone]
-        _add_to_columns(model.get_parameter(group.consumer_weight), group, columns, gone, update)
+        _add_to_columns(model.get_parameter(group.read_by.path), group, columns, gone, update)
     _add_to_bias(model.get_submodule(group.consumer), shift)
     return used, *_errors(columns, mean, sigma, gone, update)
 

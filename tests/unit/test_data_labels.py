@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
-from pruning.data import ImageData, check_classes, class_remarks, find_null_class, open_images
+from pruning.data import ImageData, check_classes, find_null_class, open_images
 from pruning.errors import PruningError
 from pruning.models import load_denoiser, null_class, num_classes, set_null_class
 from pruning.models.families import NULL_CLASS
@@ -112,10 +112,9 @@ def test_guidance_uses_the_null_class_and_labels_leave_it_out():
 
 def test_missing_classes_are_said():
     model = dit()
-    assert class_remarks(DIGITS, model) == []
-    assert class_remarks(DIGITS, unet2d()) == []
-    assert class_remarks(data(), model) == []
-    assert class_remarks(data(3, 5, 7, name="mine[train]"), model) == [
+    assert check_classes(DIGITS, model) == []
+    assert check_classes(DIGITS, unet2d()) == []
+    assert check_classes(data(3, 5, 7, name="mine[train]"), model) == [
         "mine[train] has 3 of the 10 classes of DiTTransformer2DModel: 'class 3', 'class 5', 'class 7'; none of class "
         "'0', '1', '2', '4' and 3 more. Calibration and recovery see nothing of those, evaluation asks the model for "
         "all"

@@ -47,7 +47,7 @@ def load(folder: Path, name: str, config: dict[str, Any]) -> Any:
         ({"num_train_timesteps": 0}, "num_train_timesteps is 0; expected at least 1"),
         ({"num_train_timesteps": None}, "num_train_timesteps is None, with which diffusers cannot build it"),
         ({"beta_end": "0.02"}, r"beta_end is '0\.02'; expected a number, written without quotes"),
-        ({"prediction_type": 3}, "prediction_type is 3; expected a text"),
+        ({"prediction_type": 3}, "prediction_type is 3; expected text"),
         ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr is 'yes'; expected true or false"),
         (
             {"trained_betas": [0.1, 0.2]},

@@ -13,7 +13,6 @@ from pruning.recipe import (
     bundled_recipes,
     find_recipe,
     load_recipe,
-    to_dict,
     to_yaml,
 )
 from pruning.settings import Data, Evaluate, Limit, Recover, knobs_of
@@ -438,4 +437,4 @@ def test_every_knob_says_what_it_does_and_its_class_lists_it():
 
 
 def test_a_recipe_as_a_dict_is_plain():
-    assert to_dict(Recipe())["calibrate"]["sink_weights"]["alpha"] == 4.0
+    assert dataclasses.asdict(Recipe())["calibrate"]["sink_weights"]["alpha"] == 4.0

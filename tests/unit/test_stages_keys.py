@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pruning.recipe import Recipe, load_recipe, to_dict
+from pruning.recipe import Recipe, load_recipe
 from pruning.settings import Limit, knobs_of
 from pruning.stages.calibration import first_pass_key, wanted
 from pruning.stages.observing import observation_key
@@ -160,7 +160,9 @@ def test_every_knob_is_neutral_or_in_the_table():
 def test_what_depends_on_a_knob_changes_with_it_and_nothing_else(base, key):
     recipe, before = base
     value, dependent = TABLE[key]
-    assert value_at(to_dict(recipe), key) != value_at(to_dict(replaced(recipe, key, value)), key)
+    assert value_at(dataclasses.asdict(recipe), key) != value_at(
+        dataclasses.asdict(replaced(recipe, key, value)), key
+    )
     after = keys(replaced(recipe, key, value))
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {*dependent.split(), *PRINTED.split()}
@@ -171,7 +173,7 @@ def test_what_depends_on_a_knob_changes_with_it_and_nothing_else(base, key):
 )
 def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     recipe, before = base
-    value = value_at(to_dict(recipe), key)
+    value = value_at(dataclasses.asdict(recipe), key)
     after = keys(
         replaced(recipe, key, f"{value}x" if isinstance(value, str) else "x" if value is None else value + 1)
     )

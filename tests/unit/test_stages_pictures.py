@@ -47,7 +47,7 @@ def test_contributions_are_those_of_a_dense_computation(build: Any) -> None:
     mean = torch.linspace(-1, 1, columns.shape[2]).double()
     units = [Unit(group, index, columns[:, index], mean) for index in (0, 1)]
     found = contributions(model, units, noised(model, 1))
-    layer = model.get_submodule(group.consumer_weight.removesuffix(".weight"))
+    layer = model.get_submodule(group.consumer)
     rows: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, args: rows.append(args[0].detach().double()))
     with torch.no_grad():

@@ -52,6 +52,14 @@ def recipe(tmp_path) -> Recipe:
     return change(changed, calibrate__num_samples=8)
 
 
+def test_a_null_class_that_contradicts_the_model_is_refused(recipe):
+    run = Run(change(recipe, model__null_class="none"))
+    with pytest.raises(
+        PruningError, match="'none' was asked, but DiTTransformer2DModel has the null class 10"
+    ):
+        _ = run.meta
+
+
 def table(folder: Path, **columns: Any) -> str:
     """Write ``train`` and ``test`` parquet files of six grey images beside `columns`."""
     folder.mkdir()
