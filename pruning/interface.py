@@ -30,7 +30,7 @@ def load(
     revision: str | None = None,
     variant: str | None = None,
 ) -> tuple[ModelMixin, SchedulerMixin | None]:
-    """Load a denoiser, pruned or not, and the scheduler that it was trained with.
+    """Load a denoiser, pruned or not, in evaluation mode, and the scheduler that it was trained with, None without one.
 
     Args:
         source: ``bundled:models/<name>``, a folder of a pipeline or of a denoiser, or a hub id.
@@ -39,9 +39,6 @@ def load(
         device: Where the model goes.
         revision: Branch, tag or commit on the hub.
         variant: Weight variant, e.g. ``fp16``.
-
-    Returns:
-        The model in evaluation mode, and its scheduler, None where there is none beside it.
 
     Raises:
         PruningError: If there is no such model, or one of both cannot be read.

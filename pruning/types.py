@@ -130,9 +130,9 @@ class PrunableGroup:
 class CalibrationStats:
     """Streaming float64 sums of a calibration run, by place and statistic; never raw activations.
 
-    A place is what was looked at: a slice that is read (`PrunableGroup.consumer_key`), an attention module or a block
-    (its path), or a group as a whole (its name). The names, shapes and units of the statistics are documented in
-    `pruning.calibration`. Who asks for a group's statistics takes `of` it first.
+    A place is a slice that is read (`PrunableGroup.consumer_key`), an attention module or a block (its path), or a
+    group as a whole (its name). The statistics are documented in `pruning.calibration`. Who asks for a group's takes
+    `of` it first.
 
     Attributes:
         values: Sums by place, then by statistic name.
@@ -176,8 +176,10 @@ class Scores:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def check(self, groups: Iterable[PrunableGroup]) -> None:
-        """Raise PruningError unless every score is finite, 1-D and of its group's length."""
+        """Raise PruningError unless all of `groups`, and no others, have scores: finite, 1-D and of their length."""
         units = {g.name: g.num_units for g in groups}
+        if missing := [name for name in units if name not in self.values]:
+            raise PruningError(f"no scores for the group {missing[0]!r} ({len(missing)} are without)")
         for name, score in self.values.items():
             if name not in units:
                 raise PruningError(f"scores name the group {name!r}, which the model does not have")
@@ -225,10 +227,6 @@ class PruningPlan:
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""
         return any(path == block or path.startswith(block + ".") for block in self.removed_blocks)
-
-    def with_meta(self, **entries: Any) -> PruningPlan:
-        """Return a copy with `entries` added to `meta`."""
-        return replace(self, meta={**self.meta, **entries})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""

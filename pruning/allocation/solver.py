@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pruning.allocation.budget import TOLERANCE, check_limits, sizes
 from pruning.allocation.cost import CostModel
@@ -78,17 +79,18 @@ def allocate(
     if not hit:
         least = measure([len(ladder.sizes) - 1 for ladder in ladders])
         _explain(target, goal, got=got, least=least, dense=total())
-    return plan.with_meta(
-        asked=str(target),
-        target={"macs": target.macs, "params": target.params, "ratio": target.ratio},
-        scope=scope,
+    meta = {
+        "asked": str(target),
+        "target": {"macs": target.macs, "params": target.params, "ratio": target.ratio},
+        "scope": scope,
         **how,
-        hit=hit,
-        goal=goal,
-        got=got,
-        macs={"dense": cost.macs(), "plan": cost.macs(plan)},
-        params={"dense": cost.params(), "plan": cost.params(plan)},
-    )
+        "hit": hit,
+        "goal": goal,
+        "got": got,
+        "macs": {"dense": cost.macs(), "plan": cost.macs(plan)},
+        "params": {"dense": cost.params(), "plan": cost.params(plan)},
+    }
+    return replace(plan, meta=meta)
 
 
 def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Prune) -> None:
@@ -101,9 +103,6 @@ def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Pru
             raise PruningError("scope 'global' compares scores across groups, but no scores were given")
         return
     scores.check(groups)
-    missing = [group.name for group in groups if group.name not in scores.values]
-    if missing:
-        raise PruningError(f"no scores for the group {missing[0]!r} ({len(missing)} groups without scores)")
 
 
 def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, dense: int) -> float:

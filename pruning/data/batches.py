@@ -59,13 +59,11 @@ class NoisedBatches:
         make: Starts going through them anew.
         num_train_timesteps: Upper end of the timesteps.
         timestep_buckets: T.
-        num_rows: Rows of all batches together: samples times buckets.
     """
 
     make: Callable[[], Iterable[NoisedBatch]]
     num_train_timesteps: int
     timestep_buckets: int
-    num_rows: int
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())
@@ -136,7 +134,7 @@ def noised_batches(
                     timesteps=model_t,
                 )
 
-    return NoisedBatches(make, total, timestep_buckets, len(rows) * timestep_buckets)
+    return NoisedBatches(make, total, timestep_buckets)
 
 
 def _move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:

@@ -15,8 +15,6 @@ from pruning.types import config_of
 
 logger = logging.getLogger(__name__)
 
-Generators = torch.Generator | Sequence[torch.Generator]
-
 
 def takes_text(model: nn.Module) -> bool:
     """Tell whether a model is conditioned on prompts, which its pipeline encodes."""
@@ -51,7 +49,11 @@ class Conditioner:
         self._warned = False
 
     def __call__(
-        self, images: Tensor, labels: Tensor | None, captions: Sequence[str] | None, generator: Generators
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        captions: Sequence[str] | None,
+        generators: list[torch.Generator],
     ) -> tuple[Tensor, dict[str, Any]]:
         """Encode one batch.
 
@@ -59,7 +61,7 @@ class Conditioner:
             images: (B, C, H, W) in [-1, 1].
             labels: (B,) int64, or None.
             captions: B texts, or None.
-            generator: One CPU generator, or one per sample (then nothing depends on the batch).
+            generators: One CPU generator per sample.
 
         Returns:
             Clean samples (B, C', H', W') in the model's range, and the call arguments beside sample and timestep.
@@ -67,7 +69,7 @@ class Conditioner:
         Raises:
             PruningError: If labels are missing or out of range, or the channels do not fit the model.
         """
-        x0 = images if self.vae is None else encode_latents(self.vae, images, generator)
+        x0 = images if self.vae is None else encode_latents(self.vae, images, generators)
         _check_channels(self.model, x0, self.vae is not None)
         call = _class_arguments(self.model, labels, x0.device)
         if takes_text(self.model):
@@ -80,16 +82,13 @@ class Conditioner:
 
 
 @torch.no_grad()
-def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Tensor:
-    """Return latents as the denoiser was trained on: drawn from the posterior, centred and scaled.
+def encode_latents(vae: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return latents as the denoiser was trained on: float32 (B, C', H', W'), on the VAE's device.
 
     Args:
-        vae: AutoencoderKL (a posterior), VQModel (before quantization) or a deterministic autoencoder.
+        vae: AutoencoderKL (its posterior is drawn from), VQModel (before quantization) or a deterministic autoencoder.
         images: (B, C, H, W) in [-1, 1].
-        generator: CPU generator, one or one per sample.
-
-    Returns:
-        float32 (B, C', H', W'), on the VAE's device.
+        generators: One CPU generator per sample.
     """
     config, first = config_of(vae), next(vae.parameters())
     dtype = first.dtype
@@ -102,7 +101,6 @@ def encode_latents(vae: nn.Module, images: Tensor, generator: Generators) -> Ten
         if upcast:
             vae.to(dtype)
     if hasattr(encoded, "latent_dist"):
-        generators = generator if isinstance(generator, torch.Generator) else list(generator)
         latents = encoded.latent_dist.sample(generators)
     else:
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
-from pathlib import Path
+from importlib.metadata import distribution
 
 import numpy as np
 import torch
@@ -23,10 +22,8 @@ SPLIT_SEED = 20260217
 def _load() -> tuple[Tensor, Tensor]:
     """Return the 1,797 images, float32 in [0, 1] of shape (1797, 1, 8, 8), and their classes."""
     # The file that sklearn.datasets.load_digits reads; importing scikit-learn takes a second.
-    package = importlib.util.find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
-    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",")
     images = torch.as_tensor(table[:, :-1], dtype=torch.float32).reshape(-1, 1, 8, 8) / 16.0
     return images, torch.as_tensor(table[:, -1], dtype=torch.long)
 

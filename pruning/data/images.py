@@ -56,12 +56,7 @@ class ImageData:
         return None if self.class_names is None else max(self.class_names, default=-1) + 1
 
     def images(self, indices: Indices) -> Tensor:
-        """Return images, float32 in [-1, 1], shape ``(B, C, H, W)``.
-
-        Raises:
-            PruningError: If an index is out of range.
-            UnreadableRow: If an image cannot be decoded, naming its row.
-        """
+        """Return images, float32 in [-1, 1], shape ``(B, C, H, W)``; one that cannot be decoded is an UnreadableRow."""
         rows = self._rows(indices)
         return torch.stack([self.fetch(i) for i in rows]) if rows else torch.empty(0, *self.shape)
 
@@ -88,10 +83,8 @@ class ImageData:
     def check_readable(self, *, labels: bool, seconds: float = 2.0) -> None:
         """Decode images, and read their labels if asked, in a fixed random order until `seconds` have passed.
 
-        Warns if all of them are nearly black, as 12 bits are in a file of 16.
-
-        Raises:
-            UnreadableRow: For the first that cannot be read, naming its row.
+        The first that cannot be read is an UnreadableRow. Warns if all are nearly black, as 12 bits are in a file of
+        16.
         """
         end, brightest, looked = time.monotonic() + seconds, -1.0, 0
         for row in random.Random(0).sample(range(self.length), min(self.length, 100_000)):

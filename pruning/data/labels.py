@@ -28,10 +28,10 @@ def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> t
             has = "no classes" if labels is None else f"the null class {by_family} by its config"
             raise PruningError(f"model.null_class: {asked!r} was asked, but {name} has {has}; leave it out")
         return by_family, None
-    if asked == "none" or (asked == "auto" and settled is None and data.num_classes != labels - 1):
-        return None, None
     if asked == "auto" and settled is not None:
         return settled, None
+    if asked == "none" or (asked == "auto" and data.num_classes != labels - 1):
+        return None, None
     why = f"{data.name} has {labels - 1}" if asked == "auto" else "model.null_class says so"
     return labels - 1, (
         f"{name} has {labels} classes, of which the last, {labels - 1}, is taken to be 'no class' ({why}): guidance "

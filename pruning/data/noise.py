@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def noise_and_target(scheduler: Any, x0: Tensor, noise: Tensor, t: Tensor) -> tu
     signal = abar.sqrt().to(x0.dtype)[:, None, None, None]
     spread = (1 - abar).sqrt().to(x0.dtype)[:, None, None, None]
     x_t = signal * x0 + spread * noise
-    return x_t, _answer(scheduler, x0, noise, signal, spread), t
+    return x_t, answer(scheduler, x0, noise, signal, spread), t
 
 
 def levels_at(scheduler: Any, t: float) -> tuple[float, float] | None:
@@ -86,32 +87,18 @@ def levels_at(scheduler: Any, t: float) -> tuple[float, float] | None:
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is None:
         return None
-    low = min(max(int(t), 0), len(cumulative) - 1)
-    high = min(low + 1, len(cumulative) - 1)
-    share = min(max(t - low, 0.0), 1.0)
-    signal = (1 - share) * float(cumulative[low]) ** 0.5 + share * float(cumulative[high]) ** 0.5
+    signal = float(np.interp(t, np.arange(len(cumulative)), cumulative.double().sqrt()))
     return signal, max(1 - signal**2, 0.0) ** 0.5
 
 
-def exact_prediction(scheduler: Any, x: Tensor, x0: Tensor, t: float) -> Tensor:
-    """Return what a perfect model predicts where all data are the one sample `x0`.
-
-    Args:
-        scheduler: The scheduler that the model was trained with; it has levels, see `levels_at`.
-        x: The model's input (B, C, H, W).
-        x0: Same shape.
-        t: Timestep.
-    """
-    found = levels_at(scheduler, t)
-    assert found is not None
-    signal, spread = found
-    noise = (x - signal * x0) / max(spread, 1e-6)
-    return noise - x0 if is_flow(scheduler) else _answer(scheduler, x0, noise, signal, spread)
-
-
-def _answer(scheduler: Any, x0: Tensor, noise: Tensor, signal: Any, spread: Any) -> Tensor:
-    """Return what is predicted of ``signal * x0 + spread * noise`` where that is no flow."""
-    answers = {"epsilon": noise, "v_prediction": signal * noise - spread * x0, "sample": x0}
+def answer(scheduler: Any, x0: Tensor, noise: Tensor, signal: Any, spread: Any) -> Tensor:
+    """Return what is to be predicted of ``signal * x0 + spread * noise``."""
+    answers = {
+        "epsilon": noise,
+        "v_prediction": signal * noise - spread * x0,
+        "sample": x0,
+        "flow_prediction": noise - x0,
+    }
     return answers[prediction_type(scheduler)]
 
 

@@ -42,12 +42,8 @@ def ask_hub(
 ) -> None:
     """Ask the hub once whether it has a source: a download of what it has not would be tried for half a minute.
 
-    Args:
-        missing: What the PruningError says of the source if there is no such repository, or no way to it.
-        source: Hub id.
-        file: A file of it; the hub may answer that there is no such file.
-        revision: Branch, tag or commit.
-        kind: ``model`` or ``dataset``.
+    If there is no such repository of this kind (``model``, ``dataset``), or no way to it, a PruningError says what is
+    `missing`; the hub may answer that there is no such file.
     """
     try:
         get_hf_file_metadata(hf_hub_url(source, file, revision=revision, repo_type=kind))

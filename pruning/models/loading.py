@@ -85,10 +85,8 @@ def load_meta_denoiser(
 ) -> ModelMixin:
     """Build a denoiser on the meta device: its shapes without its weights.
 
-    Args:
-        source: As for `load_denoiser`, or the path of a ``config.json`` alone. From the hub only the config is fetched.
-        subfolder: As for `load_denoiser`.
-        revision: As for `load_denoiser`.
+    The source may also be the path of a ``config.json`` alone; from the hub only the config is fetched. All else is as
+    for `load_denoiser`.
 
     Raises:
         PruningError: If there is no such config, or diffusers cannot build it.
@@ -114,8 +112,7 @@ def load_meta_denoiser(
 def find_scheduler(source: str | Path, *, revision: str | None = None) -> SchedulerMixin | None:
     """Load the scheduler of a pipeline folder or hub id, from ``scheduler/`` or beside the config; None without one.
 
-    Raises:
-        PruningError: As `build_scheduler`, or if its class is not one of diffusers'.
+    One whose class is not of diffusers, or whose config does not build a schedule, is a PruningError.
     """
     resolved = resolve_source(source)
     for folder in ("scheduler", None):
@@ -149,13 +146,8 @@ def load_pipeline(
 ) -> DiffusionPipeline | None:
     """Load a whole pipeline, or return None where the source is no pipeline (it has no ``model_index.json``).
 
-    Args:
-        source: As for `load_denoiser`.
-        denoiser: Already loaded; takes the place of the pipeline's own, whose weights are then not read.
-        dtype: Type of the weights; None: as stored.
-        device: Where to.
-        revision: Hub only.
-        variant: Weight variant.
+    A `denoiser` that is loaded already takes the place of the pipeline's own, whose weights are then not read. All
+    else is as for `load_denoiser`.
 
     Raises:
         PruningError: If a component is missing or cannot be loaded.

@@ -14,12 +14,7 @@ from pruning.settings.section import fits, type_words
 
 
 def build_scheduler(cls: Any, config: Mapping[str, Any], where: str) -> SchedulerMixin:
-    """Return a scheduler.
-
-    Args:
-        cls: A scheduler class of diffusers.
-        config: Its config, as read from JSON.
-        where: The file, for messages.
+    """Return a scheduler of a class of diffusers by its config, as read from JSON from the file `where`.
 
     Raises:
         PruningError: If a value has another type than the class's default, if the class cannot be built, or if what

@@ -81,7 +81,12 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
         written["run_dir"] = _escaped(str(argument))
     if any(entry.get("prune", {}).get("target") for entry in asked):
         written.get("prune", {}).pop("target", None)
-    recipe = _merge(path, written, asked)
+    try:
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written, *asked))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise PruningError(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error
+    assert isinstance(recipe, Recipe)
     if check:
         where = [entry.split("=", 1)[0] for entry in overrides]
         problems = recipe.problems()
@@ -116,14 +121,3 @@ def _is_of(key: str, places: Iterable[str]) -> bool:
         key == place or key.startswith((f"{place}.", f"{place}[")) or place.startswith(f"{key}.")
         for place in places
     )
-
-
-def _merge(path: Path, written: dict[str, Any], asked: Sequence[dict[str, Any]]) -> Recipe:
-    """Put the recipe over the defaults and the overrides over both, one after the other."""
-    try:
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written, *asked))
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise PruningError(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error
-    assert isinstance(recipe, Recipe)
-    return recipe

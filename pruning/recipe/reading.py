@@ -26,10 +26,6 @@ class Word(str):
     """What stands behind the = of an override: text where the schema wants text, else YAML."""
 
 
-Tree = dict[str, Any] | list[Any] | str
-"""Mappings and lists of leaves; values of overrides are a `Word`."""
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; one that cannot be read, or holds something else, is a PruningError."""
     try:
@@ -59,8 +55,8 @@ def read_overrides(entries: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def parse(text: str) -> Tree:
-    """Return a YAML document as a tree; an empty one is an empty leaf.
+def parse(text: str) -> Any:
+    """Return a YAML document as mappings and lists of leaves; an empty one is an empty leaf.
 
     Raises:
         yaml.YAMLError: If it is no YAML, or holds a key twice, a foreign tag, or an alias of itself.

@@ -5,5 +5,4 @@ from pruning.sampling.pipelines import sample_pipeline as sample_pipeline
 from pruning.sampling.pixels import sample as sample
 from pruning.sampling.schedulers import scheduler_named as scheduler_named
 from pruning.sampling.steps import fresh_scheduler as fresh_scheduler
-from pruning.sampling.steps import initial_noise as initial_noise
 from pruning.sampling.steps import to_uint8 as to_uint8

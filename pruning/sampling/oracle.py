@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.noise import exact_prediction, levels_at, num_train_timesteps, prediction_type
+from pruning.data.noise import answer, levels_at, num_train_timesteps, prediction_type
 from pruning.errors import PruningError
 from pruning.sampling.schedulers import lost_settings, same_noise
 from pruning.sampling.steps import fresh_scheduler, run_steps, sample_generators
@@ -33,12 +33,8 @@ AT_START, ON_THE_WAY, AT_END = 0.5, 0.2, 0.05
 def check_sampler(scheduler: Any, sampler: Any, num_steps: int) -> None:
     """Check that `sampler` ends where the model says, in `num_steps` steps.
 
-    The model's own class is believed: where it goes astray (a single step from the wrong end) that is a warning.
-
-    Args:
-        scheduler: The model's own, with which it was trained.
-        sampler: The one to sample with; may be the same.
-        num_steps: Steps, as they will be.
+    The scheduler with which the model was trained says where that is. Its own class is believed: where that goes
+    astray (a single step from the wrong end) it is a warning.
 
     Raises:
         PruningError: If it cannot take the steps, draws noise that cannot be seeded, drops what the model was trained
@@ -100,19 +96,20 @@ def _walk(scheduler: Any, sampler: Any, num_steps: int) -> tuple[list[tuple[floa
     name, off = type(sampler).__name__, list[tuple[float, float]]()
     x0 = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
-    def answer(x: Tensor, t: Tensor) -> Tensor:
+    def predict(x: Tensor, t: Tensor) -> Tensor:
         levels = levels_at(scheduler, float(t))
         if levels is None:
             return torch.zeros_like(x)
-        off.append((float(t), abs(float((x - levels[0] * x0).std()) - levels[1])))
-        return exact_prediction(scheduler, x, x0, float(t))
+        signal, spread = levels
+        off.append((float(t), abs(float((x - signal * x0).std()) - spread)))
+        return answer(scheduler, x0, (x - signal * x0) / max(spread, 1e-6), signal, spread)
 
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = torch.random.get_rng_state()
         try:
             steps = fresh_scheduler(sampler, num_steps)
-            end = run_steps(steps, answer, noise, sample_generators(torch.arange(SHAPE[0]), 0))
+            end = run_steps(steps, predict, noise, sample_generators(torch.arange(SHAPE[0]), 0))
             finite = end.shape == x0.shape and bool(torch.isfinite(end).all())
             problem = "" if finite else f"it ends in NaN, infinity or another shape ({tuple(end.shape)})"
         except PruningError:

@@ -25,20 +25,10 @@ def sample_pipeline(
     batch_size: int,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """Sample images from a whole diffusers pipeline, each with its own generator.
+    """Sample images from a whole diffusers pipeline, each with its own generator; uint8 (N, C, H, W) on the CPU.
 
-    Args:
-        pipeline: A DiffusionPipeline that takes prompts, class labels, or neither.
-        sample_ids: N sample indices; the same index and seed give the same image in any batch.
-        prompts: N texts, if the pipeline takes prompts.
-        labels: N classes, if it takes classes.
-        num_steps: Denoising steps.
-        seed: Seed of the run.
-        batch_size: Samples at once.
-        guidance_scale: As the pipeline understands it; 1: none.
-
-    Returns:
-        uint8 (N, C, H, W) on the CPU.
+    As `pruning.sampling.sample`, but that the pipeline may take `prompts`, one text per sample, instead of labels or
+    neither of both, and that `guidance_scale` is as the pipeline understands it.
 
     Raises:
         PruningError: If prompts or labels are missing, not taken, or not one per sample; if guidance is asked of a

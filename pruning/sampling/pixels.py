@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.data.seeding import INITIAL, indexed_noise
 from pruning.errors import PruningError
 from pruning.models.families import denoise, denoiser_call, null_class, num_classes, sample_shape
-from pruning.sampling.steps import fresh_scheduler, in_batches, initial_noise, run_steps, sample_generators
+from pruning.sampling.steps import fresh_scheduler, in_batches, run_steps, sample_generators
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ def sample(
             return _predict(model, x.to(first.dtype), t, chosen, guidance_scale)
 
         steps = fresh_scheduler(scheduler, num_steps, first.device)
-        noise = initial_noise(ids[rows], shape, seed).to(first.device)
+        noise = indexed_noise(ids[rows], shape, seed, INITIAL).to(first.device)
         return run_steps(steps, predict, noise, sample_generators(ids[rows], seed))
 
     modes = [(module, module.training) for module in model.modules()]

@@ -30,9 +30,7 @@ def scheduler_named(scheduler: Any, name: str | None) -> Any:
     """Return `scheduler`, or one of the diffusers class `name` with its settings.
 
     What the model was trained with is handed over even where it is the default of the one class and not of the other.
-
-    Raises:
-        PruningError: If there is no such scheduler class, or it cannot be built with these settings.
+    A class that is none, or that cannot be built with these settings, is a PruningError.
     """
     if name is None:
         return scheduler

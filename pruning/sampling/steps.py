@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pruning.data.seeding import ANCESTRAL, INITIAL, indexed_noise, sample_generator
+from pruning.data.seeding import ANCESTRAL, sample_generator
 from pruning.errors import PruningError
-
-
-def initial_noise(sample_ids: Sequence[int] | Tensor, shape: Sequence[int], seed: int) -> Tensor:
-    """Return the noise from which samples start: float32 (B, *shape) on the CPU, one draw per sample index."""
-    return indexed_noise(sample_ids, shape, seed, stream=INITIAL)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -65,10 +60,10 @@ def in_batches(ids: Tensor, num_steps: int, batch_size: int, draw: Callable[[sli
 def run_steps(
     steps: Any, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, generators: list[torch.Generator]
 ) -> Tensor:
-    """Return samples (B, C, H, W).
+    """Return samples (B, C, H, W) of a scheduler from `fresh_scheduler`, which is used up.
 
     Args:
-        steps: A scheduler from `fresh_scheduler`; used up.
+        steps: The scheduler.
         predict: (the model's input, timestep) -> the model's prediction.
         noise: Standard normal (B, C, H, W).
         generators: One per sample, for steps that draw noise.

@@ -35,7 +35,6 @@ class Model(Section):
     dtype: str = knob(
         "float32", "Type the weights are held in: float32, bfloat16 or float16.", one_of(*DTYPES)
     )
-
     null_class: str = knob(
         "auto",
         'Whether the last class of a `UNet2DModel` stands for "no class": ``last``, ``none``, or ``auto``, which '

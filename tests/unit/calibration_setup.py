@@ -31,12 +31,12 @@ def noised(model: nn.Module, samples: int = 4, batch_size: int = 4) -> NoisedBat
                 chosen = {name: value[part] for name, value in arguments.items()}
                 yield NoisedBatch({**chosen, "timestep": times}, targets[part, bucket], bucket, ids, times)
 
-    return NoisedBatches(batches, 1000, BUCKETS, samples * BUCKETS)
+    return NoisedBatches(batches, 1000, BUCKETS)
 
 
 def held(batches: Sequence[NoisedBatch]) -> NoisedBatches:
     """Return batches that are in memory already."""
-    return NoisedBatches(lambda: batches, 1000, BUCKETS, sum(len(batch.sample_ids) for batch in batches))
+    return NoisedBatches(lambda: batches, 1000, BUCKETS)
 
 
 def settings(**values: Any) -> Calibrate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_folders_that_are_no_checkpoint(tmp_path):
 
 
 def test_plans_round_trip_and_bad_plan_files_are_named(tmp_path):
-    plan = random_plan(dit(), KINDS, 1).with_meta(asked="half")
+    plan = replace(random_plan(dit(), KINDS, 1), meta={"asked": "half"})
     plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(tmp_path / "plan.json") == plan
     for change, message in [

@@ -74,7 +74,7 @@ def batches() -> NoisedBatches:
                 {**call, "timestep": times}, targets[bucket], bucket, torch.arange(SAMPLES), times
             )
 
-    return NoisedBatches(make, 1000, BUCKETS, SAMPLES * BUCKETS)
+    return NoisedBatches(make, 1000, BUCKETS)
 
 
 @pytest.fixture(scope="module")

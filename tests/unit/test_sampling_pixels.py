@@ -13,9 +13,10 @@ from diffusers import (
 )
 
 from eval.classifier import load_classifier
+from pruning.data.seeding import INITIAL, indexed_noise
 from pruning.errors import PruningError
 from pruning.models import bundled, load_denoiser, load_scheduler
-from pruning.sampling import fresh_scheduler, initial_noise, sample, to_uint8
+from pruning.sampling import fresh_scheduler, sample, to_uint8
 from tests.models import dit, unet2d
 
 SETTINGS = {"num_steps": 3, "seed": 4, "batch_size": 2}
@@ -25,11 +26,6 @@ def test_rounding_by_hand():
     images = torch.tensor([-2.0, -1.0, -0.9999, 0.0, 0.004, 1.0, 3.0])
     assert to_uint8(images).tolist() == [0, 0, 0, 128, 128, 255, 255]
     assert to_uint8(torch.tensor([254.6 / 127.5 - 1])).tolist() == [255], "rounded, not truncated"
-
-
-def test_initial_noise_is_by_sample_index():
-    assert torch.equal(initial_noise([5, 2], (1, 4, 4), 0)[1], initial_noise([2], (1, 4, 4), 0)[0])
-    assert not torch.equal(initial_noise([2], (4,), 0), initial_noise([2], (4,), 1))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +58,7 @@ def test_ddim_by_hand():
     model = unet2d()
     scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False, beta_end=0.001)
     found = sample(model, scheduler, sample_ids=[1], num_steps=1, seed=0, batch_size=1)
-    x = initial_noise([1], (1, 8, 8), 0)
+    x = indexed_noise([1], (1, 8, 8), 0, INITIAL)
     with torch.no_grad():
         eps = model(sample=x, timestep=torch.tensor([999]), return_dict=False)[0]
     abar = scheduler.alphas_cumprod[999]
