@@ -109,10 +109,11 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
             seed=run.recipe.seed,
             progress=_progress(run, "first pass"),
         )
-        found.save(folder / FIRST_PASS)
+        calibration.save_stats(found.stats, folder / FIRST_PASS)
         return {"seconds": round(time.perf_counter() - began, 3)}
 
-    return FirstPass.load(run.part(first_pass_key(run, asked), look).folder / FIRST_PASS)
+    kept = run.part(first_pass_key(run, asked), look).folder / FIRST_PASS
+    return FirstPass(calibration.load_stats(kept))
 
 
 def _statistics(run: Run) -> dict[str, Any]:
