@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -104,27 +105,18 @@ def load_classifier(folder: str | Path) -> SmallClassifier:
     """Read a classifier written by `save_classifier`, in evaluation mode.
 
     Raises:
-        ValueError: If a file is missing or does not fit, naming it.
+        ValueError: If a file is missing or does not fit, saying what is wrong.
     """
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"classifier folder {folder}: {name} is missing; expected config.json and model.safetensors"
-            )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classifier = SmallClassifier(
-            config["in_channels"], config["num_classes"], tuple(config["widths"]), config["name"]
+            *(config[key] for key in ("in_channels", "num_classes", "widths", "name"))
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"classifier {folder / 'config.json'} does not describe a SmallClassifier: {error!r}"
-        ) from error
-    try:
         classifier.load_state_dict(load_file(folder / "model.safetensors"))
-    except Exception as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"classifier {folder / 'model.safetensors'} does not fit its config.json: {error}"
+            f"classifier folder {folder}: cannot be read ({type(error).__name__}: {error}); expected the config.json "
+            "of a SmallClassifier and a model.safetensors that fits it"
         ) from error
     return classifier.eval()

@@ -51,7 +51,7 @@ def image_mse(images: Tensor, reference: Tensor) -> Tensor:
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
     """Return for every subject mean SSIM and MSE to the reference's images of the same sample ids, with intervals."""
-    reference = seen[context.reference.name]["images"].tensors["images"]
+    reference = seen[context.reference]["images"].tensors["images"]
     window, _ = ssim_window(reference.shape[-2], reference.shape[-1])
     results = {}
     for name in context.subjects:

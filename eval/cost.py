@@ -10,7 +10,6 @@ import json
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,28 +125,11 @@ def peak_memory(model: nn.Module, run: Callable[[], Any]) -> tuple[int, str]:
     return weight_bytes(model) + mode.peak, LIVE_TENSORS
 
 
-def file_bytes(folder: Path) -> int:
-    """Return the bytes of all safetensors files under `folder`.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    files = list(Path(folder).rglob("*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"metric 'cost': no *.safetensors file under {folder}; give the folder of a saved model"
-        )
-    return sum(file.stat().st_size for file in files)
-
-
 def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Return the bytes of the one safetensors file that ``save_pretrained`` makes of a model, without writing it.
 
-    That is 8 bytes, a JSON header padded to a multiple of 8, and the tensors. Shards each have a header of their own.
-
-    Args:
-        model: The model, on any device, the meta device included.
-        dtype: Type that floating point tensors are saved as; the others keep theirs.
+    That is 8 bytes, a JSON header padded to a multiple of 8, and the tensors: floating point ones as `dtype`, the
+    others as they are. The model may be on any device, the meta device included.
     """
     tensors = {
         name: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="meta")
@@ -174,18 +156,17 @@ def _code(dtype: torch.dtype) -> str:
 def observe(context: Context, name: str, seen: Seen) -> Observation:
     """Return parameters, MACs, file bytes (None if unknown) and peak memory of one call of a subject."""
     subject = context.subjects[name]
-    predict, model = subject.predict, subject.model
-    assert context.call is not None
+    predict, model, example = subject.predict, subject.model, context.call
     assert predict is not None
     assert model is not None
-    call = context.call(BATCH)
+    assert example is not None
+    call = example(BATCH)
     peak, method = peak_memory(model, lambda: predict(call))
-    size = subject.file_bytes if subject.folder is None else file_bytes(subject.folder)
     facts = {
         "params": count_params(model),
         "macs": count_macs(lambda: predict(call)),
         "macs_method": MACS_METHOD,
-        "file_bytes": size,
+        "file_bytes": subject.file_bytes,
         "weight_bytes": weight_bytes(model),
         "peak_memory_bytes": peak,
         "peak_memory_method": method,

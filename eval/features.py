@@ -17,6 +17,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from eval.classifier import load_classifier
+
 # torch.hub's convention: the file name of the published weights carries the first digits of their sha256.
 INCEPTION_SHA256_PREFIX = "6726825d"
 INCEPTION_LAYER = "2048"
@@ -67,13 +69,9 @@ class FeatureExtractor:
             place: Whose images they are, for error messages.
 
         Raises:
-            ValueError: If there are no images, or the features are not a finite float ``(B, d)``.
+            ValueError: If the images are none, or the features are not a finite float ``(B, d)``.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise ValueError(
-                f"{place}: features need uint8 images (N, C, H, W) with N > 0, "
-                f"found {images.dtype} {tuple(images.shape)}"
-            )
+        check_images(images, place)
         batches = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -90,9 +88,20 @@ class FeatureExtractor:
         return torch.cat(batches)
 
 
-def load_features(
-    spec: str | Path | nn.Module, device: str | torch.device = "cpu", *, antialias: bool = False
-) -> FeatureExtractor:
+def check_images(images: Tensor, place: str) -> None:
+    """Raise ValueError unless `images` is uint8 of shape ``(N, C, H, W)`` with N > 0; NaN is named as such."""
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise ValueError(
+            f"{place}: the images hold NaN or infinity; check the model's weights and its dtype (float16 overflows)"
+        )
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(
+            f"{place}: images must be rounded uint8 (N, C, H, W) with N > 0, found {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+
+
+def load_features(spec: str | Path | nn.Module, device: str | torch.device = "cpu") -> FeatureExtractor:
     """Load a feature extractor.
 
     Args:
@@ -104,23 +113,24 @@ def load_features(
             - a folder with the config.json and model.safetensors of a `eval.classifier.SmallClassifier`;
             - a module that maps uint8 images ``(B, C, H, W)`` to features ``(B, d)``; it may have a ``name``.
         device: Where it runs.
-        antialias: Resize for Inception with anti-aliasing. False is the TensorFlow 1.x resize of the published
-            numbers; True is not comparable with them.
 
     Raises:
         ValueError: If `spec` is none of these, or the weights cannot be had, read or trusted.
     """
     device = torch.device(device)
     if isinstance(spec, nn.Module):
-        return _module_features(spec, device)
-    if str(spec) == "inception":
-        return _inception_features(_download_inception(), device, antialias)
-    if str(spec).startswith("inception:"):
-        return _inception_features(Path(str(spec).partition(":")[2]).expanduser(), device, antialias)
+        given = getattr(spec, "name", None)
+        name = given if isinstance(given, str) else type(spec).__name__
+        return _named(name, "as the module takes them, no resize", device, spec.to(device).eval(), None)
+    kind, _, file = str(spec).partition(":")
+    if kind == "inception":
+        return _inception_features(Path(file).expanduser() if file else _download_inception(), device)
     folder = Path(spec).expanduser()
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+    weights = folder / "model.safetensors"
+    if not (folder / "config.json").is_file() or not weights.is_file():
         raise ValueError(f"unknown feature extractor {str(spec)!r}; give {FORMS}")
-    return _classifier_features(folder, device)
+    classifier, digest = load_classifier(folder).to(device), hashlib.sha256(weights.read_bytes()).hexdigest()
+    return _named(classifier.name, "the images' own size, no resize", device, classifier.features, digest)
 
 
 def inception_is_here() -> bool:
@@ -133,23 +143,6 @@ def _inception_place() -> tuple[str, Path]:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     return URL_INCEPTION_V3, Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-
-
-def _module_features(module: nn.Module, device: torch.device) -> FeatureExtractor:
-    """Wrap a module given in Python."""
-    given = getattr(module, "name", None)
-    name = given if isinstance(given, str) else type(module).__name__
-    module = module.to(device).eval()
-    return _named(name, "as the module takes them, no resize", device, module, None)
-
-
-def _classifier_features(folder: Path, device: torch.device) -> FeatureExtractor:
-    """Load a small classifier; the name in its config names the features."""
-    from eval.classifier import load_classifier
-
-    classifier = load_classifier(folder).to(device).eval()
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    return _named(classifier.name, "the images' own size, no resize", device, classifier.features, digest)
 
 
 def _named(
@@ -176,7 +169,7 @@ def _download_inception() -> Path:
     return path
 
 
-def _inception_features(path: Path, device: torch.device, antialias: bool) -> FeatureExtractor:
+def _inception_features(path: Path, device: torch.device) -> FeatureExtractor:
     """Build torch-fidelity's Inception from a weights file."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -185,7 +178,7 @@ def _inception_features(path: Path, device: torch.device, antialias: bool) -> Fe
     try:
         # The constructor unpickles what it is given: give it the very bytes that were checked, not the path.
         network = NoTrainInceptionV3(
-            "inception-v3-compat", [INCEPTION_LAYER], cast(Any, io.BytesIO(data)), antialias=antialias
+            "inception-v3-compat", [INCEPTION_LAYER], cast(Any, io.BytesIO(data)), antialias=False
         )
     except RuntimeError as error:
         raise ValueError(
@@ -198,10 +191,7 @@ def _inception_features(path: Path, device: torch.device, antialias: bool) -> Fe
             raise ValueError(f"Inception takes grey or RGB images (1 or 3 channels), found {images.shape[1]}")
         return network(images.expand(-1, 3, -1, -1))
 
-    if antialias:
-        mode = "antialias=True: bilinear to 299x299 with anti-aliasing, not comparable with papers"
-    else:
-        mode = "antialias=False: TensorFlow 1.x bilinear to 299x299, comparable with papers"
+    mode = "antialias=False: TensorFlow 1.x bilinear to 299x299, comparable with papers"
     if digest.startswith(INCEPTION_SHA256_PREFIX):
         frechet, kernel = "FID", "KID"
     else:

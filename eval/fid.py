@@ -28,20 +28,12 @@ CHUNK = 4096
 WIDE = 256
 
 
-class Precomputed(nn.Module):
-    """Hands features to a torchmetrics metric in place of images, so that they are computed once for all metrics.
-
-    Args:
-        width: d, the number of features.
-    """
+class Precomputed(nn.Identity):
+    """Takes features ``(B, d)`` in place of images, so that torchmetrics uses those computed once for all metrics."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return `features` ``(B, d)`` as they are."""
-        return features
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
@@ -56,7 +48,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    _check_pair(real, generated)
+    check_pair(real, generated)
     # Evaluation may run on rank 0 alone: syncing over ranks would wait for the others for ever.
     metric = FrechetInceptionDistance(
         feature=Precomputed(real.shape[1]), sync_on_compute=False, distributed_available_fn=lambda: False
@@ -85,7 +77,6 @@ def bootstrap_frechet(
     Returns:
         float64 ``(resamples,)``.
     """
-    _check_pair(real, generated)
     n = len(generated)
     covariance = torch.cov(real.double().T).reshape(real.shape[1], -1)
     values, vectors = torch.linalg.eigh(covariance)
@@ -112,7 +103,7 @@ def _trace_of_root(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
 
 
-def _check_pair(real: Tensor, generated: Tensor) -> None:
+def check_pair(real: Tensor, generated: Tensor) -> None:
     """Raise ValueError unless both sets have at least two rows of one width."""
     for name, features in (("real", real), ("generated", generated)):
         if features.ndim != 2 or len(features) < 2:
@@ -134,12 +125,12 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     resamples = 100 if width <= WIDE else 20
     points: dict[str, float] = {}
     draws: dict[str, Tensor] = {}
-    for index, (name, features) in enumerate(generated.items()):
+    for name, features in generated.items():
         points[name] = frechet_distance(real, features)
         generator = torch.Generator().manual_seed(context.seed)
         draws[name] = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
-        context.report_progress("Fréchet distance", index + 1, len(generated))
-    reference = context.reference.name
+        context.progress("Fréchet distance", len(points), len(generated))
+    reference = context.reference
     results: dict[str, dict[str, Any]] = {}
     for name, point in points.items():
         reach = NORMAL_95 * float(draws[name].std())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.fid import Precomputed
+from eval.fid import Precomputed, check_pair
 from eval.image_features import features_of
 from eval.observation import Seen
 from eval.types import Context
@@ -47,6 +47,7 @@ def kernel_distance(
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
+    check_pair(real, generated)
     fewest = min(len(real), len(generated))
     size = min(SUBSET_SIZE, fewest // 2) if subset_size is None else subset_size
     if size < 2 or size > fewest:
@@ -54,8 +55,6 @@ def kernel_distance(
             f"kernel distance: subset size {size} does not fit {len(real)} real and {len(generated)} generated images; "
             f"it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
         )
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Metric `Kernel Inception Distance` will save all extracted features"
@@ -79,7 +78,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     """Return for every subject the kernel distance to the real images."""
     real, generated, facts = features_of(context, seen)
     results = {}
-    for index, (name, features) in enumerate(generated.items()):
+    for name, features in generated.items():
         mean, std, size = kernel_distance(real, features, seed=context.seed)
         results[name] = {
             "kernel": mean,
@@ -88,5 +87,5 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
             "kernel_subsets": SUBSETS,
             "kernel_subset_size": size,
         }
-        context.report_progress("kernel distance", index + 1, len(generated))
+        context.progress("kernel distance", len(results), len(generated))
     return results

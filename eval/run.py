@@ -16,16 +16,16 @@ measured.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
-import math
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.observation import Observation, Seen
-from eval.types import DATA, Context
+from eval.types import DATA, Context, Subject
 
 FOLDER = Path(__file__).parent
 SUBJECT = ""  # any name that is not `DATA`
@@ -33,12 +33,8 @@ SUBJECT = ""  # any name that is not `DATA`
 
 def available_metrics(folder: Path = FOLDER) -> list[str]:
     """Return the names of the metrics: the files of `folder` that define ``compute``; nothing is imported."""
-    return sorted(path.stem for path in folder.glob("*.py") if _defines_compute(path))
-
-
-def _defines_compute(path: Path) -> bool:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == "compute" for node in body)
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    return sorted(name for name, text in texts.items() if re.search(r"^def compute\(", text, re.MULTILINE))
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -54,11 +50,8 @@ def check_metrics(metrics: Sequence[str]) -> None:
 def needs_of(metrics: Sequence[str]) -> set[str]:
     """Return what the metrics need of the context and the subjects, e.g. ``features``."""
     check_metrics(metrics)
-    found: set[str] = set()
-    for metric in metrics:
-        found.update(*(_needs(what, SUBJECT) for what in _reads(metric, SUBJECT) or (metric,)))
-        found.update(*(_needs(what, DATA) for what in _reads(metric, DATA)))
-    return found
+    looks = [(name, what) for metric in metrics for name in (SUBJECT, DATA) for what in _looks(metric, name)]
+    return {need for name, what in looks for need in _needs(what, name)}
 
 
 def _module(name: str) -> Any:
@@ -68,6 +61,11 @@ def _module(name: str) -> Any:
 def _reads(metric: str, name: str) -> Sequence[str]:
     """Return the observations of a subject, or of the data, that a metric is computed from."""
     return getattr(_module(metric), "READS_DATA" if name == DATA else "READS", ())
+
+
+def _looks(metric: str, name: str) -> Sequence[str]:
+    """Return what looks at a subject, or at the data, for a metric: its observations, or the metric itself."""
+    return _reads(metric, name) or (metric,)
 
 
 def _needs(what: str, name: str) -> Sequence[str]:
@@ -100,15 +98,24 @@ def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
     Raises:
         ValueError: For something that the context lacks or the subject does wrong.
     """
-    context.check(what, _needs(what, name), [] if name == DATA else [name])
+    _check_needs(context, what, what, name)
     return _module(what).observe(context, name, seen)
 
 
-def _check_needs(context: Context, metric: str, name: str, missing: Sequence[str]) -> None:
-    """Raise ValueError unless those of the `missing` observations that `metric` reads can be made."""
-    for what in _reads(metric, name):
-        if what in missing:
-            context.check(metric, _needs(what, name), [] if name == DATA else [name])
+def _check_needs(context: Context, metric: str, what: str, name: str) -> None:
+    """Raise ValueError unless `what` can look at a subject, or at the data, for `metric`."""
+    subject = context.subjects.get(name, Subject())  # of the data nothing is needed
+    for need in _needs(what, name):
+        if need in Context.__dataclass_fields__:
+            if getattr(context, need) is None:
+                raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
+        elif getattr(subject, need) is None:
+            raise ValueError(f"metric {metric!r} needs Subject.{need}; subject {name!r} has none")
+    if subject.model is not None and subject.model.training:
+        raise ValueError(
+            f"subject {name!r}: the model is in training mode, so dropout would change metric {metric!r}; "
+            "call model.eval()"
+        )
 
 
 def measure_all(
@@ -132,9 +139,9 @@ def measure_all(
     found = {name: dict((seen or {}).get(name, {})) for name in (DATA, *context.subjects)}
     for metric in metrics:
         for name, known in found.items():
-            _check_needs(context, metric, name, [what for what in _reads(metric, name) if what not in known])
-        if not _reads(metric, SUBJECT):  # it runs the subjects side by side
-            context.check(metric, _needs(metric, SUBJECT))
+            for what in _looks(metric, name):
+                if what not in known:
+                    _check_needs(context, metric, what, name)
     results: dict[str, dict[str, Any]] = {name: {} for name in context.subjects}
     for metric in metrics:
         for name, known in found.items():
@@ -142,7 +149,8 @@ def measure_all(
                 if what not in known:
                     known[what] = look(context, name, what, known)
         for subject, values in _module(metric).compute(context, found).items():
-            _check_values(values, f"subject {subject!r}, metric {metric!r}")
+            for key, value in values.items():
+                _check_value(value, f"subject {subject!r}, metric {metric!r}, {key}")
             clash = sorted(set(values) & set(results[subject]))
             if clash:
                 raise ValueError(
@@ -152,19 +160,12 @@ def measure_all(
     return results
 
 
-def _check_values(value: Any, place: str) -> None:
-    """Raise ValueError if a number anywhere in `value` is NaN or infinite, or something is not of a JSON type."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_values(entry, f"{place}, {key}")
-    elif isinstance(value, (list, tuple)):
-        for index, entry in enumerate(value):
-            _check_values(entry, f"{place}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
+def _check_value(value: Any, place: str) -> None:
+    """Raise ValueError unless `value` is of JSON types and holds neither NaN nor infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{place}: the result is {value}; look at the samples and predictions of this subject"
-        )
-    elif value is not None and not isinstance(value, (str, int, float, bool)):
-        raise ValueError(
-            f"{place}: {type(value).__name__} is not a JSON type; a metric returns plain numbers"
-        )
+            f"{place}: {value!r} cannot be a result ({error}); a metric returns plain finite numbers: look at the "
+            "samples and predictions of this subject"
+        ) from error

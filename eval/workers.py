@@ -32,17 +32,12 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T], workers: int) -
     if workers == 1:
         yield from map(function, items)
         return
-
-    def work(item: T) -> R:
-        torch.set_num_threads(1)  # of this thread
-        return function(item)
-
     threads = torch.get_num_threads()
     waiting: deque[Future[R]] = deque()
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append(pool.submit(function, item))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:

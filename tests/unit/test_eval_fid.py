@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eval import fid
+from eval.features import load_features
 from eval.fid import bootstrap_frechet, frechet_distance
 from eval.kid import kernel_distance
 from eval.run import measure_all
@@ -128,9 +129,13 @@ def pictures(n: int, seed: int, low: int = 0) -> Tensor:
 def context(n: int = 40) -> tuple[Context, Corners]:
     corners = Corners()
     images = {"dense": pictures(n, 1), "twin": pictures(n, 1), "far": pictures(n, 2, low=100)}
-    subjects = {name: Subject(name, sample=lambda ids, x=x: x[ids]) for name, x in images.items()}
+    subjects = {name: Subject(sample=lambda ids, x=x: x[ids]) for name, x in images.items()}
     return Context(
-        subjects, real=lambda: pictures(50, 3), features=corners, num_samples=n, batch_size=25
+        subjects,
+        real=lambda: pictures(50, 3),
+        features=lambda: load_features(corners),
+        num_samples=n,
+        batch_size=25,
     ), corners
 
 
@@ -161,6 +166,11 @@ def test_fewer_images_than_features_is_said() -> None:
 
 def test_no_ratio_to_a_distance_of_zero() -> None:
     same = pictures(30, 1)
-    subjects = {"dense": Subject("dense", sample=lambda ids: torch.zeros_like(same)[ids])}
-    ctx = Context(subjects, real=lambda: torch.zeros_like(same), features=Corners(), num_samples=30)
+    subjects = {"dense": Subject(sample=lambda ids: torch.zeros_like(same)[ids])}
+    ctx = Context(
+        subjects,
+        real=lambda: torch.zeros_like(same),
+        features=lambda: load_features(Corners()),
+        num_samples=30,
+    )
     assert measure_all(ctx, ["fid"])["dense"]["frechet_ratio"] is None
