@@ -41,9 +41,9 @@ BODY = template(
 <thead><tr><th scope="col">Run</th>
 {%- for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for run, anchor in named %}
+{% for run in runs %}
 {% set row, model = loop.index0, run.data.get('model') %}
-<tr><th scope="row"><a href="#{{ anchor }}">{{ run.name }}</a>
+<tr><th scope="row"><a href="#run{{ loop.index }}">{{ run.name }}</a>
 {%- if model %}<span class="detail">{{ model }}</span>{% endif %}</th>
 {%- for cells in columns.values() %}{{ cells[row] }}{% endfor %}</tr>
 {% endfor %}
@@ -63,11 +63,10 @@ class Point(NamedTuple):
     dense: float
 
 
-def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> Markup:
+def comparison(runs: Sequence[RunData]) -> Markup:
     """Return the plots and the table that hold several runs against each other, as HTML."""
     found, remarks = panels(runs)
-    named = list(zip(runs, anchors, strict=True))
-    return BODY(panels=found, remarks=remarks, named=named, columns=columns(runs))
+    return BODY(panels=found, remarks=remarks, runs=runs, columns=columns(runs))
 
 
 def panels(runs: Sequence[RunData]) -> tuple[list[dict[str, Any]], list[str]]:

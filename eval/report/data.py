@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from eval.report import fmt
 
@@ -105,9 +106,8 @@ class RunData:
         """
         file = self.folder / Path(name).name
         try:
-            with safe_open(file, framework="numpy") as handle:
-                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, TypeError, OSError) as error:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file}: not a readable tensor file ({error}); data.json names it: run the report stage again"
             ) from error

@@ -449,7 +449,7 @@ def test_kinds_that_are_new_to_the_report_have_colours_of_their_own() -> None:
     kinds = ["ffn_channels", "qk_channels", "modulation"]
     entry = {"module": "m", "kept": 1, "total": 2, "removed": False}
     found = cuts.read_cuts([{**entry, "kind": kind} for kind in kinds])
-    assert [cut.cls for cut in found] == ["k1", "k5", "k4"]
+    assert [cut["cls"] for cut in found] == ["k1", "k5", "k4"]
 
 
 def test_a_loss_curve_stands_a_single_loss() -> None:
