@@ -144,10 +144,8 @@ def describe(site: Site) -> str:
     always, ever = site.sinks.all(axis=0), site.sinks.any(axis=0)
     if not ever.any():
         return text + " No key is a sink on average over samples: sinks sit elsewhere from image to image."
-    if always.any():
-        text += f" Sink at every timestep: {_keys(site, always)}."
-    if (ever & ~always).any():
-        text += f" Sink at some timesteps only: {_keys(site, ever & ~always)}."
+    for when, keys in (("every timestep", always), ("some timesteps only", ever & ~always)):
+        text += f" Sink at {when}: {_keys(site, keys)}." if keys.any() else ""
     return text
 
 
@@ -188,7 +186,7 @@ def _share(site: Site) -> NDArray[np.float64]:
 
 def _grid_map(site: Site, grid: list[int]) -> Markup:
     """Draw one token grid per timestep bucket: relative mass by colour, sinks outlined."""
-    share, sinks = grids.pooled(_share(site), grid), grids.pooled(site.sinks.astype(float), grid)
+    share, sinks = grids.pooled(_share(site), grid), grids.pooled(site.sinks, grid)
     buckets, rows, columns = share.shape
     cell = PANEL / max(rows, columns)
     across = min(buckets, 8)
@@ -209,21 +207,18 @@ def _grid_map(site: Site, grid: list[int]) -> Markup:
     return svg.drawing(body, max(across * step_x - 8, 320), foot + 6, alt)
 
 
-def _outlines(sinks: NDArray[np.float64], x: float, y: float, cell: float) -> str:
+def _outlines(sinks: NDArray[Any], x: float, y: float, cell: float) -> str:
     size = max(cell, 4.0)
     x, y = x - (size - cell) / 2, y - (size - cell) / 2
-    where = zip(*np.nonzero(sinks), strict=True)
-    return "".join(svg.rect(x + c * cell, y + r * cell, size, size, "sink") for r, c in where)
+    return "".join(svg.rect(x + c * cell, y + r * cell, size, size, "sink") for r, c in np.argwhere(sinks))
 
 
 def _key_map(site: Site) -> Markup:
     """Draw relative mass, one row per timestep bucket, one column per key (text tokens); sinks outlined."""
     keys = site.key_mass.shape[1]
-    factor = math.ceil(keys / MAX_KEYS)
-    pad = ((0, 0), (0, -keys % factor))
+    factor = grids.reduction([1, keys], MAX_KEYS)
     share, sinks = (
-        np.pad(by_key, pad).reshape(len(by_key), -1, factor).max(axis=2)
-        for by_key in (_share(site), site.sinks)
+        grids.pooled(values, [1, keys], most=MAX_KEYS)[:, 0] for values in (_share(site), site.sinks)
     )
     buckets, columns = share.shape
     left, top, width, height = 24, 22, 640, 15
@@ -235,7 +230,7 @@ def _key_map(site: Site) -> Markup:
         body += svg.rect(left, y, width, height - 1, "h0", f"bucket {bucket}")
     body += f'<g transform="translate({left} {top}) scale(1 {height / cell:g})">'
     body += grids.cells(share, 0, 0, cell) + "</g>"
-    for bucket, column in zip(*np.nonzero(sinks), strict=True):
+    for bucket, column in np.argwhere(sinks):
         body += svg.rect(left + column * cell, top + bucket * height, max(cell, 3), height - 1, "sink")
     for key in svg.linear_ticks(0, keys - 1, 8):
         body += svg.label(left + (key // factor + 0.5) * cell, bottom + 14, int(key), "t num", "middle")
