@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 MAX_WIDTH = 64
@@ -61,28 +61,22 @@ class SmallClassifier(nn.Module):
         return self.head.in_features
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features.
+        """Return the features of images, float32 ``(B, num_features)``, non-negative.
 
         Args:
-            images: (B, C, H, W); uint8 in 0..255, or floating point in [-1, 1].
-
-        Returns:
-            float32 (B, num_features), non-negative.
+            images: ``(B, C, H, W)``; uint8 in 0..255, or floating point in [-1, 1].
 
         Raises:
             ValueError: If the shape or the dtype does not fit.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
+        bytes_in = images.dtype == torch.uint8
+        fits = images.ndim == 4 and images.shape[1] == self.in_channels
+        if not fits or not (bytes_in or images.is_floating_point()):
             raise ValueError(
-                f"classifier {self.name!r} takes images (B, {self.in_channels}, H, W); got {tuple(images.shape)}"
+                f"classifier {self.name!r} takes uint8 or floating point images (B, {self.in_channels}, H, W); got "
+                f"{images.dtype} {tuple(images.shape)}"
             )
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32) / 127.5 - 1
-        elif not images.is_floating_point():
-            raise ValueError(
-                f"classifier {self.name!r} takes uint8 or floating point images; got {images.dtype}"
-            )
-        x = images.to(self.head.weight.dtype)
+        x = (images.float() / 127.5 - 1 if bytes_in else images).to(self.head.weight.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
         return x.mean(dim=(2, 3))
@@ -96,8 +90,7 @@ def save_classifier(classifier: SmallClassifier, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` to `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in classifier.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    save_model(classifier, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps(classifier.config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -113,7 +106,7 @@ def load_classifier(folder: str | Path) -> SmallClassifier:
         classifier = SmallClassifier(
             *(config[key] for key in ("in_channels", "num_classes", "widths", "name"))
         )
-        classifier.load_state_dict(load_file(folder / "model.safetensors"))
+        load_model(classifier, folder / "model.safetensors")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"classifier folder {folder}: cannot be read ({type(error).__name__}: {error}); expected the config.json "

@@ -62,8 +62,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
                 f"with the reference's {tuple(reference.shape)}; sample all subjects at one size"
             )
         pairs = list(zip(images.split(context.batch_size), reference.split(context.batch_size), strict=True))
-        ssim = torch.cat([image_ssim(a, b) for a, b in pairs])
-        mse = torch.cat([image_mse(a, b) for a, b in pairs])
+        ssim, mse = (torch.cat([f(a, b) for a, b in pairs]) for f in (image_ssim, image_mse))
         results[name] = {
             "ssim": float(ssim.mean()),
             "ssim_ci95": mean_interval(ssim),

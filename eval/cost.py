@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,50 +66,36 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._known: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and count the storages that it made."""
-        for tensor in _tensors((args, kwargs)):
-            self._follow(tensor, new=False)
+        self._known.update(_storages((args, kwargs)))
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._follow(tensor, new=True)
+        for storage in _storages(result):
+            if storage not in self._known:
+                self._known.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
         return result
 
-    def _follow(self, tensor: Tensor, new: bool) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
-        held = self._known.get(key)
-        if held is not None and held() is storage:
-            return
-        size = storage.nbytes() if new else 0
+    def _count(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def freed(_: Any, key: int = key, size: int = size) -> None:
-            self.live -= size
-            self._known.pop(key, None)
 
-        self._known[key] = weakref.ref(storage, freed)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _storages(tree: Any) -> list[UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @torch.no_grad()
 def peak_memory(model: nn.Module, run: Callable[[], Any]) -> tuple[int, str]:
-    """Return the peak memory of `run` in bytes, weights included, and how it was measured.
+    """Return the peak memory in bytes of `run`, one call of the model, weights included, and how it was measured.
 
     Other models may be resident in the same process, so only what the call adds is measured, and the model's own
     weights are added to it.
-
-    Args:
-        model: The model that `run` calls.
-        run: One call.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":

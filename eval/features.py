@@ -61,25 +61,19 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def extract(self, images: Tensor, *, batch_size: int = 64, place: str = "images") -> Tensor:
-        """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``.
-
-        Args:
-            images: Rounded uint8 images.
-            batch_size: Images at once.
-            place: Whose images they are, for error messages.
+        """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``; `place` says whose they are.
 
         Raises:
             ValueError: If the images are none, or the features are not a finite float ``(B, d)``.
         """
         check_images(images, place)
         batches = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            features = self.function(batch.to(self.device))
-            where = f"{place}: {self.name} features of images {start} to {start + len(batch) - 1}"
-            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(batch):
+        for rows in torch.arange(len(images)).split(batch_size):
+            features = self.function(images[rows].to(self.device))
+            where = f"{place}: {self.name} features of images {rows[0]} to {rows[-1]}"
+            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(rows):
                 found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-                raise ValueError(f"{where} must be of shape ({len(batch)}, d), found {found}")
+                raise ValueError(f"{where} must be of shape ({len(rows)}, d), found {found}")
             if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
                 raise ValueError(
                     f"{where} must be finite floats; found {features.dtype} with NaN, infinity or integers"

@@ -37,11 +37,7 @@ class Precomputed(nn.Identity):
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Return the squared Fréchet distance of two sets of features, by torchmetrics in float64.
-
-    Args:
-        real: Features ``(M, d)``, M >= 2.
-        generated: Features ``(N, d)``, N >= 2.
+    """Return the squared Fréchet distance of two sets of features, ``(M, d)`` and ``(N, d)``, in float64.
 
     Raises:
         ValueError: If a set has fewer than two rows or the widths differ.
@@ -66,13 +62,8 @@ def bootstrap_frechet(
     """Return the Fréchet distance of `resamples` bootstrap samples of the generated features.
 
     The real set stays as it is: the interval is about the distance to *these* real images. A resample has the bias of
-    a smaller set, so only the spread of these values is of use, not their place.
-
-    Args:
-        real: Features ``(M, d)``.
-        generated: Features ``(N, d)``.
-        resamples: How many.
-        generator: Draws the rows; equal seeds draw equal rows, so that subjects can be paired.
+    a smaller set, so only the spread of these values is of use, not their place. Equally seeded generators draw equal
+    rows, so that subjects can be paired.
 
     Returns:
         float64 ``(resamples,)``.
@@ -123,19 +114,15 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     real, generated, facts = features_of(context, seen)
     width = real.shape[1]
     resamples = 100 if width <= WIDE else 20
-    points: dict[str, float] = {}
-    draws: dict[str, Tensor] = {}
-    for name, features in generated.items():
-        points[name] = frechet_distance(real, features)
-        generator = torch.Generator().manual_seed(context.seed)
-        draws[name] = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
-        context.progress("Fréchet distance", len(points), len(generated))
-    reference = context.reference
+    base: tuple[float, Tensor] | None = None
     results: dict[str, dict[str, Any]] = {}
-    for name, point in points.items():
-        reach = NORMAL_95 * float(draws[name].std())
-        ratio, ratio_interval = _ratio(point, points[reference], draws[name], draws[reference])
-        n = len(generated[name])
+    for name, features in generated.items():
+        point, n = frechet_distance(real, features), len(features)
+        generator = torch.Generator().manual_seed(context.seed)
+        draws = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
+        reach = NORMAL_95 * float(draws.std())
+        base = base or (point, draws)  # the reference is the first
+        ratio, ratio_interval = _ratio(point, draws, *base)
         results[name] = {
             "frechet": point,
             "frechet_ci95": [max(point - reach, 0.0), point + reach],
@@ -151,11 +138,12 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
             "frechet_resamples": resamples,
             "frechet_warning": _warning(len(real), n, width),
         }
+        context.progress("Fréchet distance", len(results), len(generated))
     return results
 
 
 def _ratio(
-    point: float, base: float, draws: Tensor, base_draws: Tensor
+    point: float, draws: Tensor, base: float, base_draws: Tensor
 ) -> tuple[float | None, list[float] | None]:
     """Return a ratio of distances and its interval; None where a distance is not clearly above zero."""
     if min(point, base, float(draws.min()), float(base_draws.min())) <= 1e-9 * max(point, base, 1e-9):

@@ -29,11 +29,11 @@ SUBSET_SIZE = 1000
 def kernel_distance(
     real: Tensor, generated: Tensor, *, subsets: int = SUBSETS, subset_size: int | None = None, seed: int = 0
 ) -> tuple[float, float, int]:
-    """Return the kernel distance of two sets of features, by torchmetrics in float64.
+    """Return the kernel distance of two sets of features, ``(M, d)`` and ``(N, d)``, by torchmetrics in float64.
 
     Args:
-        real: Features ``(M, d)``.
-        generated: Features ``(N, d)``.
+        real: Features of real images.
+        generated: Features of generated images.
         subsets: Number of random subsets.
         subset_size: Rows of each. None takes 1000, or half of the smaller set if that is less: a subset of all rows
             would be the same every time, and its standard deviation a misleading zero.

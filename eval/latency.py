@@ -39,7 +39,7 @@ def interleave(
     warmup: int,
     num_threads: int,
     clock: Callable[[], float] = benchmark.timer,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
     """Time several statements in turn and return the seconds of one run, one value per round.
 
@@ -67,8 +67,7 @@ def interleave(
                 if number[name] > 1:
                     timers[name].timeit(1)
                 times[name].append(timers[name].timeit(number[name]) / number[name])
-            if progress is not None:
-                progress(index + 1)
+            progress(index + 1)
     return times
 
 

@@ -48,11 +48,7 @@ class Observation:
         try:
             data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / f"{name}.safetensors") if data["tensors"] else {}
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} has no observation {name!r} ({error.filename}); observe it first"
-            ) from error
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"{folder}: the observation {name!r} cannot be read ({error}); observe it anew"
             ) from error

@@ -1,7 +1,6 @@
-"""Observes subjects and computes metrics from what was observed.
+"""Observes subjects, which is expensive, and computes metrics from what was observed, which is cheap.
 
-Observing is expensive (sampling, features, predictions), computing is cheap, and the two may speak through files, so
-that a subject is observed once for any number of comparisons.
+The two may speak through files, so that a subject is observed once for any number of comparisons.
 
 An observation is a file of this package with a function ``observe(context, name, seen)``; ``seen`` is what the subject
 showed before, and ``NEEDS`` names what the context and the subject must have (``NEEDS_DATA``: for the data). A metric
@@ -9,9 +8,6 @@ is a file with a function ``compute(context, seen)``; ``seen`` holds what every 
 ``READS`` which observations of each subject it is computed from, in ``READS_DATA`` which of the data, and in
 ``MIN_IMAGES`` how many images it takes at least. An observation for one metric alone is a function in the metric's own
 file. A metric that runs the subjects side by side reads none, and its own ``NEEDS`` say what for.
-
-So a new metric is one new file, nothing here has to know it, and what is missing is reported before anything is
-measured.
 """
 
 from __future__ import annotations
@@ -87,13 +83,7 @@ def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
 
 
 def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
-    """Make one observation of a subject.
-
-    Args:
-        context: The subject, the data and the options.
-        name: Name of the subject, or `DATA` for the data that all are held against.
-        what: Name of the observation; see `observations`.
-        seen: What the subject showed before.
+    """Make the observation `what` of the subject `name`, or of the data, which showed `seen` before.
 
     Raises:
         ValueError: For something that the context lacks or the subject does wrong.
@@ -121,15 +111,12 @@ def _check_needs(context: Context, metric: str, what: str, name: str) -> None:
 def measure_all(
     context: Context, metrics: Sequence[str], *, seen: Mapping[str, Seen] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Measure every subject of the context.
+    """Return for every subject of the context the merged results of all metrics, JSON types only.
 
     Args:
         context: The subjects, data and options.
         metrics: Names as in `available_metrics`; they run in this order.
         seen: What subjects, and under `DATA` the data, showed before (see `look`). What is missing is looked at here.
-
-    Returns:
-        For every subject the merged results of all metrics, JSON types only.
 
     Raises:
         ValueError: For an unknown metric, something a metric needs and the context lacks (both before any measurement),

@@ -119,13 +119,9 @@ def test_a_new_picture_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monke
         "    return Section(template('<p>It was {{ sky }}.</p>')(sky=run.data['sky'])) if 'sky' in run.data else None\n"
     )
     monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(tmp_path)])
-    sections.modules.cache_clear()
-    try:
-        data = {"name": "x", "title": "x", "subjects": ["dense", "pruned"], "metrics": {"dense": {"macs": 1}}}
-        assert "It was" not in render([RunData(data, tmp_path)])
-        page = Page(render([RunData({**data, "sky": "<blue>"}, tmp_path)]))
-    finally:
-        sections.modules.cache_clear()
+    data = {"name": "x", "title": "x", "subjects": ["dense", "pruned"], "metrics": {"dense": {"macs": 1}}}
+    assert "It was" not in render([RunData(data, tmp_path)])
+    page = Page(render([RunData({**data, "sky": "<blue>"}, tmp_path)]))
     assert (
         page.text.index("MACs of one call")
         < page.text.index("It was <blue>.")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass, replace
-from functools import cache
-from types import ModuleType
 
 from markupsafe import Markup
 
@@ -25,33 +23,26 @@ class Section:
     Attributes:
         body: HTML.
         heading: What stands above it; a picture within another section has none.
-        link: Its name in the line of links at the top; None takes the heading.
+        link: Its name in the line of links at the top; empty takes the heading.
         key: Name of the file, and anchor of the section.
     """
 
     body: Markup
     heading: str = ""
-    link: str | None = None
+    link: str = ""
     key: str = ""
-
-
-@cache
-def modules() -> list[ModuleType]:
-    """Return the files of this folder, in the order of their places."""
-    found = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
-    return sorted(found, key=lambda module: module.PLACE)
 
 
 def sections(run: RunData) -> list[Section]:
     """Return all sections that have something to show, pictures that belong to another one in their place."""
+    files = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     found: dict[str, Section] = {}
-    for module in modules():
-        key = module.__name__.rpartition(".")[2]
-        within = getattr(module, "WITHIN", key)
+    for file in sorted(files, key=lambda file: file.PLACE):
+        key = file.__name__.rpartition(".")[2]
+        within = getattr(file, "WITHIN", key)
         if within != key and within not in found:
             continue
-        shown = module.section(run)
-        if shown is None:
+        if (shown := file.section(run)) is None:
             continue
         if within == key:
             found[key] = replace(shown, key=key)

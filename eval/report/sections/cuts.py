@@ -137,16 +137,19 @@ def _column(cut: Cut, x: float, top: float, width: float, height: float) -> str:
 
 def _stages(cuts: Sequence[Cut], left: float, slot: float, y: float) -> str:
     """Return ticks and names where a new stage of the model begins, as far as names fit."""
-    body, free, before = "", 0.0, ""
-    for index, cut in enumerate(cuts):
-        stage, x = stage_name(cut["module"]), left + index * slot
-        if stage != before:
-            body += svg.line(x, y - 4, x, y + 4, "axis")
-            if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
-                body += svg.label(x, y + 17, stage, "t")
-                free = x + svg.text_width(stage) + 8
-        before = stage
+    body, free = "", 0.0
+    for index, stage in beginnings([stage_name(cut["module"]) for cut in cuts]):
+        x = left + index * slot
+        body += svg.line(x, y - 4, x, y + 4, "axis")
+        if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
+            body += svg.label(x, y + 17, stage, "t")
+            free = x + svg.text_width(stage) + 8
     return body
+
+
+def beginnings(names: Sequence[str]) -> list[tuple[int, str]]:
+    """Return place and name where a name differs from the one before."""
+    return [(place, name) for place, name in enumerate(names) if place == 0 or name != names[place - 1]]
 
 
 def stage_name(module: str) -> str:

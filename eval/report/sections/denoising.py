@@ -22,8 +22,8 @@ ratio peaks, the cut hurt most.</p>
 <div class="figures">{% for figure in figures %}<figure>{{ figure }}</figure>{% endfor %}</div>
 """
 )
-Errors = Mapping[str, Sequence[float | None]]
-"""For every subject the error of each timestep bucket; None where there was no data."""
+Errors = Mapping[str, Sequence[float]]
+"""For every subject the error of each timestep bucket."""
 
 
 def section(run: RunData) -> Section | None:
@@ -33,7 +33,7 @@ def section(run: RunData) -> Section | None:
     if not base:
         return None
     ratios = {
-        subject: [v / b if v is not None and b else None for v, b in zip(row, base, strict=True)]
+        subject: [error / dense for error, dense in zip(row, base, strict=True)]
         for subject, row in errors.items()
     }
     figures = [
@@ -47,7 +47,7 @@ def section(run: RunData) -> Section | None:
 def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = None) -> Markup:
     """Draw one line per subject over the timestep buckets, and a dashed one at `mark`."""
     marks = [] if mark is None else [mark]
-    values = [v for row in series.values() for v in row if v is not None] + marks
+    values = [value for row in series.values() for value in row] + marks
     count = max(len(row) for row in series.values())
     xs, ys = Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
     ticks = range(0, count, math.ceil(count / 10))
@@ -58,12 +58,11 @@ def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = N
     for subject, row in series.items():
         index = run.subjects.index(subject)
         cls, shape = f"s{index}", SHAPES[index]
-        points = [None if v is None else (xs(k), ys(v)) for k, v in enumerate(row)]
+        points = [(xs(k), ys(value)) for k, value in enumerate(row)]
         body += svg.path(points, f"line {cls}")
-        for k, point in enumerate(points):
-            if point:
-                tip = f"{subject}, bucket {k}: {fmt.number(row[k])}"
-                body += svg.marker(*point, shape, f"dot {cls}", tip, 3.6)
+        for k, (x, y) in enumerate(points):
+            tip = f"{subject}, bucket {k}: {fmt.number(row[k])}"
+            body += svg.marker(x, y, shape, f"dot {cls}", tip, 3.6)
         entries.append((subject, shape, f"dot {cls}"))
     body += svg.legend(entries, xs.start, 16)
     alt = f"Denoising error by timestep bucket, {y_label}, for {', '.join(series)}."

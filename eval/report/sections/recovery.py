@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from markupsafe import Markup
 
@@ -44,9 +44,6 @@ def curve(steps: Sequence[int], loss: Sequence[float]) -> Markup:
     if len(loss) >= 2 * WINDOWS:
         window = len(loss) // WINDOWS
         chunks = [slice(start, start + window) for start in range(0, len(loss), window)]
-        means = [
-            (math.fsum(s) / len(s), math.fsum(v) / len(v)) for s, v in ((steps[c], loss[c]) for c in chunks)
-        ]
-        body += svg.path([(xs(step), ys(mean)) for step, mean in means], "line s2")
+        body += svg.path([(xs(fmean(steps[c])), ys(fmean(loss[c]))) for c in chunks], "line s2")
     alt = f"Recovery loss from {fmt.number(loss[0])} to {fmt.number(loss[-1])} over {len(steps)} records."
     return svg.drawing(body, 760, 280, alt)

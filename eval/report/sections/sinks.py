@@ -83,10 +83,14 @@ def _rest(sites: Sequence[Site]) -> str:
     if not sites:
         return ""
     top = max(site.peak_mass for site in sites)
-    names = ", ".join(site.module for site in sites[:6])
-    more = f" and {len(sites) - 6} more" if len(sites) > 6 else ""
     why = f"sink mass at most {fmt.number(top, 2)}" if top >= SINK_MASS_FLOOR else "no sinks there"
-    return f"Not drawn ({why}): {names}{more}."
+    return f"Not drawn ({why}): {_first([site.module for site in sites], 6)}."
+
+
+def _first(names: Sequence[str], most: int) -> str:
+    """Join the first names and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _bars(sites: Sequence[Site]) -> list[dict[str, str]]:
@@ -149,13 +153,11 @@ def describe(site: Site) -> str:
     return text
 
 
-def _keys(site: Site, chosen: ArrayLike, most: int = 4) -> str:
+def _keys(site: Site, chosen: ArrayLike) -> str:
     """Name keys: by row and column on a grid, else by number."""
-    keys = np.flatnonzero(chosen)
-    shown = [f"({k // site.grid[1]}, {k % site.grid[1]})" if site.grid else str(k) for k in keys[:most]]
-    word = "token" if site.grid else "key"
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{word}{'s' if len(keys) > 1 else ''} {', '.join(shown)}{more}"
+    keys, grid = np.flatnonzero(chosen), site.grid
+    names = [f"({k // grid[1]}, {k % grid[1]})" if grid else str(k) for k in keys]
+    return f"{'token' if grid else 'key'}{'s' if len(keys) > 1 else ''} {_first(names, 4)}"
 
 
 def _head_map(site: Site) -> Markup:
@@ -171,8 +173,8 @@ def _head_map(site: Site) -> Markup:
             body += svg.label(left - 6, y + cell_h / 2 + 4, head, "t num", "end")
         for bucket, mass in enumerate(site.sink_mass[:, head].tolist()):
             tip = f"head {head}, bucket {bucket}: {fmt.number(mass)}" if buckets * heads <= 512 else ""
-            size = (cell_w - 1, cell_h - (1 if cell_h > 5 else 0))
-            body += svg.rect(left + bucket * cell_w, y, *size, svg.heat_class(mass), tip)
+            height = cell_h - (cell_h > 5)
+            body += svg.rect(left + bucket * cell_w, y, cell_w - 1, height, svg.heat_class(mass), tip)
     right, bottom = left + buckets * cell_w, top + heads * cell_h
     body += grids.bucket_ends(left, right, bottom + 14)
     alt = f"Sink mass of {heads} heads over {buckets} timestep buckets at {site.module}; peak {site.peak_mass:.2f}."
