@@ -123,10 +123,11 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
 
 def _squares(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``|eps - eps_ref|^2`` and ``|eps_ref|^2`` of every row, float64 ``(R,)`` each."""
-    change, power = [], []
-    for ours, theirs in zip(prediction.split(ROWS), reference.split(ROWS), strict=True):
-        change.append((ours.double() - theirs.double()).square().flatten(1).sum(1))
-        power.append(theirs.double().square().flatten(1).sum(1))
+    change = [
+        (ours.double() - theirs.double()).square().flatten(1).sum(1)
+        for ours, theirs in zip(prediction.split(ROWS), reference.split(ROWS), strict=True)
+    ]
+    power = [theirs.double().square().flatten(1).sum(1) for theirs in reference.split(ROWS)]
     return torch.cat(change), torch.cat(power)
 
 
@@ -140,8 +141,5 @@ def _clustered(numerator: Tensor, denominator: Tensor, images: Tensor) -> list[f
     if float(denominator.sum()) <= 0:
         return None
     unique, cluster = images.unique(return_inverse=True)
-    a, b = (
-        torch.zeros(len(unique), dtype=torch.float64).index_add_(0, cluster, x)
-        for x in (numerator, denominator)
-    )
-    return ratio_interval(a, b)
+    zeros = torch.zeros(len(unique), dtype=torch.float64)
+    return ratio_interval(zeros.index_add(0, cluster, numerator), zeros.index_add(0, cluster, denominator))

@@ -15,8 +15,7 @@ import platform
 import re
 import statistics
 import timeit
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,10 @@ def interleave(
         progress: Called with the number of rounds done.
     """
     timers = {name: timeit.Timer(run, timer=clock) for name, run in runs.items()}
-    names = list(runs)
+    names, threads = list(runs), torch.get_num_threads()
     times: dict[str, list[float]] = {name: [] for name in names}
-    with _threads(num_threads):
+    torch.set_num_threads(num_threads)
+    try:
         warm = {name: timer.repeat(warmup, number=1) for name, timer in timers.items()}
         number = {name: max(1, math.ceil(min_run_s / s[-1])) if s else 1 for name, s in warm.items()}
         for index in range(rounds):
@@ -68,17 +68,9 @@ def interleave(
                     timers[name].timeit(1)
                 times[name].append(timers[name].timeit(number[name]) / number[name])
             progress(index + 1)
-    return times
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+    return times
 
 
 def summary(times: list[float], images: int) -> dict[str, Any]:

@@ -60,9 +60,8 @@ def section(run: RunData) -> Section | None:
     cuts = read_cuts(run.data.get("cuts") or [])
     if not cuts:
         return None
-    shown = [
-        cut for cut in cuts if cut["kind"] != "blocks" or cut["removed"]
-    ]  # those that stay are only counted
+    # Blocks that stay are only counted.
+    shown = [cut for cut in cuts if cut["kind"] != "blocks" or cut["removed"]]
     body = BODY(
         totals=_totals(cuts),
         removed=any(cut["removed"] for cut in shown),
