@@ -28,6 +28,11 @@ from eval.observation import Seen
 from eval.types import Context
 
 NEEDS = ("predict", "call", "model")
+MIN_RUN_S = 0.05
+"""Least time of one timed block of calls, in seconds."""
+
+WARMUP = 2
+"""Untimed calls of every subject before the first round."""
 
 
 def interleave(
@@ -119,9 +124,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     options, subjects = context.latency, context.subjects
     call, ids = context.call(options.batch_size), torch.arange(options.batch_size)
     calls = {name: partial(s.predict, call) for name, s in subjects.items() if s.predict is not None}
-    results = _timed(
-        context, "call", calls, rounds=options.rounds, min_run_s=options.min_run_s, warmup=options.warmup
-    )
+    results = _timed(context, "call", calls, rounds=options.rounds, min_run_s=MIN_RUN_S, warmup=WARMUP)
     samplers = {name: partial(s.sample, ids) for name, s in subjects.items() if s.sample is not None}
     if options.sampling_rounds and len(samplers) == len(subjects):
         for sample in samplers.values():
@@ -167,7 +170,7 @@ def _timed(
                 "num_threads": threads,
                 "dtype": str(parameter.dtype).removeprefix("torch."),
                 "device": device_name(parameter.device),
-                "warmup": options.warmup,
+                "warmup": WARMUP,
             },
             f"speedup_{what}": ratio,
             f"speedup_{what}_ci95": interval,

@@ -58,10 +58,8 @@ class LatencyOptions:
     Attributes:
         batch_size: Images in one denoiser call, and in one sampling run.
         rounds: Rounds of the denoiser call; every subject is timed once per round.
-        min_run_s: Least time of one timed block of calls, in seconds.
         sampling_rounds: Rounds of whole sampling runs, 0 leaves them out; six is the least that carries a 95 %
             interval.
-        warmup: Untimed calls of every subject before the first round.
         num_threads: CPU threads; None takes what torch uses now.
 
     Raises:
@@ -70,13 +68,11 @@ class LatencyOptions:
 
     batch_size: int = 32
     rounds: int = 15
-    min_run_s: float = 0.05
     sampling_rounds: int = 6
-    warmup: int = 2
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        _check_least(self, batch_size=1, rounds=1, sampling_rounds=0, warmup=0, num_threads=1)
+        _check_least(self, batch_size=1, rounds=1, sampling_rounds=0, num_threads=1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from eval.report import fmt, svg
 from eval.report.data import RunData
 from eval.report.html import template
 from eval.report.sections.results import Cell, frechet, kernel
-from eval.report.svg import SHAPES, Scale
 
 MEASURED_ON = ("name", "mode", "features_sha256", "num_generated", "num_real")
 TIMED_ON = ("device", "dtype", "num_threads", "batch_size")
@@ -119,11 +118,11 @@ def _panel(runs: Sequence[RunData]) -> dict[str, Any]:
 def _plot(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     """Draw the runs, coloured by model, each model's dense distance as a dashed line."""
     models = sorted({point.model for point in points})
-    shapes = [SHAPES[which % len(SHAPES)] for which in range(len(models))]
+    shapes = [svg.SHAPES[which % len(svg.SHAPES)] for which in range(len(models))]
     found = {(models.index(point.model), fmt.number(point.dense)): point.dense for point in reversed(points)}
     dense = sorted((which, value) for (which, _), value in found.items())
     left, right = svg.padded([1.0, *(point.x for point in points)], log=False)
-    xs = Scale(min(left, 0.95), right, 60, 700)
+    xs = svg.Scale(min(left, 0.95), right, 60, 700)
     values = [value for point in points for value in (point.y, point.dense, *point.interval)]
     ys = svg.value_scale(values, 372, 42)
     body = svg.axes(xs, ys, x_label, y_label + ", log" * ys.log + " (lower is better)")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from eval.report import fmt, svg
 from eval.report.sites import Site
-from eval.report.svg import Scale
 
 PANEL = 132
 NEAR = 13.0  # points of the path nearer than this share one mark, and numbers of 12 px one line
@@ -118,7 +117,7 @@ def _bars(found: Drift, count: int, left: float) -> tuple[str, float]:
     """Return the overlap as one bar for each of `count` buckets, and its width."""
     slot = min(26.0, 320 / count)
     start = left + 26
-    ys = Scale(0, 1, 22 + PANEL, 26)
+    ys = svg.Scale(0, 1, 22 + PANEL, 26)
     title = f"sinks shared with bucket {found.first}"
     body = svg.label(left, 12, title, "t ink")
     for value, text in ((0.0, "0"), (0.5, "½"), (1.0, "all")):

@@ -1,8 +1,9 @@
-"""Templates: Jinja with everything escaped, except what is markup already (drawings, rendered parts)."""
+"""What a section is, and templates: Jinja with everything escaped, except what is markup already (drawings, parts)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,10 +18,27 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-ENVIRONMENT.filters.update(seconds=fmt.seconds, percent=lambda share: fmt.percent(share, 0))
+ENVIRONMENT.filters.update(seconds=fmt.seconds, times=fmt.times, percent=lambda share: fmt.percent(share, 0))
 
 
 def template(text: str) -> Callable[..., Markup]:
     """Return a template as a function of its values, which returns HTML."""
     compiled = ENVIRONMENT.from_string(text)
     return lambda **values: Markup(compiled.render(**values))
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a file of `eval.report.sections` shows of a run.
+
+    Attributes:
+        body: HTML.
+        heading: What stands above it; a picture within another section has none.
+        link: Its name in the line of links at the top; empty takes the heading.
+        key: Name of the file, and anchor of the section.
+    """
+
+    body: Markup
+    heading: str = ""
+    link: str = ""
+    key: str = ""

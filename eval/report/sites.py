@@ -58,6 +58,11 @@ class Site:
         return float(self.relative_mass.max())
 
     @property
+    def nearness(self) -> float:
+        """How near the strongest key comes to being a sink, which it is from 1 on."""
+        return self.peak_relative / self.threshold
+
+    @property
     def has_sinks(self) -> bool:
         """Whether sinks take a share of attention at this site that is worth a picture."""
         return self.peak_mass >= SINK_MASS_FLOOR

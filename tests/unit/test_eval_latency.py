@@ -139,7 +139,7 @@ def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
     ("options", "expected"),
     [
         ({"rounds": 0}, "LatencyOptions.rounds is 0; it must be at least 1"),
-        ({"warmup": -1}, "LatencyOptions.warmup is -1; it must be at least 0"),
+        ({"sampling_rounds": -1}, "LatencyOptions.sampling_rounds is -1; it must be at least 0"),
         ({"num_threads": 0}, "LatencyOptions.num_threads is 0"),
     ],
 )

@@ -112,8 +112,7 @@ def test_a_page_is_drawn_from_values_without_a_run_directory(tmp_path: Path) -> 
 
 def test_a_new_picture_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weather.py").write_text(
-        "from eval.report.html import template\n"
-        "from eval.report.sections import Section\n"
+        "from eval.report.html import Section, template\n"
         "PLACE, WITHIN = 11, 'results'\n"
         "def section(run):\n"
         "    return Section(template('<p>It was {{ sky }}.</p>')(sky=run.data['sky'])) if 'sky' in run.data else None\n"

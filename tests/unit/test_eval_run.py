@@ -58,7 +58,7 @@ def whole_context(batch_size: int = 16) -> Context:
         features=lambda: load_features(nn.Sequential(ToFloat(), nn.AdaptiveAvgPool2d(2), nn.Flatten())),
         num_samples=40,
         batch_size=batch_size,
-        latency=LatencyOptions(batch_size=2, rounds=1, min_run_s=1e-9, sampling_rounds=1),
+        latency=LatencyOptions(batch_size=2, rounds=1, sampling_rounds=1),
     )
 
 

@@ -9,28 +9,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass, replace
-
-from markupsafe import Markup
+from dataclasses import replace
 
 from eval.report.data import RunData
-
-
-@dataclass(frozen=True)
-class Section:
-    """What a file shows of a run.
-
-    Attributes:
-        body: HTML.
-        heading: What stands above it; a picture within another section has none.
-        link: Its name in the line of links at the top; empty takes the heading.
-        key: Name of the file, and anchor of the section.
-    """
-
-    body: Markup
-    heading: str = ""
-    link: str = ""
-    key: str = ""
+from eval.report.html import Section
 
 
 def sections(run: RunData) -> list[Section]:

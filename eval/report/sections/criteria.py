@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 from eval.report.sections.cuts import beginnings, kind_words, stage_name
 
 PLACE, WITHIN = 31, "cuts"

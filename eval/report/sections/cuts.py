@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 30
 MANY_GROUPS = 48  # from here on the cuts are drawn by depth and the list of bars is folded

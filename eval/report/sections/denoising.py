@@ -9,9 +9,7 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
-from eval.report.svg import SHAPES, Scale
+from eval.report.html import Section, template
 
 PLACE = 50
 
@@ -49,7 +47,7 @@ def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = N
     marks = [] if mark is None else [mark]
     values = [value for row in series.values() for value in row] + marks
     count = max(len(row) for row in series.values())
-    xs, ys = Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
+    xs, ys = svg.Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
     ticks = range(0, count, math.ceil(count / 10))
     body = svg.axes(xs, ys, "timestep bucket (0 = least noise)", y_label + " (log)" * ys.log, ticks)
     for value in marks:
@@ -57,7 +55,7 @@ def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = N
     entries = []
     for subject, row in series.items():
         index = run.subjects.index(subject)
-        cls, shape = f"s{index}", SHAPES[index]
+        cls, shape = f"s{index}", svg.SHAPES[index]
         points = [(xs(k), ys(value)) for k, value in enumerate(row)]
         body += svg.path(points, f"line {cls}")
         for k, (x, y) in enumerate(points):

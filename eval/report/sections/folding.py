@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from eval.report import fmt, grids, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE, WITHIN = 71, "heads"
 PANEL = 60

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from eval.report import fmt
 from eval.report.data import LEAST_LEVEL, LEVEL, RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 80
 

@@ -9,9 +9,7 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
-from eval.report.svg import Scale
+from eval.report.html import Section, template
 
 PLACE = 40
 WINDOWS = 40  # means in the smoothed curve of the loss
@@ -36,7 +34,7 @@ def section(run: RunData) -> Section | None:
 
 def curve(steps: Sequence[int], loss: Sequence[float]) -> Markup:
     """Draw the loss by optimiser step: every step faint, and if there are many the mean over windows strong."""
-    xs = Scale(steps[0], max(steps[-1], steps[0] + 1), 54, 730)
+    xs = svg.Scale(steps[0], max(steps[-1], steps[0] + 1), 54, 730)
     ys = svg.value_scale(loss, 232, 34)
     thin = max(1, len(loss) // MOST_STEPS)
     raw = [(xs(s), ys(v)) for s, v in zip(steps[::thin], loss[::thin], strict=True)]

@@ -8,8 +8,7 @@ from typing import Any
 
 from eval.report import fmt
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 10
 OWN_ROWS = (

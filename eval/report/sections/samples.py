@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 20
 BANDS = 2  # rows of samples on the page

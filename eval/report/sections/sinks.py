@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eval.report import drift, fmt, grids, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 from eval.report.sites import SINK_MASS_FLOOR, Site, read_sites
 
 PLACE = 60
@@ -44,10 +43,12 @@ sink; one that moves from grid to grid drifts with the timestep.</p>
 <p class="soft">Strongest key of each site, over all timesteps, mean over heads. The mark is where a key would count as
 a sink.</p>
 <div class="bars">
-{% for bar in bars %}
-<div><span class="name path">{{ bar.label }}</span>
-<span class="bar k4"><i style="width:{{ bar.share }}%"></i><u style="left:{{ bar.mark }}%"></u></span>
-<span class="num">{{ bar.words }}</span><span></span></div>
+{% for site in bars %}
+<div><span class="name path">{{ site.module }}</span>
+<span class="bar k4"><i style="width:{{ '%.1f' | format(100 * site.nearness / full) }}%"></i>
+{#- #}<u style="left:{{ '%.1f' | format(100 / full) }}%"></u></span>
+<span class="num">{{ site.peak_relative | times }} uniform, sink from {{ '%.3g' | format(site.threshold) }}×</span>
+{#- #}<span></span></div>
 {% endfor %}
 </div>
 <details><summary>Maps of the strongest site all the same</summary>{{ maps() }}</details>
@@ -65,7 +66,8 @@ def section(run: RunData) -> Section | None:
     shown = [site for site in ranked if site.has_sinks][:MAX_SITES]
     body = BODY(
         verdict=overview(sites),
-        bars=[] if shown else _bars(sites),
+        bars=[] if shown else sites[:MAX_BARS],
+        full=max(1.15, *(site.nearness for site in sites)),
         shown=[site_maps(site) for site in shown or ranked[:1]],
         key=key(),
         rest=_rest(ranked[len(shown) :]),
@@ -75,7 +77,7 @@ def section(run: RunData) -> Section | None:
 
 def strongest(sites: Sequence[Site]) -> list[Site]:
     """Return the sites sorted by sink mass, then by relative mass, strongest first."""
-    return sorted(sites, key=lambda site: (-site.peak_mass, -site.peak_relative / site.threshold))
+    return sorted(sites, key=lambda site: (-site.peak_mass, -site.nearness))
 
 
 def _rest(sites: Sequence[Site]) -> str:
@@ -91,20 +93,6 @@ def _first(names: Sequence[str], most: int) -> str:
     """Join the first names and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _bars(sites: Sequence[Site]) -> list[dict[str, str]]:
-    """Return for each site how near its strongest key comes to being a sink."""
-    full = max(1.15, *(site.peak_relative / site.threshold for site in sites))
-    return [
-        {
-            "label": site.module,
-            "share": f"{100 * site.peak_relative / site.threshold / full:.1f}",
-            "mark": f"{100 / full:.1f}",
-            "words": f"{fmt.times(site.peak_relative)} uniform, sink from {site.threshold:.3g}×",
-        }
-        for site in sites[:MAX_BARS]
-    ]
 
 
 def overview(sites: Sequence[Site]) -> str:
