@@ -99,13 +99,10 @@ def load_features(spec: str | Path | nn.Module, device: str | torch.device = "cp
     """Load a feature extractor.
 
     Args:
-        spec: One of
-
-            - ``"inception"``: torch-fidelity's Inception with the published weights, downloaded at first use into
-              torch.hub's cache and checked against their hash;
-            - ``"inception:/path/to/weights.pth"``: the same from a file, offline;
-            - a folder with the config.json and model.safetensors of a `eval.classifier.SmallClassifier`;
-            - a module that maps uint8 images ``(B, C, H, W)`` to features ``(B, d)``; it may have a ``name``.
+        spec: ``"inception"``, torch-fidelity's with the published weights, downloaded at first use into torch.hub's
+            cache and checked against their hash; ``"inception:/path/to/weights.pth"``, the same from a file, offline;
+            a folder of a `eval.classifier.SmallClassifier`; or a module that maps uint8 images ``(B, C, H, W)`` to
+            features ``(B, d)`` and may have a ``name``.
         device: Where it runs.
 
     Raises:
@@ -186,11 +183,9 @@ def _inception_features(path: Path, device: torch.device) -> FeatureExtractor:
         return network(images.expand(-1, 3, -1, -1))
 
     mode = "antialias=False: TensorFlow 1.x bilinear to 299x299, comparable with papers"
-    if digest.startswith(INCEPTION_SHA256_PREFIX):
-        frechet, kernel = "FID", "KID"
-    else:
-        frechet, kernel = (f"{m} with unpublished Inception weights {digest[:8]}" for m in ("FID", "KID"))
-    return FeatureExtractor("inception", frechet, kernel, mode, device, function, digest)
+    published = digest.startswith(INCEPTION_SHA256_PREFIX)
+    suffix = "" if published else f" with unpublished Inception weights {digest[:8]}"
+    return FeatureExtractor("inception", f"FID{suffix}", f"KID{suffix}", mode, device, function, digest)
 
 
 def _checked_weights(path: Path) -> bytes:

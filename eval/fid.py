@@ -96,13 +96,12 @@ def _trace_of_root(matrix: Tensor) -> Tensor:
 
 def check_pair(real: Tensor, generated: Tensor) -> None:
     """Raise ValueError unless both sets have at least two rows of one width."""
-    for name, features in (("real", real), ("generated", generated)):
-        if features.ndim != 2 or len(features) < 2:
-            raise ValueError(
-                f"{name} features must be (n, d) with n >= 2, found {tuple(features.shape)}; give more images"
-            )
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")
+    shapes = [tuple(real.shape), tuple(generated.shape)]
+    if any(len(shape) != 2 or shape[0] < 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"features must be (n, d) with n >= 2 and one d, found real {shapes[0]} and generated {shapes[1]}; give "
+            "more images, or features of one network"
+        )
 
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
@@ -118,6 +117,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     results: dict[str, dict[str, Any]] = {}
     for name, features in generated.items():
         point, n = frechet_distance(real, features), len(features)
+        singular = f"covariance is singular ({len(real)} real and {n} generated images, {width} features)"
         generator = torch.Generator().manual_seed(context.seed)
         draws = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
         reach = NORMAL_95 * float(draws.std())
@@ -136,7 +136,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
             "frechet_num_real": len(real),
             "frechet_num_generated": n,
             "frechet_resamples": resamples,
-            "frechet_warning": _warning(len(real), n, width),
+            "frechet_warning": None if min(n, len(real)) > width else f"n < d: {singular}",
         }
         context.progress("Fréchet distance", len(results), len(generated))
     return results
@@ -151,11 +151,3 @@ def _ratio(
     ratio = point / base
     factor = math.exp(NORMAL_95 * float((draws / base_draws).log().std()))
     return ratio, [ratio / factor, ratio * factor]
-
-
-def _warning(num_real: int, num_generated: int, width: int) -> str | None:
-    """Return what is wrong with the sample sizes, if anything."""
-    n = min(num_real, num_generated)
-    if n > width:
-        return None
-    return f"n < d: covariance is singular ({num_real} real and {num_generated} generated images, {width} features)"

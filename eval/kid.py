@@ -40,7 +40,7 @@ def kernel_distance(
         seed: Seeds the subsets; torch's global generator is left as it was.
 
     Returns:
-        Mean over the subsets, standard deviation over the subsets, and the subset size.
+        Mean and standard deviation over the subsets, and the subset size.
 
     Raises:
         ValueError: If the sets are too small for the subset size, or their widths differ.
@@ -55,10 +55,7 @@ def kernel_distance(
             f"kernel distance: subset size {size} does not fit {len(real)} real and {len(generated)} generated images; "
             f"it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Metric `Kernel Inception Distance` will save all extracted features"
-        )
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it says that it keeps all features
         metric = KernelInceptionDistance(
             feature=Precomputed(real.shape[1]),
             subsets=subsets,

@@ -39,7 +39,7 @@ def interleave(
     runs: Mapping[str, Callable[[], Any]],
     *,
     rounds: int,
-    min_run_s: float,
+    min_run_s: float = MIN_RUN_S,
     warmup: int,
     num_threads: int,
     clock: Callable[[], float] = benchmark.timer,
@@ -124,13 +124,12 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     options, subjects = context.latency, context.subjects
     call, ids = context.call(options.batch_size), torch.arange(options.batch_size)
     calls = {name: partial(s.predict, call) for name, s in subjects.items() if s.predict is not None}
-    results = _timed(context, "call", calls, rounds=options.rounds, min_run_s=MIN_RUN_S, warmup=WARMUP)
+    results = _timed(context, "call", calls, rounds=options.rounds, warmup=WARMUP)
     samplers = {name: partial(s.sample, ids) for name, s in subjects.items() if s.sample is not None}
     if options.sampling_rounds and len(samplers) == len(subjects):
         for sample in samplers.values():
             sample.func(ids[:1])  # loads what is loaded at first use
-        rounds = options.sampling_rounds
-        sampling = _timed(context, "sampling", samplers, rounds=rounds, min_run_s=0.0, warmup=0)
+        sampling = _timed(context, "sampling", samplers, rounds=options.sampling_rounds, warmup=0)
     else:
         keys = ("sampling", "speedup_sampling", "speedup_sampling_ci95", "speedup_sampling_coverage")
         sampling = {name: dict.fromkeys(keys) for name in subjects}
@@ -138,13 +137,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
 
 
 def _timed(
-    context: Context,
-    what: str,
-    runs: Mapping[str, Callable[[], Any]],
-    *,
-    rounds: int,
-    min_run_s: float,
-    warmup: int,
+    context: Context, what: str, runs: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int
 ) -> dict[str, dict[str, Any]]:
     """Time one kind of run of every subject and return its numbers, with the circumstances recorded."""
     options = context.latency
@@ -152,7 +145,6 @@ def _timed(
     times = interleave(
         runs,
         rounds=rounds,
-        min_run_s=min_run_s,
         warmup=warmup,
         num_threads=threads,
         progress=lambda done: context.progress(f"latency, {what}", done, rounds),

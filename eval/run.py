@@ -47,26 +47,21 @@ def needs_of(metrics: Sequence[str]) -> set[str]:
     """Return what the metrics need of the context and the subjects, e.g. ``features``."""
     check_metrics(metrics)
     looks = [(name, what) for metric in metrics for name in (SUBJECT, DATA) for what in _looks(metric, name)]
-    return {need for name, what in looks for need in _needs(what, name)}
+    return {need for name, what in looks for need in _declared(what, "NEEDS", name)}
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"eval.{name}")
 
 
-def _reads(metric: str, name: str) -> Sequence[str]:
-    """Return the observations of a subject, or of the data, that a metric is computed from."""
-    return getattr(_module(metric), "READS_DATA" if name == DATA else "READS", ())
+def _declared(what: str, kind: str, name: str) -> Sequence[str]:
+    """Return what a file says in ``READS`` or ``NEEDS`` about a subject, or with ``_DATA`` about the data."""
+    return getattr(_module(what), f"{kind}_DATA" if name == DATA else kind, ())
 
 
 def _looks(metric: str, name: str) -> Sequence[str]:
     """Return what looks at a subject, or at the data, for a metric: its observations, or the metric itself."""
-    return _reads(metric, name) or (metric,)
-
-
-def _needs(what: str, name: str) -> Sequence[str]:
-    """Return what has to be there for a file to look at a subject, or at the data."""
-    return getattr(_module(what), "NEEDS_DATA" if name == DATA else "NEEDS", ())
+    return _declared(metric, "READS", name) or (metric,)
 
 
 def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
@@ -79,7 +74,7 @@ def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
 def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
     """Return what `metrics` read of a subject, or of the data, in the order in which it is gathered."""
     check_metrics(metrics)
-    return list(dict.fromkeys(what for metric in metrics for what in _reads(metric, name)))
+    return list(dict.fromkeys(what for metric in metrics for what in _declared(metric, "READS", name)))
 
 
 def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
@@ -95,7 +90,7 @@ def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
 def _check_needs(context: Context, metric: str, what: str, name: str) -> None:
     """Raise ValueError unless `what` can look at a subject, or at the data, for `metric`."""
     subject = context.subjects.get(name, Subject())  # of the data nothing is needed
-    for need in _needs(what, name):
+    for need in _declared(what, "NEEDS", name):
         if need in Context.__dataclass_fields__:
             if getattr(context, need) is None:
                 raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
@@ -132,7 +127,7 @@ def measure_all(
     results: dict[str, dict[str, Any]] = {name: {} for name in context.subjects}
     for metric in metrics:
         for name, known in found.items():
-            for what in _reads(metric, name):
+            for what in _declared(metric, "READS", name):
                 if what not in known:
                     known[what] = look(context, name, what, known)
         for subject, values in _module(metric).compute(context, found).items():

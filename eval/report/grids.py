@@ -27,17 +27,14 @@ def pooled(
     fill: float = 0.0,
     most: int = MAX_SIDE,
 ) -> NDArray[Any]:
-    """Return values by token as the grids that are drawn, each cell one token or a block of them.
+    """Return values by token ``(T, N)`` as drawn grids ``(T, rows, columns)``, each cell a token or a block of them.
 
     Args:
-        values: By timestep bucket and token, ``(T, N)``.
+        values: By timestep bucket and token.
         grid: Rows and columns of the tokens.
-        reduce: A NumPy reduction over the tokens of a cell, by default their maximum.
+        reduce: A NumPy reduction over the tokens of a cell.
         fill: What stands beyond the edges of the last blocks.
         most: Cells a side.
-
-    Returns:
-        ``(T, rows, columns)``.
     """
     factor, (rows, columns) = reduction(grid, most), grid
     pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))

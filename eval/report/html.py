@@ -35,10 +35,8 @@ class Section:
         body: HTML.
         heading: What stands above it; a picture within another section has none.
         link: Its name in the line of links at the top; empty takes the heading.
-        key: Name of the file, and anchor of the section.
     """
 
     body: Markup
     heading: str = ""
     link: str = ""
-    key: str = ""

@@ -96,13 +96,15 @@ def test_a_subset_that_does_not_fit(rows: int, size: int | None) -> None:
 
 
 def test_too_few_features() -> None:
-    with pytest.raises(ValueError, match=r"generated features must be \(n, d\) with n >= 2, found \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"features must be \(n, d\) with n >= 2 .* generated \(1, 2\); give more"
+    ):
         frechet_distance(torch.zeros(5, 2), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
 def test_widths_that_differ(distance) -> None:
-    with pytest.raises(ValueError, match="feature widths differ: real 2, generated 3"):
+    with pytest.raises(ValueError, match=r"and one d, found real \(5, 2\) and generated \(5, 3\);"):
         distance(torch.zeros(5, 2), torch.zeros(5, 3))
 
 

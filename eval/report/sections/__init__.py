@@ -15,19 +15,18 @@ from eval.report.data import RunData
 from eval.report.html import Section
 
 
-def sections(run: RunData) -> list[Section]:
-    """Return all sections that have something to show, pictures that belong to another one in their place."""
+def sections(run: RunData) -> dict[str, Section]:
+    """Return by file name all sections that have something to show, with the pictures that belong to them."""
     files = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     found: dict[str, Section] = {}
     for file in sorted(files, key=lambda file: file.PLACE):
-        key = file.__name__.rpartition(".")[2]
-        within = getattr(file, "WITHIN", key)
-        if within != key and within not in found:
+        name = file.__name__.rpartition(".")[2]
+        within = getattr(file, "WITHIN", name)
+        if within != name and within not in found:
             continue
         if (shown := file.section(run)) is None:
             continue
-        if within == key:
-            found[key] = replace(shown, key=key)
-        else:
-            found[within] = replace(found[within], body=found[within].body + shown.body)
-    return list(found.values())
+        if within in found:
+            shown = replace(found[within], body=found[within].body + shown.body)
+        found[within] = shown
+    return found

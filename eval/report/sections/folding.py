@@ -52,13 +52,7 @@ def section(run: RunData) -> Section | None:
 
 
 def describe(head: Mapping[str, Any], before: Norms, after: Norms) -> str:
-    """Say how much of a head's output a bias takes over, in calibration and on this image.
-
-    Args:
-        head: ``kept``, and ``fluctuation_ratio``: R_h of SCORES.md section 4, over all of calibration.
-        before: Norms of its output by token.
-        after: Norms of what is left after folding.
-    """
+    """Say how much of a head's output a bias takes over: R_h of SCORES.md section 4, and on this image."""
     total = float(np.square(before).sum())
     left = float(np.square(after).sum()) / total if total > 0 else 0.0
     return (
@@ -106,7 +100,6 @@ def figure(name: str, grid: list[int], before: Norms, folded: Norms, after: Norm
 
 
 def _key(x: float, largest: float) -> str:
-    """Return the upright colour scale of the norms."""
     scale = "".join(svg.rect(x, 20 + (8 - k) * 12, 14, 12, svg.heat_class(k / 8)) for k in range(9))
     ends = svg.label(x + 20, 30, fmt.number(largest), "t num") + svg.label(x + 20, 127, "0", "t num")
     return svg.label(x, 12, "norm", "t ink") + scale + ends
