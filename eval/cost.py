@@ -55,11 +55,8 @@ class LiveBytes(TorchDispatchMode):
     """Follows the bytes of the tensors that operators make and drop inside the context.
 
     Every new storage counts from the operator that returned it until it is freed. Storages that came in from outside
-    (weights, inputs) do not count; nor does scratch memory that a kernel takes and gives back by itself.
-
-    Attributes:
-        live: Bytes alive now.
-        peak: Most bytes that were alive at once.
+    (weights, inputs) do not count; nor does scratch memory that a kernel takes and gives back by itself. `live` are the
+    bytes alive now, `peak` the most that were alive at once.
     """
 
     def __init__(self) -> None:

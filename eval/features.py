@@ -21,11 +21,6 @@ from eval.classifier import load_classifier
 
 # torch.hub's convention: the file name of the published weights carries the first digits of their sha256.
 INCEPTION_SHA256_PREFIX = "6726825d"
-INCEPTION_LAYER = "2048"
-FORMS = (
-    "'inception' (weights are downloaded), 'inception:/path/to/weights.pth', a folder with config.json and "
-    "model.safetensors of a classifier, or a torch.nn.Module"
-)
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,11 @@ def load_features(spec: str | Path | nn.Module, device: str | torch.device = "cp
     folder = Path(spec).expanduser()
     weights = folder / "model.safetensors"
     if not (folder / "config.json").is_file() or not weights.is_file():
-        raise ValueError(f"unknown feature extractor {str(spec)!r}; give {FORMS}")
+        raise ValueError(
+            f"unknown feature extractor {str(spec)!r}; give 'inception' (weights are downloaded), "
+            "'inception:/path/to/weights.pth', a folder with config.json and model.safetensors of a classifier, or a "
+            "torch.nn.Module"
+        )
     classifier, digest = load_classifier(folder).to(device), hashlib.sha256(weights.read_bytes()).hexdigest()
     return _named(classifier.name, "the images' own size, no resize", device, classifier.features, digest)
 
@@ -169,7 +168,7 @@ def _inception_features(path: Path, device: torch.device) -> FeatureExtractor:
     try:
         # The constructor unpickles what it is given: give it the very bytes that were checked, not the path.
         network = NoTrainInceptionV3(
-            "inception-v3-compat", [INCEPTION_LAYER], cast(Any, io.BytesIO(data)), antialias=False
+            "inception-v3-compat", ["2048"], cast(Any, io.BytesIO(data)), antialias=False
         )
     except RuntimeError as error:
         raise ValueError(

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import benchmark
 
@@ -80,10 +81,7 @@ def interleave(
 
 def summary(times: list[float], images: int) -> dict[str, Any]:
     """Return median, interquartile range and spread of times in seconds; `images` are made in one run."""
-    quartiles = torch.tensor(times, dtype=torch.float64).quantile(
-        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    )
-    low, median, high = quartiles.tolist()
+    low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
     return {
         "median_s": median,
         "iqr_s": high - low,

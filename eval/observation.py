@@ -18,12 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Observation:
-    """One thing that a subject shows.
-
-    Attributes:
-        tensors: Tensors on the CPU, by name.
-        facts: Values of JSON types, by name.
-    """
+    """One thing that a subject shows: tensors on the CPU and facts of JSON types, by name."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -31,10 +26,8 @@ class Observation:
     def save(self, folder: Path, name: str) -> None:
         """Write to `folder`, the facts last: where they are, the observation is whole."""
         if self.tensors:
-            save_file(
-                {key: value.contiguous() for key, value in self.tensors.items()},
-                folder / f"{name}.safetensors",
-            )
+            tensors = {key: value.contiguous() for key, value in self.tensors.items()}
+            save_file(tensors, folder / f"{name}.safetensors")
         facts = json.dumps({"tensors": sorted(self.tensors), "facts": dict(self.facts)}, indent=1)
         (folder / f"{name}.json").write_text(facts + "\n", encoding="utf-8")
 

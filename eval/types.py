@@ -58,8 +58,7 @@ class LatencyOptions:
     Attributes:
         batch_size: Images in one denoiser call, and in one sampling run.
         rounds: Rounds of the denoiser call; every subject is timed once per round.
-        sampling_rounds: Rounds of whole sampling runs, 0 leaves them out; six is the least that carries a 95 %
-            interval.
+        sampling_rounds: Rounds of whole sampling runs; 0 leaves them out, six are the least for a 95 % interval.
         num_threads: CPU threads; None takes what torch uses now.
 
     Raises:

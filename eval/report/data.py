@@ -1,8 +1,7 @@
 """What a report is drawn from: the data of one run, as the stage that gathered it wrote it.
 
-A run directory holds ``report/data.json`` and beside it the tensor files that it names. Its entries are those of our
-own stage and are not checked again, except for the mark of their format: directories may be old or come from
-elsewhere. An entry that is missing or null leaves out what would show it.
+A run directory holds ``report/data.json`` and beside it the tensor files that it names. Of its entries only the mark of
+their format is checked: directories may be old. One that is missing or null leaves out what would show it.
 """
 
 from __future__ import annotations
@@ -28,12 +27,7 @@ LEAST_LEVEL = 0.9  # an interval of a speed-up that covers less is not shown
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of one run.
-
-    Attributes:
-        data: The entries of ``data.json``.
-        folder: Where its tensor files lie.
-    """
+    """The entries of ``data.json`` of one run, and the folder where its tensor files lie."""
 
     data: Mapping[str, Any]
     folder: Path

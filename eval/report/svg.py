@@ -1,7 +1,6 @@
-"""Small drawing kit: scales, ticks, axes and marks as SVG text.
+"""Small drawing kit: scales, ticks, axes and marks as SVG text, sizes in user units of at most one CSS pixel.
 
-Colours are classes (templates/chart.css), so one drawing serves light and dark pages. Sizes are in user units;
-a page shows one unit as at most one CSS pixel.
+Colours are classes (templates/chart.css), so one drawing serves light and dark pages.
 """
 
 from __future__ import annotations

@@ -20,8 +20,6 @@ ratio peaks, the cut hurt most.</p>
 <div class="figures">{% for figure in figures %}<figure>{{ figure }}</figure>{% endfor %}</div>
 """
 )
-Errors = Mapping[str, Sequence[float]]
-"""For every subject the error of each timestep bucket."""
 
 
 def section(run: RunData) -> Section | None:
@@ -36,16 +34,17 @@ def section(run: RunData) -> Section | None:
     }
     figures = [
         by_bucket(run, {run.reference: base, **errors}, "mean squared error"),
-        by_bucket(run, ratios, f"ratio to {run.reference}", mark=1.0),
+        by_bucket(run, ratios, f"ratio to {run.reference}", marks=[1.0]),
     ]
     body = BODY(figures=figures, reference=run.reference, held_out=run.held_out)
     return Section(body, "Denoising error by timestep", link="Denoising error")
 
 
-def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = None) -> Markup:
-    """Draw one line per subject over the timestep buckets, and a dashed one at `mark`."""
-    marks = [] if mark is None else [mark]
-    values = [value for row in series.values() for value in row] + marks
+def by_bucket(
+    run: RunData, series: Mapping[str, Sequence[float]], y_label: str, marks: Sequence[float] = ()
+) -> Markup:
+    """Draw one line per subject over the timestep buckets, and dashed ones at `marks`."""
+    values = [*marks, *(value for row in series.values() for value in row)]
     count = max(len(row) for row in series.values())
     xs, ys = svg.Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
     ticks = range(0, count, math.ceil(count / 10))
