@@ -48,10 +48,8 @@ def drift(site: Site) -> Drift | None:
     if not there:
         return None
     first = there[-1]
-    overlap = {
-        t: float(np.minimum(soft[t], soft[first]).sum() / np.maximum(soft[t], soft[first]).sum())
-        for t in there
-    }
+    shared, either = np.minimum(soft, soft[first]).sum(axis=1), np.maximum(soft, soft[first]).sum(axis=1)
+    overlap = {t: float(shared[t] / either[t]) for t in there}
     mass = soft * site.key_mass
     centroids = {t: _centroid(mass[t], site.grid[1]) for t in there if mass[t].any()} if site.grid else {}
     return Drift(first, centroids, overlap)

@@ -52,9 +52,7 @@ def left_out(entries: Sequence[Mapping[str, Any]]) -> str:
 def figure(groups: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Draw the comparison; None if there is only the run's own criterion.
 
-    Args:
-        groups: ``module`` and ``kind`` of each, in model order.
-        rows: Criteria: ``name``, ``own`` for the one that the run went by, and ``shares``, one for each group.
+    `groups` are in model order; a row is a criterion with a share for each group, ``own`` that which the run went by.
     """
     if len(rows) < 2:
         return None
@@ -73,7 +71,7 @@ def figure(groups: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
         modules = [groups[index]["module"] for index in members]
         body += svg.label(x, 13, kind_words(kind), "t ink")
         for line, row in enumerate(rows):
-            shares = {module: row["shares"][index] for module, index in zip(modules, members, strict=True)}
+            shares = {groups[index]["module"]: row["shares"][index] for index in members}
             body += _cells(row["name"], shares, x, top + line * ROW, slot)
         body += _places(modules, x, bottom + 15, slot)
         x += max(len(members) * slot, svg.text_width(kind_words(kind))) + GAP
