@@ -73,7 +73,7 @@ class SmallClassifier(nn.Module):
         fits = images.ndim == 4 and images.shape[1] == self.in_channels
         if not fits or not (bytes_in or images.is_floating_point()):
             raise ValueError(
-                f"classifier {self.name!r} takes uint8 or floating point images (B, {self.in_channels}, H, W); got "
+                f"classifier {self.name!r} takes images (B, {self.in_channels}, H, W), uint8 or floating point; got "
                 f"{images.dtype} {tuple(images.shape)}"
             )
         x = (images.float() / 127.5 - 1 if bytes_in else images).to(self.head.weight.dtype)
