@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eval.cost import saved_bytes
+from eval.features import load_features
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
 from pruning.errors import PruningError
@@ -63,7 +64,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     if run.recipe.recover.enabled:
         found["recovered"] = run.load_pruned("recover")
         hashes["recovered"] = run.result("recover").output_hash
-    subjects = {name: _subject(run, name, model) for name, model in found.items()}
+    subjects = {name: _subject(run, model) for name, model in found.items()}
     context = _context(run, subjects)
     try:
         seen = observe(run, context, hashes)
@@ -81,7 +82,7 @@ def features_of(recipe: Recipe) -> str:
     return resolve_source(spec) if spec.startswith("bundled:") else spec
 
 
-def _subject(run: Run, name: str, model: ModelMixin) -> Subject:
+def _subject(run: Run, model: ModelMixin) -> Subject:
     """Return a model under test. Its file size is that of its weights as they would be exported."""
     section = run.recipe.evaluate
     generate = sampler(
@@ -94,9 +95,7 @@ def _subject(run: Run, name: str, model: ModelMixin) -> Subject:
         scheduler=section.sampler,
     )
     size = saved_bytes(model, getattr(torch, run.recipe.export.dtype))
-    return Subject(
-        name, predict=lambda call: denoise(model, call), sample=generate, model=model, file_bytes=size
-    )
+    return Subject(predict=lambda call: denoise(model, call), sample=generate, model=model, file_bytes=size)
 
 
 def _context(run: Run, subjects: dict[str, Subject]) -> Context:
@@ -109,19 +108,16 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         real=_real(run, split, section.num_real),
         noised=lambda: noised,
         call=lambda batch: example_call(run.dense, batch),
-        features=features_of(run.recipe),
+        features=cache(partial(load_features, features_of(run.recipe), run.device)),
         num_samples=section.num_samples,
         batch_size=section.batch_size,
         workers=_workers(run),
         latency=LatencyOptions(
             batch_size=latency.batch_size,
             rounds=latency.runs,
-            sampling=latency.sampling_runs > 0,
-            sampling_batch_size=latency.batch_size,
-            sampling_rounds=max(1, latency.sampling_runs),
+            sampling_rounds=latency.sampling_runs,
             num_threads=latency.threads,
         ),
-        device=run.device,
         seed=run.recipe.seed,
         progress=run.bars,
     )
