@@ -17,9 +17,9 @@ from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_dict, to_yaml
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
-from pruning.stages.folder import OWNER, RunFolder, changes
+from pruning.stages.folder import OWNER, RunFolder
 from pruning.stages.summary import measured
-from pruning.store import Store
+from pruning.store import Store, changes
 
 
 def show(arguments: argparse.Namespace, console: Console) -> Result:

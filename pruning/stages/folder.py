@@ -141,15 +141,3 @@ class RunFolder:
     def _note(self, results: Mapping[str, list[str]]) -> None:
         """Write down which results the run uses."""
         write_json(self.path / OWNER, {**(self.owner("") or {}), "results": results})
-
-
-def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Return ``(key path, before, after)`` for every leaf that differs; a missing one is None."""
-    if isinstance(before, Mapping) or isinstance(after, Mapping):
-        left, right = (x if isinstance(x, Mapping) else {} for x in (before, after))
-        return [
-            change
-            for key in {**left, **right}
-            for change in changes(left.get(key), right.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if before == after else [(prefix, before, after)]

@@ -27,6 +27,7 @@ from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, sample_shape
 from pruning.recipe.schema import DIGITS
+from pruning.recovery import check_split
 from pruning.sampling import check_sampler
 from pruning.settings import Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
@@ -56,7 +57,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_steps(run)
     check_guidance(run)
     check_provider(run)
-    check_batches(run, stages)
+    if "recover" in stages and run.recipe.recover.enabled:
+        check_split(run.recipe.recover, run.ranks.count)
     check_data(run, stages)
     if "evaluate" in stages:
         check_features(run)
@@ -223,17 +225,6 @@ def check_provider(run: Run) -> None:
                     f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
                     f"{criterion!r} ({key}) needs; use calibrate.provider=noised or another criterion"
                 )
-
-
-def check_batches(run: Run, stages: Sequence[str]) -> None:
-    """Check that a training batch can be split over processes and micro-batches."""
-    section = run.recipe.recover
-    parts = section.gradient_accumulation * run.ranks.count
-    if "recover" in stages and section.enabled and section.batch_size % parts:
-        raise PruningError(
-            f"recover.batch_size: {section.batch_size} must be a multiple of gradient_accumulation x processes = "
-            f"{section.gradient_accumulation} x {run.ranks.count} = {parts}"
-        )
 
 
 def check_data(run: Run, stages: Sequence[str]) -> None:

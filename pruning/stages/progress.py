@@ -23,25 +23,25 @@ class Status:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._now: tuple[str, int, int] = ("", 0, 0)
+        self._now: tuple[str, int, int, str] = ("", 0, 0, "")
         self._first: tuple[int, float] = (0, self._began)
 
-    def note(self, what: str, done: int, total: int) -> None:
+    def note(self, what: str, done: int, total: int, more: str = "") -> None:
         """Take down that `done` of `total` are done; a total of 0 is unknown."""
         if what != self._now[0]:
             self._first = (done, time.monotonic())
-        self._now = (what, done, total)
+        self._now = (what, done, total, more)
 
     def __str__(self) -> str:
-        (what, done, total), (first, since), now = self._now, self._first, time.monotonic()
+        (what, done, total, more), (first, since), now = self._now, self._first, time.monotonic()
         if not what:
             return f"at work for {now - self._began:.0f} s"
         rate = f", {(done - first) / (now - since):.3g}/s" if done > first and now > since else ""
-        return f"{what} {done}{f'/{total}' if total else ''}{rate}"
+        return f"{what} {done}{f'/{total}' if total else ''}{rate}{more and f', {more}'}"
 
 
 class Bars:
-    """One bar at a time, driven by calls ``(what, done, total)``.
+    """One bar at a time, driven by calls ``(what, done, total)`` or ``(what, done, total, more)``, words to show.
 
     Args:
         enabled: Draw at all.
@@ -52,10 +52,6 @@ class Bars:
         self._bar: tqdm | None = None
         self._what = ""
         self._status = Status()
-
-    def note(self, what: str, done: int, total: int) -> None:
-        """Take down that `done` of `total` are done, without drawing."""
-        self._status.note(what, done, total)
 
     @contextmanager
     def lines(self, stage: str) -> Iterator[None]:
@@ -78,9 +74,9 @@ class Bars:
             over.set()
             speaker.join()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, more: str = "") -> None:
         """Show that `done` of `total` are done; a total of 0 is unknown."""
-        self.note(what, done, total)
+        self._status.note(what, done, total, more)
         if not self.enabled:
             return
         if self._bar is None or what != self._what:
@@ -88,12 +84,15 @@ class Bars:
             self._what = what
             self._bar = tqdm(
                 total=total or None,
+                initial=done,
+                postfix=more or None,
                 desc=f"  {what}",
                 file=sys.stderr,
                 disable=None,
                 leave=False,
                 dynamic_ncols=True,
             )
+        self._bar.set_postfix_str(more, refresh=False)
         self._bar.update(done - self._bar.n)
         if total and done >= total:
             self.close()

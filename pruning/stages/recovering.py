@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -50,7 +52,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         seed=run.recipe.seed,
         folder=folder / SCRATCH / "checkpoints",
         device=run.device.type,
-        progress=_progress(run) if run.bars.enabled else None,
+        progress=_progress(run),
     )
     if run.ranks.is_first:
         checkpoint.save(student, folder / MODEL)
@@ -66,11 +68,12 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:
-    """Return what draws each step, and takes it down for the lines of a log."""
-    bar = recovery.ProgressBar()
+    """Return what shows each step, with the mean loss of the last ones."""
+    losses: deque[float] = deque(maxlen=20)
 
     def show(info: recovery.RecoveryProgress) -> None:
-        run.bars.note("training", info.step, info.steps)
-        bar(info)
+        losses.append(info.loss)
+        more = f"loss {fmean(losses):.4f}, {info.images_per_second:.0f} images/s"
+        run.bars("training", info.step, info.steps, more)
 
     return show

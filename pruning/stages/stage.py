@@ -18,8 +18,7 @@ from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_json
 from pruning.recipe import Recipe, to_dict
 from pruning.settings import knobs_of
-from pruning.stages.folder import changes
-from pruning.store import SCRATCH, Key, Result
+from pruning.store import SCRATCH, Key, Result, changes
 
 if TYPE_CHECKING:
     from pruning.stages.run import Run

@@ -3,7 +3,7 @@
 from pruning.store.hashes import Hashes, file_hash, hash_of
 from pruning.store.links import files_of, folder_bytes, link_tree
 from pruning.store.locks import holder, locked
-from pruning.store.result import BESIDE, DONE, MANIFEST, SCRATCH, Key, Result
+from pruning.store.result import BESIDE, DONE, MANIFEST, SCRATCH, Key, Result, changes
 from pruning.store.store import Store
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Key",
     "Result",
     "Store",
+    "changes",
     "file_hash",
     "files_of",
     "folder_bytes",

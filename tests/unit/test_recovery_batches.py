@@ -11,13 +11,14 @@ from diffusers.models.embeddings import LabelEmbedding
 
 from pruning.data import ImageData, conditioner
 from pruning.errors import PruningError
-from pruning.recovery.batches import BatchPlan, BatchSource, sample_order, step_draws, training_batches
+from pruning.recovery.batches import BatchSource, sample_order, step_draws, training_batches
 from pruning.recovery.labels import (
     drop_captions,
     drop_classes,
     hold_label_embeddings,
     resolve_label_dropout,
 )
+from pruning.settings import Recover
 from tests.models import unet2d
 from tests.unit.recovery_setup import small, stripes
 
@@ -26,19 +27,10 @@ CPU = torch.device("cpu")
 
 def _source(scheduler=None, data=None, **changes) -> BatchSource:
     model = small()
-    plan = BatchPlan(
-        **{
-            "batch_size": 8,
-            "micro_batches": 1,
-            "rank": 0,
-            "processes": 1,
-            "label_dropout": 0.5,
-            "seed": 3,
-            **changes,
-        }
-    )
+    settings = Recover(batch_size=8, label_dropout=0.5, gradient_accumulation=changes.pop("micro_batches", 1))
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    return BatchSource(model, stripes() if data is None else data, conditioner(model), scheduler, plan, CPU)
+    data = stripes() if data is None else data
+    return BatchSource(model, data, conditioner(model), scheduler, settings, seed=3, device=CPU, **changes)
 
 
 def test_every_epoch_is_a_fresh_permutation_without_gaps():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
@@ -20,6 +21,26 @@ def test_a_status_says_what_how_far_and_how_fast(monkeypatch):
     assert str(status) == "statistics 128/1024, 10.7/s"  # 64 in 6 s
     status.note("denoising error", 1, 0)  # at 120 s
     assert str(status) == "denoising error 1"
+    monkeypatch.setattr(time, "monotonic", lambda: 130.0)
+    status.note("training", 1, 8, "loss 0.25")
+    assert str(status) == "training 1/8, loss 0.25"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_shows_how_far_and_what_more_there_is_to_say_on_a_terminal_only(monkeypatch):
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        monkeypatch.setattr(sys, "stderr", stream)
+        bars = Bars()
+        for step in (1, 2):
+            bars("training", step, 2, "loss 0.2500, 120 images/s")
+    assert "loss 0.2500, 120 images/s" in terminal.getvalue()
+    assert "1/2" in terminal.getvalue()
+    assert file.getvalue() == ""
 
 
 def lines(monkeypatch, caplog, bars: Bars, terminal: bool) -> list[str]:
@@ -27,7 +48,7 @@ def lines(monkeypatch, caplog, bars: Bars, terminal: bool) -> list[str]:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with caplog.at_level(logging.INFO, logger="pruning"), bars.lines("calibrate"):
-        bars.note("statistics", 1, 8)
+        bars("statistics", 1, 8)
         time.sleep(0.2)
     said = len(caplog.messages)
     time.sleep(0.1)
