@@ -205,15 +205,8 @@ def _runs() -> Listing:
     for owner in sorted(Path("runs").glob("*/run.json")):
         done = RunFolder(owner.parent).done()
         try:
-            found = read_json(owner.parent / "summary.json") or {}
+            figures = tables.figures(owner.parent)
         except PruningError:  # one broken file hides no other run
-            figures = ("cannot be read", "", "")
-        else:
-            speedup = found.get("latency_speedup")
-            figures = (
-                text_of(found.get("macs_ratio"), "macs_ratio"),
-                f"{speedup:.2f} ×" if isinstance(speedup, float) else text_of(speedup),
-                text_of(found.get("frechet_recovered") or found.get("frechet_pruned")),
-            )
+            figures = ("cannot be read", "", "", "")
         rows.append((str(owner.parent), done[-1] if done else "–", *figures))
-    return ("run", "done up to", "MACs left", "speed-up", "Fréchet"), rows
+    return ("run", "done up to", *tables.FIGURES), rows

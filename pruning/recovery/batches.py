@@ -28,6 +28,7 @@ ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
 """Streams of `sample_generator` that recovery uses; evaluation and calibration use lower ones."""
 
 CACHE_BYTES = 2**30
+"""Memory for decoded images."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,7 @@ class BatchSource:
         return sample_order(len(self.data), first, part.stop - part.start, self.seed)
 
     def build(self, step: int, part: slice, ids: Tensor, images: Tensor) -> TrainingBatch:
-        """Noise and condition one micro-batch.
-
-        Args:
-            step: Optimiser step, from 0.
-            part: Which of the step's samples these are.
-            ids: Their data indices.
-            images: float32 (B, C, H, W).
-        """
+        """Noise and condition a micro-batch: the samples `part` of `step` (from 0), with their indices and images."""
         size, count = self.settings.batch_size, num_train_timesteps(self.scheduler)
         timesteps, dropped = step_draws(step, size, count, self.settings.label_dropout or 0.0, self.seed)
         timesteps, dropped = timesteps[part].to(self.device), dropped[part]
@@ -158,19 +152,19 @@ class BatchSource:
 
 
 def training_batches(
-    source: BatchSource, first_step: int, last_step: int, *, cache_bytes: int = CACHE_BYTES
+    source: BatchSource, first_step: int, last_step: int
 ) -> Generator[TrainingBatch, None, None]:
     """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
 
     One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit into
-    `cache_bytes`, each is decoded once and kept. Close the generator to end the thread.
+    `CACHE_BYTES`, each is decoded once and kept. Close the generator to end the thread.
 
     Raises:
         PruningError: From the data, the conditioner or the scheduler.
     """
     data = source.data
-    kept = len(data) * math.prod(data.shape) * 4 <= cache_bytes
-    read = _cached(data) if kept else data.images
+    fits = len(data) * math.prod(data.shape) * 4 <= CACHE_BYTES
+    read = _cached(data) if fits else data.images
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
 
         def ask(step: int, part: slice) -> tuple[int, slice, Tensor, Future[Tensor]]:

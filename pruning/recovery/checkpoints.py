@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -46,7 +45,6 @@ class TrainingState:
         optimizer: AdamW over the trainable parameters.
         scaler: The gradient scaler of float16, or None.
         losses: Loss of every step so far; its length is the number of steps taken.
-        images: Images trained on so far.
         seconds: Seconds spent training so far, checkpoints and loading left out.
     """
 
@@ -55,7 +53,6 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: Any = None
     losses: list[float] = field(default_factory=list)
-    images: int = 0
     seconds: float = 0.0
 
     @property
@@ -65,16 +62,7 @@ class TrainingState:
 
 
 def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any], keep: int) -> Path:
-    """Write `state`, then remove all but the newest `keep` checkpoints.
-
-    Args:
-        folder: Holds the checkpoints.
-        state: What to write.
-        fingerprint: What was run; see `fingerprint`. JSON types.
-        keep: Checkpoints to keep, this one included.
-
-    Returns:
-        Path of the new checkpoint.
+    """Write `state` to a new checkpoint in `folder`, then remove all but the newest `keep`; return its path.
 
     Raises:
         PruningError: If a weight is not finite, or the folder is full or cannot be written; earlier checkpoints
@@ -91,7 +79,6 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
         "format": FORMAT,
         "step": state.step,
         "losses": state.losses,
-        "images": state.images,
         "seconds": state.seconds,
         "ema_step": state.ema.optimization_step,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
@@ -105,7 +92,7 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
                 save_file(entries, temporary / f"{part}.safetensors")
             (temporary / "state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
         for path in _checkpoints(folder)[:-keep]:
-            _discard(path)
+            shutil.rmtree(path)
     return final
 
 
@@ -219,18 +206,7 @@ def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first."""
-    found = [
-        path for path in folder.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdigit() and path.is_dir()
-    ]
-    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint; its name goes first, so that a kill leaves no half of it under that name."""
-    if path.exists():
-        doomed = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+    return sorted(folder.glob(_PREFIX + 8 * "[0-9]"))
 
 
 @torch.no_grad()
@@ -249,4 +225,4 @@ def _restore(
     state.ema.optimization_step = content["ema_step"]
     if state.scaler is not None and content["scaler"] is not None:
         state.scaler.load_state_dict(content["scaler"])
-    state.losses, state.images, state.seconds = content["losses"], content["images"], content["seconds"]
+    state.losses, state.seconds = content["losses"], content["seconds"]

@@ -89,7 +89,6 @@ def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) ->
             elapsed = time.perf_counter() - began
             loss, elapsed = _agree(run.accelerator, loss, elapsed)
             state.losses.append(loss)
-            state.images += settings.batch_size
             state.seconds += elapsed
             if progress is not None and run.accelerator.is_main_process:
                 images = (state.step - resumed_from) * settings.batch_size

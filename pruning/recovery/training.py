@@ -127,7 +127,7 @@ def recover(
         train(run, progress)
         state.ema.copy_to(student.parameters())
     student.eval()
-    speed = state.images / state.seconds if state.seconds > 0 else 0.0
+    speed = state.step * settings.batch_size / state.seconds if state.seconds > 0 else 0.0
     return RecoveryResult(
         list(enumerate(state.losses, start=1)), speed, state.step, resumed_from, state.seconds
     )

@@ -22,7 +22,7 @@ from typing import Any
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_json
-from pruning.store import BESIDE, DONE, Result, Store, files_of, link_tree
+from pruning.store import BESIDE, Result, Store, files_of, link_tree
 
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 """All stages, in the order they run."""
@@ -59,9 +59,7 @@ class RunFolder:
             if not isinstance(owner.get(key), kind):
                 raise PruningError(f"{self.path / OWNER}: {key!r} is {owner.get(key)!r}; {advice}")
         if not isinstance(owner.get("results"), dict):
-            if any((self.path / name / DONE).is_file() for name in ("sinks", *STAGES)):
-                raise PruningError(f"run directory {self.path} {EARLIER}")
-            owner["results"] = {}
+            raise PruningError(f"run directory {self.path} {EARLIER}")
         return owner
 
     def stage(self, name: str) -> Path:

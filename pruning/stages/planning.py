@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +57,7 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
         "params": params["plan"],
         "removed": {
             kind: f"{sum(cut['total'] - cut['kept'] for cut in cuts)} of {sum(cut['total'] for cut in cuts)}"
-            for kind, cuts in _by_kind(cuts_of(plan, groups)).items()
+            for kind, cuts in by_kind(cuts_of(plan, groups)).items()
         },
     }
 
@@ -79,7 +81,22 @@ def cuts_of(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[dict[str
     return cuts
 
 
-def _by_kind(cuts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep warnings about scores and plans back: they are of ones that nobody asked for."""
+    loggers = [logging.getLogger(f"pruning.{name}") for name in ("importance", "allocation")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def by_kind(cuts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return what `cuts_of` says by kind."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for cut in cuts:
         kinds.setdefault(cut["kind"], []).append(cut)

@@ -12,30 +12,21 @@ from typing import Any
 import torch
 
 from pruning import checkpoint, recovery
-from pruning.data import conditioner
 from pruning.files import write_json
 from pruning.stages.run import MODEL, Run
-from pruning.stages.stage import Stage
+from pruning.stages.stage import IMAGES, Stage
 from pruning.store import SCRATCH
 
-READS = (
-    "seed",
-    "model.dtype",
-    "data.split",
-    "data.resolution",
-    "data.image_column",
-    "data.label_column",
-    "data.caption_column",
+
+@partial(
+    Stage,
     "recover",
+    after=("prune",),
+    reads=(*IMAGES, "recover"),
+    extra=lambda run: {"recover.warmup_steps": run.recipe.recover.warmup},  # null resolved, as for `score`
+    resumable=True,
+    on_all_ranks=True,
 )
-
-
-def warmup(run: Run) -> dict[str, Any]:
-    """Return the warm-up with null resolved, so that writing out what null stands for changes nothing."""
-    return {"recover.warmup_steps": run.recipe.recover.warmup}
-
-
-@partial(Stage, "recover", after=("prune",), reads=READS, extra=warmup, resumable=True, on_all_ranks=True)
 def recover(run: Run, folder: Path) -> dict[str, Any]:
     """Train with the data and the dense model as teacher; goes on from the last checkpoint."""
     section = run.recipe.recover
@@ -46,7 +37,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         student,
         run.dense if section.distill_weight > 0 else None,
         run.images(run.recipe.data.split),
-        conditioner(run.dense, run.pipeline),
+        run.conditioner,
         run.scheduler,
         section,
         seed=run.recipe.seed,
