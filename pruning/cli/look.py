@@ -51,12 +51,11 @@ def _show_run(path: Path) -> Result:
         drawn.append(facts(plan, title="\nplan"))
     if metrics := measured(folder):
         drawn.append(tables.subjects(metrics))
-    manifests = {name: folder.manifest(name) for name in folder.done()}
     data = {
         **about,
         "summary": summary,
         "plan": plan,
-        "stages": {n: m["finished"] for n, m in manifests.items()},
+        "stages": {name: folder.manifest(name)["finished"] for name in folder.done()},
     }
     report = folder.stage("report") / "report.html"
     return Result(data, drawn, str(report) if report.is_file() else None)

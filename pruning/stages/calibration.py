@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import ModelMixin
 
@@ -42,14 +41,8 @@ SHOWN = (
 """Keys that say what the model is shown. Batch sizes are not among them: they do not change the result."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What calibration has to gather.
-
-    Attributes:
-        needs: Names of statistics.
-        variants: Weighted rows besides the plain ones.
-    """
+class Wanted(NamedTuple):
+    """What calibration has to gather: statistics by name, and the weighted rows besides the plain ones."""
 
     needs: tuple[str, ...]
     variants: tuple[str, ...]
@@ -106,17 +99,14 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
     return FirstPass.load(run.part(first_pass_key(run, asked), look).folder / FIRST_PASS)
 
 
-def _statistics(run: Run) -> dict[str, Any]:
-    asked = wanted(run)
-    kinds = sorted(run.recipe.prune.kinds)
-    return {"needs": list(asked.needs), "variants": list(asked.variants), "kinds": kinds}
-
-
 @partial(
     Stage,
     "calibrate",
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
-    asked=_statistics,
+    asked=lambda run: {
+        name: sorted(values)
+        for name, values in {**wanted(run)._asdict(), "kinds": run.recipe.prune.kinds}.items()
+    },
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""

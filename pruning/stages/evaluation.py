@@ -56,11 +56,10 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
 
     What a subject shows by itself is looked up in the store; only latency is measured in turns, anew for every run.
     """
-    found = {"dense": run.dense, "pruned": run.load_pruned("prune")}
-    hashes = {"dense": run.workspace.hashes["model"], "pruned": run.result("prune").output_hash}
-    if run.recipe.recover.enabled:
-        found["recovered"] = run.load_pruned("recover")
-        hashes["recovered"] = run.result("recover").output_hash
+    stages = {"pruned": "prune"} | ({"recovered": "recover"} if run.recipe.recover.enabled else {})
+    found = {"dense": run.dense} | {name: run.load_pruned(stage) for name, stage in stages.items()}
+    hashes = {name: run.result(stage).output_hash for name, stage in stages.items()}
+    hashes["dense"] = run.workspace.hashes["model"]
     subjects = {name: _subject(run, name, model) for name, model in found.items()}
     context = _context(run, subjects)
     try:
@@ -75,8 +74,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
 
 def features_of(recipe: Recipe) -> str:
     """Return the recipe's feature network with null and ``bundled:`` resolved."""
-    spec = recipe.features
-    return resolve_source(spec) if spec.startswith("bundled:") else spec
+    return resolve_source(recipe.features)
 
 
 def _subject(run: Run, name: str, model: ModelMixin) -> Subject:

@@ -26,7 +26,8 @@ from pruning.store import folder_bytes
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
     figures = {name: run.result(name).figures for name in ("plan", "recover")}
-    request = request_of(run, run.load_pruned(run.final_stage, torch.float32), figures, run.metrics)
+    last = "recover" if run.recipe.recover.enabled else "prune"
+    request = request_of(run, run.load_pruned(last, torch.float32), figures, run.metrics)
     written: dict[str, Any] = {}
     for name in request.settings.formats:
         checks = write_export(request, folder / name, exporter=name)

@@ -64,21 +64,17 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
 
 def cuts_of(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[dict[str, Any]]:
     """Return for each group what stays: units kept, and whether it is gone with a removed block."""
-    cuts = []
-    for group in groups:
-        gone = plan.removes(group.module)
-        kept = 0 if gone else len(plan.kept_units(group))
-        cuts.append(
-            {
-                "group": group.name,
-                "module": group.module,
-                "kind": group.kind,
-                "kept": kept,
-                "total": group.num_units,
-                "removed": gone,
-            }
-        )
-    return cuts
+    return [
+        {
+            "group": group.name,
+            "module": group.module,
+            "kind": group.kind,
+            "kept": 0 if plan.removes(group.module) else len(plan.kept_units(group)),
+            "total": group.num_units,
+            "removed": plan.removes(group.module),
+        }
+        for group in groups
+    ]
 
 
 @contextmanager

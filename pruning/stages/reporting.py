@@ -122,10 +122,7 @@ def _site(stats: CalibrationStats, module: str) -> dict[str, Tensor]:
     """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator (T, M); empty without them."""
     if not all(stats.has(module, name) for name in ("sink_mass", "key_mass", "sink_indicator", "samples")):
         return {}
+    found = {name: stats.get(module, name) for name in ("sink_mass", "key_mass", "sink_indicator")}
+    found["key_mass"] = found["key_mass"].mean(1)
     samples = stats.get(module, "samples").clamp(min=1)[:, None]
-    found = {
-        "sink_mass": stats.get(module, "sink_mass") / samples,
-        "key_mass": stats.get(module, "key_mass").mean(1) / samples,
-        "sink_indicator": stats.get(module, "sink_indicator") / samples,
-    }
-    return {name: value.to(torch.float32) for name, value in found.items()}
+    return {name: (value / samples).to(torch.float32) for name, value in found.items()}

@@ -210,11 +210,6 @@ class Run:
         folder = self.file(stage, MODEL)
         return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
-    @property
-    def final_stage(self) -> str:
-        """The stage whose model the run ends with: ``recover``, or ``prune`` where recovery is switched off."""
-        return "recover" if self.recipe.recover.enabled else "prune"
-
     @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
         """The pipeline around the dense model, or None for a bare denoiser."""

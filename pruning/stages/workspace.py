@@ -97,7 +97,7 @@ class Workspace:
                 f"run_dir {str(path)!r} holds finished stages ({', '.join(done)}) but no {OWNER}, which says of which "
                 f"recipe, model and data they are; {ANEW}"
             )
-        if owner is None and (inside := _visible(path)):
+        if owner is None and (inside := sorted(entry.name for entry in path.glob("[!.]*"))):
             raise PruningError(
                 f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
                 "choose another run_dir=…"
@@ -175,11 +175,6 @@ class Workspace:
         owner, data = self._known(), self.identity["data"]
         if owner.get("data", {}).get("hash") == data["hash"]:
             write_json(self.folder.path / OWNER, {**owner, "data": {**data, "broken": True}})
-
-
-def _visible(path: Path) -> list[str]:
-    """Return the names in a folder, hidden ones left out; empty if it does not exist."""
-    return sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
 
 
 def _remove_if_empty(path: Path) -> None:
