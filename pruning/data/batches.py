@@ -139,7 +139,7 @@ def noised_batches(
                 data.images(chunk), data.labels(chunk), data.captions(chunk), latent
             )
             x0 = x0.to(device, torch.float32)
-            conditioning = {name: _move(value, device, dtype) for name, value in conditioning.items()}
+            conditioning = {name: move(value, device, dtype) for name, value in conditioning.items()}
             noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)
             timesteps = bucket_timesteps(chunk, total, timestep_buckets, seed).to(device)
             for bucket in range(timestep_buckets):
@@ -155,10 +155,10 @@ def noised_batches(
     return NoisedBatches(make, total, timestep_buckets, len(rows) * timestep_buckets)
 
 
-def _move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+def move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
     """Move call arguments: floating point ones also to `dtype`, nested mappings entry by entry."""
     if isinstance(value, Tensor):
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
     if isinstance(value, Mapping):
-        return {name: _move(entry, device, dtype) for name, entry in value.items()}
+        return {name: move(entry, device, dtype) for name, entry in value.items()}
     return value
