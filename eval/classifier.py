@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 MAX_WIDTH = 64
@@ -60,28 +61,22 @@ class SmallClassifier(nn.Module):
         return self.head.in_features
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features.
+        """Return the features of images, float32 ``(B, num_features)``, non-negative.
 
         Args:
-            images: (B, C, H, W); uint8 in 0..255, or floating point in [-1, 1].
-
-        Returns:
-            float32 (B, num_features), non-negative.
+            images: ``(B, C, H, W)``; uint8 in 0..255, or floating point in [-1, 1].
 
         Raises:
             ValueError: If the shape or the dtype does not fit.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
+        bytes_in = images.dtype == torch.uint8
+        fits = images.ndim == 4 and images.shape[1] == self.in_channels
+        if not fits or not (bytes_in or images.is_floating_point()):
             raise ValueError(
-                f"classifier {self.name!r} takes images (B, {self.in_channels}, H, W); got {tuple(images.shape)}"
+                f"classifier {self.name!r} takes images (B, {self.in_channels}, H, W), uint8 or floating point; got "
+                f"{images.dtype} {tuple(images.shape)}"
             )
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32) / 127.5 - 1
-        elif not images.is_floating_point():
-            raise ValueError(
-                f"classifier {self.name!r} takes uint8 or floating point images; got {images.dtype}"
-            )
-        x = images.to(self.head.weight.dtype)
+        x = (images.float() / 127.5 - 1 if bytes_in else images).to(self.head.weight.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
         return x.mean(dim=(2, 3))
@@ -95,8 +90,7 @@ def save_classifier(classifier: SmallClassifier, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` to `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in classifier.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    save_model(classifier, str(folder / "model.safetensors"))
     (folder / "config.json").write_text(json.dumps(classifier.config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -104,27 +98,18 @@ def load_classifier(folder: str | Path) -> SmallClassifier:
     """Read a classifier written by `save_classifier`, in evaluation mode.
 
     Raises:
-        ValueError: If a file is missing or does not fit, naming it.
+        ValueError: If a file is missing or does not fit, saying what is wrong.
     """
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"classifier folder {folder}: {name} is missing; expected config.json and model.safetensors"
-            )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classifier = SmallClassifier(
-            config["in_channels"], config["num_classes"], tuple(config["widths"]), config["name"]
+            *(config[key] for key in ("in_channels", "num_classes", "widths", "name"))
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        load_model(classifier, folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"classifier {folder / 'config.json'} does not describe a SmallClassifier: {error!r}"
-        ) from error
-    try:
-        classifier.load_state_dict(load_file(folder / "model.safetensors"))
-    except Exception as error:
-        raise ValueError(
-            f"classifier {folder / 'model.safetensors'} does not fit its config.json: {error}"
+            f"classifier folder {folder}: cannot be read ({type(error).__name__}: {error}); expected the config.json "
+            "of a SmallClassifier and a model.safetensors that fits it"
         ) from error
     return classifier.eval()

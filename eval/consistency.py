@@ -51,7 +51,7 @@ def image_mse(images: Tensor, reference: Tensor) -> Tensor:
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
     """Return for every subject mean SSIM and MSE to the reference's images of the same sample ids, with intervals."""
-    reference = seen[context.reference.name]["images"].tensors["images"]
+    reference = seen[context.reference]["images"].tensors["images"]
     window, _ = ssim_window(reference.shape[-2], reference.shape[-1])
     results = {}
     for name in context.subjects:
@@ -62,8 +62,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
                 f"with the reference's {tuple(reference.shape)}; sample all subjects at one size"
             )
         pairs = list(zip(images.split(context.batch_size), reference.split(context.batch_size), strict=True))
-        ssim = torch.cat([image_ssim(a, b) for a, b in pairs])
-        mse = torch.cat([image_mse(a, b) for a, b in pairs])
+        ssim, mse = (torch.cat([f(a, b) for a, b in pairs]) for f in (image_ssim, image_mse))
         results[name] = {
             "ssim": float(ssim.mean()),
             "ssim_ci95": mean_interval(ssim),

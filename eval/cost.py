@@ -10,11 +10,10 @@ import json
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,61 +55,44 @@ class LiveBytes(TorchDispatchMode):
     """Follows the bytes of the tensors that operators make and drop inside the context.
 
     Every new storage counts from the operator that returned it until it is freed. Storages that came in from outside
-    (weights, inputs) do not count; nor does scratch memory that a kernel takes and gives back by itself.
-
-    Attributes:
-        live: Bytes alive now.
-        peak: Most bytes that were alive at once.
+    (weights, inputs) do not count; nor does scratch memory that a kernel takes and gives back by itself. `live` are the
+    bytes alive now, `peak` the most that were alive at once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._known: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and count the storages that it made."""
-        for tensor in _tensors((args, kwargs)):
-            self._follow(tensor, new=False)
+        self._known.update(_storages((args, kwargs)))
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._follow(tensor, new=True)
+        for storage in _storages(result):
+            if storage not in self._known:
+                self._known.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
         return result
 
-    def _follow(self, tensor: Tensor, new: bool) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
-        held = self._known.get(key)
-        if held is not None and held() is storage:
-            return
-        size = storage.nbytes() if new else 0
+    def _count(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
 
-        def freed(_: Any, key: int = key, size: int = size) -> None:
-            self.live -= size
-            self._known.pop(key, None)
 
-        self._known[key] = weakref.ref(storage, freed)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _storages(tree: Any) -> list[UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @torch.no_grad()
 def peak_memory(model: nn.Module, run: Callable[[], Any]) -> tuple[int, str]:
-    """Return the peak memory of `run` in bytes, weights included, and how it was measured.
+    """Return the peak memory in bytes of `run`, one call of the model, weights included, and how it was measured.
 
     Other models may be resident in the same process, so only what the call adds is measured, and the model's own
     weights are added to it.
-
-    Args:
-        model: The model that `run` calls.
-        run: One call.
     """
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -126,28 +108,11 @@ def peak_memory(model: nn.Module, run: Callable[[], Any]) -> tuple[int, str]:
     return weight_bytes(model) + mode.peak, LIVE_TENSORS
 
 
-def file_bytes(folder: Path) -> int:
-    """Return the bytes of all safetensors files under `folder`.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    files = list(Path(folder).rglob("*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"metric 'cost': no *.safetensors file under {folder}; give the folder of a saved model"
-        )
-    return sum(file.stat().st_size for file in files)
-
-
 def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Return the bytes of the one safetensors file that ``save_pretrained`` makes of a model, without writing it.
 
-    That is 8 bytes, a JSON header padded to a multiple of 8, and the tensors. Shards each have a header of their own.
-
-    Args:
-        model: The model, on any device, the meta device included.
-        dtype: Type that floating point tensors are saved as; the others keep theirs.
+    That is 8 bytes, a JSON header padded to a multiple of 8, and the tensors: floating point ones as `dtype`, the
+    others as they are. The model may be on any device, the meta device included.
     """
     tensors = {
         name: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="meta")
@@ -174,18 +139,17 @@ def _code(dtype: torch.dtype) -> str:
 def observe(context: Context, name: str, seen: Seen) -> Observation:
     """Return parameters, MACs, file bytes (None if unknown) and peak memory of one call of a subject."""
     subject = context.subjects[name]
-    predict, model = subject.predict, subject.model
-    assert context.call is not None
+    predict, model, example = subject.predict, subject.model, context.call
     assert predict is not None
     assert model is not None
-    call = context.call(BATCH)
+    assert example is not None
+    call = example(BATCH)
     peak, method = peak_memory(model, lambda: predict(call))
-    size = subject.file_bytes if subject.folder is None else file_bytes(subject.folder)
     facts = {
         "params": count_params(model),
         "macs": count_macs(lambda: predict(call)),
         "macs_method": MACS_METHOD,
-        "file_bytes": size,
+        "file_bytes": subject.file_bytes,
         "weight_bytes": weight_bytes(model),
         "peak_memory_bytes": peak,
         "peak_memory_method": method,

@@ -9,7 +9,7 @@ drawn at random, so the intervals are clustered by image.
 
 Observation, one row per image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
 (digits: 256 images at 8 buckets are 2 MB; latents of 64 x 64: 134 MB); ``error`` float64 ``(R,)``, its mean squared
-difference to the target; ``bucket`` int64 ``(R,)``; and ``sample_ids`` int64 ``(R,)`` where they are known.
+difference to the target; ``bucket`` and ``sample_ids`` int64 ``(R,)``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
     assert context.noised is not None
     assert predict is not None
 
-    def look(item: Any) -> tuple[Noised, Tensor]:
-        batch = Noised.of(item)
+    def look(batch: Noised) -> tuple[Noised, Tensor]:
         return batch, predict(batch.call).detach().cpu().float()
 
     rows: dict[str, list[Tensor]] = {"prediction": [], "error": [], "bucket": [], "sample_ids": []}
@@ -52,13 +51,11 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
         rows["prediction"].append(prediction)
         rows["error"].append((prediction.double() - target).square().flatten(1).mean(1))
         rows["bucket"].append(torch.full((len(target),), batch.bucket, dtype=torch.long))
-        if batch.sample_ids is not None:
-            rows["sample_ids"].append(batch.sample_ids.detach().cpu())
-        context.report_progress(f"denoising error of {name}", index + 1, 0)
+        rows["sample_ids"].append(batch.sample_ids.detach().cpu())
+        context.progress(f"denoising error of {name}", index + 1, 0)
     if not rows["bucket"]:
         raise ValueError("metric 'denoising': Context.noised yielded no batch; give held-out data")
-    known = {key: torch.cat(values) for key, values in rows.items() if len(values) == len(rows["bucket"])}
-    return Observation(known)
+    return Observation({key: torch.cat(values) for key, values in rows.items()})
 
 
 def _check_batch(subject: str, prediction: Tensor, target: Tensor, batch: Noised, index: int) -> None:
@@ -74,15 +71,14 @@ def _check_batch(subject: str, prediction: Tensor, target: Tensor, batch: Noised
     _check(prediction, f"{place}, prediction", batch.sample_ids)
 
 
-def _check(values: Tensor, place: str, sample_ids: Tensor | None) -> None:
+def _check(values: Tensor, place: str, sample_ids: Tensor) -> None:
     """Raise ValueError if `values` ``(B, ...)`` holds NaN or infinity, naming the first sample that does."""
     bad = ~torch.isfinite(values).flatten(1).all(1)
     if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        sample = f"row {row}" if sample_ids is None else f"sample {int(sample_ids[row])}"
+        first = int(sample_ids[int(bad.nonzero()[0])])
         raise ValueError(
-            f"{place}: NaN or infinity in {int(bad.sum())} of {len(values)} samples, first in {sample}; check the "
-            "model's weights and its dtype (float16 overflows)"
+            f"{place}: NaN or infinity in {int(bad.sum())} of {len(values)} samples, first in sample {first}; check "
+            "the model's weights and its dtype (float16 overflows)"
         )
 
 
@@ -93,25 +89,24 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
         ValueError: If the subjects were observed on different rows, which only old observations can be.
     """
     found = {name: seen[name]["denoising"].tensors for name in context.subjects}
-    reference = found[context.reference.name]
+    reference = found[context.reference]
     for name, tensors in found.items():
         if _rows(tensors) != _rows(reference):
             raise ValueError(
                 f"subject {name!r}, metric 'denoising': it was observed on other images, timesteps or sizes than "
-                f"{context.reference.name!r}; observe both anew"
+                f"{context.reference!r}; observe both anew"
             )
     return {name: _result(tensors, reference) for name, tensors in found.items()}
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> list[Any]:
     """Return what has to agree between two subjects."""
-    ids = tensors.get("sample_ids")
-    return [tensors["prediction"].shape, tensors["bucket"].tolist(), None if ids is None else ids.tolist()]
+    return [tensors["prediction"].shape, tensors["bucket"].tolist(), tensors["sample_ids"].tolist()]
 
 
 def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the numbers of one subject; without `sample_ids` there are no intervals."""
-    error, bucket, images = tensors["error"], tensors["bucket"], tensors.get("sample_ids")
+    """Return the numbers of one subject."""
+    error, bucket, images = tensors["error"], tensors["bucket"], tensors["sample_ids"]
     change, power = _squares(tensors["prediction"], reference["prediction"])
     chosen = [bucket == b for b in range(int(bucket.max()) + 1)]
     return {
@@ -119,7 +114,7 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
         "denoising_error_mean": float(error.mean()),
         "denoising_error_ci95": _clustered(error, torch.ones_like(error), images),
         "denoising_samples": len(error),
-        "denoising_images": None if images is None else len(images.unique()),
+        "denoising_images": len(images.unique()),
         "excess_error": _share(change, power),
         "excess_error_ci95": _clustered(change, power, images),
         "excess_error_by_bucket": [_share(change[rows], power[rows]) for rows in chosen],
@@ -128,10 +123,11 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
 
 def _squares(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``|eps - eps_ref|^2`` and ``|eps_ref|^2`` of every row, float64 ``(R,)`` each."""
-    change, power = [], []
-    for ours, theirs in zip(prediction.split(ROWS), reference.split(ROWS), strict=True):
-        change.append((ours.double() - theirs.double()).square().flatten(1).sum(1))
-        power.append(theirs.double().square().flatten(1).sum(1))
+    change = [
+        (ours.double() - theirs.double()).square().flatten(1).sum(1)
+        for ours, theirs in zip(prediction.split(ROWS), reference.split(ROWS), strict=True)
+    ]
+    power = [theirs.double().square().flatten(1).sum(1) for theirs in reference.split(ROWS)]
     return torch.cat(change), torch.cat(power)
 
 
@@ -140,13 +136,10 @@ def _share(change: Tensor, power: Tensor) -> float | None:
     return float(change.sum() / power.sum()) if float(power.sum()) > 0 else None
 
 
-def _clustered(numerator: Tensor, denominator: Tensor, images: Tensor | None) -> list[float] | None:
+def _clustered(numerator: Tensor, denominator: Tensor, images: Tensor) -> list[float] | None:
     """Return the interval of ``sum numerator / sum denominator`` with the rows summed by image first."""
-    if images is None or float(denominator.sum()) <= 0:
+    if float(denominator.sum()) <= 0:
         return None
     unique, cluster = images.unique(return_inverse=True)
-    a, b = (
-        torch.zeros(len(unique), dtype=torch.float64).index_add_(0, cluster, x)
-        for x in (numerator, denominator)
-    )
-    return ratio_interval(a, b)
+    zeros = torch.zeros(len(unique), dtype=torch.float64)
+    return ratio_interval(zeros.index_add(0, cluster, numerator), zeros.index_add(0, cluster, denominator))

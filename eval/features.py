@@ -17,13 +17,10 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from eval.classifier import load_classifier
+
 # torch.hub's convention: the file name of the published weights carries the first digits of their sha256.
 INCEPTION_SHA256_PREFIX = "6726825d"
-INCEPTION_LAYER = "2048"
-FORMS = (
-    "'inception' (weights are downloaded), 'inception:/path/to/weights.pth', a folder with config.json and "
-    "model.safetensors of a classifier, or a torch.nn.Module"
-)
 
 
 @dataclass(frozen=True)
@@ -59,29 +56,19 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def extract(self, images: Tensor, *, batch_size: int = 64, place: str = "images") -> Tensor:
-        """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``.
-
-        Args:
-            images: Rounded uint8 images.
-            batch_size: Images at once.
-            place: Whose images they are, for error messages.
+        """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``; `place` says whose they are.
 
         Raises:
-            ValueError: If there are no images, or the features are not a finite float ``(B, d)``.
+            ValueError: If the images are none, or the features are not a finite float ``(B, d)``.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-            raise ValueError(
-                f"{place}: features need uint8 images (N, C, H, W) with N > 0, "
-                f"found {images.dtype} {tuple(images.shape)}"
-            )
+        check_images(images, place)
         batches = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            features = self.function(batch.to(self.device))
-            where = f"{place}: {self.name} features of images {start} to {start + len(batch) - 1}"
-            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(batch):
+        for rows in torch.arange(len(images)).split(batch_size):
+            features = self.function(images[rows].to(self.device))
+            where = f"{place}: {self.name} features of images {rows[0]} to {rows[-1]}"
+            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(rows):
                 found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-                raise ValueError(f"{where} must be of shape ({len(batch)}, d), found {found}")
+                raise ValueError(f"{where} must be of shape ({len(rows)}, d), found {found}")
             if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
                 raise ValueError(
                     f"{where} must be finite floats; found {features.dtype} with NaN, infinity or integers"
@@ -90,37 +77,50 @@ class FeatureExtractor:
         return torch.cat(batches)
 
 
-def load_features(
-    spec: str | Path | nn.Module, device: str | torch.device = "cpu", *, antialias: bool = False
-) -> FeatureExtractor:
+def check_images(images: Tensor, place: str) -> None:
+    """Raise ValueError unless `images` is uint8 of shape ``(N, C, H, W)`` with N > 0; NaN is named as such."""
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise ValueError(
+            f"{place}: the images hold NaN or infinity; check the model's weights and its dtype (float16 overflows)"
+        )
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(
+            f"{place}: images must be rounded uint8 (N, C, H, W) with N > 0, found {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+
+
+def load_features(spec: str | Path | nn.Module, device: str | torch.device = "cpu") -> FeatureExtractor:
     """Load a feature extractor.
 
     Args:
-        spec: One of
-
-            - ``"inception"``: torch-fidelity's Inception with the published weights, downloaded at first use into
-              torch.hub's cache and checked against their hash;
-            - ``"inception:/path/to/weights.pth"``: the same from a file, offline;
-            - a folder with the config.json and model.safetensors of a `eval.classifier.SmallClassifier`;
-            - a module that maps uint8 images ``(B, C, H, W)`` to features ``(B, d)``; it may have a ``name``.
+        spec: ``"inception"``, torch-fidelity's with the published weights, downloaded at first use into torch.hub's
+            cache and checked against their hash; ``"inception:/path/to/weights.pth"``, the same from a file, offline;
+            a folder of a `eval.classifier.SmallClassifier`; or a module that maps uint8 images ``(B, C, H, W)`` to
+            features ``(B, d)`` and may have a ``name``.
         device: Where it runs.
-        antialias: Resize for Inception with anti-aliasing. False is the TensorFlow 1.x resize of the published
-            numbers; True is not comparable with them.
 
     Raises:
         ValueError: If `spec` is none of these, or the weights cannot be had, read or trusted.
     """
     device = torch.device(device)
     if isinstance(spec, nn.Module):
-        return _module_features(spec, device)
-    if str(spec) == "inception":
-        return _inception_features(_download_inception(), device, antialias)
-    if str(spec).startswith("inception:"):
-        return _inception_features(Path(str(spec).partition(":")[2]).expanduser(), device, antialias)
+        given = getattr(spec, "name", None)
+        name = given if isinstance(given, str) else type(spec).__name__
+        return _named(name, "as the module takes them, no resize", device, spec.to(device).eval(), None)
+    kind, _, file = str(spec).partition(":")
+    if kind == "inception":
+        return _inception_features(Path(file).expanduser() if file else _download_inception(), device)
     folder = Path(spec).expanduser()
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise ValueError(f"unknown feature extractor {str(spec)!r}; give {FORMS}")
-    return _classifier_features(folder, device)
+    weights = folder / "model.safetensors"
+    if not (folder / "config.json").is_file() or not weights.is_file():
+        raise ValueError(
+            f"unknown feature extractor {str(spec)!r}; give 'inception' (weights are downloaded), "
+            "'inception:/path/to/weights.pth', a folder with config.json and model.safetensors of a classifier, or a "
+            "torch.nn.Module"
+        )
+    classifier, digest = load_classifier(folder).to(device), hashlib.sha256(weights.read_bytes()).hexdigest()
+    return _named(classifier.name, "the images' own size, no resize", device, classifier.features, digest)
 
 
 def inception_is_here() -> bool:
@@ -133,23 +133,6 @@ def _inception_place() -> tuple[str, Path]:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     return URL_INCEPTION_V3, Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-
-
-def _module_features(module: nn.Module, device: torch.device) -> FeatureExtractor:
-    """Wrap a module given in Python."""
-    given = getattr(module, "name", None)
-    name = given if isinstance(given, str) else type(module).__name__
-    module = module.to(device).eval()
-    return _named(name, "as the module takes them, no resize", device, module, None)
-
-
-def _classifier_features(folder: Path, device: torch.device) -> FeatureExtractor:
-    """Load a small classifier; the name in its config names the features."""
-    from eval.classifier import load_classifier
-
-    classifier = load_classifier(folder).to(device).eval()
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    return _named(classifier.name, "the images' own size, no resize", device, classifier.features, digest)
 
 
 def _named(
@@ -176,7 +159,7 @@ def _download_inception() -> Path:
     return path
 
 
-def _inception_features(path: Path, device: torch.device, antialias: bool) -> FeatureExtractor:
+def _inception_features(path: Path, device: torch.device) -> FeatureExtractor:
     """Build torch-fidelity's Inception from a weights file."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -185,7 +168,7 @@ def _inception_features(path: Path, device: torch.device, antialias: bool) -> Fe
     try:
         # The constructor unpickles what it is given: give it the very bytes that were checked, not the path.
         network = NoTrainInceptionV3(
-            "inception-v3-compat", [INCEPTION_LAYER], cast(Any, io.BytesIO(data)), antialias=antialias
+            "inception-v3-compat", ["2048"], cast(Any, io.BytesIO(data)), antialias=False
         )
     except RuntimeError as error:
         raise ValueError(
@@ -198,15 +181,10 @@ def _inception_features(path: Path, device: torch.device, antialias: bool) -> Fe
             raise ValueError(f"Inception takes grey or RGB images (1 or 3 channels), found {images.shape[1]}")
         return network(images.expand(-1, 3, -1, -1))
 
-    if antialias:
-        mode = "antialias=True: bilinear to 299x299 with anti-aliasing, not comparable with papers"
-    else:
-        mode = "antialias=False: TensorFlow 1.x bilinear to 299x299, comparable with papers"
-    if digest.startswith(INCEPTION_SHA256_PREFIX):
-        frechet, kernel = "FID", "KID"
-    else:
-        frechet, kernel = (f"{m} with unpublished Inception weights {digest[:8]}" for m in ("FID", "KID"))
-    return FeatureExtractor("inception", frechet, kernel, mode, device, function, digest)
+    mode = "antialias=False: TensorFlow 1.x bilinear to 299x299, comparable with papers"
+    published = digest.startswith(INCEPTION_SHA256_PREFIX)
+    suffix = "" if published else f" with unpublished Inception weights {digest[:8]}"
+    return FeatureExtractor("inception", f"FID{suffix}", f"KID{suffix}", mode, device, function, digest)
 
 
 def _checked_weights(path: Path) -> bytes:

@@ -28,35 +28,23 @@ CHUNK = 4096
 WIDE = 256
 
 
-class Precomputed(nn.Module):
-    """Hands features to a torchmetrics metric in place of images, so that they are computed once for all metrics.
-
-    Args:
-        width: d, the number of features.
-    """
+class Precomputed(nn.Identity):
+    """Takes features ``(B, d)`` in place of images, so that torchmetrics uses those computed once for all metrics."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return `features` ``(B, d)`` as they are."""
-        return features
-
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Return the squared Fréchet distance of two sets of features, by torchmetrics in float64.
-
-    Args:
-        real: Features ``(M, d)``, M >= 2.
-        generated: Features ``(N, d)``, N >= 2.
+    """Return the squared Fréchet distance of two sets of features, ``(M, d)`` and ``(N, d)``, in float64.
 
     Raises:
         ValueError: If a set has fewer than two rows or the widths differ.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    _check_pair(real, generated)
+    check_pair(real, generated)
     # Evaluation may run on rank 0 alone: syncing over ranks would wait for the others for ever.
     metric = FrechetInceptionDistance(
         feature=Precomputed(real.shape[1]), sync_on_compute=False, distributed_available_fn=lambda: False
@@ -74,18 +62,12 @@ def bootstrap_frechet(
     """Return the Fréchet distance of `resamples` bootstrap samples of the generated features.
 
     The real set stays as it is: the interval is about the distance to *these* real images. A resample has the bias of
-    a smaller set, so only the spread of these values is of use, not their place.
-
-    Args:
-        real: Features ``(M, d)``.
-        generated: Features ``(N, d)``.
-        resamples: How many.
-        generator: Draws the rows; equal seeds draw equal rows, so that subjects can be paired.
+    a smaller set, so only the spread of these values is of use, not their place. Equally seeded generators draw equal
+    rows, so that subjects can be paired.
 
     Returns:
         float64 ``(resamples,)``.
     """
-    _check_pair(real, generated)
     n = len(generated)
     covariance = torch.cov(real.double().T).reshape(real.shape[1], -1)
     values, vectors = torch.linalg.eigh(covariance)
@@ -112,15 +94,14 @@ def _trace_of_root(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
 
 
-def _check_pair(real: Tensor, generated: Tensor) -> None:
+def check_pair(real: Tensor, generated: Tensor) -> None:
     """Raise ValueError unless both sets have at least two rows of one width."""
-    for name, features in (("real", real), ("generated", generated)):
-        if features.ndim != 2 or len(features) < 2:
-            raise ValueError(
-                f"{name} features must be (n, d) with n >= 2, found {tuple(features.shape)}; give more images"
-            )
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")
+    shapes = [tuple(real.shape), tuple(generated.shape)]
+    if any(len(shape) != 2 or shape[0] < 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"features must be (n, d) with n >= 2 and one d, found real {shapes[0]} and generated {shapes[1]}; give "
+            "more images, or features of one network"
+        )
 
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
@@ -132,19 +113,16 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     real, generated, facts = features_of(context, seen)
     width = real.shape[1]
     resamples = 100 if width <= WIDE else 20
-    points: dict[str, float] = {}
-    draws: dict[str, Tensor] = {}
-    for index, (name, features) in enumerate(generated.items()):
-        points[name] = frechet_distance(real, features)
-        generator = torch.Generator().manual_seed(context.seed)
-        draws[name] = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
-        context.report_progress("Fréchet distance", index + 1, len(generated))
-    reference = context.reference.name
+    base: tuple[float, Tensor] | None = None
     results: dict[str, dict[str, Any]] = {}
-    for name, point in points.items():
-        reach = NORMAL_95 * float(draws[name].std())
-        ratio, ratio_interval = _ratio(point, points[reference], draws[name], draws[reference])
-        n = len(generated[name])
+    for name, features in generated.items():
+        point, n = frechet_distance(real, features), len(features)
+        singular = f"covariance is singular ({len(real)} real and {n} generated images, {width} features)"
+        generator = torch.Generator().manual_seed(context.seed)
+        draws = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
+        reach = NORMAL_95 * float(draws.std())
+        base = base or (point, draws)  # the reference is the first
+        ratio, ratio_interval = _ratio(point, draws, *base)
         results[name] = {
             "frechet": point,
             "frechet_ci95": [max(point - reach, 0.0), point + reach],
@@ -158,13 +136,14 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
             "frechet_num_real": len(real),
             "frechet_num_generated": n,
             "frechet_resamples": resamples,
-            "frechet_warning": _warning(len(real), n, width),
+            "frechet_warning": None if min(n, len(real)) > width else f"n < d: {singular}",
         }
+        context.progress("Fréchet distance", len(results), len(generated))
     return results
 
 
 def _ratio(
-    point: float, base: float, draws: Tensor, base_draws: Tensor
+    point: float, draws: Tensor, base: float, base_draws: Tensor
 ) -> tuple[float | None, list[float] | None]:
     """Return a ratio of distances and its interval; None where a distance is not clearly above zero."""
     if min(point, base, float(draws.min()), float(base_draws.min())) <= 1e-9 * max(point, base, 1e-9):
@@ -172,11 +151,3 @@ def _ratio(
     ratio = point / base
     factor = math.exp(NORMAL_95 * float((draws / base_draws).log().std()))
     return ratio, [ratio / factor, ratio * factor]
-
-
-def _warning(num_real: int, num_generated: int, width: int) -> str | None:
-    """Return what is wrong with the sample sizes, if anything."""
-    n = min(num_real, num_generated)
-    if n > width:
-        return None
-    return f"n < d: covariance is singular ({num_real} real and {num_generated} generated images, {width} features)"

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.images import check_images
 from eval.observation import Observation, Seen
 from eval.types import DATA, Context
 
@@ -24,11 +23,12 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
     if name == DATA:
         assert context.real is not None
         images = context.real()
-        check_images(images, place)
     else:
         images = seen["images"].tensors["images"]
-    features = context.extractor.extract(images, batch_size=context.batch_size, place=place)
-    return Observation({"features": features}, context.extractor.facts)
+    assert context.features is not None
+    extractor = context.features()
+    features = extractor.extract(images, batch_size=context.batch_size, place=place)
+    return Observation({"features": features}, extractor.facts)
 
 
 def features_of(

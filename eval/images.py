@@ -6,8 +6,8 @@ Observation: ``images`` uint8 ``(num_samples, C, H, W)``; image i is of sample i
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from eval.features import check_images
 from eval.observation import Observation, Seen
 from eval.types import Context
 from eval.workers import side_by_side
@@ -31,17 +31,5 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
         if len(batch) != len(ids):
             raise ValueError(f"{place}: {len(batch)} images came for {len(ids)} sample ids")
         batches.append(batch.cpu())
-        context.report_progress(f"sampling {name}", int(ids[-1]) + 1, context.num_samples)
+        context.progress(f"sampling {name}", int(ids[-1]) + 1, context.num_samples)
     return Observation({"images": torch.cat(batches)})
-
-
-def check_images(images: Tensor, place: str) -> None:
-    """Raise ValueError unless `images` is uint8 of shape ``(N, C, H, W)``; NaN is named as such."""
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        raise ValueError(
-            f"{place}: the images hold NaN or infinity; check the model's weights and its dtype (float16 overflows)"
-        )
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"{place}: images must be rounded uint8 (N, C, H, W), found {images.dtype} {tuple(images.shape)}"
-        )

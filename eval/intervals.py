@@ -19,18 +19,14 @@ def mean_interval(values: Tensor) -> list[float] | None:
 
 
 def ratio_interval(numerator: Tensor, denominator: Tensor) -> list[float] | None:
-    """Return the 95 % interval of a ratio of sums over independent clusters.
+    """Return the 95 % interval of ``D = sum a_i / sum b_i`` over independent clusters; None for fewer than two.
 
-    With the estimate ``D = sum a_i / sum b_i`` and the residuals ``r_i = a_i - D b_i``, the linearised
-    variance is ``n / (n - 1) * sum r_i^2 / (sum b_i)^2`` (Cochran, Sampling Techniques, 1977, eq. 6.13 without the
-    finite population factor), with n - 1 degrees of freedom.
+    With the residuals ``r_i = a_i - D b_i``, the linearised variance is ``n / (n - 1) * sum r_i^2 / (sum b_i)^2``
+    (Cochran, Sampling Techniques, 1977, eq. 6.13 without the finite population factor), with n - 1 degrees of freedom.
 
     Args:
         numerator: a, one sum per cluster, ``(n,)``.
         denominator: b, ``(n,)``, not all zero.
-
-    Returns:
-        ``[low, high]``, or None for fewer than two clusters.
     """
     a, b = numerator.double(), denominator.double()
     n = len(a)
@@ -44,17 +40,11 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> list[float] | None
 
 
 def median_interval(values: Sequence[float]) -> tuple[list[float], float]:
-    """Return a distribution-free interval of the median and the coverage it really has.
+    """Return a distribution-free interval of the median of at least one value, and the coverage it really has.
 
     The interval runs from the k-th smallest to the k-th largest of n values, k the largest with a coverage
     ``1 - 2 P(Binomial(n, 1/2) < k)`` of at least 95 % (David and Nagaraja, Order Statistics, 2003, section 7.1).
     Fewer than six values cannot reach that: then it is their range, and the coverage says so.
-
-    Args:
-        values: At least one value.
-
-    Returns:
-        ``([low, high], coverage)``.
     """
     ordered, n = sorted(values), len(values)
     coverage = {k: 1 - 2 * float(bdtr(k - 1, n, 0.5)) for k in range(1, max(n // 2, 1) + 1)}

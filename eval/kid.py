@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.fid import Precomputed
+from eval.fid import Precomputed, check_pair
 from eval.image_features import features_of
 from eval.observation import Seen
 from eval.types import Context
@@ -29,24 +29,25 @@ SUBSET_SIZE = 1000
 def kernel_distance(
     real: Tensor, generated: Tensor, *, subsets: int = SUBSETS, subset_size: int | None = None, seed: int = 0
 ) -> tuple[float, float, int]:
-    """Return the kernel distance of two sets of features, by torchmetrics in float64.
+    """Return the kernel distance of two sets of features, ``(M, d)`` and ``(N, d)``, by torchmetrics in float64.
 
     Args:
-        real: Features ``(M, d)``.
-        generated: Features ``(N, d)``.
+        real: Features of real images.
+        generated: Features of generated images.
         subsets: Number of random subsets.
         subset_size: Rows of each. None takes 1000, or half of the smaller set if that is less: a subset of all rows
             would be the same every time, and its standard deviation a misleading zero.
         seed: Seeds the subsets; torch's global generator is left as it was.
 
     Returns:
-        Mean over the subsets, standard deviation over the subsets, and the subset size.
+        Mean and standard deviation over the subsets, and the subset size.
 
     Raises:
         ValueError: If the sets are too small for the subset size, or their widths differ.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
+    check_pair(real, generated)
     fewest = min(len(real), len(generated))
     size = min(SUBSET_SIZE, fewest // 2) if subset_size is None else subset_size
     if size < 2 or size > fewest:
@@ -54,12 +55,7 @@ def kernel_distance(
             f"kernel distance: subset size {size} does not fit {len(real)} real and {len(generated)} generated images; "
             f"it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
         )
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(f"feature widths differ: real {real.shape[1]}, generated {generated.shape[1]}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Metric `Kernel Inception Distance` will save all extracted features"
-        )
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it says that it keeps all features
         metric = KernelInceptionDistance(
             feature=Precomputed(real.shape[1]),
             subsets=subsets,
@@ -79,7 +75,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     """Return for every subject the kernel distance to the real images."""
     real, generated, facts = features_of(context, seen)
     results = {}
-    for index, (name, features) in enumerate(generated.items()):
+    for name, features in generated.items():
         mean, std, size = kernel_distance(real, features, seed=context.seed)
         results[name] = {
             "kernel": mean,
@@ -88,5 +84,5 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
             "kernel_subsets": SUBSETS,
             "kernel_subset_size": size,
         }
-        context.report_progress("kernel distance", index + 1, len(generated))
+        context.progress("kernel distance", len(results), len(generated))
     return results

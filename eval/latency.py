@@ -10,37 +10,41 @@ This compares subjects with each other and is observed of none alone, so it is m
 
 from __future__ import annotations
 
-import logging
 import math
 import platform
+import re
 import statistics
 import timeit
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import benchmark
 
 from eval.intervals import median_interval
 from eval.observation import Seen
-from eval.types import Context, LatencyOptions
+from eval.types import Context
 
 NEEDS = ("predict", "call", "model")
+MIN_RUN_S = 0.05
+"""Least time of one timed block of calls, in seconds."""
 
-logger = logging.getLogger(__name__)
+WARMUP = 2
+"""Untimed calls of every subject before the first round."""
 
 
 def interleave(
     runs: Mapping[str, Callable[[], Any]],
     *,
     rounds: int,
-    min_run_s: float,
+    min_run_s: float = MIN_RUN_S,
     warmup: int,
     num_threads: int,
     clock: Callable[[], float] = benchmark.timer,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
     """Time several statements in turn and return the seconds of one run, one value per round.
 
@@ -57,9 +61,10 @@ def interleave(
         progress: Called with the number of rounds done.
     """
     timers = {name: timeit.Timer(run, timer=clock) for name, run in runs.items()}
-    names = list(runs)
+    names, threads = list(runs), torch.get_num_threads()
     times: dict[str, list[float]] = {name: [] for name in names}
-    with _threads(num_threads):
+    torch.set_num_threads(num_threads)
+    try:
         warm = {name: timer.repeat(warmup, number=1) for name, timer in timers.items()}
         number = {name: max(1, math.ceil(min_run_s / s[-1])) if s else 1 for name, s in warm.items()}
         for index in range(rounds):
@@ -68,27 +73,15 @@ def interleave(
                 if number[name] > 1:
                     timers[name].timeit(1)
                 times[name].append(timers[name].timeit(number[name]) / number[name])
-            if progress is not None:
-                progress(index + 1)
-    return times
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
+            progress(index + 1)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+    return times
 
 
 def summary(times: list[float], images: int) -> dict[str, Any]:
     """Return median, interquartile range and spread of times in seconds; `images` are made in one run."""
-    quartiles = torch.tensor(times, dtype=torch.float64).quantile(
-        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    )
-    low, median, high = quartiles.tolist()
+    low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
     return {
         "median_s": median,
         "iqr_s": high - low,
@@ -113,11 +106,9 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         cpuinfo = Path("/proc/cpuinfo")
-        lines = (
-            cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
-        )
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return models[0] if models else platform.processor() or platform.machine()
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+        model = re.search(r"^model name\s*:(.*)$", text, re.MULTILINE)
+        return model[1].strip() if model else platform.processor() or platform.machine()
     return device.type
 
 
@@ -128,70 +119,48 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     Sampling is skipped (None) if the options say so or a subject has no sample function.
     """
     assert context.call is not None
+    options, subjects = context.latency, context.subjects
+    call, ids = context.call(options.batch_size), torch.arange(options.batch_size)
+    calls = {name: partial(s.predict, call) for name, s in subjects.items() if s.predict is not None}
+    results = _timed(context, "call", calls, rounds=options.rounds, warmup=WARMUP)
+    samplers = {name: partial(s.sample, ids) for name, s in subjects.items() if s.sample is not None}
+    if options.sampling_rounds and len(samplers) == len(subjects):
+        for sample in samplers.values():
+            sample.func(ids[:1])  # loads what is loaded at first use
+        sampling = _timed(context, "sampling", samplers, rounds=options.sampling_rounds, warmup=0)
+    else:
+        keys = ("sampling", "speedup_sampling", "speedup_sampling_ci95", "speedup_sampling_coverage")
+        sampling = {name: dict.fromkeys(keys) for name in subjects}
+    return {name: results[name] | sampling[name] for name in subjects}
+
+
+def _timed(
+    context: Context, what: str, runs: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int
+) -> dict[str, dict[str, Any]]:
+    """Time one kind of run of every subject and return its numbers, with the circumstances recorded."""
     options = context.latency
     threads = options.num_threads or torch.get_num_threads()
-    call = context.call(options.batch_size)
-    predictors = {
-        name: subject.predict for name, subject in context.subjects.items() if subject.predict is not None
-    }
     times = interleave(
-        {name: lambda predict=predict: predict(call) for name, predict in predictors.items()},
-        rounds=options.rounds,
-        min_run_s=options.min_run_s,
-        warmup=options.warmup,
+        runs,
+        rounds=rounds,
+        warmup=warmup,
         num_threads=threads,
-        progress=lambda done: context.report_progress("latency of a call", done, options.rounds),
+        progress=lambda done: context.progress(f"latency, {what}", done, rounds),
     )
-    results = _results(context, "call", times, options.batch_size, threads)
-    sampling = _time_sampling(context, options, threads)
-    for name, result in results.items():
-        result |= sampling[name]
-    return results
-
-
-def _time_sampling(context: Context, options: LatencyOptions, threads: int) -> dict[str, dict[str, Any]]:
-    """Time whole sampling runs, if asked and possible."""
-    samplers = {
-        name: subject.sample for name, subject in context.subjects.items() if subject.sample is not None
-    }
-    if not options.sampling or len(samplers) < len(context.subjects):
-        if options.sampling:
-            logger.info("sampling is not timed: %s", sorted(set(context.subjects) - set(samplers)))
-        keys = ("sampling", "speedup_sampling", "speedup_sampling_ci95", "speedup_sampling_coverage")
-        return {name: dict.fromkeys(keys) for name in context.subjects}
-    ids = torch.arange(options.sampling_batch_size)
-    for sample in samplers.values():
-        sample(ids[:1])  # loads what is loaded at first use
-    times = interleave(
-        {name: lambda sample=sample: sample(ids) for name, sample in samplers.items()},
-        rounds=options.sampling_rounds,
-        min_run_s=0.0,
-        warmup=0,
-        num_threads=threads,
-        progress=lambda done: context.report_progress("latency of sampling", done, options.sampling_rounds),
-    )
-    return _results(context, "sampling", times, options.sampling_batch_size, threads)
-
-
-def _results(
-    context: Context, what: str, times: dict[str, list[float]], batch_size: int, threads: int
-) -> dict[str, dict[str, Any]]:
-    """Return the numbers of one kind of run by subject, with the circumstances recorded."""
-    reference = times[context.reference.name]
     results: dict[str, dict[str, Any]] = {}
     for name, values in times.items():
         model = context.subjects[name].model
         assert model is not None
         parameter = next(model.parameters())
-        ratio, interval, coverage = speedup(reference, values)
+        ratio, interval, coverage = speedup(times[context.reference], values)
         results[name] = {
-            what: summary(values, batch_size)
+            what: summary(values, options.batch_size)
             | {
-                "batch_size": batch_size,
+                "batch_size": options.batch_size,
                 "num_threads": threads,
                 "dtype": str(parameter.dtype).removeprefix("torch."),
                 "device": device_name(parameter.device),
-                "warmup": context.latency.warmup,
+                "warmup": WARMUP,
             },
             f"speedup_{what}": ratio,
             f"speedup_{what}_ci95": interval,

@@ -18,12 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Observation:
-    """One thing that a subject shows.
-
-    Attributes:
-        tensors: Tensors on the CPU, by name.
-        facts: Values of JSON types, by name.
-    """
+    """One thing that a subject shows: tensors on the CPU and facts of JSON types, by name."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -31,10 +26,8 @@ class Observation:
     def save(self, folder: Path, name: str) -> None:
         """Write to `folder`, the facts last: where they are, the observation is whole."""
         if self.tensors:
-            save_file(
-                {key: value.contiguous() for key, value in self.tensors.items()},
-                folder / f"{name}.safetensors",
-            )
+            tensors = {key: value.contiguous() for key, value in self.tensors.items()}
+            save_file(tensors, folder / f"{name}.safetensors")
         facts = json.dumps({"tensors": sorted(self.tensors), "facts": dict(self.facts)}, indent=1)
         (folder / f"{name}.json").write_text(facts + "\n", encoding="utf-8")
 
@@ -48,11 +41,7 @@ class Observation:
         try:
             data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / f"{name}.safetensors") if data["tensors"] else {}
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} has no observation {name!r} ({error.filename}); observe it first"
-            ) from error
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"{folder}: the observation {name!r} cannot be read ({error}); observe it anew"
             ) from error

@@ -1,7 +1,6 @@
-"""Observes subjects and computes metrics from what was observed.
+"""Observes subjects, which is expensive, and computes metrics from what was observed, which is cheap.
 
-Observing is expensive (sampling, features, predictions), computing is cheap, and the two may speak through files, so
-that a subject is observed once for any number of comparisons.
+The two may speak through files, so that a subject is observed once for any number of comparisons.
 
 An observation is a file of this package with a function ``observe(context, name, seen)``; ``seen`` is what the subject
 showed before, and ``NEEDS`` names what the context and the subject must have (``NEEDS_DATA``: for the data). A metric
@@ -9,23 +8,20 @@ is a file with a function ``compute(context, seen)``; ``seen`` holds what every 
 ``READS`` which observations of each subject it is computed from, in ``READS_DATA`` which of the data, and in
 ``MIN_IMAGES`` how many images it takes at least. An observation for one metric alone is a function in the metric's own
 file. A metric that runs the subjects side by side reads none, and its own ``NEEDS`` say what for.
-
-So a new metric is one new file, nothing here has to know it, and what is missing is reported before anything is
-measured.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
-import math
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.observation import Observation, Seen
-from eval.types import DATA, Context
+from eval.types import DATA, Context, Subject
 
 FOLDER = Path(__file__).parent
 SUBJECT = ""  # any name that is not `DATA`
@@ -33,12 +29,8 @@ SUBJECT = ""  # any name that is not `DATA`
 
 def available_metrics(folder: Path = FOLDER) -> list[str]:
     """Return the names of the metrics: the files of `folder` that define ``compute``; nothing is imported."""
-    return sorted(path.stem for path in folder.glob("*.py") if _defines_compute(path))
-
-
-def _defines_compute(path: Path) -> bool:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == "compute" for node in body)
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    return sorted(name for name, text in texts.items() if re.search(r"^def compute\(", text, re.MULTILINE))
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -54,25 +46,22 @@ def check_metrics(metrics: Sequence[str]) -> None:
 def needs_of(metrics: Sequence[str]) -> set[str]:
     """Return what the metrics need of the context and the subjects, e.g. ``features``."""
     check_metrics(metrics)
-    found: set[str] = set()
-    for metric in metrics:
-        found.update(*(_needs(what, SUBJECT) for what in _reads(metric, SUBJECT) or (metric,)))
-        found.update(*(_needs(what, DATA) for what in _reads(metric, DATA)))
-    return found
+    looks = [(name, what) for metric in metrics for name in (SUBJECT, DATA) for what in _looks(metric, name)]
+    return {need for name, what in looks for need in _declared(what, "NEEDS", name)}
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"eval.{name}")
 
 
-def _reads(metric: str, name: str) -> Sequence[str]:
-    """Return the observations of a subject, or of the data, that a metric is computed from."""
-    return getattr(_module(metric), "READS_DATA" if name == DATA else "READS", ())
+def _declared(what: str, kind: str, name: str) -> Sequence[str]:
+    """Return what a file says in ``READS`` or ``NEEDS`` about a subject, or with ``_DATA`` about the data."""
+    return getattr(_module(what), f"{kind}_DATA" if name == DATA else kind, ())
 
 
-def _needs(what: str, name: str) -> Sequence[str]:
-    """Return what has to be there for a file to look at a subject, or at the data."""
-    return getattr(_module(what), "NEEDS_DATA" if name == DATA else "NEEDS", ())
+def _looks(metric: str, name: str) -> Sequence[str]:
+    """Return what looks at a subject, or at the data, for a metric: its observations, or the metric itself."""
+    return _declared(metric, "READS", name) or (metric,)
 
 
 def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
@@ -85,44 +74,44 @@ def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
 def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
     """Return what `metrics` read of a subject, or of the data, in the order in which it is gathered."""
     check_metrics(metrics)
-    return list(dict.fromkeys(what for metric in metrics for what in _reads(metric, name)))
+    return list(dict.fromkeys(what for metric in metrics for what in _declared(metric, "READS", name)))
 
 
 def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
-    """Make one observation of a subject.
-
-    Args:
-        context: The subject, the data and the options.
-        name: Name of the subject, or `DATA` for the data that all are held against.
-        what: Name of the observation; see `observations`.
-        seen: What the subject showed before.
+    """Make the observation `what` of the subject `name`, or of the data, which showed `seen` before.
 
     Raises:
         ValueError: For something that the context lacks or the subject does wrong.
     """
-    context.check(what, _needs(what, name), [] if name == DATA else [name])
+    _check_needs(context, what, what, name)
     return _module(what).observe(context, name, seen)
 
 
-def _check_needs(context: Context, metric: str, name: str, missing: Sequence[str]) -> None:
-    """Raise ValueError unless those of the `missing` observations that `metric` reads can be made."""
-    for what in _reads(metric, name):
-        if what in missing:
-            context.check(metric, _needs(what, name), [] if name == DATA else [name])
+def _check_needs(context: Context, metric: str, what: str, name: str) -> None:
+    """Raise ValueError unless `what` can look at a subject, or at the data, for `metric`."""
+    subject = context.subjects.get(name, Subject())  # of the data nothing is needed
+    for need in _declared(what, "NEEDS", name):
+        if need in Context.__dataclass_fields__:
+            if getattr(context, need) is None:
+                raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
+        elif getattr(subject, need) is None:
+            raise ValueError(f"metric {metric!r} needs Subject.{need}; subject {name!r} has none")
+    if subject.model is not None and subject.model.training:
+        raise ValueError(
+            f"subject {name!r}: the model is in training mode, so dropout would change metric {metric!r}; "
+            "call model.eval()"
+        )
 
 
 def measure_all(
     context: Context, metrics: Sequence[str], *, seen: Mapping[str, Seen] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Measure every subject of the context.
+    """Return for every subject of the context the merged results of all metrics, JSON types only.
 
     Args:
         context: The subjects, data and options.
         metrics: Names as in `available_metrics`; they run in this order.
         seen: What subjects, and under `DATA` the data, showed before (see `look`). What is missing is looked at here.
-
-    Returns:
-        For every subject the merged results of all metrics, JSON types only.
 
     Raises:
         ValueError: For an unknown metric, something a metric needs and the context lacks (both before any measurement),
@@ -132,17 +121,18 @@ def measure_all(
     found = {name: dict((seen or {}).get(name, {})) for name in (DATA, *context.subjects)}
     for metric in metrics:
         for name, known in found.items():
-            _check_needs(context, metric, name, [what for what in _reads(metric, name) if what not in known])
-        if not _reads(metric, SUBJECT):  # it runs the subjects side by side
-            context.check(metric, _needs(metric, SUBJECT))
+            for what in _looks(metric, name):
+                if what not in known:
+                    _check_needs(context, metric, what, name)
     results: dict[str, dict[str, Any]] = {name: {} for name in context.subjects}
     for metric in metrics:
         for name, known in found.items():
-            for what in _reads(metric, name):
+            for what in _declared(metric, "READS", name):
                 if what not in known:
                     known[what] = look(context, name, what, known)
         for subject, values in _module(metric).compute(context, found).items():
-            _check_values(values, f"subject {subject!r}, metric {metric!r}")
+            for key, value in values.items():
+                _check_value(value, f"subject {subject!r}, metric {metric!r}, {key}")
             clash = sorted(set(values) & set(results[subject]))
             if clash:
                 raise ValueError(
@@ -152,19 +142,12 @@ def measure_all(
     return results
 
 
-def _check_values(value: Any, place: str) -> None:
-    """Raise ValueError if a number anywhere in `value` is NaN or infinite, or something is not of a JSON type."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_values(entry, f"{place}, {key}")
-    elif isinstance(value, (list, tuple)):
-        for index, entry in enumerate(value):
-            _check_values(entry, f"{place}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
+def _check_value(value: Any, place: str) -> None:
+    """Raise ValueError unless `value` is of JSON types and holds neither NaN nor infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{place}: the result is {value}; look at the samples and predictions of this subject"
-        )
-    elif value is not None and not isinstance(value, (str, int, float, bool)):
-        raise ValueError(
-            f"{place}: {type(value).__name__} is not a JSON type; a metric returns plain numbers"
-        )
+            f"{place}: {value!r} cannot be a result ({error}); a metric returns plain finite numbers: look at the "
+            "samples and predictions of this subject"
+        ) from error

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PruningError(ValueError):
     """A user's mistake or an impossible request; the message names value, rule and place."""
+
+
+@contextmanager
+def named(place: str, errors: type[ValueError] = ValueError) -> Iterator[None]:
+    """Put `place` before the message of such errors; they become PruningErrors, if they are none."""
+    try:
+        yield
+    except errors as error:
+        kind = type(error) if isinstance(error, PruningError) else PruningError
+        raise kind(f"{place}: {error}") from error

@@ -78,7 +78,7 @@ def noised_batches(
         PruningError: If the data cannot be read or are fewer than `samples`.
     """
     if isinstance(data, str):
-        channels, resolution = models.image_shape(model, pipeline)
+        channels, resolution = models.pixel_shape(model, pipeline)
         data = open_images(data, split=split, channels=channels, resolution=resolution)
     parameter = next(model.parameters())
     return noise(

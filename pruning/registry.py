@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pruning.errors import PruningError
+
 T = TypeVar("T")
 
 _FOLDERS = {"criterion": "importance", "exporter": "export"}
@@ -45,7 +47,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise ValueError(unknown(self.kind, name, self._entries))
+            raise PruningError(unknown(self.kind, name, self._entries))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -65,11 +65,7 @@ def block_by_block(
     if rounds < 1:
         raise PruningError(f"rounds of selection is {rounds}; it must be at least 1")
     check_plan(model, groups, plan)
-    shrinking = [
-        g
-        for g in groups
-        if g.kind != "blocks" and g.name in plan.kept and plan.removed_units(g) and not plan.removes(g.module)
-    ]
+    shrinking = list(plan.cuts(groups))
     kept = {group.name: tuple(range(group.num_units)) for group in shrinking}
     report: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:

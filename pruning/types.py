@@ -131,8 +131,8 @@ class CalibrationStats:
     """Streaming float64 sums of a calibration run, by place and statistic; never raw activations.
 
     A place is a slice that is read (`PrunableGroup.consumer_key`), an attention module or a block (its path), or a
-    group as a whole (its name). The statistics are documented in `pruning.calibration`. Who asks for a group's takes
-    `of` it first.
+    group as a whole (its name). The statistics are documented in `pruning.calibration.statistics`. Who asks for a
+    group's takes `of` it first.
 
     Attributes:
         values: Sums by place, then by statistic name.
@@ -223,6 +223,11 @@ class PruningPlan:
         """Return the units of `group` that the plan removes."""
         kept = set(self.kept_units(group))
         return tuple(k for k in range(group.num_units) if k not in kept)
+
+    def cuts(self, groups: Iterable[PrunableGroup]) -> dict[PrunableGroup, tuple[int, ...]]:
+        """Return the groups of channels, outside removed blocks, that lose units, and which these are."""
+        channels = [group for group in groups if group.kind != "blocks" and not self.removes(group.module)]
+        return {group: units for group in channels if (units := self.removed_units(group))}
 
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""

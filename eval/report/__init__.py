@@ -1,8 +1,4 @@
-"""The report: one self-contained HTML page about one run or several.
-
-It knows nothing of pruning: cuts, sink maps and metrics come as plain JSON and tensor files (`eval.report.data`), and
-every section of the page is one file (`eval.report.sections`).
-"""
+"""The report: one self-contained HTML page about one run or several, drawn from plain JSON and tensor files."""
 
 from eval.report.data import FORMAT, RunData, load_run
 from eval.report.page import render

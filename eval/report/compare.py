@@ -11,15 +11,8 @@ from eval.report import fmt, svg
 from eval.report.data import RunData
 from eval.report.html import template
 from eval.report.sections.results import Cell, frechet, kernel
-from eval.report.svg import SHAPES, Scale
 
-MEASURED_ON = (
-    "frechet_name",
-    "frechet_mode",
-    "frechet_features_sha256",
-    "frechet_num_generated",
-    "frechet_num_real",
-)
+MEASURED_ON = ("name", "mode", "features_sha256", "num_generated", "num_real")
 TIMED_ON = ("device", "dtype", "num_threads", "batch_size")
 
 
@@ -41,9 +34,9 @@ BODY = template(
 <thead><tr><th scope="col">Run</th>
 {%- for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for run, anchor in named %}
+{% for run in runs %}
 {% set row, model = loop.index0, run.data.get('model') %}
-<tr><th scope="row"><a href="#{{ anchor }}">{{ run.name }}</a>
+<tr><th scope="row"><a href="#run{{ loop.index }}">{{ run.name }}</a>
 {%- if model %}<span class="detail">{{ model }}</span>{% endif %}</th>
 {%- for cells in columns.values() %}{{ cells[row] }}{% endfor %}</tr>
 {% endfor %}
@@ -63,47 +56,36 @@ class Point(NamedTuple):
     dense: float
 
 
-def comparison(runs: Sequence[RunData], anchors: Sequence[str]) -> Markup:
+def comparison(runs: Sequence[RunData]) -> Markup:
     """Return the plots and the table that hold several runs against each other, as HTML."""
     found, remarks = panels(runs)
-    named = list(zip(runs, anchors, strict=True))
-    return BODY(panels=found, remarks=remarks, named=named, columns=columns(runs))
+    return BODY(panels=found, remarks=remarks, runs=runs, columns=columns(runs))
 
 
 def panels(runs: Sequence[RunData]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Group the runs by what their distances were measured on and draw each group.
-
-    Returns:
-        The panels, and one sentence for each thing the reader should know: several panels, runs left out.
-    """
+    """Draw the runs grouped by what their distances were measured on; say why there are groups and what is left out."""
+    shown = [run for run in runs if run.metric(run.final, "frechet") is not None and run.left("macs")]
     groups: dict[tuple[Any, ...], list[RunData]] = {}
-    left_out = []
-    for run in runs:
-        if run.metric(run.final, "frechet") is None or not run.left("macs"):
-            left_out.append(run.name)
-        else:
-            groups.setdefault(_measured_on(run), []).append(run)
+    for run in shown:
+        groups.setdefault(_measured_on(run), []).append(run)
     found = [_panel(members) for members in groups.values() if len(members) > 1]
-    alone = [members[0].name for members in groups.values() if len(members) == 1]
     remarks = []
     if len(groups) > 1:
         remarks.append(
             f"The runs were measured in {len(groups)} ways (features, number of samples or reference images differ). "
-            "Fréchet distances are not comparable across these"
-            + (", so each has its own plot." if len(found) > 1 else ".")
+            f"Fréchet distances are not comparable across these{', so each has its own plot' * (len(found) > 1)}."
         )
-    if alone:
-        remarks.append(f"Not plotted, since no other run was measured alike: {', '.join(alone)}.")
-    if left_out:
-        remarks.append(
-            f"Not plotted, since they have no Fréchet distance of a pruned model: {', '.join(left_out)}."
-        )
+    left_out = {
+        "no other run was measured alike": [m[0].name for m in groups.values() if len(m) == 1],
+        "they have no Fréchet distance of a pruned model": [run.name for run in runs if run not in shown],
+    }
+    remarks += [f"Not plotted, since {why}: {', '.join(names)}." for why, names in left_out.items() if names]
     return found, remarks
 
 
 def _measured_on(run: RunData) -> tuple[Any, ...]:
     """Return what has to agree for two Fréchet distances to be comparable."""
-    return (run.data.get("data"), *(run.metric(run.final, key) for key in MEASURED_ON))
+    return (run.data.get("data"), *(run.metric(run.final, f"frechet_{key}") for key in MEASURED_ON))
 
 
 def _timed_on(run: RunData) -> tuple[Any, ...] | None:
@@ -136,11 +118,11 @@ def _panel(runs: Sequence[RunData]) -> dict[str, Any]:
 def _plot(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     """Draw the runs, coloured by model, each model's dense distance as a dashed line."""
     models = sorted({point.model for point in points})
-    shapes = [SHAPES[which % len(SHAPES)] for which in range(len(models))]
+    shapes = [svg.SHAPES[which % len(svg.SHAPES)] for which in range(len(models))]
     found = {(models.index(point.model), fmt.number(point.dense)): point.dense for point in reversed(points)}
     dense = sorted((which, value) for (which, _), value in found.items())
     left, right = svg.padded([1.0, *(point.x for point in points)], log=False)
-    xs = Scale(min(left, 0.95), right, 60, 700)
+    xs = svg.Scale(min(left, 0.95), right, 60, 700)
     values = [value for point in points for value in (point.y, point.dense, *point.interval)]
     ys = svg.value_scale(values, 372, 42)
     body = svg.axes(xs, ys, x_label, y_label + ", log" * ys.log + " (lower is better)")
@@ -182,9 +164,8 @@ def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]],
         if not any(abs(base - other) < 14 and start < e and s < start + width for s, other, e in taken):
             break
     taken.append((start, base, start + width))
-    if start < x:
-        return svg.label(x - 10, base, shown, "t ink halo", "end")
-    return svg.label(start, base, shown, "t ink halo")
+    at, anchor = (x - 10, "end") if start < x else (start, "start")
+    return svg.label(at, base, shown, "t ink halo", anchor)
 
 
 def columns(runs: Sequence[RunData]) -> dict[str, list[Cell]]:

@@ -1,8 +1,7 @@
 """What a report is drawn from: the data of one run, as the stage that gathered it wrote it.
 
-A run directory holds ``report/data.json`` and beside it the tensor files that it names. Its entries are those of our
-own stage and are not checked again, except for the mark of their format: directories may be old or come from
-elsewhere. An entry that is missing or null leaves out what would show it.
+A run directory holds ``report/data.json`` and beside it the tensor files that it names. Of its entries only the mark of
+their format is checked: directories may be old. One that is missing or null leaves out what would show it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from eval.report import fmt
 
@@ -27,12 +27,7 @@ LEAST_LEVEL = 0.9  # an interval of a speed-up that covers less is not shown
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of one run.
-
-    Attributes:
-        data: The entries of ``data.json``.
-        folder: Where its tensor files lie.
-    """
+    """The entries of ``data.json`` of one run, and the folder where its tensor files lie."""
 
     data: Mapping[str, Any]
     folder: Path
@@ -105,9 +100,8 @@ class RunData:
         """
         file = self.folder / Path(name).name
         try:
-            with safe_open(file, framework="numpy") as handle:
-                return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, TypeError, OSError) as error:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file}: not a readable tensor file ({error}); data.json names it: run the report stage again"
             ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import combinations
 
 import numpy as np
 from markupsafe import Markup
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from eval.report import fmt, svg
 from eval.report.sites import Site
-from eval.report.svg import Scale
 
 PANEL = 132
 NEAR = 13.0  # points of the path nearer than this share one mark, and numbers of 12 px one line
@@ -49,10 +48,8 @@ def drift(site: Site) -> Drift | None:
     if not there:
         return None
     first = there[-1]
-    overlap = {
-        t: float(np.minimum(soft[t], soft[first]).sum() / np.maximum(soft[t], soft[first]).sum())
-        for t in there
-    }
+    shared, either = np.minimum(soft, soft[first]).sum(axis=1), np.maximum(soft, soft[first]).sum(axis=1)
+    overlap = {t: float(shared[t] / either[t]) for t in there}
     mass = soft * site.key_mass
     centroids = {t: _centroid(mass[t], site.grid[1]) for t in there if mass[t].any()} if site.grid else {}
     return Drift(first, centroids, overlap)
@@ -60,15 +57,13 @@ def drift(site: Site) -> Drift | None:
 
 def _centroid(mass: NDArray[np.float64], columns: int) -> Point:
     """Return the mean row and column of the cells of a grid, weighted by `mass` (M,)."""
-    rows, across = np.divmod(np.arange(len(mass)), columns)
-    row, column = (float((mass * (where + 0.5)).sum() / mass.sum()) for where in (rows, across))
-    return row, column
+    row, column = np.divmod(np.arange(len(mass)), columns)
+    return float(np.average(row + 0.5, weights=mass)), float(np.average(column + 0.5, weights=mass))
 
 
 def figure(site: Site) -> Markup | None:
     """Draw the path of the centroid over the grid and the overlap by bucket; the overlap alone for text keys."""
-    found = drift(site)
-    if found is None:
+    if (found := drift(site)) is None:
         return None
     body, left, alt = "", 0.0, ""
     if site.grid:
@@ -93,9 +88,8 @@ def _path(grid: Sequence[int], found: Drift) -> tuple[str, float]:
     for members in _together(points):
         x, y = (math.fsum(points[t][axis] for t in members) / len(members) for axis in (0, 1))
         numbers, aside = _runs(members), (-9, "end") if x > middle else (9, "start")
-        body += svg.marker(
-            x, y, "circle", "ring" if found.first in members else "dot p1", f"bucket {numbers}", 5
-        )
+        cls = "ring" if found.first in members else "dot p1"
+        body += svg.marker(x, y, "circle", cls, f"bucket {numbers}", 5)
         body += svg.label(x + aside[0], y + 4, numbers, "t num ink halo0", aside[1])
     apart = max((math.dist(*pair) for pair in combinations(found.centroids.values(), 2)), default=0.0)
     body += svg.label(left, top + PANEL + 15, f"{apart:.1f} tokens apart at most", "t")
@@ -104,22 +98,16 @@ def _path(grid: Sequence[int], found: Drift) -> tuple[str, float]:
 
 def _together(points: Mapping[int, Point]) -> list[list[int]]:
     """Gather buckets whose points lie so near to each other that marks would cover each other."""
-    found: list[list[int]] = []
+    found: dict[int, list[int]] = {}
     for bucket, point in points.items():
-        near = (members for members in found if math.dist(point, points[members[0]]) < NEAR)
-        if (members := next(near, None)) is None:
-            found.append([bucket])
-        else:
-            members.append(bucket)
-    return found
+        near = (first for first in found if math.dist(point, points[first]) < NEAR)
+        found.setdefault(next(near, bucket), []).append(bucket)
+    return list(found.values())
 
 
 def _runs(numbers: Sequence[int]) -> str:
     """Write rising numbers with runs joined: ``0–3, 7``."""
-    runs = [
-        [number for _, number in members]
-        for _, members in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    ]
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
@@ -127,7 +115,7 @@ def _bars(found: Drift, count: int, left: float) -> tuple[str, float]:
     """Return the overlap as one bar for each of `count` buckets, and its width."""
     slot = min(26.0, 320 / count)
     start = left + 26
-    ys = Scale(0, 1, 22 + PANEL, 26)
+    ys = svg.Scale(0, 1, 22 + PANEL, 26)
     title = f"sinks shared with bucket {found.first}"
     body = svg.label(left, 12, title, "t ink")
     for value, text in ((0.0, "0"), (0.5, "½"), (1.0, "all")):

@@ -25,10 +25,8 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
 
 
-def quantity(value: float | None, unit: str = "") -> str:
+def quantity(value: float, unit: str = "") -> str:
     """Format with a decimal SI prefix: ``1.23 M``, ``4.56 GB``."""
-    if value is None:
-        return MISSING
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor * 0.9995:
             scaled = value / factor
@@ -37,7 +35,7 @@ def quantity(value: float | None, unit: str = "") -> str:
     return f"{value:,.0f}{THIN}{unit}".rstrip(THIN)
 
 
-def size(value: float | None) -> str:
+def size(value: float) -> str:
     """Format bytes: ``4.56 GB``."""
     return quantity(value, "B")
 

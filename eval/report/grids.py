@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +15,28 @@ from eval.report import svg
 MAX_SIDE = 32  # larger token grids are reduced to at most this side
 
 
-def reduction(grid: list[int]) -> int:
-    """Return how many tokens stand side by side in one cell of a drawn grid."""
-    return math.ceil(max(grid) / MAX_SIDE)
+def reduction(grid: list[int], most: int = MAX_SIDE) -> int:
+    """Return how many tokens stand side by side in one cell of a drawn grid of at most `most` cells a side."""
+    return math.ceil(max(grid) / most)
 
 
 def pooled(
-    values: NDArray[np.float64],
+    values: NDArray[Any],
     grid: list[int],
-    reduce: Callable[..., NDArray[np.float64]] = np.max,
+    reduce: Callable[..., NDArray[Any]] = np.max,
     fill: float = 0.0,
-) -> NDArray[np.float64]:
-    """Return values by token as the grids that are drawn, each cell one token or a block of them.
+    most: int = MAX_SIDE,
+) -> NDArray[Any]:
+    """Return values by token ``(T, N)`` as drawn grids ``(T, rows, columns)``, each cell a token or a block of them.
 
     Args:
-        values: By timestep bucket and token, ``(T, N)``.
+        values: By timestep bucket and token.
         grid: Rows and columns of the tokens.
-        reduce: A NumPy reduction over the tokens of a cell, by default their maximum.
+        reduce: A NumPy reduction over the tokens of a cell.
         fill: What stands beyond the edges of the last blocks.
-
-    Returns:
-        ``(T, rows, columns)``.
+        most: Cells a side.
     """
-    factor, (rows, columns) = reduction(grid), grid
+    factor, (rows, columns) = reduction(grid, most), grid
     pad = ((0, 0), (0, -rows % factor), (0, -columns % factor))
     padded = np.pad(values.reshape(-1, rows, columns), pad, constant_values=fill)
     shape = (len(padded), padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)

@@ -1,33 +1,42 @@
-"""Templates: Jinja with everything escaped, except what is markup already (drawings, rendered parts)."""
+"""What a section is, and templates: Jinja with everything escaped, except what is markup already (drawings, parts)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.report import fmt
 
-FILES = Path(__file__).parent / "templates"
-
-_ENVIRONMENT = Environment(
+ENVIRONMENT = Environment(
+    loader=PackageLoader("eval.report"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters.update(seconds=fmt.seconds, percent=lambda share: fmt.percent(share, 0))
+ENVIRONMENT.filters.update(seconds=fmt.seconds, times=fmt.times, percent=lambda share: fmt.percent(share, 0))
 
 
 def template(text: str) -> Callable[..., Markup]:
     """Return a template as a function of its values, which returns HTML."""
-    compiled = _ENVIRONMENT.from_string(text)
+    compiled = ENVIRONMENT.from_string(text)
     return lambda **values: Markup(compiled.render(**values))
 
 
-def template_file(name: str) -> Callable[..., Markup]:
-    """Return the template in a file of the folder ``templates``."""
-    return template((FILES / name).read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Section:
+    """What a file of `eval.report.sections` shows of a run.
+
+    Attributes:
+        body: HTML.
+        heading: What stands above it; a picture within another section has none.
+        link: Its name in the line of links at the top; empty takes the heading.
+    """
+
+    body: Markup
+    heading: str = ""
+    link: str = ""

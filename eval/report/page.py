@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup
-
 from eval.report.compare import comparison
 from eval.report.data import RunData
-from eval.report.html import FILES, template_file
+from eval.report.html import ENVIRONMENT
 from eval.report.sections import sections
 from eval.report.summary import headline, summary
 
@@ -22,26 +20,18 @@ def render(runs: Sequence[RunData]) -> str:
     Raises:
         ValueError: If a tensor file that a run names is missing or broken.
     """
-    runs = _named_apart(runs)
-    anchors = [f"run{number}" for number in range(1, len(runs) + 1)]
-    views = [_view(run, anchor) for run, anchor in zip(runs, anchors, strict=True)]
-    style = "\n".join((FILES / name).read_text(encoding="utf-8") for name in ("chart.css", "page.css"))
-    compared = comparison(runs, anchors) if len(runs) > 1 else ""
-    return template_file("page.html.j2")(views=views, comparison=compared, style=Markup(style))
-
-
-def _named_apart(runs: Sequence[RunData]) -> list[RunData]:
-    """Give runs of one name their folders as names, so that labels tell them apart."""
     names = [run.name for run in runs]
-    return [
-        replace(run, data={**run.data, "name": f"{run.name} ({run.folder.parent.name})"})
-        if names.count(run.name) > 1
-        else run
-        for run in runs
-    ]
+    runs = [_named_by_folder(run) if names.count(run.name) > 1 else run for run in runs]
+    compared = comparison(runs) if len(runs) > 1 else ""
+    page = ENVIRONMENT.get_template("page.html.j2")
+    return page.render(views=[_view(run) for run in runs], comparison=compared)
 
 
-def _view(run: RunData, anchor: str) -> dict[str, Any]:
+def _named_by_folder(run: RunData) -> RunData:
+    return replace(run, data={**run.data, "name": f"{run.name} ({run.folder.parent.name})"})
+
+
+def _view(run: RunData) -> dict[str, Any]:
     """Return what the page shows of one run."""
     data, title = run.data, run.data["title"]
     created = re.sub(r"(?<=\d)T(?=\d)", " ", data.get("created") or "")
@@ -49,7 +39,6 @@ def _view(run: RunData, anchor: str) -> dict[str, Any]:
     return {
         "name": run.name,
         "title": title,
-        "anchor": anchor,
         "by": " · ".join(part for part in by if part),
         "headline": headline(run),
         "summary": summary(run),

@@ -16,12 +16,12 @@ SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no
 
 @dataclass(frozen=True)
 class Site:
-    """Sink statistics of one attention module, means over samples.
+    """Sink statistics of one attention module, means over samples; T timestep buckets, H heads, M keys.
 
     Attributes:
         module: Module path.
         grid: Token grid ``[rows, columns]`` if the keys are image tokens, else None.
-        sink_mass: Share of a head's attention on sink keys, ``(T, H)`` in [0, 1]; T timestep buckets, H heads.
+        sink_mass: Share of a head's attention on sink keys, ``(T, H)`` in [0, 1].
         key_mass: Attention mass by key, mean over heads, ``(T, M)``; a row sums to one.
         indicator: Soft sink indicator ``(T, M)`` in [0, 1].
     """
@@ -56,6 +56,11 @@ class Site:
     def peak_relative(self) -> float:
         """The largest relative mass of any key and timestep; 1 is uniform."""
         return float(self.relative_mass.max())
+
+    @property
+    def nearness(self) -> float:
+        """How near the strongest key comes to being a sink, which it is from 1 on."""
+        return self.peak_relative / self.threshold
 
     @property
     def has_sinks(self) -> bool:

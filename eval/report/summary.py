@@ -45,14 +45,18 @@ def summary(run: RunData) -> Markup:
     )
 
 
+def _left(run: RunData) -> list[tuple[str, float, float | None]]:
+    """Return of MACs and parameters, as far as it is known, the share that is left and the share that was asked."""
+    found = [(key, run.left(key), run.entry("asked").get(key)) for key in ("macs", "params")]
+    return [(key, share, asked) for key, share, asked in found if share is not None]
+
+
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     """Return the figures at the top as (name, value, small print)."""
     found = []
-    for key in ("macs", "params"):
-        if (share := run.left(key)) is not None:
-            asked = run.entry("asked").get(key)
-            small = f"asked {fmt.percent(asked)}" if asked else _from_to(run, key, fmt.quantity)
-            found.append((f"{WORDS[key]} left", fmt.percent(share), small))
+    for key, share, asked in _left(run):
+        small = f"asked {fmt.percent(asked)}" if asked else _from_to(run, key, fmt.quantity)
+        found.append((f"{WORDS[key]} left", fmt.percent(share), small))
     if (fast := run.speedup(run.final)) is not None:
         batch = run.metric(run.final, "call")["batch_size"]
         found.append(("speed", fmt.times(fast), f"one call, batch {batch}"))
@@ -72,10 +76,7 @@ def _from_to(run: RunData, key: str, show: Callable[[float], str]) -> str:
 
 def headline(run: RunData) -> str:
     """Return the run in one line of numbers."""
-    parts = []
-    for key in ("macs", "params"):
-        if not parts and (share := run.left(key)) is not None:
-            parts.append(f"{fmt.percent(share)} of the {WORDS[key]}")
+    parts = [f"{fmt.percent(share)} of the {WORDS[key]}" for key, share, _ in _left(run)[:1]]
     if (fast := run.speedup(run.final)) is not None:
         parts.append(f"calls {fmt.times(fast)} as fast")
     if (worse := run.ratio(run.final, "frechet")) is not None:
@@ -89,12 +90,10 @@ def verdict(run: RunData) -> list[str]:
 
 
 def _size(run: RunData) -> str:
-    left = []
-    for key in ("macs", "params"):
-        if (share := run.left(key)) is not None:
-            asked = run.entry("asked").get(key)
-            wish = f" (asked: {fmt.percent(asked)})" if asked else ""
-            left.append(f"{fmt.percent(share)} of the {WORDS[key]}{wish}")
+    left = [
+        f"{fmt.percent(share)} of the {WORDS[key]}" + (f" (asked: {fmt.percent(asked)})" if asked else "")
+        for key, share, asked in _left(run)
+    ]
     return f"The {run.final} model keeps {' and '.join(left)}." if left else ""
 
 
@@ -134,10 +133,11 @@ def _resolved(run: RunData) -> str:
     ratio = run.metric(run.final, "frechet_ratio_ci95")
     if not ratio:  # a distance of zero has none
         return ""
-    how = f" (95{fmt.THIN}% {fmt.span(ratio)})"
     if ratio[0] <= 1 <= ratio[1]:
-        return f"{how}: this run does not tell the two apart"
-    return f"{how}: {'worse' if ratio[0] > 1 else 'better'} by more than chance"
+        judged = "this run does not tell the two apart"
+    else:
+        judged = f"{'worse' if ratio[0] > 1 else 'better'} by more than chance"
+    return f" (95{fmt.THIN}% {fmt.span(ratio)}): {judged}"
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:

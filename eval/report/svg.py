@@ -1,7 +1,6 @@
-"""Small drawing kit: scales, ticks, axes and marks as SVG text.
+"""Small drawing kit: scales, ticks, axes and marks as SVG text, sizes in user units of at most one CSS pixel.
 
-Colours are classes (templates/chart.css), so one drawing serves light and dark pages. Sizes are in user units;
-a page shows one unit as at most one CSS pixel.
+Colours are classes (templates/chart.css), so one drawing serves light and dark pages.
 """
 
 from __future__ import annotations
@@ -108,16 +107,10 @@ def line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
     return f'<line class="{cls}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"/>'
 
 
-def path(points: Sequence[tuple[float, float] | None], cls: str) -> str:
-    """Return a polyline; None breaks it."""
-    steps, pen = [], "M"
-    for point in points:
-        if point is None:
-            pen = "M"
-            continue
-        steps.append(f"{pen}{point[0]:g} {point[1]:g}")
-        pen = "L"
-    return f'<path class="{cls}" d="{"".join(steps)}"/>' if steps else ""
+def path(points: Sequence[tuple[float, float]], cls: str) -> str:
+    """Return a polyline."""
+    steps = "L".join(f"{x:g} {y:g}" for x, y in points)
+    return f'<path class="{cls}" d="M{steps}"/>' if points else ""
 
 
 def marker(x: float, y: float, shape: str, cls: str, title: str = "", size: float = 4.5) -> str:
@@ -136,14 +129,13 @@ def marker(x: float, y: float, shape: str, cls: str, title: str = "", size: floa
 
 def hatched(x: float, y: float, w: float, h: float, title: str = "", gap: float = 5) -> str:
     """Return a dashed box filled with diagonal lines: what went as a whole."""
-    lines = []
-    offset = gap
-    while offset < w + h:
-        x1, y1 = (x + offset, y) if offset <= w else (x + w, y + offset - w)
-        x2, y2 = (x, y + offset) if offset <= h else (x + offset - h, y + h)
-        lines.append(f"M{x1:g} {y1:g}L{x2:g} {y2:g}")
-        offset += gap
-    return f'<path class="hatch" d="{"".join(lines)}"/>' + rect(x, y, w, h, "gone", title)
+    lines = ""
+    for offset in range(1, math.ceil((w + h) / gap)):
+        along = gap * offset
+        x1, y1 = (x + along, y) if along <= w else (x + w, y + along - w)
+        x2, y2 = (x, y + along) if along <= h else (x + along - h, y + h)
+        lines += f"M{x1:g} {y1:g}L{x2:g} {y2:g}"
+    return f'<path class="hatch" d="{lines}"/>' + rect(x, y, w, h, "gone", title)
 
 
 def axes(xs: Scale, ys: Scale, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> str:
@@ -151,9 +143,8 @@ def axes(xs: Scale, ys: Scale, x_label: str, y_label: str, x_ticks: Sequence[flo
     body = ""
     for value in ys.ticks(5):
         y = ys(value)
-        body += line(xs.start, y, xs.stop, y, "grid") + label(
-            xs.start - 8, y + 4, tick(value), "t num", "end"
-        )
+        body += line(xs.start, y, xs.stop, y, "grid")
+        body += label(xs.start - 8, y + 4, tick(value), "t num", "end")
     for value in xs.ticks(6) if x_ticks is None else x_ticks:
         body += label(xs(value), ys.start + 18, tick(value), "t num", "middle")
     body += line(xs.start, ys.start, xs.stop, ys.start, "axis")
@@ -179,10 +170,8 @@ def legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> str:
 
 def drawing(body: str, width: float, height: float, alt: str) -> Markup:
     """Wrap `body` as a figure of the given size in user units; `alt` says what it shows where it cannot be seen."""
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img" aria-label="{esc(alt)}">'
-    )
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{esc(alt)}">'
     return Markup(f"{head}{body}</svg>")
 
 

@@ -20,7 +20,6 @@ def warnings(run: RunData) -> list[str]:
 
 
 def _frechet(run: RunData) -> Iterator[str]:
-    """Warn of distances from few images."""
     count, why = (run.metric(run.reference, f"frechet_{key}") for key in ("num_generated", "warning"))
     if count and count < SMALL_N:
         yield (
@@ -32,7 +31,6 @@ def _frechet(run: RunData) -> Iterator[str]:
 
 
 def _missed(run: RunData) -> Iterator[str]:
-    """Warn of a target that was not hit within the tolerance."""
     reason = "the nearest plan that round_to, minimum units and limits allow"
     for key, name in (("macs", "MACs"), ("params", "parameters")):
         asked, left = run.entry("asked").get(key), run.left(key)
@@ -45,7 +43,6 @@ def _missed(run: RunData) -> Iterator[str]:
 
 
 def _slow(run: RunData) -> Iterator[str]:
-    """Warn of a speed-up below what the MACs promise."""
     macs, fast = run.ratio(run.final, "macs"), run.speedup(run.final)
     if macs and fast is not None and fast < SPEEDUP_SHARE / macs:
         yield (
@@ -55,7 +52,6 @@ def _slow(run: RunData) -> Iterator[str]:
 
 
 def _noisy(run: RunData) -> Iterator[str]:
-    """Warn of latencies whose spread is large."""
     spread = []
     for subject in run.subjects:
         for which, name in (("call", "one call"), ("sampling", "sampling")):
@@ -67,7 +63,6 @@ def _noisy(run: RunData) -> Iterator[str]:
 
 
 def _not_recovered(run: RunData) -> Iterator[str]:
-    """Warn of training that made things worse, or that did not take place."""
     if len(run.subjects) == 2:
         yield f"No recovery: the {run.final} figures are straight after the cut, without any training."
         return

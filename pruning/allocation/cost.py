@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,14 +55,9 @@ class CostModel:
         """
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
-        recorder = _Recorder(model)
         counter = FlopCounterMode(display=False)
-        try:
-            recorder.attach()
-            with torch.no_grad(), counter, recorder:
-                torch.func.functional_call(model, meta, (), {**_to_meta(call), "return_dict": False})
-        finally:
-            recorder.detach()
+        with torch.no_grad(), ExitStack() as stack, counter, _Recorder(model, stack) as recorder:
+            torch.func.functional_call(model, meta, (), {**_to_meta(call), "return_dict": False})
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         known = sum(math.prod(shapes[path]) * times for path, times in recorder.applications.items())
         known += sum(recorder.attention.values())
@@ -147,29 +143,21 @@ def _to_meta(value: Any) -> Any:
 
 
 class _Recorder(TorchFunctionMode):
-    """Counts how often weights are applied, and the attention products of each module."""
+    """Counts how often weights are applied, and the attention products of each module; hooks go with the stack."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, hooks: ExitStack) -> None:
         super().__init__()
-        self.model = model
         self.applications: defaultdict[str, int] = defaultdict(int)
         self.attention: defaultdict[str, int] = defaultdict(int)
-        self._stack: list[str] = []
-        self._handles: list[Any] = []
-
-    def attach(self) -> None:
-        for path, module in self.model.named_modules():
+        self._open: list[str] = []
+        for path, module in model.named_modules():
             if isinstance(module, WEIGHTED):
-                self._handles.append(module.register_forward_hook(self._applied(f"{path}.weight")))
+                hooks.callback(module.register_forward_hook(self._applied(f"{path}.weight")).remove)
             elif hasattr(module, "heads"):
-                self._handles.append(
-                    module.register_forward_pre_hook(lambda *_, p=path: self._stack.append(p))
-                )
-                self._handles.append(module.register_forward_hook(lambda *_: self._stack.pop() and None))
-
-    def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+                enter = module.register_forward_pre_hook(lambda *_, p=path: self._open.append(p))
+                leave = module.register_forward_hook(lambda *_: self._open.pop() and None)
+                hooks.callback(enter.remove)
+                hooks.callback(leave.remove)
 
     def _applied(self, path: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -182,9 +170,9 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self._stack:
+        if func is F.scaled_dot_product_attention and self._open:
             query, key = args[0], args[1] if len(args) > 1 else kwargs["key"]
             value = args[2] if len(args) > 2 else kwargs["value"]
             positions = math.prod(query.shape[:-1]) * key.shape[-2]  # B * H * N * M
-            self.attention[self._stack[-1]] += positions * (query.shape[-1] + value.shape[-1])
+            self.attention[self._open[-1]] += positions * (query.shape[-1] + value.shape[-1])
         return func(*args, **kwargs)

@@ -36,23 +36,17 @@ class Calibrator:
     is in evaluation mode and its parameters take no gradients, but for those that a statistic asks for. What needs a
     target or further forwards is gathered where the model is run by `run`.
 
+    Arguments that are not named here are those of `calibrate`.
+
     Args:
-        model: The denoiser.
-        groups: What may be removed.
-        needs: Names of the statistics to gather (see `pruning.calibration`), or observers of one's own by name.
-            ``samples`` is always gathered.
         num_train_timesteps: Upper end of the timesteps that the model is called with.
         settings: Its `timestep_buckets`, `queries`, `rows`, `timestep_weights`, `sink_weights` and, for the variant
             ``guided``, `guidance_scale` count. 64 queries cost less than 5 % of a UNet's forward at 4,096 tokens; a
             sink that holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample.
-        variants: Weighted rows to gather besides the plain ones, some of `VARIANTS`.
-        timestep_weights: w_tau as T positive numbers, in place of what `settings` says.
         first_pass: Result of the function `first_pass`: sink stability (not needed if all sinks weigh the same) and
             influence for the variants, and means for centred effects.
         conditional: Which half of the denoiser's batch is conditional, for the variant ``guided``: 1 in most pipelines
             of diffusers, 0 in ``DiTPipeline`` and in `pruning.sampling`.
-        seed: Of all draws.
-        permutation_seed: Of the permutations of the variants ``permuted``; None takes `seed`.
 
     Raises:
         PruningError: For an unknown statistic or variant, a value out of range, or a missing first pass.
@@ -105,7 +99,7 @@ class Calibrator:
                     f"the variants {', '.join(self._variants)} weigh by stability or influence; give the result of "
                     "first_pass(...)"
                 )
-            theirs, ours = first_pass.meta.get("detection"), detection_settings(sinks)
+            theirs, ours = first_pass.stats.meta["detection"], detection_settings(sinks)
             if theirs != ours:
                 raise PruningError(
                     f"the first pass detected sinks by {theirs}, this pass by {ours}; run the first pass again"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,21 +135,14 @@ class Driver:
             output = denoise(self._model, batch.call)
             if self.gradients.wanted:
                 self.gradients.backward(output, batch.target, self.step)
-        full = output.detach()
-        with self._looking_away(), torch.no_grad():
+        full, self._paused = output.detach(), True  # nobody is told of further forwards
+        try:
             for path, told in self.ablations.items():
-                with bypassed(self._model, path):
+                with bypassed(self._model, path), torch.no_grad():
                     without = denoise(self._model, batch.call)
                 check_finite(without, f"the output without block {path!r}", self.step.describe)
                 for tell in told:
                     tell(summable(full), summable(without), self.step)
-
-    @contextmanager
-    def _looking_away(self) -> Iterator[None]:
-        """Tell nobody, while the model runs for another reason."""
-        self._paused = True
-        try:
-            yield
         finally:
             self._paused = False
 

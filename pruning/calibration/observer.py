@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from pruning.errors import PruningError
 from pruning.registry import Registry
 from pruning.settings import WEIGHTINGS
 from pruning.types import PrunableGroup
@@ -119,9 +118,4 @@ def find(needs: Iterable[str] | Mapping[str, Observer]) -> dict[str, Observer]:
     """
     if isinstance(needs, Mapping):
         return dict(needs)
-    try:
-        return {name: STATISTICS[name] for name in sorted({*needs} - {ALWAYS})}
-    except ValueError as error:
-        raise PruningError(
-            f"{error}; a new statistic is one new file in pruning/calibration/statistics"
-        ) from None
+    return {name: STATISTICS[name] for name in sorted({*needs} - {ALWAYS})}

@@ -73,7 +73,11 @@ def first_pass(
     )
     with calibrator as stats:
         calibrator.run(source, progress)
-    return FirstPass.of(stats, {"detection": detection_settings(settings.sink_weights)})
+    stats.meta["detection"] = detection_settings(settings.sink_weights)
+    stats.meta["sites"] = [
+        place for place, found in stats.values.items() if "received" in found
+    ]  # as they run
+    return FirstPass(stats)
 
 
 _first_pass = first_pass  # `calibrate` has an argument of that name
@@ -104,7 +108,8 @@ def calibrate(
         model: The denoiser.
         groups: What may be removed.
         source: Noised batches, or a sampling run to watch; gone through once per pass.
-        needs: Names of the statistics to gather, or observers of one's own by name.
+        needs: Names of the statistics to gather (see `pruning.calibration.statistics`), or observers of one's own by
+            name; ``samples`` is always gathered.
         settings: See `Calibrator`. None takes the defaults, with the timestep buckets of the batches.
         variants: Weighted rows to gather besides the plain ones, some of `VARIANTS`.
         timestep_weights: w_tau as T positive numbers, such as those of `sampler_weights`, in place of what `settings`

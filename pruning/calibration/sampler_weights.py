@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.noise import is_flow, num_train_timesteps
+from pruning.data.noise import is_flow, levels_at, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.sampling import fresh_scheduler
 
@@ -70,7 +70,13 @@ def error_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
     Raises:
         PruningError: If the scheduler is of no kind known here.
     """
-    alpha, sigma = _levels(scheduler, timesteps.to("cpu", torch.float64))
+    levels = [levels_at(scheduler, float(t)) for t in timesteps]
+    if None in levels:
+        raise PruningError(
+            f"scheduler {type(scheduler).__name__} has neither alphas_cumprod nor flow matching, so its error weights "
+            "are not known; give timestep_weights as numbers"
+        )
+    alpha, sigma = torch.tensor(levels, dtype=torch.float64).unbind(1)
     end = torch.ones(1, dtype=torch.float64)
     next_alpha, next_sigma = torch.cat([alpha[1:], end]), torch.cat([sigma[1:], 0 * end])
     moved = {
@@ -86,18 +92,3 @@ def error_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
             f"valid: {', '.join(moved)}"
         )
     return moved[prediction].square() / (next_alpha.square() + next_sigma.square())
-
-
-def _levels(scheduler: Any, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma at the timesteps."""
-    total = num_train_timesteps(scheduler)
-    if is_flow(scheduler):
-        return 1 - times / total, times / total
-    cumulative = getattr(scheduler, "alphas_cumprod", None)
-    if cumulative is None:
-        raise PruningError(
-            f"scheduler {type(scheduler).__name__} has neither alphas_cumprod nor flow matching, so its error weights "
-            "are not known; give timestep_weights as numbers"
-        )
-    signal = cumulative.to("cpu", torch.float64)[times.round().long().clamp(0, total - 1)]
-    return signal.sqrt(), (1 - signal).sqrt()

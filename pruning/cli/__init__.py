@@ -9,12 +9,10 @@ import argparse
 import os
 import signal
 import sys
-import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from pruning.cli.console import Console
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 STAGE_HELP = {
     "calibrate": "gather statistics of the dense model",
@@ -44,9 +42,33 @@ EPILOG = """\
 cannot be done; 130 after Ctrl-C.
 """
 
+RUN = """\
+Run the stages of a recipe: calibrate, score, plan, prune, recover, evaluate, export, report.
+
+What people open is in runs/<name>, results are kept in runs/.store. A stage of which there is a result with the same
+settings and inputs, of this run or of another, is reused; setting a key back finds the old results. A run that was
+stopped goes on where it was.
+
+`sinkprune show RECIPE` lists all KEYs with their values.
+"""
+SHOW = """\
+Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), or all values of a recipe.
+"""
+DIFF = "Show the values in which two recipes differ, and for two runs also the figures."
+LS = """\
+List the bundled recipes, the criteria, the kinds of groups, the metrics, the runs under ./runs, the results that are
+kept for them, or all settings of a recipe; without WHAT: recipes, criteria and runs.
+"""
+CLEAN = """\
+Remove results that no run directory uses, and what interrupted or damaged work left in the store. What a run uses
+stays. A run that was moved away keeps its own files.
+"""
+
 USER_ERROR, INTERRUPTED = 2, 130
 SPINS = "0"
 """How often a waiting OpenMP thread looks again before it sleeps."""
+
+_FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,11 +89,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pruning.cli.console import Console
 
     before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with Console(arguments.json, arguments.quiet) as console:
-            return _run(arguments, console)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with Console(arguments.json, arguments.quiet) as console:
+        try:
+            from pruning.cli.commands import COMMANDS
+
+            console.finish(arguments.command, COMMANDS[arguments.command](arguments, console))
+        except BrokenPipeError:  # `sinkprune ls | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            console.interrupted()
+            return INTERRUPTED
+        except Exception as error:
+            if arguments.debug or not _is_expected(error):
+                raise
+            console.error(error)
+            return USER_ERROR
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return 0
 
 
 def _set_environment() -> None:
@@ -84,25 +119,6 @@ def _set_environment() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run one command and return the exit status."""
-    try:
-        from pruning.cli.commands import COMMANDS
-
-        console.finish(arguments.command, COMMANDS[arguments.command](arguments, console))
-    except BrokenPipeError:  # `sinkprune ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        console.interrupted()
-        return INTERRUPTED
-    except Exception as error:
-        if arguments.debug or not _is_expected(error):
-            raise
-        console.error(error)
-        return USER_ERROR
-    return 0
-
-
 def _is_expected(error: Exception) -> bool:
     """Tell whether one message says it all: a user's mistake, the file system, or too little memory."""
     torch = sys.modules.get("torch")
@@ -113,81 +129,77 @@ def _is_expected(error: Exception) -> bool:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
     parser = argparse.ArgumentParser(
-        prog="sinkprune", description=DESCRIPTION, epilog=EPILOG, formatter_class=_Formatter
+        prog="sinkprune", description=DESCRIPTION, epilog=EPILOG, formatter_class=_FORMATTER
     )
-    parser.add_argument("--version", action=_Version)
+    parser.add_argument("-V", "--version", action="version", version=f"sinkprune {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
-    common.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    run = commands.add_parser("run", parents=[common], help="all stages of a recipe", **_text("run"))
+    def add(name: str, text: str, more: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=more, formatter_class=_FORMATTER)
+        command.add_argument("--json", action="store_true", help="print one line of JSON instead of tables")
+        command.add_argument("--quiet", action="store_true", help="no progress, only warnings and errors")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return command
+
+    run = add("run", "all stages of a recipe", RUN)
     _add_recipe(run)
+    stages = tuple(STAGE_HELP)
     run.add_argument(
-        "--from",
-        dest="start",
-        metavar="STAGE",
-        choices=tuple(STAGE_HELP),
-        help="redo this stage and those after",
+        "--from", dest="start", metavar="STAGE", choices=stages, help="redo this stage and those after"
     )
-    run.add_argument("--until", metavar="STAGE", choices=tuple(STAGE_HELP), help="stop after this stage")
+    run.add_argument("--until", metavar="STAGE", choices=stages, help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="show what would be cut; write nothing")
     run.add_argument("--fresh", action="store_true", help="redo all stages; reuse nothing")
-
-    _add_stages(commands, common)
-    show = commands.add_parser(
-        "show", parents=[common], help="what a run or a checkpoint is", **_text("show")
-    )
-    show.add_argument("target", metavar="TARGET", help="a run directory, a checkpoint folder, or a recipe")
-    diff = commands.add_parser("diff", parents=[common], help="two recipes or two runs", **_text("diff"))
-    diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
-    diff.add_argument("right", metavar="RIGHT", help="another")
-    listing = commands.add_parser("ls", parents=[common], help="recipes, criteria, runs", **_text("ls"))
-    what = ("recipes", "criteria", "kinds", "metrics", "results", "runs", "settings")
-    listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
-    clean = commands.add_parser(
-        "clean", parents=[common], help="remove results that no run uses", **_text("clean")
-    )
-    clean.add_argument(
-        "folder", nargs="?", default="runs", metavar="FOLDER", help="the folder of the runs (runs)"
-    )
-    clean.add_argument("--dry-run", action="store_true", help="only list what would be removed")
-    copy = commands.add_parser("cp", parents=[common], help="copy a bundled recipe", **_text("cp"))
-    copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
-    copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
-    return parser
-
-
-def _add_stages(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add a command for every stage."""
     for name, text in STAGE_HELP.items():
-        stage = commands.add_parser(name, parents=[common], help=text, **_text(name))
+        earlier = (
+            "" if name == stages[0] else "\n\nStages before it that are missing or out of date run first."
+        )
+        stage = add(name, text, f"{text.capitalize()}.{earlier}")
+        _add_recipe(stage, "KEY=VALUE|RUN" if name == "report" else "KEY=VALUE")
+        stage.add_argument(
+            "--redo",
+            dest="start",
+            action="store_const",
+            const=name,
+            help="do the stage even if nothing has changed",
+        )
+        stage.add_argument(
+            "--fresh", action="store_true", help="redo all stages up to it; see `sinkprune run`"
+        )
+        stage.set_defaults(until=name, dry_run=False)
         if name == "report":
-            stage.add_argument(
-                "recipe", nargs="+", metavar="RECIPE|RUN", help="a recipe with KEY=VALUEs, or run directories"
-            )
             stage.add_argument(
                 "--output",
                 metavar="FILE.html",
                 help="where to write a comparison (report.html beside the runs)",
             )
-        else:
-            _add_recipe(stage)
-        stage.add_argument("--redo", action="store_true", help="do the stage even if nothing has changed")
-        stage.add_argument(
-            "--fresh", action="store_true", help="redo all stages up to it; see `sinkprune run`"
-        )
+    show = add("show", "what a run or a checkpoint is", SHOW)
+    show.add_argument("target", metavar="TARGET", help="a run directory, a checkpoint folder, or a recipe")
+    diff = add("diff", "two recipes or two runs", DIFF)
+    diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
+    diff.add_argument("right", metavar="RIGHT", help="another")
+    listing = add("ls", "recipes, criteria, runs", LS)
+    what = ("recipes", "criteria", "kinds", "metrics", "results", "runs", "settings")
+    listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
+    clean = add("clean", "remove results that no run uses", CLEAN)
+    clean.add_argument(
+        "folder", nargs="?", default="runs", metavar="FOLDER", help="the folder of the runs (runs)"
+    )
+    clean.add_argument("--dry-run", action="store_true", help="only list what would be removed")
+    copy = add("cp", "copy a bundled recipe", "Copy a bundled recipe to a file of your own, to be changed.")
+    copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
+    copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
+    return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
+def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE") -> None:
     what = "a recipe file, the name of a bundled recipe, or a run directory"
     parser.add_argument("recipe", metavar="RECIPE", help=what)
     parser.add_argument(
         "overrides",
         nargs="*",
         default=[],  # else argparse calls it required
-        metavar="KEY=VALUE",
+        metavar=others,
         help="a value in place of the recipe's, e.g. prune.target.macs=0.6",
     )
 
@@ -204,66 +216,13 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     return arguments
 
 
-def _text(name: str) -> dict[str, Any]:
-    """Return the long help of a command."""
-    if name in STAGE_HELP:
-        body = f"{STAGE_HELP[name].capitalize()}."
-        if name != next(iter(STAGE_HELP)):
-            body += "\n\nStages before it that are missing or out of date run first."
-    else:
-        body = _LONG[name]
-    return {"description": textwrap.dedent(body), "formatter_class": _Formatter}
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the longest name before its explanation."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
-        self._action_max_length = 15  # argparse forgets that sub-commands are indented
-
-
-_LONG = {
-    "run": """\
-        Run the stages of a recipe: calibrate, score, plan, prune, recover, evaluate, export, report.
-
-        What people open is in runs/<name>, results are kept in runs/.store. A stage of which there is a result with
-        the same settings and inputs, of this run or of another, is reused; setting a key back finds the old results.
-        A run that was stopped goes on where it was.
-
-        `sinkprune show RECIPE` lists all KEYs with their values.""",
-    "show": """\
-        Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), or all values of
-        a recipe.""",
-    "diff": """\
-        Show the values in which two recipes differ, and for two runs also the figures.""",
-    "ls": """\
-        List the bundled recipes, the criteria, the kinds of groups, the metrics, the runs under ./runs, the results
-        that are kept for them, or all settings of a recipe; without WHAT: recipes, criteria and runs.""",
-    "clean": """\
-        Remove results that no run directory uses, and what interrupted or damaged work left in the store. What a run
-        uses stays. A run that was moved away keeps its own files.""",
-    "cp": """\
-        Copy a bundled recipe to a file of your own, to be changed.""",
-}
-
-
 def _terminate(number: int, frame: object) -> NoReturn:
     """Treat a polite kill (a scheduler's preemption) as Ctrl-C: locks are released, state stays resumable."""
     raise KeyboardInterrupt
 
 
-class _Version(argparse.Action):
-    """Prints the version; looked up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **unused: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version")
-
-    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"sinkprune {version('sinkprune')}")
-        except PackageNotFoundError:
-            print("sinkprune (not installed)")
-        parser.exit()
+def _version() -> str:
+    try:
+        return version("sinkprune")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -24,7 +24,7 @@ Command = Callable[[argparse.Namespace, Console], Result]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> Result:
-    """Run all stages of a recipe, or show what that would do."""
+    """Run the stages of a recipe up to the one that is asked for, or show what that would do."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from pruning.stages import Run, dry_run, run_stages
 
@@ -32,34 +32,26 @@ def run(arguments: argparse.Namespace, console: Console) -> Result:
     if arguments.dry_run:
         found = dry_run(work)
         return Result(found, tables.dry_run(found))
-    run_stages(work, start=arguments.start, until=arguments.until, fresh=arguments.fresh)
-    if not work.ranks.is_first:
-        return Result({})
-    last = arguments.until or "report"
-    return _ended(work.folder, last)
-
-
-def stage(arguments: argparse.Namespace, console: Console) -> Result:
-    """Run one stage, and before it what is missing or out of date."""
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from pruning.stages import Run, run_stages
-
-    work = Run(recipe, progress=console.progress)
-    start = arguments.command if arguments.redo else None
-    run_stages(work, start=start, until=arguments.command, fresh=arguments.fresh, say_earlier=True)
-    return _ended(work.folder, arguments.command) if work.ranks.is_first else Result({})
+    run_stages(
+        work,
+        start=arguments.start,
+        until=arguments.until,
+        fresh=arguments.fresh,
+        say_earlier=arguments.command != "run",
+    )
+    return _ended(work.folder, arguments.until or "report") if work.ranks.is_first else Result({})
 
 
 def report(arguments: argparse.Namespace, console: Console) -> Result:
     """Draw the report of a recipe's run, or one that compares several run directories."""
-    words = arguments.recipe
-    arguments.overrides = [word for word in words if "=" in word and not Path(word).exists()]
-    named = [word for word in words if word not in arguments.overrides]
+    words = [arguments.recipe, *arguments.overrides]
+    named = [word for word in words if "=" not in word or Path(word).exists()]
+    others = [word for word in words if word not in named]
     if len(named) == 1 and arguments.output is None:
-        arguments.recipe = named[0]
-        return stage(arguments, console)
-    if arguments.overrides:
-        raise PruningError(f"{arguments.overrides[0]}: a comparison of runs takes no overrides")
+        arguments.recipe, arguments.overrides = named[0], others
+        return run(arguments, console)
+    if others:
+        raise PruningError(f"{others[0]}: a comparison of runs takes no overrides")
     runs = _with_report([Path(word) for word in named])
     from eval.report import load_run, render
 
@@ -83,13 +75,15 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
     target = Path(arguments.file)
     if target.is_dir():
         target /= source.name
+    if not target.parent.is_dir():
+        raise PruningError(
+            f"cannot write {target}: there is no folder {target.parent}; make it first, or choose another"
+        )
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise PruningError(f"{target} exists already; choose another name, or delete it first") from error
-    except OSError as error:
-        raise cannot_write(target, error) from error
     return Result({"recipe": str(source)}, path=str(target))
 
 
@@ -113,17 +107,6 @@ def clean(arguments: argparse.Namespace, console: Console) -> Result:
     kept = len(store.results()) - (len(unused) if arguments.dry_run else 0)
     return Result(
         {"removed": [name for name, _ in rows], "bytes": freed, "kept": kept}, [drawn], str(store.path)
-    )
-
-
-def cannot_write(path: Path, error: OSError) -> ValueError:
-    """Return the refusal for a file that the user asked for and the system does not grant."""
-    if not path.parent.is_dir():
-        return PruningError(
-            f"cannot write {path}: there is no folder {path.parent}; make it first, or choose another"
-        )
-    return PruningError(
-        f"cannot write {path}: {(error.strerror or str(error)).lower()}; choose another place"
     )
 
 
@@ -169,8 +152,7 @@ def _beside(runs: list[Path]) -> Path:
 
 
 COMMANDS: dict[str, Command] = {
-    **dict.fromkeys(STAGE_HELP, stage),
-    "run": run,
+    **dict.fromkeys(("run", *STAGE_HELP), run),
     "report": report,
     "show": show,
     "diff": diff,

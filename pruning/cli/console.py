@@ -158,19 +158,14 @@ def text_of(value: Any, name: str = "") -> str:
 
 def count(value: float | None) -> str:
     """Return a count in short: 35.7 M."""
-    if value is None:
-        return "–"
-    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {letter}"
-    return f"{value:,.0f}"
+    return "–" if value is None else _short(value, {"T": 1e12, "G": 1e9, "M": 1e6}) or f"{value:,.0f}"
 
 
 def size(value: float | None) -> str:
     """Return a number of bytes in short: 5.1 MB."""
-    if value is None:
-        return "–"
-    for limit, letters in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.3g} {letters}"
-    return f"{value:.0f} B"
+    return "–" if value is None else _short(value, {"GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{value:.0f} B"
+
+
+def _short(value: float, units: dict[str, float]) -> str | None:
+    """Return a value in the first of `units` that it fills, or None."""
+    return next((f"{value / one:.3g} {unit}" for unit, one in units.items() if abs(value) >= one), None)

@@ -18,9 +18,9 @@ from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
-from pruning.stages.folder import OWNER, RunFolder, changes
+from pruning.stages.folder import OWNER, RunFolder
 from pruning.stages.summary import measured
-from pruning.store import Store
+from pruning.store import Store, changes
 
 
 def show(arguments: argparse.Namespace, console: Console) -> Result:
@@ -52,12 +52,11 @@ def _show_run(path: Path) -> Result:
         drawn.append(facts(plan, title="\nplan"))
     if metrics := measured(folder):
         drawn.append(tables.subjects(metrics))
-    manifests = {name: folder.manifest(name) for name in folder.done()}
     data = {
         **about,
         "summary": summary,
         "plan": plan,
-        "stages": {n: m["finished"] for n, m in manifests.items()},
+        "stages": {name: folder.manifest(name)["finished"] for name in folder.done()},
     }
     report = folder.stage("report") / "report.html"
     return Result(data, drawn, str(report) if report.is_file() else None)
@@ -206,15 +205,8 @@ def _runs() -> Listing:
     for owner in sorted(Path("runs").glob("*/run.json")):
         done = RunFolder(owner.parent).done()
         try:
-            found = read_json(owner.parent / "summary.json") or {}
+            figures = tables.figures(owner.parent)
         except PruningError:  # one broken file hides no other run
-            figures = ("cannot be read", "", "")
-        else:
-            speedup = found.get("latency_speedup")
-            figures = (
-                text_of(found.get("macs_ratio"), "macs_ratio"),
-                f"{speedup:.2f} ×" if isinstance(speedup, float) else text_of(speedup),
-                text_of(found.get("frechet_recovered") or found.get("frechet_pruned")),
-            )
+            figures = ("cannot be read", "", "", "")
         rows.append((str(owner.parent), done[-1] if done else "–", *figures))
-    return ("run", "done up to", "MACs left", "speed-up", "Fréchet"), rows
+    return ("run", "done up to", *tables.FIGURES), rows

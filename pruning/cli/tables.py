@@ -31,7 +31,6 @@ def subjects(metrics: Metrics) -> Table:
     rows = []
     for subject, found in metrics.items():
         call = (found.get("call") or {}).get("median_s")
-        speed = found.get("speedup_call")
         rows.append(
             (
                 subject,
@@ -39,7 +38,7 @@ def subjects(metrics: Metrics) -> Table:
                 count(found.get("params")),
                 size(found.get("file_bytes")),
                 "–" if call is None else f"{1e3 * call:.3g} ms",
-                "–" if speed is None else f"{speed:.2f} ×",
+                speedup(found.get("speedup_call")),
                 text_of(found.get("excess_error")),
                 text_of(found.get("frechet")),
             )
@@ -67,31 +66,42 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
         kinds,
         title=f"\n{found['class']} {found['model']}: what may be cut, and how many units would go {how}",
     )
-    sizes = table(
-        ("", "dense", "slim", "left"),
-        [
-            (
-                "parameters",
-                count(found["params"]),
-                count(plan["params"]),
-                f"{100 * plan['params_ratio']:.1f} %",
-            ),
-            ("MACs", count(found["macs"]), count(plan["macs"]), f"{100 * plan['macs_ratio']:.1f} %"),
-            ("file", size(found["bytes"]), size(plan["bytes"]), f"{100 * plan['params_ratio']:.1f} %"),
-        ],
-        title=f"\nasked: {plan['asked']}" + ("" if plan["hit"] else " (not hit; this is the nearest)"),
-    )
+    sizes = [
+        (name, show(found[key]), show(plan[key]), f"{100 * plan[ratio]:.1f} %")
+        for name, key, show, ratio in (
+            ("parameters", "params", count, "params_ratio"),
+            ("MACs", "macs", count, "macs_ratio"),
+            ("file", "bytes", size, "params_ratio"),
+        )
+    ]
+    title = f"\nasked: {plan['asked']}" + ("" if plan["hit"] else " (not hit; this is the nearest)")
     groups = [(cut["group"], cut["total"], cut["kept"]) for cut in found["groups"]]
-    return [table(("group", "units", "would stay"), groups), budget, sizes]
+    return [
+        table(("group", "units", "would stay"), groups),
+        budget,
+        table(("", "dense", "slim", "left"), sizes, title),
+    ]
 
 
 def comparison(runs: list[Path]) -> Table:
     """Return one row per run."""
-    rows = []
-    for path in runs:
-        found = read_json(path / "summary.json") or {}
-        last = found.get("frechet_recovered") or found.get("frechet_pruned")
-        values = (found.get("macs_ratio"), found.get("params_ratio"), found.get("latency_speedup"), last)
-        keys = ("macs_ratio", "params_ratio", "", "")
-        rows.append((path.name, *(text_of(value, key) for value, key in zip(values, keys, strict=True))))
-    return table(("run", "MACs left", "parameters left", "speed-up", "Fréchet distance"), rows)
+    return table(("run", *FIGURES), [(path.name, *figures(path)) for path in runs])
+
+
+FIGURES = ("MACs left", "parameters left", "speed-up", "Fréchet")
+
+
+def figures(run: Path) -> tuple[str, ...]:
+    """Return the figures of a run that a line of a list has room for, under `FIGURES`."""
+    found = read_json(run / "summary.json") or {}
+    return (
+        text_of(found.get("macs_ratio"), "macs_ratio"),
+        text_of(found.get("params_ratio"), "params_ratio"),
+        speedup(found.get("latency_speedup")),
+        text_of(found.get("frechet_recovered") or found.get("frechet_pruned")),
+    )
+
+
+def speedup(value: float | None) -> str:
+    """Return how many times as fast a model is."""
+    return "–" if value is None else f"{value:.2f} ×"

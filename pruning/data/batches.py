@@ -36,6 +36,14 @@ class NoisedBatch:
     timesteps: Tensor
 
 
+def check_buckets(buckets: int, total: int) -> None:
+    """Raise PruningError if there are more buckets than training timesteps, or none."""
+    if not 1 <= buckets <= total:
+        raise PruningError(
+            f"timestep_buckets {buckets}: must be 1 to {total}, the number of training timesteps"
+        )
+
+
 def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int) -> Tensor:
     """Return one timestep per sample index and bucket, uniform within the bucket.
 
@@ -108,10 +116,7 @@ def noised_batches(
         raise PruningError(f"{data.name}: no images asked; give at least one index")
     data.check_enough(max(rows) + 1)
     total = num_train_timesteps(scheduler)
-    if not 1 <= timestep_buckets <= total:
-        raise PruningError(
-            f"timestep_buckets {timestep_buckets}: must be 1 to {total}, the number of training timesteps"
-        )
+    check_buckets(timestep_buckets, total)
 
     def make() -> Iterator[NoisedBatch]:
         for start in range(0, len(rows), batch_size):
@@ -121,7 +126,7 @@ def noised_batches(
                 data.images(chunk), data.labels(chunk), data.captions(chunk), latent
             )
             x0 = x0.to(device, torch.float32)
-            conditioning = {name: _move(value, device, dtype) for name, value in conditioning.items()}
+            conditioning = {name: move(value, device, dtype) for name, value in conditioning.items()}
             noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)
             timesteps = bucket_timesteps(chunk, total, timestep_buckets, seed).to(device)
             for bucket in range(timestep_buckets):
@@ -137,10 +142,10 @@ def noised_batches(
     return NoisedBatches(make, total, timestep_buckets)
 
 
-def _move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+def move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
     """Move call arguments: floating point ones also to `dtype`, nested mappings entry by entry."""
     if isinstance(value, Tensor):
         return value.to(device, dtype) if value.is_floating_point() else value.to(device)
     if isinstance(value, Mapping):
-        return {name: _move(entry, device, dtype) for name, entry in value.items()}
+        return {name: move(entry, device, dtype) for name, entry in value.items()}
     return value

@@ -24,17 +24,17 @@ class ExportRequest:
 
     Attributes:
         model: A diffusers denoiser, pruned or not; not changed.
+        scheduler: Written beside the denoiser.
         settings: Type of the written weights and size of the files; `formats` is read by `check_export` alone.
         card: Facts for the model card.
-        scheduler: Written beside the denoiser; None takes that of `base_folder`, if it has one.
         base_folder: Folder of the base model. Where it is a whole pipeline, its other parts (VAE, text encoders, …) are
             copied, so that the result is a whole pipeline too.
     """
 
     model: nn.Module
+    scheduler: Any
     settings: Export = field(default_factory=Export)
     card: Facts = field(default_factory=Facts)
-    scheduler: Any = None
     base_folder: Path | None = None
 
     @property

@@ -61,7 +61,6 @@ def model_card(
     facts: Facts,
     *,
     part: str,
-    scheduler: str | None,
     whole_pipeline: bool,
 ) -> str:
     """Return the text of ``README.md``; its words are in ``card.md.jinja``.
@@ -71,7 +70,6 @@ def model_card(
         dtype: Type of the written weights.
         facts: What is known of it.
         part: The denoiser's folder.
-        scheduler: Class of the scheduler beside it, or None.
         whole_pipeline: Whether the folder is a whole pipeline.
     """
     title = _one_line(facts.title) or type(model).__name__
@@ -85,7 +83,6 @@ def model_card(
         pruned=PRUNING_KEY in config_of(model),
         metric_names=list(dict.fromkeys(name for found in facts.metrics.values() for name in found)),
         part=part,
-        scheduler=scheduler,
         whole_pipeline=whole_pipeline,
         diffusers_version=diffusers.__version__,
     )

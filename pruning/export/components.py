@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.files import read_json
-from pruning.models.loading import DENOISER_FOLDERS, find_scheduler
+from pruning.models.loading import DENOISER_FOLDERS
 from pruning.models.weights import CONVERT, PICKLES, only_pickled
 
 INDEX = "model_index.json"
@@ -55,17 +55,7 @@ def denoiser_folder(model: nn.Module, base: Path | None) -> str:
     return next((part for part in found if part in DENOISER_FOLDERS), found[0] if found else usual)
 
 
-def write_scheduler(scheduler: Any, base: Path | None, folder: Path) -> str | None:
-    """Write the scheduler's config, that of `base` where none is given; return its class name, None without one."""
-    if scheduler is None and base is not None:
-        scheduler = find_scheduler(base)
-    if scheduler is None:
-        return None
-    scheduler.save_pretrained(str(folder / SCHEDULER))
-    return type(scheduler).__name__
-
-
-def copy_components(base: Path | None, folder: Path, denoiser: str, scheduler: str | None) -> bool:
+def copy_components(base: Path | None, folder: Path, denoiser: str, scheduler: str) -> bool:
     """Copy the parts of the pipeline at `base` but denoiser and scheduler, and write its index.
 
     Pickles, code and other frameworks' weights stay behind. Of weights in several variants one is taken: the plain
@@ -75,7 +65,7 @@ def copy_components(base: Path | None, folder: Path, denoiser: str, scheduler: s
         base: Folder of the base model.
         folder: Written to.
         denoiser: The denoiser's name in the index.
-        scheduler: Class of the scheduler that was written, or None.
+        scheduler: Class of the scheduler that was written.
 
     Returns:
         Whether `base` is a pipeline.
@@ -88,7 +78,7 @@ def copy_components(base: Path | None, folder: Path, denoiser: str, scheduler: s
     index = read_index(base)
     if index is None:
         return False
-    if scheduler is not None and SCHEDULER in index:
+    if SCHEDULER in index:
         index[SCHEDULER] = ["diffusers", scheduler]
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return True

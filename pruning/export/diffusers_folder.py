@@ -12,7 +12,7 @@ from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.export.base import ExportRequest, exporter
 from pruning.export.card import model_card
-from pruning.export.components import check_components, copy_components, denoiser_folder, write_scheduler
+from pruning.export.components import SCHEDULER, check_components, copy_components, denoiser_folder
 from pruning.models.families import example_call
 
 OUTPUT_ERROR = {torch.float32: 1e-5, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -23,7 +23,7 @@ def check_folder(request: ExportRequest) -> None:
     """Find what would stop `write_folder`: a base pipeline without a part, pickled weights, a card that cannot be."""
     part = denoiser_folder(request.model, request.base_folder)
     check_components(request.base_folder, part)
-    model_card(request.model, request.dtype, request.card, part=part, scheduler=None, whole_pipeline=False)
+    model_card(request.model, request.dtype, request.card, part=part, whole_pipeline=False)
 
 
 @exporter("diffusers", check=check_folder)
@@ -40,11 +40,9 @@ def write_folder(request: ExportRequest, folder: Path) -> dict[str, float]:
     part = denoiser_folder(model, base)
     shard = request.settings.max_shard_size
     checkpoint.save(model, folder / part, dtype=request.dtype, max_shard_size=shard)
-    scheduler = write_scheduler(request.scheduler, base, folder)
-    whole = copy_components(base, folder, part, scheduler)
-    card = model_card(
-        model, request.dtype, request.card, part=part, scheduler=scheduler, whole_pipeline=whole
-    )
+    request.scheduler.save_pretrained(folder / SCHEDULER)
+    whole = copy_components(base, folder, part, type(request.scheduler).__name__)
+    card = model_card(model, request.dtype, request.card, part=part, whole_pipeline=whole)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return {"output_error": _verify(model, request.dtype, folder / part)}
 

@@ -58,11 +58,6 @@ class Criterion:
     only: str = ""
     whole: bool = False
 
-    @property
-    def blocks(self) -> str:
-        """Criterion that scores the groups of kind ``blocks``."""
-        return self.instead.get("blocks", self.name)
-
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
@@ -78,20 +73,10 @@ def criterion(
     only: str = "",
     whole: bool = False,
 ) -> Callable[[ScoreFn], ScoreFn]:
-    """Register the decorated function as a criterion.
+    """Return a decorator that registers a function as a criterion and leaves it unchanged.
 
-    Args:
-        name: Its name in recipes.
-        needs: Names of the statistics that it reads.
-        blocks: Criterion that scores groups of kind ``blocks``; `name` itself if the function can.
-        instead: Criteria for further kinds that the function cannot score, by kind.
-        base: A criterion that the function hands its arguments to.
-        weighting: Weighting of the rows unless the caller says otherwise.
-        only: The one kind that it scores.
-        whole: It judges a group as a whole and not each consumer.
-
-    Returns:
-        A decorator that returns the function unchanged.
+    Arguments are those of `Criterion`; `blocks` is the criterion that scores groups of kind ``blocks`` in its place, or
+    `name` if the function can.
     """
     routes = {**(instead or {}), **({} if blocks == name else {"blocks": blocks})}
 
@@ -162,7 +147,7 @@ def score(
     """
     groups, stats = list(groups), CalibrationStats() if stats is None else stats
     weights = dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights
-    weighting = _lookup(criterion).weighting if weighting is None else weighting
+    weighting = CRITERIA[criterion].weighting if weighting is None else weighting
     if weighting not in WEIGHTINGS:
         raise PruningError(f"unknown weighting {weighting!r}; valid: {', '.join(WEIGHTINGS)}")
     check_kinds(criterion, groups)
@@ -208,15 +193,8 @@ def score_group(
     return torch.stack(found).sum(0)
 
 
-def _lookup(name: str) -> Criterion:
-    try:
-        return CRITERIA[name]
-    except ValueError as error:
-        raise PruningError(str(error)) from None
-
-
 def _criterion_for(name: str, kind: str) -> Criterion:
-    entry = _lookup(name)
+    entry = CRITERIA[name]
     return entry if kind not in entry.instead else _criterion_for(entry.instead[kind], kind)
 
 
@@ -349,9 +327,8 @@ def ridge_cholesky(matrix: Tensor, ridge: float, floor: float, where: str) -> tu
         shifted = matrix.clone()
         shifted.diagonal().add_(ridge * scale)
         factor, info = torch.linalg.cholesky_ex(shifted)
-        smallest = float(
-            factor.diagonal().min()
-        )  # a pivot of rounding size solves to nonsense without an error
+        smallest = float(factor.diagonal().min())
+        # A pivot of rounding size solves to nonsense without an error.
         if int(info) == 0 and smallest**2 > len(matrix) * EPSILON * scale:
             return factor, ridge, ridge * scale
         raised = max(ridge * 10, 1e-8)

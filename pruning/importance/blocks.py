@@ -16,7 +16,7 @@ def block_change(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
     """Score a block by the mean of ``w_tau ||eps_full - eps_without_block||^2``."""
-    return _of_block(group, stats, "block_change")
+    return per_sample(group, stats, "block_change")
 
 
 @criterion(
@@ -26,8 +26,4 @@ def block_cosine(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
     """Score a block by the mean over tokens and samples of ``1 - cos(x_in, x_out)`` (a prefilter)."""
-    return _of_block(group, stats, "block_cosine")
-
-
-def _of_block(group: PrunableGroup, stats: CalibrationStats, statistic: str) -> Tensor:
-    return per_sample(group, stats, statistic)
+    return per_sample(group, stats, "block_cosine")

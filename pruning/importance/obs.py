@@ -127,9 +127,8 @@ def _by_column(rows: Tensor, inverse: Tensor) -> tuple[list[int], list[float]]:
             costs.append(float(cost))
         inverse.addmm_(left.T, left, alpha=-1)
         rows.addmm_(left.T, moved, alpha=-1)
-        if int(keep.sum()) <= 0.8 * len(
-            keep
-        ):  # gathering is expensive, so what is gone stays in place for a while
+        # Gathering is expensive, so what is gone stays in place for a while.
+        if int(keep.sum()) <= 0.8 * len(keep):
             inverse, rows = _keep(inverse, rows, keep)
             units, keep = units[keep], keep[keep]
     return order, costs

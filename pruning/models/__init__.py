@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from pruning.models.families import denoiser_call as denoiser_call
     from pruning.models.families import example_call as example_call
     from pruning.models.families import has_open_null_class as has_open_null_class
-    from pruning.models.families import image_shape as image_shape
     from pruning.models.families import null_class as null_class
     from pruning.models.families import num_classes as num_classes
+    from pruning.models.families import pixel_shape as pixel_shape
     from pruning.models.families import pixels_per_latent as pixels_per_latent
     from pruning.models.families import sample_shape as sample_shape
     from pruning.models.families import set_null_class as set_null_class

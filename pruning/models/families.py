@@ -246,7 +246,7 @@ def pixels_per_latent(pipeline: Any | None) -> int:
     return 2 ** (len(blocks) - 1)
 
 
-def image_shape(model: nn.Module, pipeline: Any | None) -> tuple[int, int]:
+def pixel_shape(model: nn.Module, pipeline: Any | None) -> tuple[int, int]:
     """Return channels and side of the images that a model in a pipeline is about."""
     channels, side, _ = sample_shape(model)
     if (autoencoder := autoencoder_of(pipeline)) is not None:

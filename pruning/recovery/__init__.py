@@ -1,6 +1,6 @@
 """Recovery: training a pruned denoiser back by fine-tuning and output distillation."""
 
-from pruning.recovery.progress import ProgressBar, RecoveryProgress
-from pruning.recovery.training import RecoveryResult, recover
+from pruning.recovery.loop import RecoveryProgress
+from pruning.recovery.training import RecoveryResult, check_split, recover
 
-__all__ = ["ProgressBar", "RecoveryProgress", "RecoveryResult", "recover"]
+__all__ = ["RecoveryProgress", "RecoveryResult", "check_split", "recover"]

@@ -8,7 +8,7 @@ how a step is split over micro-batches and processes, and there is no generator 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,14 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import ImageData, indexed_noise, noise_and_target, num_train_timesteps, sample_generator
+from pruning.data.batches import move
 from pruning.data.conditioning import Conditioner
 from pruning.models.families import denoiser_call, null_class
 from pruning.recovery.labels import drop_captions, drop_classes
+from pruning.settings import Recover
 
 ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
 """Streams of `sample_generator` that recovery uses; evaluation and calibration use lower ones."""
 
 CACHE_BYTES = 2**30
+"""Memory for decoded images."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +50,6 @@ class TrainingBatch:
     sample_ids: Tensor
     dropped: Tensor
     position: int
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How the samples of each step are drawn and split.
-
-    Attributes:
-        batch_size: Samples an optimiser step, B.
-        micro_batches: Forward passes a step and process.
-        rank: This process, 0 <= rank < processes.
-        processes: Number of processes.
-        label_dropout: Probability that a sample loses its label.
-        seed: Seed of the run.
-    """
-
-    batch_size: int
-    micro_batches: int
-    rank: int
-    processes: int
-    label_dropout: float
-    seed: int
-
-    def slices(self) -> list[slice]:
-        """Return the micro-batches of this process as slices of the step's B samples."""
-        size = self.batch_size // (self.micro_batches * self.processes)
-        first = self.rank * size * self.micro_batches
-        return [slice(first + m * size, first + (m + 1) * size) for m in range(self.micro_batches)]
 
 
 def sample_order(length: int, first: int, count: int, seed: int) -> Tensor:
@@ -124,45 +100,51 @@ class BatchSource:
         data: Clean images.
         conditioner: Makes clean samples and conditioning of them.
         scheduler: Noises them.
-        plan: Batch size, split and seed.
+        settings: Batch size, micro-batches and label dropout, null resolved.
+        seed: Of every draw.
         device: Where the batches go.
+        rank: This process, 0 <= rank < processes.
+        processes: How many share the samples of each step.
     """
 
     model: nn.Module
     data: ImageData
     conditioner: Conditioner
     scheduler: Any
-    plan: BatchPlan
+    settings: Recover
+    seed: int
     device: torch.device
+    rank: int = 0
+    processes: int = 1
+
+    def slices(self) -> list[slice]:
+        """Return the micro-batches of this process as slices of the step's B samples."""
+        parts = self.settings.gradient_accumulation
+        size = self.settings.batch_size // (parts * self.processes)
+        first = self.rank * size * parts
+        return [slice(first + m * size, first + (m + 1) * size) for m in range(parts)]
 
     def sample_ids(self, step: int, part: slice) -> Tensor:
         """Return the data indices of one micro-batch."""
-        first = step * self.plan.batch_size + part.start
-        return sample_order(len(self.data), first, part.stop - part.start, self.plan.seed)
+        first = step * self.settings.batch_size + part.start
+        return sample_order(len(self.data), first, part.stop - part.start, self.seed)
 
     def build(self, step: int, part: slice, ids: Tensor, images: Tensor) -> TrainingBatch:
-        """Noise and condition one micro-batch.
-
-        Args:
-            step: Optimiser step, from 0.
-            part: Which of the step's samples these are.
-            ids: Their data indices.
-            images: float32 (B, C, H, W).
-        """
-        plan, count = self.plan, num_train_timesteps(self.scheduler)
-        timesteps, dropped = step_draws(step, plan.batch_size, count, plan.label_dropout, plan.seed)
+        """Noise and condition a micro-batch: the samples `part` of `step` (from 0), with their indices and images."""
+        size, count = self.settings.batch_size, num_train_timesteps(self.scheduler)
+        timesteps, dropped = step_draws(step, size, count, self.settings.label_dropout or 0.0, self.seed)
         timesteps, dropped = timesteps[part].to(self.device), dropped[part]
-        position = step * plan.batch_size + part.start
+        position = step * size + part.start
         places = range(position, position + len(ids))
         x0, conditioning = self.conditioner(
             images,
             self.data.labels(ids),
             drop_captions(self.data.captions(ids), dropped),
-            [sample_generator(plan.seed, p, ENCODER) for p in places],
+            [sample_generator(self.seed, p, ENCODER) for p in places],
         )
-        conditioning = {key: _on(value, self.device) for key, value in conditioning.items()}
+        conditioning = move(conditioning, self.device, torch.float32)
         conditioning = drop_classes(conditioning, dropped, null_class(self.model))
-        noise = indexed_noise(places, x0.shape[1:], plan.seed, TRAINING_NOISE).to(self.device)
+        noise = indexed_noise(places, x0.shape[1:], self.seed, TRAINING_NOISE).to(self.device)
         x0 = x0.to(self.device, torch.float32)
         noised, target, asked = noise_and_target(self.scheduler, x0, noise, timesteps)
         call = denoiser_call(self.model, noised, asked, conditioning)
@@ -170,54 +152,32 @@ class BatchSource:
 
 
 def training_batches(
-    source: BatchSource, first_step: int, last_step: int, *, cache_bytes: int = CACHE_BYTES
+    source: BatchSource, first_step: int, last_step: int
 ) -> Generator[TrainingBatch, None, None]:
     """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
 
-    Images are decoded once and kept where all of them fit into `cache_bytes`; otherwise one thread decodes the
-    next micro-batch while the model works on this one. Close the generator to end the thread.
-
-    Args:
-        source: What the batches are made of.
-        first_step: Step of the first micro-batch.
-        last_step: One past the last step.
-        cache_bytes: Memory for decoded images.
+    One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit into
+    `CACHE_BYTES`, each is decoded once and kept. Close the generator to end the thread.
 
     Raises:
         PruningError: From the data, the conditioner or the scheduler.
     """
-    places = ((step, part) for step in range(first_step, last_step) for part in source.plan.slices())
-    if len(source.data) * math.prod(source.data.shape) * 4 <= cache_bytes:
-        read = _cached(source.data)
-        for step, part in places:
+    data = source.data
+    fits = len(data) * math.prod(data.shape) * 4 <= CACHE_BYTES
+    read = _cached(data) if fits else data.images
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
+
+        def ask(step: int, part: slice) -> tuple[int, slice, Tensor, Future[Tensor]]:
             ids = source.sample_ids(step, part)
-            yield source.build(step, part, ids, read(ids))
-        return
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
-    try:
-        yield from _decoded_ahead(source, places, pool)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            return step, part, ids, pool.submit(read, ids)
 
-
-def _decoded_ahead(
-    source: BatchSource, places: Iterator[tuple[int, slice]], pool: ThreadPoolExecutor
-) -> Iterator[TrainingBatch]:
-    """Yield micro-batches, decoding the next one in `pool` meanwhile; one thread reads the data at a time."""
-
-    def ask() -> tuple[int, slice, Tensor, Future[Tensor]] | None:
-        for step, part in places:
-            ids = source.sample_ids(step, part)
-            return step, part, ids, pool.submit(source.data.images, ids)
-        return None
-
-    ahead = ask()
-    while ahead is not None:
-        step, part, ids, decoding = ahead
-        images = decoding.result()
-        batch = source.build(step, part, ids, images)
-        ahead = ask()
-        yield batch
+        asked = (ask(step, part) for step in range(first_step, last_step) for part in source.slices())
+        ahead = next(asked, None)
+        while ahead is not None:
+            step, part, ids, images = ahead
+            batch = source.build(step, part, ids, images.result())
+            ahead = next(asked, None)  # after `build`, for one thread reads the data at a time
+            yield batch
 
 
 def _cached(data: ImageData) -> Callable[[Tensor], Tensor]:
@@ -233,12 +193,3 @@ def _cached(data: ImageData) -> Callable[[Tensor], Tensor]:
         return held[ids]
 
     return read
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    """Move conditioning to `device`, floating tensors to float32."""
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32) if value.is_floating_point() else value.to(device)
-    if isinstance(value, dict):
-        return {key: _on(entry, device) for key, entry in value.items()}
-    return value

@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pruning.data import ImageData
 from pruning.errors import PruningError
 from pruning.files import write_errors, written_whole
+from pruning.settings import Recover, knobs_of
+from pruning.store import changes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,6 @@ class TrainingState:
         optimizer: AdamW over the trainable parameters.
         scaler: The gradient scaler of float16, or None.
         losses: Loss of every step so far; its length is the number of steps taken.
-        images: Images trained on so far.
         seconds: Seconds spent training so far, checkpoints and loading left out.
     """
 
@@ -52,7 +53,6 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: Any = None
     losses: list[float] = field(default_factory=list)
-    images: int = 0
     seconds: float = 0.0
 
     @property
@@ -62,16 +62,7 @@ class TrainingState:
 
 
 def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any], keep: int) -> Path:
-    """Write `state`, then remove all but the newest `keep` checkpoints.
-
-    Args:
-        folder: Holds the checkpoints.
-        state: What to write.
-        fingerprint: What was run; see `fingerprint`. JSON types.
-        keep: Checkpoints to keep, this one included.
-
-    Returns:
-        Path of the new checkpoint.
+    """Write `state` to a new checkpoint in `folder`, then remove all but the newest `keep`; return its path.
 
     Raises:
         PruningError: If a weight is not finite, or the folder is full or cannot be written; earlier checkpoints
@@ -88,7 +79,6 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
         "format": FORMAT,
         "step": state.step,
         "losses": state.losses,
-        "images": state.images,
         "seconds": state.seconds,
         "ema_step": state.ema.optimization_step,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
@@ -102,7 +92,7 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
                 save_file(entries, temporary / f"{part}.safetensors")
             (temporary / "state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
         for path in _checkpoints(folder)[:-keep]:
-            _discard(path)
+            shutil.rmtree(path)
     return final
 
 
@@ -118,19 +108,22 @@ def resume(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -
         PruningError: If a checkpoint is of another configuration, naming what differs.
     """
     for path in reversed(_checkpoints(folder)):
-        content = _read_content(path)
-        if content is None:
+        try:
+            content = json.loads((path / "state.json").read_bytes())
+            if content["format"] != FORMAT or len(content["losses"]) != content["step"]:
+                raise ValueError("state.json is of an unknown format")
+            tensors = {part: load_file(path / f"{part}.safetensors") for part in _TENSOR_FILES}
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("recovery: checkpoint %s is passed over: %s", path, error)
             continue
-        differing = _differences(content["fingerprint"], fingerprint)
-        if differing:
+        if differing := changes(content["fingerprint"], fingerprint):
+            words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing)
             raise PruningError(
-                f"recovery: {path} was made with another configuration: {'; '.join(differing)}. "
+                f"recovery: {path} was made with another configuration: {words}. "
                 "Use an empty folder, delete these checkpoints, or go back to the old settings"
             )
-        tensors = _read_tensors(path, state)
-        if tensors is not None:
-            _restore(state, content, tensors)
-            return state.step
+        _restore(state, content, tensors)
+        return state.step
     return 0
 
 
@@ -142,22 +135,31 @@ def clear_temporaries(folder: Path) -> None:
 
 def checkpoint_bytes(student: nn.Module) -> int:
     """Return about how large a checkpoint of `student` is: weights, averages and two moments."""
-    stored = {**dict(student.named_parameters()), **_buffers(student)}
-    weights = sum(t.numel() * t.element_size() for t in stored.values())
+    weights = sum(t.numel() * t.element_size() for t in _stored(student).values())
     trained = sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
     return 2 * weights + 2 * trained
 
 
 def fingerprint(
-    settings: Mapping[str, Any], student: nn.Module, teacher: nn.Module | None, data: Any, scheduler: Any
+    settings: Recover,
+    seed: int,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: ImageData,
+    scheduler: Any,
 ) -> dict[str, Any]:
     """Describe what is run, in JSON types: the settings, the models' weights, the data and the scheduler.
 
-    Weights are identified by a hash over up to 256 evenly spaced entries of every tensor.
+    Weights are identified by a hash over up to 256 evenly spaced entries of every tensor. When to stop early does not
+    change the course; with a constant learning rate the number of steps does not either, so that such a run can be
+    prolonged.
     """
+    free = {knob.key for knob in knobs_of(Recover) if knob.neutral} | {"enabled", "max_seconds"}
+    free |= {"steps"} if settings.schedule == "constant" else set()
+    course = {**asdict(settings), "warmup_steps": settings.warmup, "seed": seed}
     kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
     described = {
-        "settings": dict(settings),
+        "settings": {key: value for key, value in course.items() if key not in free},
         "student": _digest(student),
         "teacher": None if teacher is None else _digest(teacher),
         "data": {"name": data.name, "images": len(data), "shape": list(data.shape)},
@@ -168,7 +170,7 @@ def fingerprint(
 
 def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in {**dict(model.named_parameters()), **_buffers(model)}.items():
+    for name, tensor in _stored(model).items():
         flat = tensor.detach().flatten()
         part = flat[:: max(1, flat.numel() // 256)].cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -176,17 +178,11 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """List where two JSON values differ, as ``"place was X, is Y"``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*new, *(key for key in old if key not in new)]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{place}.{key}")]
-    return [] if old == new else [f"{place.lstrip('.')} was {old!r}, is {new!r}"]
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    stored = model.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and stored buffers by name, each once."""
+    saved = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
@@ -198,7 +194,7 @@ def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
     found = {
-        "model": {**named, **_buffers(state.student)},
+        "model": _stored(state.student),
         "ema": dict(zip(named, state.ema.shadow_params, strict=True)),
         "optimizer": moments,
     }
@@ -210,47 +206,7 @@ def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first."""
-    found = [
-        path for path in folder.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdigit() and path.is_dir()
-    ]
-    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint; its name goes first, so that a kill leaves no half of it under that name."""
-    if path.exists():
-        doomed = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _read_content(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        whole = content["format"] == FORMAT and len(content["losses"]) == content["step"]
-        if not whole or not isinstance(content["fingerprint"], dict):
-            raise ValueError("unknown format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("recovery: checkpoint %s is passed over: state.json cannot be read (%s)", path, error)
-        return None
-    return content
-
-
-def _read_tensors(path: Path, state: TrainingState) -> dict[str, dict[str, Tensor]] | None:
-    named = {name: tuple(p.shape) for name, p in state.student.named_parameters()}
-    wanted = {
-        "model": {**named, **{name: tuple(b.shape) for name, b in _buffers(state.student).items()}},
-        "ema": named,
-    }
-    try:
-        tensors = {part: load_file(path / f"{part}.safetensors") for part in _TENSOR_FILES}
-        for part, shapes in wanted.items():
-            if {name: tuple(t.shape) for name, t in tensors[part].items()} != shapes:
-                raise ValueError(f"{part}.safetensors does not fit the student")
-    except (OSError, ValueError, SafetensorError) as error:
-        logger.warning("recovery: checkpoint %s is passed over: %s", path, error)
-        return None
-    return tensors
+    return sorted(folder.glob(_PREFIX + 8 * "[0-9]"))
 
 
 @torch.no_grad()
@@ -258,7 +214,7 @@ def _restore(
     state: TrainingState, content: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
     named = dict(state.student.named_parameters())
-    for name, tensor in {**named, **_buffers(state.student)}.items():
+    for name, tensor in _stored(state.student).items():
         tensor.copy_(tensors["model"][name])
     for name, shadow in zip(named, state.ema.shadow_params, strict=True):
         shadow.copy_(tensors["ema"][name])
@@ -269,4 +225,4 @@ def _restore(
     state.ema.optimization_step = content["ema_step"]
     if state.scaler is not None and content["scaler"] is not None:
         state.scaler.load_state_dict(content["scaler"])
-    state.losses, state.images, state.seconds = content["losses"], content["images"], content["seconds"]
+    state.losses, state.seconds = content["losses"], content["seconds"]

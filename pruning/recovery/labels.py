@@ -28,12 +28,7 @@ def hold_label_embeddings(model: nn.Module) -> None:
 
 
 def resolve_label_dropout(asked: float | None, model: nn.Module, *, has_captions: bool) -> float:
-    """Return the dropout probability for `model`.
-
-    Args:
-        asked: The setting; None takes 0.1 where the model knows "no label" (or takes captions), else 0.
-        model: The denoiser.
-        has_captions: Whether the samples carry captions; the empty caption stands for none.
+    """Return the dropout probability for `model`; None takes 0.1 where it knows "no label" or takes captions, else 0.
 
     Raises:
         PruningError: If dropout is asked of a class-conditional model that has no index for "no label".
@@ -49,16 +44,7 @@ def resolve_label_dropout(asked: float | None, model: nn.Module, *, has_captions
 
 
 def drop_classes(conditioning: dict[str, Any], dropped: Tensor, unconditional: int | None) -> dict[str, Any]:
-    """Replace the class labels of dropped samples.
-
-    Args:
-        conditioning: Call arguments, with ``class_labels`` (B,) where the model takes classes.
-        dropped: Which samples lose their label (B,), bool.
-        unconditional: Index of "no label"; None leaves labels as they are.
-
-    Returns:
-        The call arguments, with new labels.
-    """
+    """Return call arguments in which the ``class_labels`` (B,) of `dropped` samples (B,) are `unconditional`."""
     labels = conditioning.get("class_labels")
     if labels is None or unconditional is None:
         return conditioning

@@ -20,9 +20,26 @@ from pruning.errors import PruningError
 from pruning.recovery.batches import MODULES, BatchSource, TrainingBatch, training_batches
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
 from pruning.recovery.objective import loss_weights, training_step
-from pruning.recovery.progress import RecoveryProgress
-from pruning.recovery.schedule import learning_rate_at
 from pruning.settings import Recover
+
+
+@dataclass(frozen=True)
+class RecoveryProgress:
+    """One optimiser step that has just been taken.
+
+    Attributes:
+        step: Steps taken so far, from 1.
+        steps: Steps asked for.
+        loss: Loss of this step, the mean over its samples.
+        learning_rate: Learning rate of this step.
+        images_per_second: Images trained on a second since this process started or resumed.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -30,55 +47,54 @@ class Training:
     """What one recovery run works with; only `state` changes.
 
     Attributes:
-        settings: Checked settings, null resolved.
-        seed: Of every draw.
+        source: Batches, and the settings and the seed that they are made by.
         accelerator: Device, precision and processes.
         model: The student as accelerate prepared it.
         teacher: The dense model, or None.
-        scheduler: Noises the images.
         optimizer: AdamW as accelerate prepared it.
         state: Student, averages, optimiser and counters.
         folder: Where checkpoints go, or None.
         identity: The fingerprint written into them.
     """
 
-    settings: Recover
-    seed: int
+    source: BatchSource
     accelerator: Accelerator
     model: nn.Module
     teacher: nn.Module | None
-    scheduler: Any
     optimizer: torch.optim.Optimizer
     state: TrainingState
     folder: Path | None
     identity: Mapping[str, Any]
 
+    @property
+    def settings(self) -> Recover:
+        """Checked settings, null resolved."""
+        return self.source.settings
 
-def train(
-    run: Training, source: BatchSource, progress: Callable[[RecoveryProgress], None] | None, resumed_from: int
-) -> None:
+
+def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) -> None:
     """Take the steps that are left, up to the number asked or the time limit, saving on the way and at the end.
 
     Raises:
         PruningError: If a loss or gradient is not finite, or a checkpoint cannot be written.
     """
     settings, state = run.settings, run.state
-    seconds_before, saved = state.seconds, resumed_from
+    seconds_before, resumed_from = state.seconds, state.step
+    saved = resumed_from
     limit = math.inf if settings.max_seconds is None else settings.max_seconds
-    with closing(training_batches(source, state.step, settings.steps)) as batches:
+    with closing(training_batches(run.source, state.step, settings.steps)) as batches:
         while state.step < settings.steps and state.seconds < limit:
             step, began = state.step, time.perf_counter()
             loss = optimizer_step(run, step, islice(batches, settings.gradient_accumulation))
             elapsed = time.perf_counter() - began
             loss, elapsed = _agree(run.accelerator, loss, elapsed)
             state.losses.append(loss)
-            state.images += settings.batch_size
             state.seconds += elapsed
             if progress is not None and run.accelerator.is_main_process:
                 images = (state.step - resumed_from) * settings.batch_size
                 speed = images / max(state.seconds - seconds_before, 1e-9)
                 rate = learning_rate_at(settings, step)
-                progress(RecoveryProgress(state.step, settings.steps, loss, rate, speed, resumed_from))
+                progress(RecoveryProgress(state.step, settings.steps, loss, rate, speed))
             if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                 saved = _save(run)
     if saved != state.step:
@@ -100,8 +116,8 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     total = torch.zeros((), device=accelerator.device)
     for batch in batches:
         # Dropout modules can only draw from the global generator; the caller restores it.
-        torch.manual_seed(sample_generator(run.seed, batch.position, MODULES).initial_seed())
-        weights = loss_weights(run.scheduler, batch.timesteps, settings.loss_weighting)
+        torch.manual_seed(sample_generator(run.source.seed, batch.position, MODULES).initial_seed())
+        weights = loss_weights(run.source.scheduler, batch.timesteps, settings.loss_weighting)
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
                 loss = training_step(
@@ -118,6 +134,20 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     run.optimizer.zero_grad()
     run.state.ema.step(parameters)
     return loss_value
+
+
+def learning_rate_at(settings: Recover, step: int) -> float:
+    """Return the learning rate of optimizer step `step` (from 0).
+
+    Linear warm-up, ``lr * (step + 1) / warmup``, then constant, or half a cosine down to 0 at ``steps``
+    (Loshchilov and Hutter, arXiv 1608.03983, equation 5 with one period).
+    """
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def _agree(accelerator: Accelerator, loss: float, elapsed: float) -> tuple[float, float]:

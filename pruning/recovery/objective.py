@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.data import is_flow
+from pruning.data.batches import move
 from pruning.errors import PruningError
 from pruning.recovery.batches import TrainingBatch
 
@@ -50,7 +50,9 @@ def training_step(
         loss = loss + (1 - distill_weight) * _mean_square(answer - batch.target.float())
     if distill_weight > 0 and teacher is not None:
         with torch.no_grad():
-            wanted = teacher(**_in_dtype_of(teacher, batch.call), return_dict=False)[0].float()
+            first = next(p for p in teacher.parameters() if p.is_floating_point())
+            call = move(batch.call, first.device, first.dtype) | {"timestep": batch.call["timestep"]}
+            wanted = teacher(**call, return_dict=False)[0].float()
         loss = loss + distill_weight * _mean_square(output - wanted)
     return (weights * loss).mean()
 
@@ -91,17 +93,3 @@ def loss_weights(scheduler: Any, timesteps: Tensor, weighting: str) -> Tensor:
 
 def _mean_square(difference: Tensor) -> Tensor:
     return difference.square().flatten(1).mean(dim=1)  # (B,)
-
-
-def _in_dtype_of(model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Cast the floating tensors of `call` to the dtype of `model`; timesteps keep their precision."""
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    return {name: value if name == "timestep" else _cast(value, dtype) for name, value in call.items()}
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    if isinstance(value, dict):
-        return {key: _cast(entry, dtype) for key, entry in value.items()}
-    return value

@@ -19,7 +19,7 @@ from pruning.data import ImageData
 from pruning.data.conditioning import Conditioner
 from pruning.errors import PruningError
 from pruning.files import check_writable
-from pruning.recovery.batches import BatchPlan, BatchSource
+from pruning.recovery.batches import BatchSource
 from pruning.recovery.checkpoints import (
     TrainingState,
     checkpoint_bytes,
@@ -28,10 +28,8 @@ from pruning.recovery.checkpoints import (
     resume,
 )
 from pruning.recovery.labels import hold_label_embeddings, resolve_label_dropout
-from pruning.recovery.loop import Training, train
+from pruning.recovery.loop import RecoveryProgress, Training, train
 from pruning.recovery.objective import loss_weights
-from pruning.recovery.progress import RecoveryProgress
-from pruning.recovery.schedule import course
 from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
@@ -93,7 +91,7 @@ def recover(
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
-        progress: Called after every step on process 0, e.g. a `ProgressBar`.
+        progress: Called after every step on process 0.
 
     Raises:
         PruningError: For settings out of range, a folder that cannot be written or holds checkpoints of another
@@ -111,30 +109,25 @@ def recover(
     settings = replace(settings, label_dropout=dropout, mixed_precision=accelerator.mixed_precision)
     used_teacher = teacher if settings.distill_weight > 0 else None
     place = Path(folder) if folder is not None else None
-    identity = fingerprint({**course(settings), "seed": seed}, student, used_teacher, data, scheduler)
+    identity = fingerprint(settings, seed, student, used_teacher, data, scheduler)
     if place is not None and accelerator.is_main_process:
         check_writable("recovery checkpoints", place, checkpoint_bytes(student))
         clear_temporaries(place)
     accelerator.wait_for_everyone()
-    plan = BatchPlan(
-        settings.batch_size,
-        settings.gradient_accumulation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        dropout,
-        seed,
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    source = BatchSource(
+        student, data, conditioner, scheduler, settings, seed, accelerator.device, rank, processes
     )
-    source = BatchSource(student, data, conditioner, scheduler, plan, accelerator.device)
-    with _training(student, used_teacher, accelerator):
-        run = _start(student, used_teacher, scheduler, settings, seed, accelerator, place, identity)
-        resumed_from = resume(place, run.state, identity) if place is not None else 0
+    with _training(student, used_teacher, accelerator.device):
+        model, optimizer, state = _prepared(student, settings, accelerator)
+        run = Training(source, accelerator, model, used_teacher, optimizer, state, place, identity)
+        resumed_from = resume(place, state, identity) if place is not None else 0
         if resumed_from and accelerator.is_main_process:
             logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, settings.steps)
-        train(run, source, progress, resumed_from)
-        run.state.ema.copy_to(student.parameters())
+        train(run, progress)
+        state.ema.copy_to(student.parameters())
     student.eval()
-    state = run.state
-    speed = state.images / state.seconds if state.seconds > 0 else 0.0
+    speed = state.step * settings.batch_size / state.seconds if state.seconds > 0 else 0.0
     return RecoveryResult(
         list(enumerate(state.losses, start=1)), speed, state.step, resumed_from, state.seconds
     )
@@ -167,6 +160,16 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, data: ImageData
         )
 
 
+def check_split(settings: Recover, processes: int) -> None:
+    """Raise PruningError unless a training batch can be split over processes and micro-batches."""
+    parts = settings.gradient_accumulation * processes
+    if settings.batch_size % parts:
+        raise PruningError(
+            f"recover.batch_size: {settings.batch_size} must be a multiple of gradient_accumulation x processes = "
+            f"{settings.gradient_accumulation} x {processes} = {parts}"
+        )
+
+
 def _accelerator(settings: Recover, device: str | None) -> Accelerator:
     """Make the Accelerator and check that this run fits it."""
     try:
@@ -189,19 +192,13 @@ def _accelerator(settings: Recover, device: str | None) -> Accelerator:
         raise PruningError(
             f"recovery: device={device!r} asked, but accelerate runs on {found!r} here; ask for {found!r}"
         )
-    parts = settings.gradient_accumulation * accelerator.num_processes
-    if settings.batch_size % parts:
-        raise PruningError(
-            f"recovery: batch_size={settings.batch_size} must be a multiple of gradient_accumulation x processes = "
-            f"{settings.gradient_accumulation} x {accelerator.num_processes} = {parts}"
-        )
+    check_split(settings, accelerator.num_processes)
     return accelerator
 
 
 @contextmanager
-def _training(student: nn.Module, teacher: nn.Module | None, accelerator: Accelerator) -> Iterator[None]:
+def _training(student: nn.Module, teacher: nn.Module | None, device: torch.device) -> Iterator[None]:
     """Put the models into training order, and undo what accelerate and training leave on them and in torch."""
-    device = accelerator.device
     before = {name: vars(student)[name] for name in _WRAPPED if name in vars(student)}
     teaching = teacher is not None and teacher.training
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -226,17 +223,10 @@ _WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
 """What accelerate hangs on a prepared model."""
 
 
-def _start(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    scheduler: Any,
-    settings: Recover,
-    seed: int,
-    accelerator: Accelerator,
-    folder: Path | None,
-    identity: dict[str, Any],
-) -> Training:
-    """Make optimiser and averages, and prepare them with accelerate."""
+def _prepared(
+    student: nn.Module, settings: Recover, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:
+    """Return the student and its optimiser as accelerate prepares them, and what changes while training."""
     trained = [p for p in student.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -247,5 +237,4 @@ def _start(
     model = accelerator.prepare_model(student)
     prepared = accelerator.prepare_optimizer(optimizer)
     ema = EMAModel(student.parameters(), decay=settings.ema_decay, foreach=True)
-    state = TrainingState(student, ema, optimizer, accelerator.scaler)
-    return Training(settings, seed, accelerator, model, teacher, scheduler, prepared, state, folder, identity)
+    return model, prepared, TrainingState(student, ema, optimizer, accelerator.scaler)

@@ -1,17 +1,8 @@
 """Runs a recipe in a run directory, one stage after the other.
 
-Every stage is a function of a `Run`: ``calibrate(run)`` does the stage, or finds it done, and returns the folder
-of its artefacts. Stages speak through files; what they wrote is loaded by the run when it is asked for::
-
-    from pruning.stages import Run, calibrate, score
-
-    run = Run.open("quickstart", ["score.criterion=wanda"])
-    for stage in (calibrate, score):
-        stage(run)
-    run.scores.values
-
-The files of this folder are named by nouns and the stages by verbs, so that no function hides a module; they are
-imported when they are asked for, because what they need takes seconds to import.
+Every stage is a function of a `Run`: ``calibrate(run)`` does the stage, or finds it done, and returns the folder of
+its artefacts. Stages speak through files; the run loads what they wrote: ``run.scores``. Files are named by nouns and
+stages by verbs, so that no function hides a module.
 """
 
 from __future__ import annotations

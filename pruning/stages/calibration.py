@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import ModelMixin
 
@@ -21,7 +19,7 @@ from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
 from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
-from pruning.stages.stage import Stage, pick
+from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import Key
 from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup
@@ -31,11 +29,7 @@ DRAWN = frozenset({"key_mass", "sink_indicator"})
 """What the report draws beside `DIAGNOSTIC_NEEDS`."""
 
 SHOWN = (
-    "data.split",
-    "data.resolution",
-    "data.image_column",
-    "data.label_column",
-    "data.caption_column",
+    *IMAGES,
     "calibrate.num_samples",
     "calibrate.timestep_buckets",
     "calibrate.provider",
@@ -43,20 +37,12 @@ SHOWN = (
     "calibrate.guidance_scale",
     "calibrate.timestep_weights",
     "calibrate.queries",
-    "model.dtype",
-    "seed",
 )
 """Keys that say what the model is shown. Batch sizes are not among them: they do not change the result."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What calibration has to gather.
-
-    Attributes:
-        needs: Names of statistics.
-        variants: Weighted rows besides the plain ones.
-    """
+class Wanted(NamedTuple):
+    """What calibration has to gather: statistics by name, and the weighted rows besides the plain ones."""
 
     needs: tuple[str, ...]
     variants: tuple[str, ...]
@@ -97,8 +83,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
     if not needs_first_pass(asked.needs, asked.variants, run.recipe.calibrate.sink_weights):
         return None
 
-    def look(folder: Path) -> dict[str, Any]:
-        began = time.perf_counter()
+    def look(folder: Path) -> None:
         found = calibration.first_pass(
             run.dense,
             run.groups,
@@ -109,23 +94,20 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
             seed=run.recipe.seed,
             progress=_progress(run, "first pass"),
         )
-        found.save(folder / FIRST_PASS)
-        return {"seconds": round(time.perf_counter() - began, 3)}
+        calibration.save_stats(found.stats, folder / FIRST_PASS)
 
-    return FirstPass.load(run.part(first_pass_key(run, asked), look).folder / FIRST_PASS)
-
-
-def _statistics(run: Run) -> dict[str, Any]:
-    asked = wanted(run)
-    kinds = sorted(run.recipe.prune.kinds)
-    return {"needs": list(asked.needs), "variants": list(asked.variants), "kinds": kinds}
+    kept = run.part(first_pass_key(run, asked), look).folder / FIRST_PASS
+    return FirstPass(calibration.load_stats(kept))
 
 
 @partial(
     Stage,
     "calibrate",
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
-    asked=_statistics,
+    asked=lambda run: {
+        name: sorted(values)
+        for name, values in {**wanted(run)._asdict(), "kinds": run.recipe.prune.kinds}.items()
+    },
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""
@@ -145,12 +127,7 @@ def gather(
 ) -> CalibrationStats:
     """Measure `model`, the dense one or one on its way to be slim, on the recipe's inputs.
 
-    Args:
-        run: Knows data and settings.
-        model: What is measured.
-        groups: For which groups.
-        asked: What to gather.
-        seen: Result of a first pass of this very model; taken here if it is needed and None.
+    `seen` is the result of a first pass of this very model; if it is None, the pass is taken here where it is needed.
     """
     if not asked.needs:
         return CalibrationStats(meta={"needs": [], "variants": []})
@@ -178,16 +155,15 @@ def check_guidance(run: Run) -> None:
     if run.recipe.score.weighting != "guided":
         return
     name, config = type(run.meta).__name__, run.meta.config
+    why = None
     if null_class(run.meta) is None and not takes_text(run.meta):
+        why = "has no unconditional one (no null class, no text)"
+    elif config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
+        why = "is told its guidance as a number (a distilled model) and has one branch"
+    if why:
         raise PruningError(
-            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
-            f"{run.recipe.model.source!r} has no unconditional one (no null class, no text); leave score.weighting out"
-        )
-    if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
-        raise PruningError(
-            f"score.weighting: 'guided' mixes a conditional and an unconditional branch, but {name} "
-            f"{run.recipe.model.source!r} is told its guidance as a number (a distilled model) and has one branch; "
-            "leave score.weighting out"
+            "score.weighting: 'guided' mixes a conditional and an unconditional branch, but "
+            f"{name} {run.recipe.model.source!r} {why}; leave score.weighting out"
         )
     criterion = run.recipe.score.criterion
     for kind in {group.kind for group in run.groups} - {"blocks"}:
@@ -219,17 +195,10 @@ def timestep_weights(run: Run) -> list[float] | None:
 
 def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
     """Return what the recipe shows `model`: noised images, or what it generates itself, the same every time."""
-    section, split = run.recipe.calibrate, run.recipe.data.split
+    section = run.recipe.calibrate
     if section.provider == "noised":
-        return run.noised(split, section.num_samples, batch_size=section.batch_size)
-    generate = sampler(
-        run,
-        model,
-        split=split,
-        num_steps=section.num_steps,
-        guidance_scale=section.guidance_scale,
-        batch_size=section.batch_size,
-    )
+        return run.noised(run.recipe.data.split, section.num_samples, batch_size=section.batch_size)
+    generate = sampler(run, model, section)
     return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 

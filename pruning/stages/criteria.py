@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from pruning.calibration import find
@@ -13,7 +11,7 @@ from pruning.calibration.seeing import Block
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.base import Weights
-from pruning.stages.planning import cuts_of, make_plan
+from pruning.stages.planning import cuts_of, hushed, make_plan
 from pruning.stages.run import Run
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 
@@ -50,11 +48,10 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
         if why is None:
             try:
                 plan = _plan(run, name, weights, stats)
-            except PruningError as error:  # a comparison must not cost the run its report
-                why = str(error)
-            else:
                 rows.append({"name": name, "own": False, "shares": shares_cut(plan, run.groups)})
                 continue
+            except PruningError as error:  # a comparison must not cost the run its report
+                why = str(error)
         left_out.setdefault(why, []).append(name)
     return {
         "groups": [{"module": group.module, "kind": group.kind} for group in run.groups],
@@ -106,19 +103,6 @@ def _width(group: PrunableGroup, weights: Weights) -> int:
 
 def _plan(run: Run, name: str, weights: Weights, stats: CalibrationStats) -> PruningPlan:
     """Return the plan that the run's target, scope and limits give with the scores of another criterion."""
-    with _hushed("pruning.importance", "pruning.allocation"):
+    with hushed():
         found = score(weights, run.groups, stats, criterion=name, seed=run.recipe.seed)
         return make_plan(run, found)
-
-
-@contextmanager
-def _hushed(*names: str) -> Iterator[None]:
-    """Keep warnings of these loggers to themselves: they are about plans that nobody asked for."""
-    before = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

@@ -9,7 +9,7 @@ import torch
 
 from pruning.errors import PruningError
 from pruning.stages.caveats import caveats
-from pruning.stages.planning import cuts_of, make_plan, plan_figures
+from pruning.stages.planning import by_kind, cuts_of, make_plan, plan_figures
 from pruning.stages.preflight import look_ahead
 from pruning.stages.run import Run
 from pruning.stages.runner import due
@@ -31,11 +31,8 @@ def dry_run(run: Run) -> dict[str, Any]:
         PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing.
     """
     run.offline = True
-    basis, plan = "uniform", None
-    if _has_scores(run):
-        basis, plan = "scores", make_plan(run, run.scores)
-    if plan is None:
-        plan = make_plan(run, None)
+    scored = _has_scores(run)
+    plan = make_plan(run, run.scores if scored else None)
     cuts = cuts_of(plan, run.groups)
     for text in (*look_ahead(run), *caveats(run)):
         logger.warning("%s", text)
@@ -49,7 +46,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         "bytes": size * run.cost.params(),
         "kinds": _kinds(run, cuts),
         "plan": {**figures, "bytes": size * figures["params"]},
-        "basis": basis,
+        "basis": "scores" if scored else "uniform",
         "groups": cuts,
     }
 
@@ -64,22 +61,16 @@ def _has_scores(run: Run) -> bool:
 
 
 def _kinds(run: Run, cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row a kind: how much of the model it is, and how much of it goes."""
+    """Return one row per kind: how much of the model it is, and how much of it goes."""
     params, macs = run.cost.unit_costs("params"), run.cost.unit_costs("macs")
-    rows: dict[str, dict[str, Any]] = {}
-    for group, cut in zip(run.groups, cuts, strict=True):
-        empty = {
-            "kind": group.kind,
-            "groups": 0,
-            "units": 0,
-            "removed": 0,
-            "params_share": 0.0,
-            "macs_share": 0.0,
+    return [
+        {
+            "kind": kind,
+            "groups": len(own),
+            "units": sum(cut["total"] for cut in own),
+            "removed": sum(cut["total"] - cut["kept"] for cut in own),
+            "params_share": sum(params[cut["group"]] * cut["total"] for cut in own) / run.cost.params(),
+            "macs_share": sum(macs[cut["group"]] * cut["total"] for cut in own) / run.cost.macs(),
         }
-        row = rows.setdefault(group.kind, empty)
-        row["groups"] += 1
-        row["units"] += group.num_units
-        row["removed"] += cut["total"] - cut["kept"]
-        row["params_share"] += params[group.name] * group.num_units / run.cost.params()
-        row["macs_share"] += macs[group.name] * group.num_units / run.cost.macs()
-    return list(rows.values())
+        for kind, own in by_kind(cuts).items()
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eval.cost import saved_bytes
+from eval.features import load_features
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
 from pruning.errors import PruningError
@@ -20,7 +21,7 @@ from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
 from pruning.recipe import Recipe
 from pruning.sampling import to_uint8
-from pruning.stages.observing import Seen, features_identity, observe
+from pruning.stages.observing import LOOKED_AT, Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.stage import Stage
@@ -29,22 +30,18 @@ SAMPLES = "samples.safetensors"
 SHOWN_SAMPLES = 32
 """Images a subject that are kept for the report."""
 
-READS = (
-    "data",
-    "model.dtype",
-    "seed",
-    "recover.enabled",
-    "export.dtype",
-    "calibrate.timestep_buckets",
-    "evaluate.num_samples",
-    "evaluate.num_steps",
-    "evaluate.sampler",
-    "evaluate.guidance_scale",
-    "evaluate.num_real",
-    "evaluate.denoising_samples",
-    "evaluate.metrics",
-    "evaluate.latency",
-)
+
+FIGURES = {
+    "frechet": "Fréchet distance",
+    "kernel": "kernel distance",
+    "excess_error": "excess error against the dense model",
+    "macs": "multiply-accumulates of one call",
+    "params": "parameters",
+    "file_bytes": "bytes of the weights",
+    "speedup_call": "speed-up of one call",
+    "speedup_sampling": "speed-up of sampling",
+}
+"""What a short table and the model card tell of each subject, and under which names."""
 
 
 def circumstances(run: Run) -> dict[str, Any]:
@@ -52,18 +49,19 @@ def circumstances(run: Run) -> dict[str, Any]:
     return {"evaluate.features": features_identity(run), "device": run.device_name}
 
 
-@partial(Stage, "evaluate", after=("prune", "recover"), reads=READS, extra=circumstances)
+@partial(
+    Stage, "evaluate", after=("prune", "recover"), reads=(*LOOKED_AT, "recover.enabled"), extra=circumstances
+)
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     """Measure every metric of the recipe on the dense, the pruned and the recovered model.
 
     What a subject shows by itself is looked up in the store; only latency is measured in turns, anew for every run.
     """
-    found = {"dense": run.dense, "pruned": run.load_pruned("prune")}
-    hashes = {"dense": run.workspace.hashes["model"], "pruned": run.result("prune").output_hash}
-    if run.recipe.recover.enabled:
-        found["recovered"] = run.load_pruned("recover")
-        hashes["recovered"] = run.result("recover").output_hash
-    subjects = {name: _subject(run, name, model) for name, model in found.items()}
+    stages = {"pruned": "prune"} | ({"recovered": "recover"} if run.recipe.recover.enabled else {})
+    found = {"dense": run.dense} | {name: run.load_pruned(stage) for name, stage in stages.items()}
+    hashes = {name: run.result(stage).output_hash for name, stage in stages.items()}
+    hashes["dense"] = run.workspace.hashes["model"]
+    subjects = {name: _subject(run, model) for name, model in found.items()}
     context = _context(run, subjects)
     try:
         seen = observe(run, context, hashes)
@@ -72,31 +70,19 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
         raise PruningError(str(error)) from error
     _keep_samples(run, subjects, seen, folder / SAMPLES)
     write_json(folder / METRICS, metrics)
-    return _figures(metrics)
+    return {name: {key: values[key] for key in FIGURES if key in values} for name, values in metrics.items()}
 
 
 def features_of(recipe: Recipe) -> str:
     """Return the recipe's feature network with null and ``bundled:`` resolved."""
-    spec = recipe.features
-    return resolve_source(spec) if spec.startswith("bundled:") else spec
+    return resolve_source(recipe.features)
 
 
-def _subject(run: Run, name: str, model: ModelMixin) -> Subject:
+def _subject(run: Run, model: ModelMixin) -> Subject:
     """Return a model under test. Its file size is that of its weights as they would be exported."""
-    section = run.recipe.evaluate
-    generate = sampler(
-        run,
-        model,
-        split=run.recipe.data.eval_split,
-        num_steps=section.num_steps,
-        guidance_scale=section.guidance_scale,
-        batch_size=section.batch_size,
-        scheduler=section.sampler,
-    )
+    generate = sampler(run, model, run.recipe.evaluate)
     size = saved_bytes(model, getattr(torch, run.recipe.export.dtype))
-    return Subject(
-        name, predict=lambda call: denoise(model, call), sample=generate, model=model, file_bytes=size
-    )
+    return Subject(predict=lambda call: denoise(model, call), sample=generate, model=model, file_bytes=size)
 
 
 def _context(run: Run, subjects: dict[str, Subject]) -> Context:
@@ -109,19 +95,16 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         real=_real(run, split, section.num_real),
         noised=lambda: noised,
         call=lambda batch: example_call(run.dense, batch),
-        features=features_of(run.recipe),
+        features=cache(partial(load_features, features_of(run.recipe), run.device)),
         num_samples=section.num_samples,
         batch_size=section.batch_size,
         workers=_workers(run),
         latency=LatencyOptions(
             batch_size=latency.batch_size,
             rounds=latency.runs,
-            sampling=latency.sampling_runs > 0,
-            sampling_batch_size=latency.batch_size,
-            sampling_rounds=max(1, latency.sampling_runs),
+            sampling_rounds=latency.sampling_runs,
             num_threads=latency.threads,
         ),
-        device=run.device,
         seed=run.recipe.seed,
         progress=run.bars,
     )
@@ -135,9 +118,8 @@ def _workers(run: Run) -> int:
 def _real(run: Run, split: str, count: int | None) -> Callable[[], Tensor]:
     def real() -> Tensor:
         data = run.images(split)
-        rows = run.choose(split, len(data) if count is None else count)
-        parts = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-        return torch.cat([to_uint8(data.images(part)) for part in parts])
+        rows = torch.tensor(run.choose(split, len(data) if count is None else count))
+        return torch.cat([to_uint8(data.images(part)) for part in rows.split(256)])
 
     return real
 
@@ -155,18 +137,3 @@ def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, path: Path
     if labels is not None:
         tensors["labels"] = labels
     save_file(tensors, str(path))
-
-
-def _figures(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of each subject that a short table has room for."""
-    shown = (
-        "frechet",
-        "kernel",
-        "excess_error",
-        "macs",
-        "params",
-        "file_bytes",
-        "speedup_call",
-        "speedup_sampling",
-    )
-    return {name: {key: found[key] for key in shown if key in found} for name, found in metrics.items()}

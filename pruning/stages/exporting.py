@@ -16,27 +16,18 @@ from pruning.export import export as write_export
 from pruning.export.card import Measurement
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
+from pruning.stages.evaluation import FIGURES
 from pruning.stages.run import Run
 from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.store import folder_bytes
-
-MEASURED = {
-    "kernel": "kernel distance",
-    "excess_error": "excess error against the dense model",
-    "macs": "multiply-accumulates of one call",
-    "params": "parameters",
-    "file_bytes": "bytes of the weights",
-    "speedup_call": "speed-up of one call",
-    "speedup_sampling": "speed-up of sampling",
-}
-"""What the model card tells beside the Fréchet distance, and under which names."""
 
 
 @partial(Stage, "export", after=("plan", "prune", "recover", "evaluate"), extra=whole_recipe)
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """Write the model that the run ends with, and verify what was written by loading it."""
     figures = {name: run.result(name).figures for name in ("plan", "recover")}
-    request = request_of(run, run.load_pruned(run.final_stage, torch.float32), figures, run.metrics)
+    last = "recover" if run.recipe.recover.enabled else "prune"
+    request = request_of(run, run.load_pruned(last, torch.float32), figures, run.metrics)
     written: dict[str, Any] = {}
     for name in request.settings.formats:
         checks = write_export(request, folder / name, exporter=name)
@@ -50,14 +41,7 @@ def request_of(
     figures: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> ExportRequest:
-    """Return what is asked of the exporters.
-
-    Args:
-        run: Knows the recipe.
-        model: What is written.
-        figures: Of the stages ``plan`` and ``recover``.
-        metrics: By subject.
-    """
+    """Return what is asked of the exporters, with figures of ``plan`` and ``recover``, metrics by subject."""
     recipe, section = run.recipe, run.recipe.evaluate
     card = Facts(
         title=recipe.title or recipe.name,
@@ -80,7 +64,7 @@ def request_of(
         recipe=to_yaml(recipe),
         versions=versions(),
     )
-    return ExportRequest(model, recipe.export, card, run.scheduler, _base_folder(run))
+    return ExportRequest(model, run.scheduler, recipe.export, card, _base_folder(run))
 
 
 def _base_folder(run: Run) -> Path | None:
@@ -97,7 +81,7 @@ def _base_folder(run: Run) -> Path | None:
 
 def _measurements(found: Mapping[str, Any]) -> dict[str, Measurement]:
     """Return what was measured of a model as far as a card has room for it, under names that a reader knows."""
-    names = {"frechet": found.get("frechet_name", "Fréchet distance"), **MEASURED}
+    names = {**FIGURES, "frechet": found.get("frechet_name", FIGURES["frechet"])}
     shown: dict[str, Measurement] = {}
     for key, name in names.items():
         value, interval, coverage = (found.get(f"{key}{end}") for end in ("", "_ci95", "_coverage"))

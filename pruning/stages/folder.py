@@ -22,7 +22,7 @@ from typing import Any
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_json
-from pruning.store import BESIDE, DONE, Result, Store, files_of, link_tree
+from pruning.store import BESIDE, Result, Store, files_of, link_tree
 
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 """All stages, in the order they run."""
@@ -59,9 +59,7 @@ class RunFolder:
             if not isinstance(owner.get(key), kind):
                 raise PruningError(f"{self.path / OWNER}: {key!r} is {owner.get(key)!r}; {advice}")
         if not isinstance(owner.get("results"), dict):
-            if any((self.path / name / DONE).is_file() for name in ("sinks", *STAGES)):
-                raise PruningError(f"run directory {self.path} {EARLIER}")
-            owner["results"] = {}
+            raise PruningError(f"run directory {self.path} {EARLIER}")
         return owner
 
     def stage(self, name: str) -> Path:
@@ -141,15 +139,3 @@ class RunFolder:
     def _note(self, results: Mapping[str, list[str]]) -> None:
         """Write down which results the run uses."""
         write_json(self.path / OWNER, {**(self.owner("") or {}), "results": results})
-
-
-def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Return ``(key path, before, after)`` for every leaf that differs; a missing one is None."""
-    if isinstance(before, Mapping) or isinstance(after, Mapping):
-        left, right = (x if isinstance(x, Mapping) else {} for x in (before, after))
-        return [
-            change
-            for key in {**left, **right}
-            for change in changes(left.get(key), right.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if before == after else [(prefix, before, after)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from pruning.calibration.contributions import Unit, contributions
 from pruning.errors import PruningError
 from pruning.importance.base import consumer_columns, per_row
-from pruning.stages.grids import image_grid
+from pruning.models import sample_shape
 from pruning.stages.run import Run
 from pruning.types import PrunableGroup
 
@@ -26,11 +27,7 @@ FIGURES = ("module", "head", "kept", "fluctuation_ratio")
 def choose_heads(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Choose the heads to draw: the most constant ones that carry output, pruned ones first, and the least constant.
 
-    Args:
-        rows: Diagnostics of heads, as `pruning.importance.head_diagnostics` returns them, each with ``kept``.
-
-    Returns:
-        At most `MOST_CONSTANT` + 1 rows, most constant first.
+    `rows` are what `pruning.importance.head_diagnostics` says of heads, each with ``kept``.
     """
     heads = {name: sum(row["group"] == name for row in rows) for name in {row["group"] for row in rows}}
     able = [row for row in rows if row["energy_share"] * heads[row["group"]] >= MIN_ENERGY]
@@ -75,20 +72,27 @@ def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], p
     units = [_unit(run, group, row["head"]) for row, group in chosen]
     found = contributions(run.dense, units, run.noised(run.recipe.data.split, 1, batch_size=1))
     tensors: dict[str, Tensor] = {}
-    heads, gridless = [], []
+    heads = []
     for (row, _), seen in zip(chosen, found, strict=True):
         grid = image_grid(run, seen.before.shape[1])
         if grid is None:
-            gridless.append(f"{row['module']} head {row['head']}")
             continue
         name = f"{row['module']}/{row['head']}"
         tensors |= {f"{name}/before": seen.before, f"{name}/after": seen.after}
         tensors[f"{name}/folded"] = torch.tensor([seen.folded])
         heads.append({**{key: row[key] for key in FIGURES}, "tokens": seen.before.shape[1], "grid": grid})
     if not heads:
-        return {"note": f"The tokens of {', '.join(gridless)} are no grid of the image, so no head is drawn."}
+        return {"note": "No head is drawn, for the tokens are no grid of the image."}
     save_file({key: value.float().contiguous() for key, value in tensors.items()}, str(path))
     return {"file": path.name, "heads": heads}
+
+
+def image_grid(run: Run, tokens: int) -> list[int] | None:
+    """Return rows and columns of that many image tokens, or None if no grid of the input's shape has as many."""
+    _, height, width = sample_shape(run.meta)
+    scale = math.sqrt(height * width / tokens)
+    rows, columns = round(height / scale), round(width / scale)
+    return [rows, columns] if rows * columns == tokens else None
 
 
 def _unit(run: Run, group: PrunableGroup, index: int) -> Unit:

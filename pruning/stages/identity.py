@@ -22,10 +22,6 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
     A local model is known by the content of its files: those of the whole pipeline, for its autoencoder and its text
     encoders shape what is measured, or those of a bare denoiser and its scheduler. One on the hub is known by its id,
     revision, variant and subfolder.
-
-    Args:
-        recipe: Names the model.
-        hashes: Of files; those that have not changed are not read again.
     """
     section = recipe.model
     folder = Path(resolve_source(section.source))
@@ -42,7 +38,7 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
 
 def _files(folder: Path, subfolder: str | None) -> Iterator[Path]:
     """Yield the files that make a local model, in a fixed order."""
-    index = read_json(folder / INDEX, "it is no index of a pipeline") if (folder / INDEX).is_file() else None
+    index = read_json(folder / INDEX, "it is no index of a pipeline")
     if index is not None:
         yield folder / INDEX
         names: tuple[str, ...] = tuple(sorted(name for name in index if not name.startswith("_")))
@@ -64,7 +60,7 @@ def data_identity(recipe: Recipe, known: Mapping[str, Any], hashes: Hashes) -> d
     Args:
         recipe: Names the data.
         known: What was returned before for this run; `broken` if a row could not be read.
-        hashes: Of files; those that have not changed are not read again.
+        hashes: Of files.
     """
     source = recipe.data.source
     content, words = data_fingerprint(source, hashes.of)
@@ -76,11 +72,3 @@ def data_identity(recipe: Recipe, known: Mapping[str, Any], hashes: Hashes) -> d
         "hash": known["hash"] if same else content,
         "known_by": words,
     }
-
-
-def difference(kind: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return in words how the `kind` (model, data) of a run differs from what is asked, or None."""
-    if before.get("hash") == now["hash"]:
-        return None
-    was, asked = (f"{entry.get('source')!r} (hash {str(entry.get('hash'))[:8]})" for entry in (before, now))
-    return f"it holds the {kind} {was}, the recipe asks for {asked}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
 from eval.observation import Observation
 from eval.run import look, observations
@@ -29,9 +27,9 @@ READS = {
     "denoising": ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "evaluate.denoising_samples"),
     "cost": ("model.dtype", "export.dtype"),
 }
-"""Keys that an observation depends on; one that is not named here depends on all of the section ``evaluate``."""
+"""Keys that an observation depends on; one that is not named here depends on all that are `LOOKED_AT`."""
 
-OTHERS = ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "export.dtype", "evaluate")
+LOOKED_AT = ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "export.dtype", "evaluate")
 
 Seen = dict[str, dict[str, Observation]]
 
@@ -39,10 +37,7 @@ Seen = dict[str, dict[str, Observation]]
 def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
     """Return what the metrics of the recipe read of every subject and of the data, looked at or found in the store.
 
-    Args:
-        run: Knows recipe and store.
-        context: Subjects, data and options.
-        subjects: What tells each subject from others: a hash of its weights.
+    `subjects` says what tells each subject from others: a hash of its weights.
     """
     seen: Seen = {}
     for name in (DATA, *context.subjects):
@@ -50,10 +45,8 @@ def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
         for what in observations(run.recipe.evaluate.metrics, name):
             key = observation_key(run, what, subjects.get(name, DATA))
 
-            def work(folder: Path, name: str = name, what: str = what) -> dict[str, Any]:
-                began = time.perf_counter()
+            def work(folder: Path, name: str = name, what: str = what) -> None:
                 look(context, name, what, seen[name]).save(folder, what)
-                return {"seconds": round(time.perf_counter() - began, 3)}
 
             seen[name][what] = Observation.load(run.part(key, work).folder, what)
     return seen
@@ -61,7 +54,7 @@ def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
 
 def observation_key(run: Run, what: str, subject: str) -> Key:
     """Return what an observation of a subject depends on."""
-    config = pick(run.recipe, READS.get(what, OTHERS))
+    config = pick(run.recipe, READS.get(what, LOOKED_AT))
     if "evaluate.features" in config:
         config["evaluate.features"] = features_identity(run)
     return Key(what, config, {**run.workspace.hashes, "subject": subject})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,31 +57,42 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
         "params": params["plan"],
         "removed": {
             kind: f"{sum(cut['total'] - cut['kept'] for cut in cuts)} of {sum(cut['total'] for cut in cuts)}"
-            for kind, cuts in _by_kind(cuts_of(plan, groups)).items()
+            for kind, cuts in by_kind(cuts_of(plan, groups)).items()
         },
     }
 
 
 def cuts_of(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[dict[str, Any]]:
     """Return for each group what stays: units kept, and whether it is gone with a removed block."""
-    cuts = []
-    for group in groups:
-        gone = plan.removes(group.module)
-        kept = 0 if gone else len(plan.kept_units(group))
-        cuts.append(
-            {
-                "group": group.name,
-                "module": group.module,
-                "kind": group.kind,
-                "kept": kept,
-                "total": group.num_units,
-                "removed": gone,
-            }
-        )
-    return cuts
+    return [
+        {
+            "group": group.name,
+            "module": group.module,
+            "kind": group.kind,
+            "kept": 0 if plan.removes(group.module) else len(plan.kept_units(group)),
+            "total": group.num_units,
+            "removed": plan.removes(group.module),
+        }
+        for group in groups
+    ]
 
 
-def _by_kind(cuts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep warnings about scores and plans back: they are of ones that nobody asked for."""
+    loggers = [logging.getLogger(f"pruning.{name}") for name in ("importance", "allocation")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def by_kind(cuts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return what `cuts_of` says by kind."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for cut in cuts:
         kinds.setdefault(cut["kind"], []).append(cut)

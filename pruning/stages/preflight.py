@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,26 +21,30 @@ from pruning.data import (
     num_train_timesteps,
     takes_text,
 )
-from pruning.errors import PruningError
+from pruning.data.batches import check_buckets
+from pruning.errors import PruningError, named
+from pruning.export import check_export
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, pixels_per_latent, sample_shape
 from pruning.recipe.schema import DIGITS
-from pruning.sampling import check_sampler
+from pruning.recovery import check_split
+from pruning.recovery.checkpoints import checkpoint_bytes
+from pruning.sampling import check_sampler, scheduler_named
 from pruning.settings import Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.evaluation import features_of
+from pruning.stages.exporting import request_of
 from pruning.stages.folder import STAGES
-from pruning.stages.planning import make_plan
-from pruning.stages.rehearsal import rehearse
-from pruning.stages.run import Run
-from pruning.stages.sampling import scheduler_named
+from pruning.stages.planning import hushed, make_plan
+from pruning.stages.run import Run, image_shape
+from pruning.stages.sampling import check_captions, sampler
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER_COPIES = 4
-"""A recovery checkpoint holds weights, averages and two moments."""
+STEPS = 2
+"""Sampling steps of a rehearsal; `pruning.sampling.check_sampler` proves the scheduler for all of them."""
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
@@ -50,12 +54,14 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         PruningError: For the first thing that cannot work, naming value, rule and place.
     """
     check_device(run)
-    check_names(run, stages)
+    if "evaluate" in stages:
+        check_metric_names(run)
     check_model(run)
     check_steps(run)
     check_guidance(run)
     check_provider(run)
-    check_batches(run, stages)
+    if "recover" in stages and run.recipe.recover.enabled:
+        check_split(run.recipe.recover, run.ranks.count)
     check_data(run, stages)
     if "evaluate" in stages:
         check_features(run)
@@ -79,20 +85,11 @@ def look_ahead(run: Run) -> list[str]:
     return found
 
 
-def check_names(run: Run, stages: Sequence[str]) -> None:
-    """Check the names that only `eval` knows: metrics and the feature network."""
-    if "evaluate" in stages:
-        check_metric_names(run)
-        check_features_place(run)
-
-
 def check_metric_names(run: Run) -> None:
     """Check the names of the metrics, and that they will have as many images as they take."""
     section = run.recipe.evaluate
-    try:
+    with named("evaluate.metrics"):
         check_metrics(section.metrics)
-    except ValueError as error:
-        raise PruningError(f"evaluate.metrics: {error}") from error
     fewest, metric = fewest_images(section.metrics)
     for key in ("num_samples", "num_real"):
         value = getattr(section, key)
@@ -103,23 +100,8 @@ def check_metric_names(run: Run) -> None:
             )
 
 
-def check_features_place(run: Run) -> None:
-    """Check that there is something to read where the feature network should be."""
-    spec = features_of(run.recipe)
-    kind, _, place = spec.partition(":")
-    path = Path(place if kind == "inception" else spec).expanduser()
-    if kind == "inception" and (not place or path.is_file()):
-        return
-    if kind == "inception" or not (path / "config.json").is_file():
-        raise PruningError(
-            f"evaluate.features: there is nothing to read at {str(path)!r} (from {run.recipe.features!r}); give the "
-            "folder of a classifier, 'inception', or 'inception:<weights file>'"
-        )
-
-
 def check_local_features(run: Run) -> None:
     """Check the feature network as far as it needs no download."""
-    check_features_place(run)
     if features_of(run.recipe) != "inception":
         check_features(run)
     elif "features" in metric_needs(run.recipe.evaluate.metrics) and not inception_is_here():
@@ -135,14 +117,12 @@ def check_features(run: Run) -> None:
         logger.info(
             "evaluate.features: inception, for the data are %r and not the digits", recipe.data.source
         )
-    channels = image_shape(run)[0]
-    try:
+    channels, _ = image_shape(run.meta)
+    what = (
+        f"{recipe.features!r} cannot be used for images of {channels} channel{'' if channels == 1 else 's'}"
+    )
+    with named(f"evaluate.features: {what}"):
         load_features(features_of(recipe)).check_channels(channels)
-    except ValueError as error:
-        raise PruningError(
-            f"evaluate.features: {recipe.features!r} cannot be used for images of {channels} channel"
-            f"{'' if channels == 1 else 's'}: {error}"
-        ) from error
 
 
 def check_local_splits(run: Run) -> None:
@@ -151,13 +131,7 @@ def check_local_splits(run: Run) -> None:
     path = Path(data.source).expanduser()
     if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
         for split in (data.split, data.eval_split):
-            run.open_images(split, image_shape(run))
-
-
-def image_shape(run: Run) -> tuple[int, int]:
-    """Return channels and height of the model's images; of a latent model, colour and the height of its latents."""
-    channels, height, _ = sample_shape(run.meta)
-    return channels if channels in (1, 3) else 3, height
+            run.open_images(split)
 
 
 def check_model(run: Run) -> None:
@@ -166,12 +140,10 @@ def check_model(run: Run) -> None:
     missing = [kind for kind in kinds if all(g.kind != kind for g in run.groups)]
     if missing and kinds != Prune().kinds:  # of the default ones few models have all
         logger.info("prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing))
-    with _quiet("pruning.allocation.solver"):  # how near the uniform plan comes says nothing of the real one
+    with hushed():  # how near the uniform plan comes says nothing of the real one
         make_plan(run, None)
-    try:
+    with named("score.criterion"):
         check_kinds(run.recipe.score.criterion, run.groups)
-    except PruningError as error:
-        raise PruningError(f"score.criterion: {error}") from error
 
 
 def check_device(run: Run) -> None:
@@ -189,23 +161,17 @@ def check_steps(run: Run) -> None:
     """Check that sampler and scheduler exist and can take the asked numbers of steps and buckets."""
     calibrate, evaluate = run.recipe.calibrate, run.recipe.evaluate
     total = num_train_timesteps(run.scheduler)
-    if calibrate.timestep_buckets > total:
-        raise PruningError(
-            f"calibrate.timestep_buckets: {calibrate.timestep_buckets} must be 1 to {total}, the number of training "
-            "timesteps"
-        )
-    asked = [("evaluate.num_steps", evaluate.num_steps, scheduler_named(run.scheduler, evaluate.sampler))]
+    with named("calibrate.timestep_buckets"):
+        check_buckets(calibrate.timestep_buckets, total)
+    with named("evaluate.sampler"):
+        scheduler = scheduler_named(run.scheduler, evaluate.sampler)
+    with named("evaluate.num_steps"):
+        check_sampler(run.scheduler, scheduler, evaluate.num_steps)
     if calibrate.provider == "sampling":
-        asked.append(("calibrate.num_steps", calibrate.num_steps, run.scheduler))
-    for key, steps, scheduler in asked:
-        try:
-            check_sampler(run.scheduler, scheduler, steps)
-        except PruningError as error:
-            raise PruningError(f"{key}: {error}") from error
-    try:
+        with named("calibrate.num_steps"):
+            check_sampler(run.scheduler, run.scheduler, calibrate.num_steps)
+    with named("calibrate.timestep_weights"):
         timestep_weights(run)
-    except PruningError as error:
-        raise PruningError(f"calibrate.timestep_weights: {error}") from error
 
 
 def check_provider(run: Run) -> None:
@@ -224,23 +190,11 @@ def check_provider(run: Run) -> None:
                 )
 
 
-def check_batches(run: Run, stages: Sequence[str]) -> None:
-    """Check that a training batch can be split over processes and micro-batches."""
-    section = run.recipe.recover
-    parts = section.gradient_accumulation * run.ranks.count
-    if "recover" in stages and section.enabled and section.batch_size % parts:
-        raise PruningError(
-            f"recover.batch_size: {section.batch_size} must be a multiple of gradient_accumulation x processes = "
-            f"{section.gradient_accumulation} x {run.ranks.count} = {parts}"
-        )
-
-
 def check_data(run: Run, stages: Sequence[str]) -> None:
     """Check that the splits exist, hold enough images, and have the labels and captions that the model needs."""
     recipe = run.recipe
     channels, height, width = sample_shape(run.meta)
     pixels = channels in (1, 3)
-    shape = image_shape(run)
     if pixels and height != width:
         raise PruningError(
             f"model.source: the model takes {height} x {width} images; only square ones are supported"
@@ -251,22 +205,20 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
             "is measured; leave it out"
         )
     text = takes_text(run.meta)
-    data = run.open_images(recipe.data.split, shape)
+    data = run.open_images(recipe.data.split)
     _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
     if recipe.calibrate.provider == "noised":
         data.check_enough(recipe.calibrate.num_samples)
     if "evaluate" in stages:
-        held_out = run.open_images(recipe.data.eval_split, shape)
+        held_out = run.open_images(recipe.data.eval_split)
         _check_split(run, held_out, captions=text)
         held_out.check_enough(recipe.evaluate.num_real or fewest_images(recipe.evaluate.metrics)[0])
 
 
 def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
     _warn(check_classes(data, run.meta))
-    if captions and data.fetch_caption is None:
-        raise PruningError(
-            f"{data.name} has no captions to generate from; name their column in data.caption_column"
-        )
+    if captions:
+        check_captions(data)
     data.check_readable(labels=num_classes(run.meta) is not None)
 
 
@@ -283,7 +235,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     weights = 4 * run.cost.params()
     needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
     if "recover" in stages and run.recipe.recover.enabled:
-        needed += weights * (1 + OPTIMIZER_COPIES * (1 + run.recipe.recover.keep_checkpoints))
+        needed += weights + checkpoint_bytes(run.meta) * (1 + run.recipe.recover.keep_checkpoints)
     if "evaluate" in stages:
         needed += observation_bytes(run)
     check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path.parent, needed)
@@ -292,9 +244,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
 def observation_bytes(run: Run) -> int:
     """Return about how much is kept of what three subjects show: images, and predictions on held-out data."""
     section, (channels, height, width) = run.recipe.evaluate, sample_shape(run.meta)
-    pixels = (
-        channels * height * width if channels in (1, 3) else 3 * 64 * height * width
-    )  # 8 x 8 for a latent
+    pixels = height * width * (channels if channels in (1, 3) else 3 * 64)  # a latent stands for 8 x 8
     predicted = section.denoising_samples * run.recipe.calibrate.timestep_buckets
     return 3 * (section.num_samples * pixels + 4 * predicted * channels * height * width)
 
@@ -317,6 +267,33 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
         )
 
 
+def rehearse(run: Run, stages: Sequence[str]) -> None:
+    """Try what the last stages will do, where stages before them are still to run.
+
+    Raises:
+        PruningError: Naming the stage that would fail, and why.
+    """
+    for stage, attempt in (("evaluate", _sample), ("export", _export)):
+        if stage not in stages or stages[0] == stage:
+            continue
+        try:
+            attempt(run)
+        except (PruningError, OSError) as error:
+            raise PruningError(f"stage {stage!r} would stop at this: {error}") from error
+
+
+def _sample(run: Run) -> None:
+    """Let the dense model generate one image, by the way in which all models will."""
+    section = run.recipe.evaluate
+    sampler(run, run.dense, replace(section, num_steps=min(STEPS, section.num_steps), batch_size=1))([0])
+
+
+def _export(run: Run) -> None:
+    """Check the exporters and the words of the model card, with the dense model in place of the slim one."""
+    plan = {"asked": str(run.recipe.prune.target), "macs_ratio": 1.0, "params_ratio": 1.0, "removed": {}}
+    check_export(request_of(run, run.dense, {"plan": plan, "recover": {}}, {}))
+
+
 def moment_bytes(run: Run) -> int:
     """Return the bytes that calibration will hold."""
     asked, buckets = wanted(run), run.recipe.calibrate.timestep_buckets
@@ -326,14 +303,3 @@ def moment_bytes(run: Run) -> int:
 def _warn(texts: Sequence[str]) -> None:
     for text in texts:
         logger.warning("%s", text)
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence one logger."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import threading
@@ -16,59 +17,33 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 15.0
-
-
-class Status:
-    """How far a stage is, in words: ``training 40/150, 2.1/s``."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._now: tuple[str, int, int] = ("", 0, 0)
-        self._first: tuple[int, float] = (0, self._began)
-
-    def note(self, what: str, done: int, total: int) -> None:
-        """Take down that `done` of `total` are done; a total of 0 is unknown."""
-        if what != self._now[0]:
-            self._first = (done, time.monotonic())
-        self._now = (what, done, total)
-
-    def __str__(self) -> str:
-        (what, done, total), (first, since), now = self._now, self._first, time.monotonic()
-        if not what:
-            return f"at work for {now - self._began:.0f} s"
-        rate = f", {(done - first) / (now - since):.3g}/s" if done > first and now > since else ""
-        return f"{what} {done}{f'/{total}' if total else ''}{rate}"
+LINE = "{desc} {n_fmt}/{total_fmt}, {rate_fmt}{postfix}"
 
 
 class Bars:
-    """One bar at a time, driven by calls ``(what, done, total)``.
+    """One bar at a time, driven by calls ``(what, done, total)`` or ``(what, done, total, more)``, words to show.
 
     Args:
-        enabled: Draw at all.
+        enabled: Show anything at all.
     """
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self._bar: tqdm | None = None
-        self._what = ""
-        self._status = Status()
-
-    def note(self, what: str, done: int, total: int) -> None:
-        """Take down that `done` of `total` are done, without drawing."""
-        self._status.note(what, done, total)
 
     @contextmanager
     def lines(self, stage: str) -> Iterator[None]:
         """Log how far `stage` is, every `LINE_SECONDS`, where no bar can be drawn."""
-        self._status = Status()
         if not self.enabled or sys.stderr.isatty():
             yield
             return
-        over = threading.Event()
+        over, began = threading.Event(), time.monotonic()
 
         def speak() -> None:
             while not over.wait(LINE_SECONDS):
-                logger.info("%-9s %s", stage, self._status)
+                bar = self._bar
+                said = f"at work for {time.monotonic() - began:.0f} s" if bar is None else str(bar)
+                logger.info("%-9s %s", stage, said)
 
         speaker = threading.Thread(target=speak, daemon=True)
         speaker.start()
@@ -77,23 +52,27 @@ class Bars:
         finally:
             over.set()
             speaker.join()
+            self.close()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, more: str = "") -> None:
         """Show that `done` of `total` are done; a total of 0 is unknown."""
-        self.note(what, done, total)
         if not self.enabled:
             return
-        if self._bar is None or what != self._what:
+        if self._bar is None or what != self._bar.desc:
             self.close()
-            self._what = what
+            terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=total or None,
-                desc=f"  {what}",
-                file=sys.stderr,
-                disable=None,
+                initial=done,
+                desc=what,
+                postfix=more or None,
+                file=sys.stderr if terminal else io.StringIO(),  # where it is kept for the lines of a log
+                bar_format=None if terminal else LINE,
+                mininterval=0.1 if terminal else LINE_SECONDS,
                 leave=False,
                 dynamic_ncols=True,
             )
+        self._bar.set_postfix_str(more, refresh=False)
         self._bar.update(done - self._bar.n)
         if total and done >= total:
             self.close()
@@ -102,7 +81,7 @@ class Bars:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._what = None, ""
+        self._bar = None
 
 
 @contextmanager

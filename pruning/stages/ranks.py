@@ -87,22 +87,19 @@ class Ranks:
         thread = threading.Thread(target=meet, daemon=True)  # so that Ctrl-C is heard while it waits
         thread.start()
         began = time.monotonic()
-        while thread.is_alive() and not met:
+        while thread.is_alive() and time.monotonic() - began < MEETING_SECONDS:
             thread.join(POLL_SECONDS)
-            if time.monotonic() - began > MEETING_SECONDS:
-                raise PruningError(
-                    f"{_LAUNCH_SAYS.format(self.count)} did not come within {MEETING_SECONDS:g} s; {_WAY_OUT}"
-                )
-        if isinstance(met[0], Exception):
+        if not met or isinstance(met[0], Exception):
+            why = f"cannot be met ({met[0]})" if met else f"did not come within {MEETING_SECONDS:g} s"
             raise PruningError(
-                f"{_LAUNCH_SAYS.format(self.count)} cannot be met ({met[0]}); {_WAY_OUT}"
-            ) from met[0]
+                f"the environment says that {self.count} processes run together (WORLD_SIZE), but the others {why}; "
+                f"{_WAY_OUT}"
+            ) from (met[0] if met else None)
         self.is_first, self.device, self._launch = met[0]
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # what was set in the other thread holds there
 
 
-_LAUNCH_SAYS = "the environment says that {} processes run together (WORLD_SIZE), but the others"
 _WAY_OUT = "start with `accelerate launch -m pruning …`, or unset WORLD_SIZE and RANK to run alone"
 
 

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from pruning import checkpoint, recovery
-from pruning.data import Conditioner
 from pruning.files import write_json
 from pruning.stages.run import MODEL, Run
-from pruning.stages.stage import Stage
+from pruning.stages.stage import IMAGES, Stage
 from pruning.store import SCRATCH
 
-READS = (
-    "seed",
-    "model.dtype",
-    "data.split",
-    "data.resolution",
-    "data.image_column",
-    "data.label_column",
-    "data.caption_column",
+
+@partial(
+    Stage,
     "recover",
+    after=("prune",),
+    reads=(*IMAGES, "recover"),
+    extra=lambda run: {"recover.warmup_steps": run.recipe.recover.warmup},  # null resolved, as for `score`
+    resumable=True,
+    on_all_ranks=True,
 )
-
-
-def warmup(run: Run) -> dict[str, Any]:
-    """Return the warm-up with null resolved, so that writing out what null stands for changes nothing."""
-    return {"recover.warmup_steps": run.recipe.recover.warmup}
-
-
-@partial(Stage, "recover", after=("prune",), reads=READS, extra=warmup, resumable=True, on_all_ranks=True)
 def recover(run: Run, folder: Path) -> dict[str, Any]:
     """Train with the data and the dense model as teacher; goes on from the last checkpoint."""
     section = run.recipe.recover
@@ -44,13 +37,13 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         student,
         run.dense if section.distill_weight > 0 else None,
         run.images(run.recipe.data.split),
-        Conditioner(run.dense, run.pipeline),
+        run.conditioner,
         run.scheduler,
         section,
         seed=run.recipe.seed,
         folder=folder / SCRATCH / "checkpoints",
         device=run.device.type,
-        progress=_progress(run) if run.bars.enabled else None,
+        progress=_progress(run),
     )
     if run.ranks.is_first:
         checkpoint.save(student, folder / MODEL)
@@ -66,11 +59,12 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:
-    """Return what draws each step, and takes it down for the lines of a log."""
-    bar = recovery.ProgressBar()
+    """Return what shows each step, with the mean loss of the last ones."""
+    losses: deque[float] = deque(maxlen=20)
 
     def show(info: recovery.RecoveryProgress) -> None:
-        run.bars.note("training", info.step, info.steps)
-        bar(info)
+        losses.append(info.loss)
+        more = f"loss {fmean(losses):.4f}, {info.images_per_second:.0f} images/s"
+        run.bars("training", info.step, info.steps, more)
 
     return show

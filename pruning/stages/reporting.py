@@ -19,8 +19,7 @@ from pruning.stages.caveats import caveats
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
-from pruning.stages.grids import key_grid
-from pruning.stages.heads import write_folding
+from pruning.stages.heads import image_grid, write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
@@ -95,13 +94,10 @@ def _heads(run: Run) -> list[dict[str, Any]]:
     """Return the diagnostics of every attention head, and whether it stays."""
     weights = dict(run.dense.named_parameters())
     plan, groups = run.cut_plan, {group.name: group for group in run.groups}
-
-    def kept(row: dict[str, Any]) -> bool:
-        group = groups[row["group"]]
-        return not plan.removes(group.module) and row["head"] in plan.kept_units(group)
-
     rows = head_diagnostics(weights, run.groups, run.stats)
-    return [{**row, "kept": kept(row)} for row in rows]
+    for row in rows:
+        row["kept"] = not plan.removes(row["module"]) and row["head"] in plan.kept_units(groups[row["group"]])
+    return rows
 
 
 def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
@@ -114,7 +110,9 @@ def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
             continue
         tensors |= {f"{module}/{name}": value.contiguous() for name, value in found.items()}
         heads, keys = found["sink_mass"].shape[1], found["key_mass"].shape[1]
-        sites.append({"module": module, "heads": heads, "keys": keys, "grid": key_grid(run, module, keys)})
+        of_text = getattr(run.meta.get_submodule(module), "is_cross_attention", False)
+        grid = None if of_text else image_grid(run, keys)
+        sites.append({"module": module, "heads": heads, "keys": keys, "grid": grid})
     if tensors:
         save_file(tensors, str(path))
     return sites
@@ -124,10 +122,7 @@ def _site(stats: CalibrationStats, module: str) -> dict[str, Tensor]:
     """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator (T, M); empty without them."""
     if not all(stats.has(module, name) for name in ("sink_mass", "key_mass", "sink_indicator", "samples")):
         return {}
+    found = {name: stats.get(module, name) for name in ("sink_mass", "key_mass", "sink_indicator")}
+    found["key_mass"] = found["key_mass"].mean(1)
     samples = stats.get(module, "samples").clamp(min=1)[:, None]
-    found = {
-        "sink_mass": stats.get(module, "sink_mass") / samples,
-        "key_mass": stats.get(module, "key_mass").mean(1) / samples,
-        "sink_indicator": stats.get(module, "sink_indicator") / samples,
-    }
-    return {name: value.to(torch.float32) for name, value in found.items()}
+    return {name: (value / samples).to(torch.float32) for name, value in found.items()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,7 +74,8 @@ class Run:
         self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=_device(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
-        self._cache: dict[str, Any] = {}
+        self._images: dict[str, ImageData] = {}
+        self._loaded: dict[tuple[str, str], tuple[Result, Any]] = {}
 
     @classmethod
     def open(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -88,19 +91,21 @@ class Run:
         return self._results.get(stage) or self.folder.whole(stage)
 
     def use(self, stage: str, result: Result) -> None:
-        """Take `result` as that of the stage, and drop what was loaded from another one."""
-        before = self._results.get(stage)
-        if before is None or before.manifest != result.manifest:
-            for key in [key for key in self._cache if key.startswith(f"{stage}/")]:
-                del self._cache[key]
+        """Take `result` as that of the stage."""
         self._results[stage] = result
 
-    def part(self, key: Key, work: Callable[[Path], dict[str, Any]]) -> Result:
+    def part(self, key: Key, work: Callable[[Path], None]) -> Result:
         """Return a result that several stages or runs share, made by `work` if it is not in the store."""
         store = self.workspace.store
-        anew = self.redoing and f"{key.kind}/{key.id}" not in self.uses
+
+        def timed(folder: Path) -> dict[str, Any]:
+            began = time.perf_counter()
+            work(folder)
+            return {"seconds": round(time.perf_counter() - began, 3)}
+
+        anew = self.redoing and key.name not in self.uses
         found = None if anew else store.find(key)
-        result = found or store.make(key, work, anew=anew)
+        result = found or store.make(key, timed, anew=anew)
         self.uses.add(result.name)
         return result
 
@@ -137,29 +142,25 @@ class Run:
 
     # The model.
 
-    @property
+    @cached_property
     def meta(self) -> ModelMixin:
         """The dense model on the meta device; what stands for "no class" is settled."""
-        return self._once("meta", self._load_meta)
-
-    def _load_meta(self) -> ModelMixin:
         section = self.recipe.model
         model = models.load_meta_denoiser(
             section.source, subfolder=section.subfolder, revision=section.revision
         )
         if not self.offline and (models.has_open_null_class(model) or section.null_class != "auto"):
-            channels, height, _ = models.sample_shape(model)
-            data = self.open_images(self.recipe.data.split, (channels if channels in (1, 3) else 3, height))
+            data = self.open_images(self.recipe.data.split, image_shape(model))
             label, why = find_null_class(model, data, section.null_class)
             if why:
                 logger.info("model.null_class: %s", why)
             models.set_null_class(model, label)
         return model
 
-    @property
+    @cached_property
     def all_groups(self) -> list[PrunableGroup]:
         """All groups of the model, of whatever kind."""
-        return self._once("all_groups", lambda: list(find_groups(self.meta)))
+        return list(find_groups(self.meta))
 
     @property
     def groups(self) -> list[PrunableGroup]:
@@ -178,11 +179,10 @@ class Run:
             )
         return found
 
-    @property
+    @cached_property
     def cost(self) -> CostModel:
         """What plans cost, for one sample."""
-        call = models.example_call
-        return self._once("cost", lambda: CostModel.trace(self.meta, call(self.meta, 1), self.all_groups))
+        return CostModel.trace(self.meta, models.example_call(self.meta, 1), self.all_groups)
 
     def load_dense(self) -> ModelMixin:
         """Load the dense model anew, for who changes it."""
@@ -198,66 +198,61 @@ class Run:
         models.set_null_class(model, models.null_class(self.meta))
         return model
 
-    @property
+    @cached_property
     def dense(self) -> ModelMixin:
         """The dense model; not to be changed."""
-        return self._once("dense", self.load_dense)
+        return self.load_dense()
 
     def load_pruned(self, stage: str = "prune", dtype: torch.dtype | None = None) -> ModelMixin:
         """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode."""
         folder = self.file(stage, MODEL)
         return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
-    @property
-    def final_stage(self) -> str:
-        """The stage whose model the run ends with: ``recover``, or ``prune`` where recovery is switched off."""
-        return "recover" if self.recipe.recover.enabled else "prune"
-
-    @property
+    @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
         """The pipeline around the dense model, or None for a bare denoiser."""
         section = self.recipe.model
-
-        def load() -> DiffusionPipeline | None:
-            return models.load_pipeline(
-                section.source,
-                denoiser=self.dense,
-                dtype=self.dtype,
-                device=self.device,
-                revision=section.revision,
-                variant=section.variant,
-            )
-
-        return self._once("pipeline", load)
+        return models.load_pipeline(
+            section.source,
+            denoiser=self.dense,
+            dtype=self.dtype,
+            device=self.device,
+            revision=section.revision,
+            variant=section.variant,
+        )
 
     @property
     def autoencoder(self) -> Any | None:
         """The pipeline's autoencoder, or None where the model works on pixels."""
         return models.autoencoder_of(self.pipeline)
 
-    @property
+    @cached_property
     def scheduler(self) -> Any:
         """The model's own scheduler."""
-        section = self.recipe.model
-        return self._once(
-            "scheduler", lambda: models.load_scheduler(section.source, revision=section.revision)
-        )
+        return models.load_scheduler(self.recipe.model.source, revision=self.recipe.model.revision)
+
+    @cached_property
+    def conditioner(self) -> Conditioner:
+        """What makes clean samples and conditioning of images, for the dense model and its slim forms."""
+        return Conditioner(self.dense, self.pipeline)
 
     # The data.
 
     def images(self, split: str) -> ImageData:
         """Return the images of a split, as large and coloured as the model takes them."""
-        shape = models.image_shape
-        return self._once(f"images {split}", lambda: self.open_images(split, shape(self.meta, self.pipeline)))
+        if split not in self._images:
+            self._images[split] = self.open_images(split, models.pixel_shape(self.meta, self.pipeline))
+        return self._images[split]
 
-    def open_images(self, split: str, shape: tuple[int, int]) -> ImageData:
-        """Open a split of the data with the given channels and resolution."""
+    def open_images(self, split: str, shape: tuple[int, int] | None = None) -> ImageData:
+        """Open a split of the data with the given channels and resolution, else those of `image_shape`."""
         section = self.recipe.data
+        channels, resolution = shape or image_shape(self.meta)
         return open_images(
             section.source,
             split=split,
-            channels=shape[0],
-            resolution=section.resolution or shape[1],
+            channels=channels,
+            resolution=section.resolution or resolution,
             image_column=section.image_column,
             label_column=section.label_column,
             caption_column=section.caption_column,
@@ -274,7 +269,7 @@ class Run:
         """Return `count` images of a split, noised to every timestep bucket."""
         return noised_batches(
             self.images(split),
-            self._once("conditioner", lambda: Conditioner(self.dense, self.pipeline)),
+            self.conditioner,
             self.scheduler,
             indices=self.choose(split, count),
             batch_size=batch_size,
@@ -289,34 +284,40 @@ class Run:
     @property
     def stats(self) -> CalibrationStats:
         """What the stage ``calibrate`` gathered."""
-        return self._once("calibrate/stats", lambda: load_stats(self.file("calibrate", STATS)))
+        return self._read("calibrate", STATS, load_stats)
 
     @property
     def scores(self) -> Scores:
         """What the stage ``score`` found."""
-        return self._once(
-            "score/scores", lambda: Scores(*read_tensors(self.file("score", SCORES), SCORES_CONTENT))
-        )
+        return self._read("score", SCORES, lambda path: Scores(*read_tensors(path, SCORES_CONTENT)))
 
     @property
     def plan(self) -> PruningPlan:
         """What the stage ``plan`` decided."""
-        return self._once("plan/plan", lambda: PruningPlan.load(self.file("plan", PLAN)))
+        return self._read("plan", PLAN, PruningPlan.load)
 
     @property
     def cut_plan(self) -> PruningPlan:
         """The plan that the stage ``prune`` cut by: that of ``plan``, or one of its sizes chosen anew."""
-        return self._once("prune/plan", lambda: PruningPlan.load(self.file("prune", PLAN)))
+        return self._read("prune", PLAN, PruningPlan.load)
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """What the stage ``evaluate`` measured, by subject."""
-        return self._once("evaluate/metrics", lambda: read_json(self.file("evaluate", METRICS)) or {})
+        return self._read("evaluate", METRICS, read_json) or {}
 
-    def _once(self, key: str, make: Callable[[], T]) -> T:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
+    def _read(self, stage: str, name: str, load: Callable[[Path], T]) -> T:
+        """Return what `load` makes of an artefact, read once for each result of the stage."""
+        result = self.result(stage)
+        if self._loaded.get((stage, name), (None,))[0] != result:
+            self._loaded[stage, name] = result, load(result.folder / name)
+        return self._loaded[stage, name][1]
+
+
+def image_shape(model: ModelMixin) -> tuple[int, int]:
+    """Return channels and height of the model's images; of a latent model, colour and the height of its latents."""
+    channels, height, _ = models.sample_shape(model)
+    return channels if channels in (1, 3) else 3, height
 
 
 def _device(name: str) -> torch.device:

@@ -71,12 +71,7 @@ def run_stages(
 ) -> dict[str, Any]:
     """Run the stages of a run; see `run_recipe`.
 
-    Args:
-        run: The recipe in its run directory.
-        start: As for `run_recipe`.
-        until: As for `run_recipe`.
-        fresh: As for `run_recipe`.
-        say_earlier: Only `until` was asked for: say which stages before it will be run, too.
+    With `say_earlier`, only `until` was asked for: it is said which stages before it will be run, too.
     """
     names = STAGES[: _position(until) + 1] if until else STAGES
     if start and start not in names:

@@ -12,15 +12,14 @@ from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import Stage
 
-READS = ("score.criterion", "prune.kinds", "model.dtype", "seed")
 
-
-def rows_read(run: Run) -> dict[str, Any]:
-    """Return the weighting of the rows with null resolved, so that writing it out changes nothing."""
-    return {"score.weighting": weighting(run)}
-
-
-@partial(Stage, "score", after=("calibrate",), reads=READS, extra=rows_read)
+@partial(
+    Stage,
+    "score",
+    after=("calibrate",),
+    reads=("score.criterion", "prune.kinds", "model.dtype", "seed"),
+    extra=lambda run: {"score.weighting": weighting(run)},  # null resolved: writing it out changes nothing
+)
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score

@@ -7,19 +7,18 @@ import logging
 import operator
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, named
 from pruning.files import read_json, write_errors, write_json
 from pruning.recipe import Recipe
 from pruning.settings import knobs_of
-from pruning.stages.folder import changes
-from pruning.store import SCRATCH, Key, Result
+from pruning.store import SCRATCH, Key, Result, changes
 
 if TYPE_CHECKING:
     from pruning.stages.run import Run
@@ -28,6 +27,17 @@ logger = logging.getLogger(__name__)
 
 Work = Callable[["Run", Path], dict[str, Any]]
 Values = Callable[["Run"], dict[str, Any]]
+
+IMAGES = (
+    "seed",
+    "model.dtype",
+    "data.split",
+    "data.resolution",
+    "data.image_column",
+    "data.label_column",
+    "data.caption_column",
+)
+"""Keys of the recipe that say what calibration and recovery see of the data."""
 
 CLOCK = "seconds.json"
 """File in the scratch folder in which an interrupted attempt notes how long it took."""
@@ -112,7 +122,7 @@ class Stage:
             self._tell(run, folder)
             return self._do(run, folder)
 
-        with _named(self.name):
+        with named(f"stage {self.name!r}", PruningError):
             result = store.make(key, work, resumable=self.resumable and not anew, anew=anew)
         run.anew.discard(self.name)
         return result
@@ -158,11 +168,9 @@ class Stage:
 
 def _changed(before: Result, key: Key) -> list[str]:
     """Say what is not as it was when the result that the run directory shows was made."""
-    then = {**before.manifest["config"], **before.manifest["asked"]}
-    changed = [f"{place} {a} -> {b}" for place, a, b in changes(then, key.whole_config)]
-    return changed + [
-        f"input {place}" for place, _, _ in changes(before.manifest["inputs"], dict(key.inputs))
-    ]
+    then, now = {**before.manifest["config"], **before.manifest["asked"]}, {**key.config, **key.asked}
+    changed = [f"{place} {a} -> {b}" for place, a, b in changes(then, now)]
+    return changed + [f"input {place}" for place, _, _ in changes(before.manifest["inputs"], key.inputs)]
 
 
 def versions() -> dict[str, str]:
@@ -174,17 +182,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say in an error of the project's own in which stage it came up."""
-    try:
-        yield
-    except PruningError as error:
-        if f"stage {name!r}" in str(error):
-            raise
-        raise type(error)(f"stage {name!r}: {error}") from error
 
 
 def pick(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:

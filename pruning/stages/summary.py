@@ -10,8 +10,8 @@ from pruning.stages.folder import RunFolder
 SUMMARY = "summary.json"
 
 
-def summarize(folder: RunFolder) -> dict[str, Any]:
-    """Return the figures of a run; those that have not been measured are None.
+def write_summary(folder: RunFolder) -> dict[str, Any]:
+    """Write ``summary.json`` anew and return it: the figures of a run; those that have not been measured are None.
 
     ``macs_ratio``, ``params_ratio`` and ``file_bytes_pruned`` are of the model that the run ends with (recovered, or
     pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
@@ -23,7 +23,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
     final_name = next((name for name in ("recovered", "pruned") if name in metrics), "pruned")
     final = metrics.get(final_name, {})
     seconds = {stage: folder.manifest(stage)["seconds"] for stage in folder.done()}
-    return {
+    summary = {
         **{
             f"frechet_{name}": metrics.get(name, {}).get("frechet")
             for name in ("dense", "pruned", "recovered")
@@ -48,6 +48,8 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         "hit": plan.get("hit"),
         "seconds_by_stage": seconds,
     }
+    write_json(folder.path / SUMMARY, summary)
+    return summary
 
 
 def measured(folder: RunFolder) -> dict[str, dict[str, Any]]:
@@ -56,13 +58,6 @@ def measured(folder: RunFolder) -> dict[str, dict[str, Any]]:
     if result is None or result.damage():
         return {}
     return read_json(folder.stage("evaluate") / "metrics.json") or {}
-
-
-def write_summary(folder: RunFolder) -> dict[str, Any]:
-    """Write ``summary.json`` anew and return it."""
-    summary = summarize(folder)
-    write_json(folder.path / SUMMARY, summary)
-    return summary
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

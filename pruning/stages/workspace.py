@@ -15,7 +15,7 @@ from pruning.files import write_json, write_text
 from pruning.recipe import Recipe, to_yaml
 from pruning.recipe.schema import DIGITS
 from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
-from pruning.stages.identity import data_identity, difference, model_identity
+from pruning.stages.identity import data_identity, model_identity
 from pruning.store import Hashes, Store, locked
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ class Workspace:
     def check_owner(self, *, fresh: bool = False) -> None:
         """Make sure that the directory is empty, or of this recipe, model and data, or without any finished stage.
 
-        Args:
-            fresh: It may be another run's, or nobody's, which is going to be taken over.
+        With `fresh` it may also be another run's, or nobody's, which is going to be taken over.
 
         Raises:
             PruningError: Naming what is there and what is asked.
@@ -98,7 +97,7 @@ class Workspace:
                 f"run_dir {str(path)!r} holds finished stages ({', '.join(done)}) but no {OWNER}, which says of which "
                 f"recipe, model and data they are; {ANEW}"
             )
-        if owner is None and (inside := _visible(path)):
+        if owner is None and (inside := sorted(entry.name for entry in path.glob("[!.]*"))):
             raise PruningError(
                 f"run_dir {str(path)!r} is not empty and no run directory (it holds {', '.join(inside[:3])}); "
                 "choose another run_dir=…"
@@ -159,21 +158,23 @@ class Workspace:
 
     def _differences(self, owner: dict[str, Any]) -> list[str]:
         """Say in what the owner differs from the recipe."""
-        reasons = [difference(kind, owner[kind], now) for kind, now in self.identity.items()]
+        found = []
         if owner["name"] != self._recipe.name:
-            reasons.insert(0, f"it is of the recipe {owner['name']!r}, this one is {self._recipe.name!r}")
-        return [reason for reason in reasons if reason]
+            found.append(f"it is of the recipe {owner['name']!r}, this one is {self._recipe.name!r}")
+        for kind, now in self.identity.items():
+            if owner[kind].get("hash") != now["hash"]:
+                was, asked = (
+                    f"{entry.get('source')!r} (hash {str(entry.get('hash'))[:8]})"
+                    for entry in (owner[kind], now)
+                )
+                found.append(f"it holds the {kind} {was}, the recipe asks for {asked}")
+        return found
 
     def _expect_repair(self) -> None:
         """Note that the data are broken: mending them does not make them the data of another experiment."""
         owner, data = self._known(), self.identity["data"]
         if owner.get("data", {}).get("hash") == data["hash"]:
             write_json(self.folder.path / OWNER, {**owner, "data": {**data, "broken": True}})
-
-
-def _visible(path: Path) -> list[str]:
-    """Return the names in a folder, hidden ones left out; empty if it does not exist."""
-    return sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -1,25 +1,16 @@
 """Results that are made once and found again by what they depend on. Knows files alone, no model."""
 
-from pruning.store.hashes import Hashes, file_hash, hash_of
-from pruning.store.links import files_of, folder_bytes, link_tree
-from pruning.store.locks import holder, locked
-from pruning.store.result import BESIDE, DONE, MANIFEST, SCRATCH, Key, Result
-from pruning.store.store import Store
-
-__all__ = [
-    "BESIDE",
-    "DONE",
-    "MANIFEST",
-    "SCRATCH",
-    "Hashes",
-    "Key",
-    "Result",
-    "Store",
-    "file_hash",
-    "files_of",
-    "folder_bytes",
-    "hash_of",
-    "holder",
-    "link_tree",
-    "locked",
-]
+from pruning.store.hashes import Hashes as Hashes
+from pruning.store.hashes import file_hash as file_hash
+from pruning.store.hashes import files_of as files_of
+from pruning.store.hashes import folder_bytes as folder_bytes
+from pruning.store.hashes import hash_of as hash_of
+from pruning.store.locks import holder as holder
+from pruning.store.locks import locked as locked
+from pruning.store.result import BESIDE as BESIDE
+from pruning.store.result import SCRATCH as SCRATCH
+from pruning.store.result import Key as Key
+from pruning.store.result import Result as Result
+from pruning.store.result import changes as changes
+from pruning.store.store import Store as Store
+from pruning.store.store import link_tree as link_tree

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -31,18 +31,19 @@ def hash_of(what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def describe_files(folder: Path, besides: Collection[str], scratch: str) -> dict[str, dict[str, Any]]:
-    """Return size, time and hash of all files under `folder` but `besides` and those in the folder `scratch`."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in besides and not name.startswith(f"{scratch}/"):
-            found[name] = {**_state(path), "sha256": file_hash(path)}
-    return found
+def files_of(folder: Path) -> dict[str, dict[str, int]]:
+    """Return size and time of all files under a folder: equal for two folders of links or copies of the same files."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): _state(path) for path in paths}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files under a folder."""
+    return sum(state["bytes"] for state in files_of(folder).values())
 
 
 def is_as_described(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Tell whether a file is still what `describe_files` said of it."""
+    """Tell whether a file is still what a manifest says of it: size, time and hash."""
     state = _state(path)
     if state["bytes"] > LARGE and state.items() <= entry.items():
         return True

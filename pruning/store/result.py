@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.files import write_json
-from pruning.store.hashes import file_hash, hash_of, is_as_described
+from pruning.store.hashes import file_hash, files_of, hash_of, is_as_described
 
 FORMAT = 1
 """Part of every key: another number makes all earlier results strangers."""
@@ -57,11 +57,6 @@ class Key:
         """Name of its result in the store, ``<kind>/<id>``."""
         return f"{self.kind}/{self.id}"
 
-    @property
-    def whole_config(self) -> dict[str, Any]:
-        """Settings and what is asked, as a reader wants them."""
-        return {**self.config, **self.asked}
-
 
 @dataclass(frozen=True)
 class Result:
@@ -89,7 +84,12 @@ class Result:
     @staticmethod
     def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
         """Write down what was made, and last that it is whole: ``DONE`` holds the hash of the manifest."""
-        write_json(folder / MANIFEST, manifest)
+        artefacts = {
+            name: {**state, "sha256": file_hash(folder / name)}
+            for name, state in files_of(folder).items()
+            if name not in BESIDE and not name.startswith(f"{SCRATCH}/")
+        }
+        write_json(folder / MANIFEST, {**manifest, "artefacts": artefacts})
         (folder / DONE).write_text(file_hash(folder / MANIFEST) + "\n", encoding="utf-8")
 
     @property
@@ -139,3 +139,15 @@ class Result:
             if not is_as_described(path, entry):
                 return f"{name} was changed"
         return None
+
+
+def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return ``(key path, before, after)`` for every leaf that differs; a missing one is None."""
+    if isinstance(before, Mapping) or isinstance(after, Mapping):
+        left, right = (x if isinstance(x, Mapping) else {} for x in (before, after))
+        return [
+            change
+            for key in {**left, **right}
+            for change in changes(left.get(key), right.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [] if before == after else [(prefix, before, after)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pruning.files import read_json, share, write_json
-from pruning.store.hashes import describe_files, hash_of
-from pruning.store.links import link_tree
+from pruning.files import read_json, share, write_json, written_whole
+from pruning.store.hashes import hash_of
 from pruning.store.locks import locked, waited_for
-from pruning.store.result import BESIDE, SCRATCH, Key, Result
+from pruning.store.result import SCRATCH, Key, Result
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,6 @@ class Store:
             "result": {},
             "uses": [],
             **said,
-            "artefacts": describe_files(folder, BESIDE, SCRATCH),
             "finished": datetime.now().isoformat(timespec="seconds"),
         }
         Result.seal(folder, record)
@@ -192,3 +191,18 @@ def _whole(place: Path) -> Result:
     found = Result.read(place)
     assert found is not None, place
     return found
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make `target` a folder with the files of `source`, replacing what is there as a whole: links, or else copies."""
+    with written_whole(target) as temporary:
+        temporary.mkdir()
+        for path in sorted(source.rglob("*")):  # a folder comes before what is in it
+            place = temporary / path.relative_to(source)
+            if path.is_dir():
+                place.mkdir()
+                continue
+            try:
+                os.link(path, place)
+            except OSError:  # another device, or a file system without links
+                shutil.copy2(path, place)

@@ -115,11 +115,7 @@ def compensate(
     check_plan(model, groups, plan)
     if method == "none":
         return {}
-    affected = [
-        group
-        for group in groups
-        if group.kind != "blocks" and plan.removed_units(group) and not plan.removes(group.module)
-    ]
+    affected = list(plan.cuts(groups))
     for one in [one for group in affected for one in group.consumers]:
         _check(model, one, stats.of(one), method, needs)
     return {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}

@@ -39,10 +39,7 @@ def apply_plan(
     groups = find_groups(model) if groups is None else groups
     check_plan(model, groups, plan)
     key = _previous_key(model, plan)
-    removed = {
-        group: units for group in groups if group.kind != "blocks" and (units := plan.removed_units(group))
-    }
-    removed = {group: units for group, units in removed.items() if not plan.removes(group.module)}
+    removed = plan.cuts(groups)
     touched = _cut_parameters(model, removed)
     for group, units in removed.items():
         for attribute in group.attributes:

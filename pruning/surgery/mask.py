@@ -41,10 +41,7 @@ def mask_plan(
 @torch.no_grad()
 def silence(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:
     """Zero the removed units of `model` in place where they are read; blocks stay."""
-    for group in groups:
-        units = plan.removed_units(group) if group.kind != "blocks" else ()
-        if not units or plan.removes(group.module):
-            continue
+    for group, units in plan.cuts(groups).items():
         for part in group.consumed_by:
             weight = model.get_parameter(part.path)
             weight.index_fill_(part.dim, part.indices(units).to(weight.device), 0.0)

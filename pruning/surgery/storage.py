@@ -55,10 +55,8 @@ class Cutter:
         """Move what stays to the front, a piece at a time; no piece reaches past the start of the next one's source."""
         blocks, kept = _in_blocks(old, dim, mask)
         shape = [*old.shape[:dim], int(mask.sum()), *old.shape[dim + 1 :]]
-        flat, end = (
-            old.flatten(),
-            0,
-        )  # written in place: autograd will refuse graphs that saved the old values
+        # Written in place: autograd will refuse graphs that saved the old values.
+        flat, end = old.flatten(), 0
         rows = max(1, PIECE * len(blocks) // old.nbytes)
         for piece in (kept if dim == 0 else torch.arange(len(blocks))).split(rows):
             source = (blocks, piece) if dim == 0 else (blocks[int(piece[0]) : int(piece[-1]) + 1], kept)

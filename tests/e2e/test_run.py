@@ -285,13 +285,11 @@ def test_a_run_that_was_stopped_in_recovery_goes_on_to_the_same_result(
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, ["name=whole"], until="recover")
 
-    from pruning import recovery
-
     def stop(info):
         if info.step == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(recovery, "ProgressBar", lambda: stop)
+    monkeypatch.setattr("pruning.stages.recovering._progress", lambda run: stop)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe, ["name=stopped", "store=elsewhere"], until="recover")
     assert not (workplace / "runs/stopped/recover").exists()
@@ -625,8 +623,8 @@ def test_what_would_stop_evaluation_or_export_is_said_before_the_work(workplace,
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     for attempt, message in (
-        ("pruning.stages.rehearsal.sampler", "stage 'evaluate' would stop at this: no sample"),
-        ("pruning.stages.rehearsal.check_export", "stage 'export' would stop at this: no card"),
+        ("pruning.stages.preflight.sampler", "stage 'evaluate' would stop at this: no sample"),
+        ("pruning.stages.preflight.check_export", "stage 'export' would stop at this: no card"),
     ):
         with monkeypatch.context() as patch:
             text = message.rpartition(": ")[2]

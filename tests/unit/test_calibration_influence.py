@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.calibration import Calibrator, FirstPass, calibrate, first_pass, needs_first_pass
+from pruning.calibration import (
+    Calibrator,
+    FirstPass,
+    calibrate,
+    first_pass,
+    load_stats,
+    needs_first_pass,
+    save_stats,
+)
 from pruning.calibration.attention.reading import Reading
 from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.draws import permutations
@@ -19,6 +27,7 @@ from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score
 from pruning.settings import SinkWeights
+from pruning.types import CalibrationStats
 from tests.models import dit, unet2d_condition
 from tests.unit.calibration_setup import BUCKETS, noised, settings
 from tests.unit.test_calibration_moments import direct, rows_by_bucket
@@ -71,15 +80,14 @@ def test_cross_attention_and_unknown_projections_broadcast_nothing() -> None:
 
 
 def test_later_sites_of_as_many_tokens_add_up() -> None:
-    found = FirstPass(
-        torch.tensor([8, 16]),
-        received={
-            "c": torch.tensor([[4.0, 4, 4], [5, 5, 5]]),
-            "b": torch.tensor([[1.0, 2], [3, 4]]),
-            "d": torch.tensor([[10.0, 20], [30, 40]]),
-        },
-        meta={"sites": ["a", "b", "c", "d"]},
-    )
+    received = {
+        "a": torch.tensor([[7.0, 7], [7, 7]]),
+        "b": torch.tensor([[1.0, 2], [3, 4]]),
+        "c": torch.tensor([[4.0, 4, 4], [5, 5, 5]]),
+        "d": torch.tensor([[10.0, 20], [30, 40]]),
+    }
+    meta = {"samples_seen": [8, 16], "sites": ["a", "b", "c", "d"]}
+    found = FirstPass(CalibrationStats({site: {"received": value} for site, value in received.items()}, meta))
     assert found.influence("a", [16, 8], 2).tolist() == [[33, 44], [11, 22]]
     assert found.influence("b", [8], 2).tolist() == [[10, 20]]
     assert found.influence("a", [8], 3).tolist() == [[4, 4, 4]]
@@ -175,11 +183,12 @@ def test_rows_of_cross_attention_are_image_tokens() -> None:
     group = next(g for g in find_groups(model) if "down_blocks.0" in g.name and "attn2:" in g.name)
     groups = find_groups(model, ["attention_heads"])
     seen = first_pass(model, groups, noised(model))
-    assert not any(bool(v.any()) for site, v in seen.received.items() if "attn2" in site)
-    influence = seen.influence(group.module, seen.keys.tolist(), 64)
-    later = [v for site, v in seen.received.items() if v.shape[1] == 64 and site.startswith("up_blocks")]
+    received = {site: seen.stats.get(site, "received") for site in seen.stats.meta["sites"]}
+    assert not any(bool(v.any()) for site, v in received.items() if "attn2" in site)
+    influence = seen.influence(group.module, seen.stats.meta["samples_seen"], 64)
+    later = [v for site, v in received.items() if v.shape[1] == 64 and site.startswith("up_blocks")]
     assert later
-    torch.testing.assert_close(influence, sum(v.double() for v in later))
+    torch.testing.assert_close(influence, sum(later))
     stats = calibrate(model, groups, noised(model), needs=["row_weight"], variants=["influence"])
     assert float(stats.get(group.consumer, "row_weight@influence").sum()) > 4 * 64 * BUCKETS
 
@@ -197,8 +206,8 @@ def test_a_first_pass_is_needed_and_saved(tmp_path: Path) -> None:
     with pytest.raises(PruningError, match=r"calibration: sink_weights\.kappa: -1 must be at least 0"):
         calibrate(model, groups, noised(model), needs=["row_weight"], settings=settings(kappa=-1))
     found = first_pass(model, groups, noised(model))
-    found.save(tmp_path / "first.safetensors")
-    loaded = FirstPass.load(tmp_path / "first.safetensors")
-    assert loaded.meta["sites"] == [f"transformer_blocks.{i}.attn1" for i in range(3)]
-    site, keys = "transformer_blocks.0.attn1", found.keys.tolist()
+    save_stats(found.stats, tmp_path / "first.safetensors")
+    loaded = FirstPass(load_stats(tmp_path / "first.safetensors"))
+    assert loaded.stats.meta["sites"] == [f"transformer_blocks.{i}.attn1" for i in range(3)]
+    site, keys = "transformer_blocks.0.attn1", found.stats.meta["samples_seen"]
     assert torch.equal(loaded.influence(site, keys, 16), found.influence(site, keys, 16))

@@ -189,7 +189,7 @@ def test_a_pipelines_trajectory_with_guidance(dit_pipeline: DiTPipeline) -> None
     assert stats.get(groups[0].consumer, "row_weight").tolist() == [12.0 * 16] * BUCKETS
     assert stats.has(groups[0].consumer, "input_sq@on")
     seen = first_pass(model, groups, source, settings=settings())
-    assert len(seen.keys) == 12  # samples times branches
+    assert len(seen.stats.meta["samples_seen"]) == 12  # samples times branches
 
 
 def test_a_pipeline_inside_the_context_manager() -> None:

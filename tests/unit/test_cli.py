@@ -155,7 +155,10 @@ def test_the_recipes_for_real_models_can_meet_their_targets(workplace, capsys, r
         ([*DRY, "prune.limits=[{match: nothing, max_ratio: 0.1}]"], "limit 'nothing' matches no group"),
         (["run", "quickstart", "model.source=dit.json"], "is a file; give the folder"),
         ([*RUN, "evaluate.metrics=[fd]"], "evaluate.metrics: unknown metric 'fd'"),
-        ([*RUN, "evaluate.features=gone"], "evaluate.features: there is nothing to read"),
+        (
+            [*RUN, "evaluate.features=gone"],
+            "evaluate.features: 'gone' cannot be used .*: unknown feature extractor 'gone'; give",
+        ),
         ([*RUN, "evaluate.sampler=DDIM"], "evaluate.sampler: 'DDIM' is no scheduler class"),
         ([*RUN, "data.eval_split=val"], "'val'.*train"),
         ([*RUN, "calibrate.num_samples=100000"], "100000 images asked, but the split holds"),

@@ -56,7 +56,7 @@ def test_measured_against_the_first_subject() -> None:
     near[::2, :, 0, 0] ^= 1
     far = pictures(10, 8, seed=1)
     images = {"dense": dense, "near": near, "far": far}
-    subjects = {name: Subject(name, sample=lambda ids, x=x: x[ids]) for name, x in images.items()}
+    subjects = {name: Subject(sample=lambda ids, x=x: x[ids]) for name, x in images.items()}
     result = measured(Context(subjects, num_samples=10, batch_size=4))
     assert result["dense"]["ssim"] == pytest.approx(1)
     assert result["dense"]["mse"] == 0
@@ -69,8 +69,8 @@ def test_measured_against_the_first_subject() -> None:
 
 def test_sizes_that_differ() -> None:
     subjects = {
-        "dense": Subject("dense", sample=lambda ids: pictures(4, 8)[ids]),
-        "slim": Subject("slim", sample=lambda ids: pictures(4, 4)[ids]),
+        "dense": Subject(sample=lambda ids: pictures(4, 8)[ids]),
+        "slim": Subject(sample=lambda ids: pictures(4, 4)[ids]),
     }
     with pytest.raises(
         ValueError, match=r"subject 'slim', metric 'consistency': images of shape \(4, 1, 4, 4\)"

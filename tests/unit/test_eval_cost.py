@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eval.cost import LiveBytes, count_macs, count_params, file_bytes, peak_memory, saved_bytes, weight_bytes
+from eval.cost import LiveBytes, count_macs, count_params, peak_memory, saved_bytes, weight_bytes
 from eval.run import measure_all
 from eval.types import Context, Subject
 from tests.models import dit, unet2d
@@ -89,14 +89,6 @@ def test_peak_memory_follows_what_is_kept() -> None:
     assert peak_memory(model, hoarded)[0] == 400 + 6 * 200
 
 
-def test_file_bytes_are_those_of_all_weights(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(3)}, tmp_path / "one.safetensors", metadata={"format": "pt"})
-    (tmp_path / "shard").mkdir()
-    save_file({"b": torch.zeros(3, dtype=torch.bfloat16)}, tmp_path / "shard" / "two.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    assert file_bytes(tmp_path) == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("build", [dit, unet2d, nn.BatchNorm2d])
 def test_saved_bytes_are_those_of_the_file(build, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -109,24 +101,15 @@ def test_saved_bytes_are_those_of_the_file(build, dtype: torch.dtype, tmp_path: 
     assert size == (tmp_path / "model.safetensors").stat().st_size
 
 
-def test_a_folder_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"metric 'cost': no \*.safetensors file under .*; give the folder"):
-        file_bytes(tmp_path)
-
-
-def test_measured_by_subject(tmp_path: Path) -> None:
+def test_measured_by_subject() -> None:
     models = {"dense": nn.Linear(8, 8).eval(), "slim": nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8)).eval()}
-    save_file({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
     subjects = {
-        name: Subject(name, predict=lambda call, m=m: m(call["sample"]), model=m, folder=tmp_path)
-        for name, m in models.items()
+        name: Subject(predict=lambda call, m=m: m(call["sample"]), model=m) for name, m in models.items()
     }
-    subjects["slim"] = Subject("slim", subjects["slim"].predict, model=models["slim"])
-    subjects["told"] = replace(subjects["slim"], name="told", file_bytes=99)
+    subjects["told"] = replace(subjects["slim"], file_bytes=99)
     result = measured(Context(subjects, call=lambda batch: {"sample": torch.zeros(batch, 8)}))
     assert (result["dense"]["params"], result["dense"]["macs"]) == (72, 64)
     assert (result["slim"]["params"], result["slim"]["macs"]) == (18 + 24, 32)
-    assert result["dense"]["file_bytes"] == (tmp_path / "w.safetensors").stat().st_size
     assert result["slim"]["file_bytes"] is None
     assert result["told"]["file_bytes"] == 99
     assert result["dense"]["weight_bytes"] == 72 * 4

@@ -64,7 +64,7 @@ def test_an_unknown_spec_is_answered_with_the_valid_forms(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        (pictures().float(), "subject 'x': features need uint8 images .* found torch.float32"),
+        (pictures().float(), "subject 'x': images must be rounded uint8 .* found torch.float32"),
         (pictures()[0], r"found torch.uint8 \(1, 2, 2\)"),
         (pictures()[:0], "N > 0"),
     ],

@@ -95,7 +95,7 @@ def test_summary_by_hand() -> None:
 def subjects(clock: Clock, sampling: bool = True) -> dict[str, Subject]:
     def build(name: str, seconds: float) -> Subject:
         sample = clock.run(f"{name} samples", 10 * seconds) if sampling else None
-        return Subject(name, clock.run(name, seconds), sample, nn.Linear(1, 1).eval())  # type: ignore[arg-type]
+        return Subject(clock.run(name, seconds), sample, nn.Linear(1, 1).eval())  # type: ignore[arg-type]
 
     return {"dense": build("dense", 3.0), "slim": build("slim", 1.0)}
 
@@ -110,7 +110,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_measured_by_subject(clock: Clock) -> None:
     sizes: list[int] = []
-    options = LatencyOptions(batch_size=6, rounds=7, sampling_rounds=2, sampling_batch_size=5, num_threads=1)
+    options = LatencyOptions(batch_size=6, rounds=7, sampling_rounds=2, num_threads=1)
     context = Context(subjects(clock), call=lambda n: sizes.append(n) or {}, latency=options)
     result = measured(context)
     assert sizes == [6]
@@ -120,14 +120,14 @@ def test_measured_by_subject(clock: Clock) -> None:
     assert result["slim"]["speedup_sampling_coverage"] == 0.5  # two rounds are too few, and that is said
     call, sampling = result["slim"]["call"], result["slim"]["sampling"]
     assert (call["median_s"], call["runs"], call["batch_size"], call["images_per_s"]) == (1.0, 7, 6, 6.0)
-    assert (sampling["median_s"], sampling["runs"], sampling["batch_size"]) == (10.0, 2, 5)
+    assert (sampling["median_s"], sampling["runs"], sampling["batch_size"]) == (10.0, 2, 6)
     assert (call["dtype"], call["num_threads"], call["warmup"]) == ("float32", 1, 2)
     assert call["device"] == device_name(torch.device("cpu")) != ""
 
 
 def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
     def result(sampling: bool, able: bool) -> dict:
-        options = LatencyOptions(rounds=1, sampling=sampling, sampling_rounds=1)
+        options = LatencyOptions(rounds=1, sampling_rounds=int(sampling))
         return measured(Context(subjects(clock, able), call=lambda n: {}, latency=options))["slim"]
 
     assert result(sampling=True, able=True)["sampling"] is not None
@@ -139,7 +139,7 @@ def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
     ("options", "expected"),
     [
         ({"rounds": 0}, "LatencyOptions.rounds is 0; it must be at least 1"),
-        ({"warmup": -1}, "LatencyOptions.warmup is -1; it must be at least 0"),
+        ({"sampling_rounds": -1}, "LatencyOptions.sampling_rounds is -1; it must be at least 0"),
         ({"num_threads": 0}, "LatencyOptions.num_threads is 0"),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 from eval.report import RunData
 from eval.report.drift import drift, figure
 from eval.report.sections import criteria, folding
-from eval.report.sections.folding import HeadOutput
 from eval.report.sites import Site
 from tests.fixtures import report_runs
 from tests.fixtures.report_runs import build
@@ -81,22 +80,21 @@ def test_marks_that_would_cover_each_other_are_joined() -> None:
     assert ">2</text>" in drawn
 
 
-def head(before: list[list[float]], folded: float, after: list[list[float]], **facts: Any) -> HeadOutput:
-    known: dict[str, Any] = {"name": "attn head 3", "kept": False, "fluctuation_ratio": 0.04, **facts}
-    return HeadOutput(grid=[2, 2], before=np.array(before), folded=folded, after=np.array(after), **known)
+def drawn_head(before: list[list[float]], folded: float, after: list[list[float]]) -> str:
+    return folding.figure("attn head 3", [2, 2], np.array(before), np.array([folded]), np.array(after))
 
 
 def test_a_constant_head_is_dark_before_and_pale_after() -> None:
-    constant = head([[2.0] * 4] * 2, 2.0, [[0.0] * 4] * 2)
-    said = folding.describe(constant)
+    before, after = np.full((2, 4), 2.0), np.zeros((2, 4))
+    said = folding.describe({"kept": False, "fluctuation_ratio": 0.04}, before, after)
     assert said.startswith("Pruned. Of its output energy 4")
     assert "on this image 0" in said
-    drawn = folding.figure(constant)
+    drawn = drawn_head(before.tolist(), 2.0, after.tolist())
     assert drawn.count('<path class="h8"') == 4  # before and bias at two buckets; nothing is left
 
 
 def test_many_timesteps_are_thinned_out() -> None:
-    drawn = folding.figure(head([[1.0] * 4] * 20, 0.5, [[1.0] * 4] * 20))
+    drawn = drawn_head([[1.0] * 4] * 20, 0.5, [[1.0] * 4] * 20)
     buckets = re.findall(r"bucket (\d+): mean norm", drawn)
     assert len(buckets) == 3 * 8
     assert {"0", "19"} <= set(buckets)
@@ -108,7 +106,7 @@ def test_large_grids_are_drawn_as_means_over_blocks_of_tokens() -> None:
         4.0  # the mean of the first 2 x 2 tokens is 1, as is that of the rest of the first row below
     )
     before[0, 2:64] = 2.0
-    drawn = folding.figure(HeadOutput("attn", True, 1.0, [64, 64], before, 0.5, np.zeros((1, 64 * 64))))
+    drawn = folding.figure("attn", [64, 64], before, np.array([0.5]), np.zeros((1, 64 * 64)))
     assert len(re.findall('<path class="h8"', drawn)) == 1
     assert "the darkest colour is 1.00" in drawn
 

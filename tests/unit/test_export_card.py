@@ -30,11 +30,9 @@ FACTS = {
 }
 
 
-def _card(facts, model=None, scheduler: str | None = "DDIMScheduler", whole=False) -> str:
+def _card(facts, model=None, whole=False) -> str:
     model = dit() if model is None else model
-    return model_card(
-        model, torch.float32, Facts(**facts), part="transformer", scheduler=scheduler, whole_pipeline=whole
-    )
+    return model_card(model, torch.float32, Facts(**facts), part="transformer", whole_pipeline=whole)
 
 
 def _pruned():
@@ -149,9 +147,8 @@ def test_facts_are_shown():
 
 
 def test_without_facts_nothing_is_left_open():
-    card = _card({}, scheduler=None)
+    card = _card({})
     assert "The weights derive from the base model; its licence holds for them." in card
-    assert "- No scheduler is included; use the base model's." in card
     assert "## Recipe" not in card
     assert "None" not in card
     assert "\n\n\n" not in card + _card(FACTS)

@@ -36,7 +36,8 @@ def export(
     model, folder, *, dtype="float32", max_shard_size="10GB", card=None, exporter="diffusers", **others
 ):
     settings = Export(dtype=dtype, max_shard_size=max_shard_size)
-    request = ExportRequest(model, settings, Facts(**(card or {})), **others)
+    scheduler = others.pop("scheduler", None) or DDIMScheduler(num_train_timesteps=77)
+    request = ExportRequest(model, scheduler, settings, Facts(**(card or {})), **others)
     return write_export(request, folder, exporter=exporter)
 
 
@@ -232,7 +233,7 @@ def test_bad_requests(tmp_path, changes, message):
 
 def test_what_would_stop_an_export_is_found_before_the_work(tmp_path):
     _dit_pipeline(tmp_path / "dense")
-    request = ExportRequest(dit(), base_folder=tmp_path / "dense")
+    request = ExportRequest(dit(), DDIMScheduler(), base_folder=tmp_path / "dense")
     check_export(request)
     weights = tmp_path / "dense" / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
@@ -315,9 +316,8 @@ def test_the_old_flat_layout_of_an_unconditional_pipeline(tmp_path):
     assert pipeline.scheduler.config.num_train_timesteps == 77
 
 
-def test_a_base_folder_without_an_index_gives_layout_and_scheduler(tmp_path):
+def test_a_base_folder_without_an_index_gives_the_layout(tmp_path):
     unet2d().save_pretrained(tmp_path / "dense" / "transformer")  # an unusual place, kept
-    DDIMScheduler(num_train_timesteps=77).save_pretrained(tmp_path / "dense" / "scheduler")
     export(slim(unet2d), tmp_path / "slim", base_folder=tmp_path / "dense")
     assert "transformer/config.json" in _files(tmp_path / "slim")
     assert "model_index.json" not in _files(tmp_path / "slim")

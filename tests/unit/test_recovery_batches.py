@@ -11,13 +11,15 @@ from diffusers.models.embeddings import LabelEmbedding
 
 from pruning.data import Conditioner, ImageData
 from pruning.errors import PruningError
-from pruning.recovery.batches import BatchPlan, BatchSource, sample_order, step_draws, training_batches
+from pruning.recovery import batches
+from pruning.recovery.batches import BatchSource, sample_order, step_draws, training_batches
 from pruning.recovery.labels import (
     drop_captions,
     drop_classes,
     hold_label_embeddings,
     resolve_label_dropout,
 )
+from pruning.settings import Recover
 from tests.models import unet2d
 from tests.unit.recovery_setup import small, stripes
 
@@ -26,19 +28,10 @@ CPU = torch.device("cpu")
 
 def _source(scheduler=None, data=None, **changes) -> BatchSource:
     model = small()
-    plan = BatchPlan(
-        **{
-            "batch_size": 8,
-            "micro_batches": 1,
-            "rank": 0,
-            "processes": 1,
-            "label_dropout": 0.5,
-            "seed": 3,
-            **changes,
-        }
-    )
+    settings = Recover(batch_size=8, label_dropout=0.5, gradient_accumulation=changes.pop("micro_batches", 1))
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    return BatchSource(model, stripes() if data is None else data, Conditioner(model), scheduler, plan, CPU)
+    data = stripes() if data is None else data
+    return BatchSource(model, data, Conditioner(model), scheduler, settings, seed=3, device=CPU, **changes)
 
 
 def test_every_epoch_is_a_fresh_permutation_without_gaps():
@@ -137,12 +130,13 @@ def _counting(length: int = 6) -> tuple[ImageData, list[int]]:
     return replace(data, fetch=fetch), seen
 
 
-def test_images_are_decoded_once_where_memory_allows():
+def test_images_are_decoded_once_where_memory_allows(monkeypatch):
     data, seen = _counting()
     cached = list(training_batches(_source(data=data), 0, 4))
     assert sorted(seen) == list(range(6))
     data, seen = _counting()
-    threaded = list(training_batches(_source(data=data), 0, 4, cache_bytes=0))
+    monkeypatch.setattr(batches, "CACHE_BYTES", 0)
+    threaded = list(training_batches(_source(data=data), 0, 4))
     assert len(seen) == 32
     for one, other in zip(cached, threaded, strict=True):
         assert torch.equal(one.call["hidden_states"], other.call["hidden_states"])
@@ -150,15 +144,16 @@ def test_images_are_decoded_once_where_memory_allows():
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
-def test_a_broken_image_is_named(cache_bytes):
+def test_a_broken_image_is_named(cache_bytes, monkeypatch):
     def fetch(index):
         if index == 4:
             raise PruningError("stripes: image 4 cannot be decoded")
         return stripes().fetch(index)
 
+    monkeypatch.setattr(batches, "CACHE_BYTES", cache_bytes)
     source = _source(data=replace(stripes(), fetch=fetch))
     with pytest.raises(PruningError, match="image 4 cannot be decoded"):
-        list(training_batches(source, 0, 4, cache_bytes=cache_bytes))
+        list(training_batches(source, 0, 4))
 
 
 def test_label_embeddings_are_held_in_eval_mode():

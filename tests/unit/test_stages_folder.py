@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import PruningError
-from pruning.stages.folder import RunFolder, changes
-from pruning.store import Key, Result, Store
+from pruning.stages.folder import RunFolder
+from pruning.store import Key, Result, Store, changes
 
 
 @pytest.fixture

@@ -32,8 +32,7 @@ from pruning.stages.criteria import (
     shares_cut,
     with_squares,
 )
-from pruning.stages.grids import image_grid
-from pruning.stages.heads import choose_heads, write_folding
+from pruning.stages.heads import choose_heads, image_grid, write_folding
 from pruning.types import CalibrationStats, PruningPlan
 from tests.models import dit, unet2d
 from tests.unit.calibration_setup import held, noised

@@ -161,7 +161,7 @@ def test_where_links_are_not_to_be_had_files_are_copied(store, tmp_path, monkeyp
     def refuse(source, target):
         raise OSError(18, "cross-device link")
 
-    monkeypatch.setattr("pruning.store.links.os.link", refuse)
+    monkeypatch.setattr("os.link", refuse)
     found = store.find(key(), [made.folder])
     assert found.damage() is None
     assert not (found.folder / "inner" / "sums").samefile(made.folder / "inner" / "sums")

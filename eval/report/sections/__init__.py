@@ -9,52 +9,24 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass, replace
-from functools import cache
-from types import ModuleType
-
-from markupsafe import Markup
+from dataclasses import replace
 
 from eval.report.data import RunData
+from eval.report.html import Section
 
 
-@dataclass(frozen=True)
-class Section:
-    """What a file shows of a run.
-
-    Attributes:
-        body: HTML.
-        heading: What stands above it; a picture within another section has none.
-        link: Its name in the line of links at the top; None takes the heading.
-        key: Name of the file, and anchor of the section.
-    """
-
-    body: Markup
-    heading: str = ""
-    link: str | None = None
-    key: str = ""
-
-
-@cache
-def modules() -> list[ModuleType]:
-    """Return the files of this folder, in the order of their places."""
-    found = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
-    return sorted(found, key=lambda module: module.PLACE)
-
-
-def sections(run: RunData) -> list[Section]:
-    """Return all sections that have something to show, pictures that belong to another one in their place."""
+def sections(run: RunData) -> dict[str, Section]:
+    """Return by file name all sections that have something to show, with the pictures that belong to them."""
+    files = [importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     found: dict[str, Section] = {}
-    for module in modules():
-        key = module.__name__.rpartition(".")[2]
-        within = getattr(module, "WITHIN", key)
-        if within != key and within not in found:
+    for file in sorted(files, key=lambda file: file.PLACE):
+        name = file.__name__.rpartition(".")[2]
+        within = getattr(file, "WITHIN", name)
+        if within != name and within not in found:
             continue
-        shown = module.section(run)
-        if shown is None:
+        if (shown := file.section(run)) is None:
             continue
-        if within == key:
-            found[key] = replace(shown, key=key)
-        else:
-            found[within] = replace(found[within], body=found[within].body + shown.body)
-    return list(found.values())
+        if within in found:
+            shown = replace(found[within], body=found[within].body + shown.body)
+        found[within] = shown
+    return found

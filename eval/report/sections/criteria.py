@@ -9,9 +9,8 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
-from eval.report.sections.cuts import kind_words, stage_name
+from eval.report.html import Section, template
+from eval.report.sections.cuts import beginnings, kind_words, stage_name
 
 PLACE, WITHIN = 31, "cuts"
 ROW = 20
@@ -53,9 +52,7 @@ def left_out(entries: Sequence[Mapping[str, Any]]) -> str:
 def figure(groups: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Draw the comparison; None if there is only the run's own criterion.
 
-    Args:
-        groups: ``module`` and ``kind`` of each, in model order.
-        rows: Criteria: ``name``, ``own`` for the one that the run went by, and ``shares``, one for each group.
+    `groups` are in model order; a row is a criterion with a share for each group, ``own`` that which the run went by.
     """
     if len(rows) < 2:
         return None
@@ -74,15 +71,13 @@ def figure(groups: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
         modules = [groups[index]["module"] for index in members]
         body += svg.label(x, 13, kind_words(kind), "t ink")
         for line, row in enumerate(rows):
-            shares = {module: row["shares"][index] for module, index in zip(modules, members, strict=True)}
+            shares = {groups[index]["module"]: row["shares"][index] for index in members}
             body += _cells(row["name"], shares, x, top + line * ROW, slot)
         body += _places(modules, x, bottom + 15, slot)
         x += max(len(members) * slot, svg.text_width(kind_words(kind))) + GAP
     key, width = _key(left, bottom + 34)
-    alt = (
-        f"Share of each of {len(groups)} groups that {len(rows)} criteria would cut at this run's target; "
-        f"its own is {rows[0]['name']}."
-    )
+    alt = f"Share of each of {len(groups)} groups that {len(rows)} criteria would cut at this run's target"
+    alt += f"; its own is {rows[0]['name']}."
     return svg.drawing(body + key, max(x - GAP, width) + 4, bottom + 50, alt)
 
 
@@ -102,21 +97,18 @@ def _cells(name: str, shares: Mapping[str, float], x: float, y: float, slot: flo
 def _places(modules: Sequence[str], x: float, y: float, slot: float) -> str:
     """Return where in the model the columns of one kind lie: block numbers, or stages where they begin and fit."""
     stages = [stage_name(module) for module in modules]
-    numbers = [stage.rpartition(" ")[2] for stage in stages]
-    if len({stage.rpartition(" ")[0] for stage in stages}) == 1 and all(
-        number.isdigit() for number in numbers
-    ):
+    words, _, numbers = zip(*(stage.rpartition(" ") for stage in stages), strict=True)
+    if len(set(words)) == 1 and all(number.isdigit() for number in numbers):
         stages = numbers
-    body, free, before = "", x, ""
-    for place, stage in enumerate(stages):
+    body, free = "", x
+    for place, stage in beginnings(stages):
         at = x + place * slot
-        if stage != before and at >= free:
-            single = stage.isdigit() and slot >= 14
-            body += (
-                svg.label(at + slot / 2, y, stage, "t num", "middle") if single else svg.label(at, y, stage)
-            )
-            free = at if single else at + svg.text_width(stage) + 6
-        before = stage
+        if at < free:
+            continue
+        if stage.isdigit() and slot >= 14:
+            body, free = body + svg.label(at + slot / 2, y, stage, "t num", "middle"), at
+        else:
+            body, free = body + svg.label(at, y, stage), at + svg.text_width(stage) + 6
     return body
 
 

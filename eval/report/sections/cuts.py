@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 30
 MANY_GROUPS = 48  # from here on the cuts are drawn by depth and the list of bars is folded
@@ -52,28 +50,8 @@ BODY = template(
 )
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What happened to one group: `kept` of `total` units, or `removed` with its whole block."""
-
-    module: str
-    kind: str
-    kept: int
-    total: int
-    removed: bool
-    cls: str
-
-    @property
-    def share(self) -> float:
-        """The share of the units that are kept."""
-        return self.kept / self.total
-
-    @property
-    def words(self) -> str:
-        """What is left of the group."""
-        if self.removed:
-            return "removed with its block" if self.kind != "blocks" else "block removed"
-        return f"{self.kept:,} of {self.total:,}"
+Cut = Mapping[str, Any]
+"""What happened to one group: `kept` of `total` units, or `removed` with its whole block; see `read_cuts`."""
 
 
 def section(run: RunData) -> Section | None:
@@ -81,10 +59,11 @@ def section(run: RunData) -> Section | None:
     cuts = read_cuts(run.data.get("cuts") or [])
     if not cuts:
         return None
-    shown = [cut for cut in cuts if cut.kind != "blocks" or cut.removed]  # blocks that stay are only counted
+    # Blocks that stay are only counted.
+    shown = [cut for cut in cuts if cut["kind"] != "blocks" or cut["removed"]]
     body = BODY(
         totals=_totals(cuts),
-        removed=any(cut.removed for cut in shown),
+        removed=any(cut["removed"] for cut in shown),
         depth=depth(cuts) if len(cuts) > MANY_GROUPS else None,
         bars=BARS(cuts=shown),
         count=len(shown),
@@ -93,11 +72,20 @@ def section(run: RunData) -> Section | None:
 
 
 def read_cuts(entries: Sequence[Mapping[str, Any]]) -> list[Cut]:
-    """Read the cuts in model order; kinds that are new to the report take the next free colours."""
+    """Return the entries with colour ``cls``, kept ``share`` and ``words``; new kinds take the next free colours."""
     new = sorted({entry["kind"] for entry in entries} - set(KIND_CLASSES))
     classes = KIND_CLASSES | {kind: f"k{4 + index % 3}" for index, kind in enumerate(new)}
-    keys = ("module", "kind", "kept", "total", "removed")
-    return [Cut(*(entry[key] for key in keys), cls=classes[entry["kind"]]) for entry in entries]
+    return [
+        {**cut, "cls": classes[cut["kind"]], "share": cut["kept"] / cut["total"], "words": _words(cut)}
+        for cut in entries
+    ]
+
+
+def _words(cut: Cut) -> str:
+    """Return what is left of a group."""
+    if cut["removed"]:
+        return "removed with its block" if cut["kind"] != "blocks" else "block removed"
+    return f"{cut['kept']:,} of {cut['total']:,}"
 
 
 def kind_words(kind: str) -> str:
@@ -108,17 +96,17 @@ def kind_words(kind: str) -> str:
 def _totals(cuts: Sequence[Cut]) -> list[tuple[str, str, str]]:
     """Return colour, name and kept and total units of each kind; units in removed blocks count as gone."""
     found = []
-    for kind, cls in {cut.kind: cut.cls for cut in cuts}.items():
-        members = [cut for cut in cuts if cut.kind == kind]
-        kept, total = sum(cut.kept for cut in members if not cut.removed), sum(cut.total for cut in members)
-        words = f"{kept:,} of {total:,} kept in {fmt.plural(len(members), 'group')}"
+    for kind, cls in {cut["kind"]: cut["cls"] for cut in cuts}.items():
+        members = [cut for cut in cuts if cut["kind"] == kind]
+        kept = sum(cut["kept"] for cut in members if not cut["removed"])
+        words = f"{kept:,} of {sum(cut['total'] for cut in members):,} kept in {fmt.plural(len(members), 'group')}"
         found.append((cls, kind_words(kind), words))
     return found
 
 
 def depth(cuts: Sequence[Cut]) -> Markup:
     """Draw one column per group in model order, one band per kind: how much of each is kept. For many groups."""
-    kinds = {cut.kind: cut.cls for cut in sorted(cuts, key=lambda cut: (cut.cls, cut.kind))}
+    kinds = [kind for _, kind in sorted({(cut["cls"], cut["kind"]) for cut in cuts})]
     left, width, band, gap = 40, 960, 64, 30
     slot = (width - left - 8) / len(cuts)
     foot = len(kinds) * (band + gap)
@@ -129,7 +117,7 @@ def depth(cuts: Sequence[Cut]) -> Markup:
         for y, text in ((top + band, "0"), (top, "all")):
             body += svg.label(left - 7, y + 4, text, "t num", "end") + svg.line(left, y, width - 8, y, "grid")
         for index, cut in enumerate(cuts):
-            if cut.kind == kind:
+            if cut["kind"] == kind:
                 body += _column(cut, left + index * slot, top, max(1.0, slot - 1), band)
     body += _stages(cuts, left, slot, foot + 4)
     alt = f"Kept share of {len(cuts)} groups in model order, by kind."
@@ -137,26 +125,29 @@ def depth(cuts: Sequence[Cut]) -> Markup:
 
 
 def _column(cut: Cut, x: float, top: float, width: float, height: float) -> str:
-    title = f"{cut.module} ({kind_words(cut.kind)}): {cut.words}"
-    if cut.removed:
+    title = f"{cut['module']} ({kind_words(cut['kind'])}): {cut['words']}"
+    if cut["removed"]:
         return svg.hatched(x, top, width, height, title)
-    kept = height * cut.share
+    kept = height * cut["share"]
     track = svg.rect(x, top, width, height, "track", title)
-    return track + svg.rect(x, top + height - kept, width, kept, f"fill {cut.cls}", title)
+    return track + svg.rect(x, top + height - kept, width, kept, f"fill {cut['cls']}", title)
 
 
 def _stages(cuts: Sequence[Cut], left: float, slot: float, y: float) -> str:
     """Return ticks and names where a new stage of the model begins, as far as names fit."""
-    body, free, before = "", 0.0, ""
-    for index, cut in enumerate(cuts):
-        stage, x = stage_name(cut.module), left + index * slot
-        if stage != before:
-            body += svg.line(x, y - 4, x, y + 4, "axis")
-            if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
-                body += svg.label(x, y + 17, stage, "t")
-                free = x + svg.text_width(stage) + 8
-        before = stage
+    body, free = "", 0.0
+    for index, stage in beginnings([stage_name(cut["module"]) for cut in cuts]):
+        x = left + index * slot
+        body += svg.line(x, y - 4, x, y + 4, "axis")
+        if x >= free and x + svg.text_width(stage) <= left + slot * len(cuts) + 8:
+            body += svg.label(x, y + 17, stage, "t")
+            free = x + svg.text_width(stage) + 8
     return body
+
+
+def beginnings(names: Sequence[str]) -> list[tuple[int, str]]:
+    """Return place and name where a name differs from the one before."""
+    return [(place, name) for place, name in enumerate(names) if place == 0 or name != names[place - 1]]
 
 
 def stage_name(module: str) -> str:

@@ -9,9 +9,7 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
-from eval.report.svg import SHAPES, Scale
+from eval.report.html import Section, template
 
 PLACE = 50
 
@@ -22,8 +20,6 @@ ratio peaks, the cut hurt most.</p>
 <div class="figures">{% for figure in figures %}<figure>{{ figure }}</figure>{% endfor %}</div>
 """
 )
-Errors = Mapping[str, Sequence[float | None]]
-"""For every subject the error of each timestep bucket; None where there was no data."""
 
 
 def section(run: RunData) -> Section | None:
@@ -33,23 +29,24 @@ def section(run: RunData) -> Section | None:
     if not base:
         return None
     ratios = {
-        subject: [v / b if v is not None and b else None for v, b in zip(row, base, strict=True)]
+        subject: [error / dense for error, dense in zip(row, base, strict=True)]
         for subject, row in errors.items()
     }
     figures = [
         by_bucket(run, {run.reference: base, **errors}, "mean squared error"),
-        by_bucket(run, ratios, f"ratio to {run.reference}", mark=1.0),
+        by_bucket(run, ratios, f"ratio to {run.reference}", marks=[1.0]),
     ]
     body = BODY(figures=figures, reference=run.reference, held_out=run.held_out)
     return Section(body, "Denoising error by timestep", link="Denoising error")
 
 
-def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = None) -> Markup:
-    """Draw one line per subject over the timestep buckets, and a dashed one at `mark`."""
-    marks = [] if mark is None else [mark]
-    values = [v for row in series.values() for v in row if v is not None] + marks
+def by_bucket(
+    run: RunData, series: Mapping[str, Sequence[float]], y_label: str, marks: Sequence[float] = ()
+) -> Markup:
+    """Draw one line per subject over the timestep buckets, and dashed ones at `marks`."""
+    values = [*marks, *(value for row in series.values() for value in row)]
     count = max(len(row) for row in series.values())
-    xs, ys = Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
+    xs, ys = svg.Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
     ticks = range(0, count, math.ceil(count / 10))
     body = svg.axes(xs, ys, "timestep bucket (0 = least noise)", y_label + " (log)" * ys.log, ticks)
     for value in marks:
@@ -57,13 +54,12 @@ def by_bucket(run: RunData, series: Errors, y_label: str, mark: float | None = N
     entries = []
     for subject, row in series.items():
         index = run.subjects.index(subject)
-        cls, shape = f"s{index}", SHAPES[index]
-        points = [None if v is None else (xs(k), ys(v)) for k, v in enumerate(row)]
+        cls, shape = f"s{index}", svg.SHAPES[index]
+        points = [(xs(k), ys(value)) for k, value in enumerate(row)]
         body += svg.path(points, f"line {cls}")
-        for k, point in enumerate(points):
-            if point:
-                tip = f"{subject}, bucket {k}: {fmt.number(row[k])}"
-                body += svg.marker(*point, shape, f"dot {cls}", tip, 3.6)
+        for k, (x, y) in enumerate(points):
+            tip = f"{subject}, bucket {k}: {fmt.number(row[k])}"
+            body += svg.marker(x, y, shape, f"dot {cls}", tip, 3.6)
         entries.append((subject, shape, f"dot {cls}"))
     body += svg.legend(entries, xs.start, 16)
     alt = f"Denoising error by timestep bucket, {y_label}, for {', '.join(series)}."

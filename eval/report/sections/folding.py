@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -10,13 +11,13 @@ from numpy.typing import NDArray
 
 from eval.report import fmt, grids, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE, WITHIN = 71, "heads"
 PANEL = 60
 LEFT = 176
 MAX_BUCKETS = 8
+Norms = NDArray[np.float64]
 ROWS = ("output of the head", "folded into the bias", "left after folding")
 
 
@@ -36,71 +37,44 @@ for contrast; each head has its own colour scale.</p>
 )
 
 
-@dataclass(frozen=True)
-class HeadOutput:
-    """What a head puts into the output of its attention module on one image: norms by token.
-
-    Attributes:
-        name: Module path and number of the head.
-        kept: It stays in the model.
-        fluctuation_ratio: R_h of SCORES.md section 4, over all of calibration.
-        grid: Token grid ``[rows, columns]``.
-        before: ``||W_h x_hi||``, ``(T, N)``; T timestep buckets, N tokens.
-        folded: ``||W_h mu_h||``: what a bias can put in its place.
-        after: ``||W_h (x_hi - mu_h)||``, ``(T, N)``.
-    """
-
-    name: str
-    kept: bool
-    fluctuation_ratio: float
-    grid: list[int]
-    before: NDArray[np.float64]
-    folded: float
-    after: NDArray[np.float64]
-
-
 def section(run: RunData) -> Section | None:
     """Draw every head that was looked at; None if there is nothing to draw or to say."""
     found = run.entry("folding")
     if not found:
         return None
-    heads = [(head.name, describe(head), figure(head)) for head in read_outputs(run)]
+    tensors, heads = run.tensors(found["file"]) if "file" in found else {}, []
+    for head in found.get("heads", []):
+        key, name = f"{head['module']}/{head['head']}", f"{head['module']} head {head['head']}"
+        before, folded, after = (tensors[f"{key}/{w}"].astype(float) for w in ("before", "folded", "after"))
+        drawn = figure(name, head["grid"], before, folded, after)
+        heads.append((name, describe(head, before, after), drawn))
     return Section(BODY(heads=heads, note=found.get("note")))
 
 
-def read_outputs(run: RunData) -> list[HeadOutput]:
-    """Read what the heads that were looked at put out."""
-    found = run.entry("folding")
-    if "file" not in found:
-        return []
-    tensors, outputs = run.tensors(found["file"]), []
-    for head in found["heads"]:
-        key, name = f"{head['module']}/{head['head']}", f"{head['module']} head {head['head']}"
-        before, folded, after = (tensors[f"{key}/{w}"].astype(float) for w in ("before", "folded", "after"))
-        facts = (head["kept"], head["fluctuation_ratio"], head["grid"])
-        outputs.append(HeadOutput(name, *facts, before, float(folded[0]), after))
-    return outputs
-
-
-def describe(head: HeadOutput) -> str:
-    """Say how much of the head's output a bias takes over, in calibration and on this image."""
-    total = float(np.square(head.before).sum())
-    left = float(np.square(head.after).sum()) / total if total > 0 else 0.0
-    state = "Kept" if head.kept else "Pruned"
+def describe(head: Mapping[str, Any], before: Norms, after: Norms) -> str:
+    """Say how much of a head's output a bias takes over: R_h of SCORES.md section 4, and on this image."""
+    total = float(np.square(before).sum())
+    left = float(np.square(after).sum()) / total if total > 0 else 0.0
     return (
-        f"{state}. Of its output energy {fmt.percent(min(head.fluctuation_ratio, 1.0), 0)} fluctuates around the mean "
-        f"(R, over all of calibration); on this image {fmt.percent(left, 0)} is left after folding."
+        f"{'Kept' if head['kept'] else 'Pruned'}. Of its output energy "
+        f"{fmt.percent(min(head['fluctuation_ratio'], 1.0), 0)} fluctuates around the mean (R, over all of "
+        f"calibration); on this image {fmt.percent(left, 0)} is left after folding."
     )
 
 
-def figure(head: HeadOutput) -> Markup:
-    """Draw three rows of token grids, one column per timestep bucket, on one colour scale."""
-    buckets = np.linspace(0, len(head.before) - 1, min(len(head.before), MAX_BUCKETS)).round().astype(int)
-    flat = np.full_like(head.before, head.folded)
-    drawn = [
-        grids.pooled(values[buckets], head.grid, np.nanmean, np.nan)
-        for values in (head.before, flat, head.after)
-    ]
+def figure(name: str, grid: list[int], before: Norms, folded: Norms, after: Norms) -> Markup:
+    """Draw three rows of token grids, one column per timestep bucket, on one colour scale.
+
+    Args:
+        name: Of the head.
+        grid: Rows and columns of the tokens.
+        before: ``||W_h x_hi||``, ``(T, N)``; T timestep buckets, N tokens.
+        folded: ``||W_h mu_h||``, ``(1,)``: what a bias can put in its place.
+        after: ``||W_h (x_hi - mu_h)||``, ``(T, N)``.
+    """
+    buckets = np.linspace(0, len(before) - 1, min(len(before), MAX_BUCKETS)).round().astype(int)
+    rows_of = (before, np.full_like(before, folded), after)
+    drawn = [grids.pooled(values[buckets], grid, np.nanmean, np.nan) for values in rows_of]
     largest = max(float(values.max()) for values in drawn) or 1.0
     rows, columns = drawn[0].shape[1:]
     cell = PANEL / max(rows, columns)
@@ -119,14 +93,13 @@ def figure(head: HeadOutput) -> Markup:
     stop = max(right, LEFT + 150)
     body += grids.bucket_ends(LEFT, stop, foot + 26) + _key(stop + 34, largest)
     alt = (
-        f"Output norms of {head.name} by token and timestep bucket: before folding, the constant "
+        f"Output norms of {name} by token and timestep bucket: before folding, the constant "
         f"that folding takes, and what is left; the darkest colour is {fmt.number(largest)}."
     )
     return svg.drawing(body, stop + 124, foot + 32, alt)
 
 
 def _key(x: float, largest: float) -> str:
-    """Return the colour scale of the norms, upright, zero at its foot."""
     scale = "".join(svg.rect(x, 20 + (8 - k) * 12, 14, 12, svg.heat_class(k / 8)) for k in range(9))
     ends = svg.label(x + 20, 30, fmt.number(largest), "t num") + svg.label(x + 20, 127, "0", "t num")
     return svg.label(x, 12, "norm", "t ink") + scale + ends

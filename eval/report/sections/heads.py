@@ -11,10 +11,8 @@ from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 from eval.report.sites import SINK_MASS_FLOOR
-from eval.report.svg import Scale
 
 PLACE = 70
 LABEL_SHAPES = {"nop": "triangle", "constant": "square", "gate": "diamond", "ordinary": "circle"}
@@ -61,8 +59,8 @@ def diagnostics(heads: Sequence[Head]) -> Markup:
     ratios = [max(head["fluctuation_ratio"], 1e-4) for head in heads]
     low = 10.0 ** math.floor(math.log10(min(*ratios, CONSTANT_RATIO / 2)))
     widest = max(head["sink_mass"] for head in heads)
-    xs = Scale(0, min(1.0, max(math.ceil(widest * 10.5) / 10, HIGH_MASS + 0.1)), 54, 560)
-    ys = Scale(low, max(1.0, *ratios) * 1.15, 332, 50, log=True)
+    xs = svg.Scale(0, min(1.0, max(math.ceil(widest * 10.5) / 10, HIGH_MASS + 0.1)), 54, 560)
+    ys = svg.Scale(low, max(1.0, *ratios) * 1.15, 332, 50, log=True)
     left, top = xs(HIGH_MASS), ys(CONSTANT_RATIO)
     body = svg.rect(left, top, xs.stop - left, ys(low) - top, "zone")
     body += svg.axes(xs, ys, "sink mass of the head", "fluctuation ratio R (log)")

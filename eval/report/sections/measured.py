@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from eval.report import fmt
 from eval.report.data import LEAST_LEVEL, LEVEL, RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 80
 
@@ -48,16 +47,12 @@ def section(run: RunData) -> Section:
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return what was run on what, as label and text."""
-    device, call = run.data.get("device"), run.metric(run.final, "call")
-    timed = f"; latency on {fmt.plural(call['num_threads'], 'thread')}" if call else ""
-    found = {
-        "Model": run.data.get("model"),
-        "Data": run.data.get("data"),
-        "Device": device and device + timed,
-    }
+    found = {name: run.data.get(name) for name in ("model", "data", "device")}
+    if found["device"] and (call := run.metric(run.final, "call")):
+        found["device"] += f"; latency on {fmt.plural(call['num_threads'], 'thread')}"
     for name in ("versions", "seeds"):
-        found[name.capitalize()] = ", ".join(f"{key} {value}" for key, value in run.entry(name).items())
-    return [(name, text) for name, text in found.items() if text]
+        found[name] = ", ".join(f"{key} {value}" for key, value in run.entry(name).items())
+    return [(name.capitalize(), text) for name, text in found.items() if text]
 
 
 def notes(run: RunData) -> Iterator[str]:
@@ -110,8 +105,7 @@ def _frechet_notes(run: RunData) -> Iterator[str]:
     yield (
         f"{run.frechet_name} ({mode}, {generated:,.0f} generated images, {real:,.0f} real images): distance of two "
         f"Gaussians fitted to features of generated and of {run.held_out}real images; lower is better."
-        + other
-        * ("FID" not in run.frechet_name)
+        f"{'' if 'FID' in run.frechet_name else other}"
     )
     if run.metric(run.final, "frechet_ratio_ci95"):
         yield (

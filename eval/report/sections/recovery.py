@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
-from eval.report.svg import Scale
+from eval.report.html import Section, template
 
 PLACE = 40
 WINDOWS = 40  # means in the smoothed curve of the loss
@@ -36,7 +34,7 @@ def section(run: RunData) -> Section | None:
 
 def curve(steps: Sequence[int], loss: Sequence[float]) -> Markup:
     """Draw the loss by optimiser step: every step faint, and if there are many the mean over windows strong."""
-    xs = Scale(steps[0], max(steps[-1], steps[0] + 1), 54, 730)
+    xs = svg.Scale(steps[0], max(steps[-1], steps[0] + 1), 54, 730)
     ys = svg.value_scale(loss, 232, 34)
     thin = max(1, len(loss) // MOST_STEPS)
     raw = [(xs(s), ys(v)) for s, v in zip(steps[::thin], loss[::thin], strict=True)]
@@ -44,9 +42,6 @@ def curve(steps: Sequence[int], loss: Sequence[float]) -> Markup:
     if len(loss) >= 2 * WINDOWS:
         window = len(loss) // WINDOWS
         chunks = [slice(start, start + window) for start in range(0, len(loss), window)]
-        means = [
-            (math.fsum(s) / len(s), math.fsum(v) / len(v)) for s, v in ((steps[c], loss[c]) for c in chunks)
-        ]
-        body += svg.path([(xs(step), ys(mean)) for step, mean in means], "line s2")
+        body += svg.path([(xs(fmean(steps[c])), ys(fmean(loss[c]))) for c in chunks], "line s2")
     alt = f"Recovery loss from {fmt.number(loss[0])} to {fmt.number(loss[-1])} over {len(steps)} records."
     return svg.drawing(body, 760, 280, alt)

@@ -8,8 +8,7 @@ from typing import Any
 
 from eval.report import fmt
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 10
 OWN_ROWS = (
@@ -68,10 +67,7 @@ def section(run: RunData) -> Section | None:
 
 
 def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
-    """Return the rows of the table under their headings: what it is, which way is better, and one cell per subject.
-
-    Rows that nobody measured are left out.
-    """
+    """Return the measured rows under their headings: what it is, which way is better, and one cell per subject."""
     dense, small = run.reference, "lower is closer"
     blocks: dict[str, list[tuple[str, str, Show]]] = {
         "Size": [
@@ -89,11 +85,7 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
             ("Kernel distance", "lower is better", kernel),
             (f"SSIM to {dense}, same noise", "higher is closer", value("ssim", apart=True)),
             (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
-            (
-                "Denoising error",
-                "lower is better",
-                value("denoising_error_mean", ratio=True, of="denoising_error"),
-            ),
+            ("Denoising error", "lower is better", value("denoising_error_mean", ratio=True)),
             ("Excess error", small, value("excess_error", apart=True)),
         ],
         "Other": [(key.replace("_", " "), "", value(key)) for key in _unknown(run)],
@@ -107,28 +99,18 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
 
 
 def value(
-    key: str,
-    show: Callable[[Any], str] = fmt.number,
-    *,
-    ratio: bool = False,
-    apart: bool = False,
-    of: str = "",
+    key: str, show: Callable[[Any], str] = fmt.number, *, ratio: bool = False, apart: bool = False
 ) -> Show:
-    """Return what shows a number with its interval.
+    """Return what shows a metric with its interval; that of ``x_mean`` is called ``x_ci95``.
 
-    Args:
-        key: The metric.
-        show: Formats it.
-        ratio: Its ratio to the reference stands beside it.
-        apart: It is a distance to the reference, which has none itself.
-        of: The metric whose interval it has, if it is not `key`.
+    With `ratio` its ratio to the reference stands beside it; `apart` is a distance to the reference, which has none.
     """
 
     def cell(run: RunData, subject: str) -> Cell:
         number = run.metric(subject, key)
         if number is None or (apart and subject == run.reference):
             return Cell()
-        interval = run.metric(subject, f"{of or key}_ci95")
+        interval = run.metric(subject, f"{key.removesuffix('_mean')}_ci95")
         detail = (f"95{fmt.THIN}% {fmt.span(interval)}",) if interval else ()
         beside = run.ratio(subject, key) if ratio and subject != run.reference else None
         return Cell(show(number), detail, "" if beside is None else fmt.times(beside))

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 
 PLACE = 20
 BANDS = 2  # rows of samples on the page
@@ -25,24 +24,25 @@ BODY = template(
 <p class="soft">A column is one noise{{ shared }}. What changes down a column is what pruning changed.
 {{ shown }} of {{ '{:,}'.format(total) }} kept samples, {{ order }}, not hand-picked
 {%- if scaled %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.</p>
-{% for band in bands %}
+{% for start in range(0, shown, columns) %}
+{% set said = captions[start:start + columns] %}
 <div class="band{% if not crisp %} wide{% endif %}"
   style="--n:{{ columns }};grid-template-columns:max-content repeat({{ columns }},1fr)">
-{% if band.captions | select | list %}
+{% if said | select | list %}
 <span class="who corner"></span>
-{% for caption in band.captions %}
+{% for caption in said %}
 <span class="cap" title="{{ caption }}">{{ caption | truncate(90) }}</span>
 {% endfor %}
-{{ blank * (columns - band.captions | length) }}
+{{ blank * (columns - said | length) }}
 {% endif %}
-{% for subject, uris in band.rows %}
+{% for subject, row in uris.items() %}
 <span class="who">{{ subject }}</span>
-{% for uri in uris %}
-{% set caption = band.captions[loop.index0] %}
+{% for caption in said %}
+{% set uri = row[start + loop.index0] %}
 <img{% if crisp %} class="crisp"{% endif %} src="{{ uri }}" width="{{ width }}" height="{{ height }}"
-  alt="{{ subject }}, sample {{ band.start + loop.index }}{% if caption %}, {{ caption }}{% endif %}">
+  alt="{{ subject }}, sample {{ start + loop.index }}{% if caption %}, {{ caption }}{% endif %}">
 {% endfor %}
-{{ blank * (columns - uris | length) }}
+{{ blank * (columns - said | length) }}
 {% endfor %}
 </div>
 {% endfor %}
@@ -62,17 +62,10 @@ def section(run: RunData) -> Section | None:
     chosen = choose(total, labels, BANDS * columns)
     captions = [prompts[i] if i < len(prompts) else "" if labels is None else str(labels[i]) for i in chosen]
     columns = min(columns, len(chosen))
-    parts = [slice(start, start + columns) for start in range(0, len(chosen), columns)]
-    bands = [
-        {
-            "start": part.start,
-            "captions": captions[part],
-            "rows": [(name, [data_uri(pixels[i]) for i in chosen[part]]) for name, pixels in images.items()],
-        }
-        for part in parts
-    ]
+    uris = {name: [data_uri(pixels[i]) for i in chosen] for name, pixels in images.items()}
     body = BODY(
-        bands=bands,
+        uris=uris,
+        captions=captions,
         shared=" and one class" if labels is not None else " and one prompt" if prompts else "",
         order="the first of each class" if labels is not None else "in the order they were drawn",
         shown=len(chosen),

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eval.report import drift, fmt, grids, svg
 from eval.report.data import RunData
-from eval.report.html import template
-from eval.report.sections import Section
+from eval.report.html import Section, template
 from eval.report.sites import SINK_MASS_FLOOR, Site, read_sites
 
 PLACE = 60
@@ -44,10 +43,12 @@ sink; one that moves from grid to grid drifts with the timestep.</p>
 <p class="soft">Strongest key of each site, over all timesteps, mean over heads. The mark is where a key would count as
 a sink.</p>
 <div class="bars">
-{% for bar in bars %}
-<div><span class="name path">{{ bar.label }}</span>
-<span class="bar k4"><i style="width:{{ bar.share }}%"></i><u style="left:{{ bar.mark }}%"></u></span>
-<span class="num">{{ bar.words }}</span><span></span></div>
+{% for site in bars %}
+<div><span class="name path">{{ site.module }}</span>
+<span class="bar k4"><i style="width:{{ '%.1f' | format(100 * site.nearness / full) }}%"></i>
+{#- #}<u style="left:{{ '%.1f' | format(100 / full) }}%"></u></span>
+<span class="num">{{ site.peak_relative | times }} uniform, sink from {{ '%.3g' | format(site.threshold) }}×</span>
+{#- #}<span></span></div>
 {% endfor %}
 </div>
 <details><summary>Maps of the strongest site all the same</summary>{{ maps() }}</details>
@@ -65,7 +66,8 @@ def section(run: RunData) -> Section | None:
     shown = [site for site in ranked if site.has_sinks][:MAX_SITES]
     body = BODY(
         verdict=overview(sites),
-        bars=[] if shown else _bars(sites),
+        bars=[] if shown else sites[:MAX_BARS],
+        full=max(1.15, *(site.nearness for site in sites)),
         shown=[site_maps(site) for site in shown or ranked[:1]],
         key=key(),
         rest=_rest(ranked[len(shown) :]),
@@ -75,7 +77,7 @@ def section(run: RunData) -> Section | None:
 
 def strongest(sites: Sequence[Site]) -> list[Site]:
     """Return the sites sorted by sink mass, then by relative mass, strongest first."""
-    return sorted(sites, key=lambda site: (-site.peak_mass, -site.peak_relative / site.threshold))
+    return sorted(sites, key=lambda site: (-site.peak_mass, -site.nearness))
 
 
 def _rest(sites: Sequence[Site]) -> str:
@@ -83,24 +85,14 @@ def _rest(sites: Sequence[Site]) -> str:
     if not sites:
         return ""
     top = max(site.peak_mass for site in sites)
-    names = ", ".join(site.module for site in sites[:6])
-    more = f" and {len(sites) - 6} more" if len(sites) > 6 else ""
     why = f"sink mass at most {fmt.number(top, 2)}" if top >= SINK_MASS_FLOOR else "no sinks there"
-    return f"Not drawn ({why}): {names}{more}."
+    return f"Not drawn ({why}): {_first([site.module for site in sites], 6)}."
 
 
-def _bars(sites: Sequence[Site]) -> list[dict[str, str]]:
-    """Return for each site how near its strongest key comes to being a sink."""
-    full = max(1.15, *(site.peak_relative / site.threshold for site in sites))
-    return [
-        {
-            "label": site.module,
-            "share": f"{100 * site.peak_relative / site.threshold / full:.1f}",
-            "mark": f"{100 / full:.1f}",
-            "words": f"{fmt.times(site.peak_relative)} uniform, sink from {site.threshold:.3g}×",
-        }
-        for site in sites[:MAX_BARS]
-    ]
+def _first(names: Sequence[str], most: int) -> str:
+    """Join the first names and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def overview(sites: Sequence[Site]) -> str:
@@ -144,20 +136,16 @@ def describe(site: Site) -> str:
     always, ever = site.sinks.all(axis=0), site.sinks.any(axis=0)
     if not ever.any():
         return text + " No key is a sink on average over samples: sinks sit elsewhere from image to image."
-    if always.any():
-        text += f" Sink at every timestep: {_keys(site, always)}."
-    if (ever & ~always).any():
-        text += f" Sink at some timesteps only: {_keys(site, ever & ~always)}."
+    for when, keys in (("every timestep", always), ("some timesteps only", ever & ~always)):
+        text += f" Sink at {when}: {_keys(site, keys)}." if keys.any() else ""
     return text
 
 
-def _keys(site: Site, chosen: ArrayLike, most: int = 4) -> str:
+def _keys(site: Site, chosen: ArrayLike) -> str:
     """Name keys: by row and column on a grid, else by number."""
-    keys = np.flatnonzero(chosen)
-    shown = [f"({k // site.grid[1]}, {k % site.grid[1]})" if site.grid else str(k) for k in keys[:most]]
-    word = "token" if site.grid else "key"
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{word}{'s' if len(keys) > 1 else ''} {', '.join(shown)}{more}"
+    keys, grid = np.flatnonzero(chosen), site.grid
+    names = [f"({k // grid[1]}, {k % grid[1]})" if grid else str(k) for k in keys]
+    return f"{'token' if grid else 'key'}{'s' if len(keys) > 1 else ''} {_first(names, 4)}"
 
 
 def _head_map(site: Site) -> Markup:
@@ -173,8 +161,8 @@ def _head_map(site: Site) -> Markup:
             body += svg.label(left - 6, y + cell_h / 2 + 4, head, "t num", "end")
         for bucket, mass in enumerate(site.sink_mass[:, head].tolist()):
             tip = f"head {head}, bucket {bucket}: {fmt.number(mass)}" if buckets * heads <= 512 else ""
-            size = (cell_w - 1, cell_h - (1 if cell_h > 5 else 0))
-            body += svg.rect(left + bucket * cell_w, y, *size, svg.heat_class(mass), tip)
+            height = cell_h - (cell_h > 5)
+            body += svg.rect(left + bucket * cell_w, y, cell_w - 1, height, svg.heat_class(mass), tip)
     right, bottom = left + buckets * cell_w, top + heads * cell_h
     body += grids.bucket_ends(left, right, bottom + 14)
     alt = f"Sink mass of {heads} heads over {buckets} timestep buckets at {site.module}; peak {site.peak_mass:.2f}."
@@ -188,7 +176,7 @@ def _share(site: Site) -> NDArray[np.float64]:
 
 def _grid_map(site: Site, grid: list[int]) -> Markup:
     """Draw one token grid per timestep bucket: relative mass by colour, sinks outlined."""
-    share, sinks = grids.pooled(_share(site), grid), grids.pooled(site.sinks.astype(float), grid)
+    share, sinks = grids.pooled(_share(site), grid), grids.pooled(site.sinks, grid)
     buckets, rows, columns = share.shape
     cell = PANEL / max(rows, columns)
     across = min(buckets, 8)
@@ -209,21 +197,18 @@ def _grid_map(site: Site, grid: list[int]) -> Markup:
     return svg.drawing(body, max(across * step_x - 8, 320), foot + 6, alt)
 
 
-def _outlines(sinks: NDArray[np.float64], x: float, y: float, cell: float) -> str:
+def _outlines(sinks: NDArray[Any], x: float, y: float, cell: float) -> str:
     size = max(cell, 4.0)
     x, y = x - (size - cell) / 2, y - (size - cell) / 2
-    where = zip(*np.nonzero(sinks), strict=True)
-    return "".join(svg.rect(x + c * cell, y + r * cell, size, size, "sink") for r, c in where)
+    return "".join(svg.rect(x + c * cell, y + r * cell, size, size, "sink") for r, c in np.argwhere(sinks))
 
 
 def _key_map(site: Site) -> Markup:
     """Draw relative mass, one row per timestep bucket, one column per key (text tokens); sinks outlined."""
     keys = site.key_mass.shape[1]
-    factor = math.ceil(keys / MAX_KEYS)
-    pad = ((0, 0), (0, -keys % factor))
+    factor = grids.reduction([1, keys], MAX_KEYS)
     share, sinks = (
-        np.pad(by_key, pad).reshape(len(by_key), -1, factor).max(axis=2)
-        for by_key in (_share(site), site.sinks)
+        grids.pooled(values, [1, keys], most=MAX_KEYS)[:, 0] for values in (_share(site), site.sinks)
     )
     buckets, columns = share.shape
     left, top, width, height = 24, 22, 640, 15
@@ -235,7 +220,7 @@ def _key_map(site: Site) -> Markup:
         body += svg.rect(left, y, width, height - 1, "h0", f"bucket {bucket}")
     body += f'<g transform="translate({left} {top}) scale(1 {height / cell:g})">'
     body += grids.cells(share, 0, 0, cell) + "</g>"
-    for bucket, column in zip(*np.nonzero(sinks), strict=True):
+    for bucket, column in np.argwhere(sinks):
         body += svg.rect(left + column * cell, top + bucket * height, max(cell, 3), height - 1, "sink")
     for key in svg.linear_ticks(0, keys - 1, 8):
         body += svg.label(left + (key // factor + 0.5) * cell, bottom + 14, int(key), "t num", "middle")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pruning.calibration.step import MAX_BRANCHES
-from pruning.calibration.store import SEPARATOR, read_tensors, write_tensors
 from pruning.errors import PruningError
 from pruning.types import CalibrationStats
-
-CONTENT = "a first calibration pass"
 
 
 def stability(mean: Tensor, mean_square: Tensor) -> Tensor:
@@ -28,40 +24,21 @@ def stability(mean: Tensor, mean_square: Tensor) -> Tensor:
     return torch.where(never, 0.0, mean.square() / mean_square.masked_fill(never, 1.0)).clamp(0.0, 1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class FirstPass:
-    """Sink stability by attention module, sample and key, and channel means by consumer.
+    """What a first pass saw (see `pruning.calibration.statistics.first_pass`), as the pass that follows reads it.
 
     Attributes:
-        keys: int64 (R,), sorted: the samples (and guidance branches) seen, as `Step.keys` numbers them.
-        indicator: E_tau s by site, float32 (R, M).
-        indicator_sq: E_tau s^2 by site, float32 (R, M).
-        means: Mean of every channel that enters a consumer, float64 (C,), by consumer key.
-        received: E_tau of what the heads of a self-attention site broadcast from each key, float32 (R, M), by site;
-            see `pruning.calibration.sinks.influence`.
-        meta: How it was gathered (JSON types only).
+        stats: Its sums; `meta` says how sinks were detected and which attention modules ran, in their order.
     """
 
-    keys: Tensor
-    indicator: dict[str, Tensor] = field(default_factory=dict)
-    indicator_sq: dict[str, Tensor] = field(default_factory=dict)
-    means: dict[str, Tensor] = field(default_factory=dict)
-    received: dict[str, Tensor] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+    stats: CalibrationStats
 
-    @classmethod
-    def of(cls, stats: CalibrationStats, meta: dict[str, Any]) -> FirstPass:
-        """Take together what the observers of `statistics.first_pass` saw."""
-        found = cls(torch.tensor(stats.meta["samples_seen"], dtype=torch.long))
-        for place, values in stats.values.items():
-            if "channel_sum" in values:
-                found.means[place] = values["channel_sum"] / values["channel_weight"]
-            if "sink_moments" in values:
-                mean, square = values["sink_moments"].float().unbind(1)
-                found.indicator[place], found.indicator_sq[place] = mean, square
-                found.received[place] = values["received"].float()
-        found.meta = {**meta, "sites": list(found.indicator)}  # in the order in which they run
-        return found
+    @cached_property
+    def means(self) -> dict[str, Tensor]:
+        """Mean of every channel that enters a consumer, (C,) float64, by consumer key."""
+        places = {place: found for place, found in self.stats.values.items() if "channel_sum" in found}
+        return {place: found["channel_sum"] / found["channel_weight"] for place, found in places.items()}
 
     def stability(self, site: str, keys: Sequence[int], count: int) -> Tensor:
         """Return phi of the given samples at a site of `count` attention keys, float64 (len(keys), count).
@@ -69,13 +46,13 @@ class FirstPass:
         Raises:
             PruningError: If the site, a sample or this number of attention keys was not seen.
         """
-        if site not in self.indicator or self.indicator[site].shape[1] != count:
-            seen = self.indicator[site].shape[1] if site in self.indicator else "none"
+        found = self.stats.values.get(site, {}).get("sink_moments")
+        if found is None or found.shape[2] != count:
             raise PruningError(
-                f"attention {site!r} has {count} keys, the first pass saw {seen}; run both passes over the same inputs"
+                f"attention {site!r} has {count} keys, the first pass saw "
+                f"{'none' if found is None else found.shape[2]}; run both passes over the same inputs"
             )
-        rows = self._rows(keys)
-        return stability(self.indicator[site][rows].double(), self.indicator_sq[site][rows].double())
+        return stability(*found[self._rows(keys)].unbind(1))
 
     def influence(self, site: str, keys: Sequence[int], tokens: int) -> Tensor:
         """Return what later self-attention over as many `tokens` broadcasts from each, float64 (len(keys), tokens).
@@ -83,7 +60,7 @@ class FirstPass:
         Raises:
             PruningError: If the first pass did not gather it, or a sample was not seen.
         """
-        order = self.meta.get("sites", [])
+        order = self.stats.meta["sites"]
         if site not in order:
             raise PruningError(
                 f"the first pass did not gather what attention after {site!r} broadcasts; run the first pass again"
@@ -91,35 +68,16 @@ class FirstPass:
         rows = self._rows(keys)
         total = torch.zeros(len(rows), tokens, dtype=torch.float64)
         for later in order[order.index(site) + 1 :]:
-            found = self.received.get(later)
-            if found is not None and found.shape[1] == tokens:
+            found = self.stats.get(later, "received")
+            if found.shape[1] == tokens:
                 total += found[rows]
         return total
 
     def _rows(self, keys: Sequence[int]) -> Tensor:
-        wanted = torch.tensor(list(keys), dtype=torch.long)
-        rows = torch.searchsorted(self.keys, wanted).clamp_max(max(len(self.keys) - 1, 0))
-        missing = self.keys[rows] != wanted if len(self.keys) else torch.ones(len(wanted), dtype=torch.bool)
-        if bool(missing.any()):
-            raise PruningError(
-                f"sample {int(wanted[missing][0]) // MAX_BRANCHES} was not seen by the first pass; "
-                "run both passes over the same inputs"
-            )
-        return rows
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file."""
-        tensors = {"keys": self.keys}
-        for kind in ("indicator", "indicator_sq", "means", "received"):
-            tensors |= {f"{kind}{SEPARATOR}{name}": value for name, value in getattr(self, kind).items()}
-        write_tensors(path, CONTENT, tensors, self.meta)
-
-    @classmethod
-    def load(cls, path: str | Path) -> FirstPass:
-        """Read a file written by `save`."""
-        tensors, meta = read_tensors(path, CONTENT)
-        found = cls(tensors.pop("keys"), meta=meta)
-        for key, value in tensors.items():
-            kind, _, name = key.partition(SEPARATOR)
-            getattr(found, kind)[name] = value
-        return found
+        place = {key: row for row, key in enumerate(self.stats.meta["samples_seen"])}
+        for key in keys:
+            if key not in place:
+                raise PruningError(
+                    f"sample {key // MAX_BRANCHES} was not seen by the first pass; run both passes over the same inputs"
+                )
+        return torch.tensor([place[key] for key in keys])
