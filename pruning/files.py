@@ -84,7 +84,7 @@ def written_whole(path: Path, *, flush: bool = False) -> Iterator[Path]:
             _flush(temporary)
         _take_place(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _take_place(temporary: Path, path: Path) -> None:
@@ -92,18 +92,19 @@ def _take_place(temporary: Path, path: Path) -> None:
     if not (temporary.is_dir() and path.is_dir()):
         temporary.replace(path)
         return
-    aside = path.with_name(f".{path.name}.old.tmp")
-    _remove(aside)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    remove(aside)
     path.rename(aside)
     try:
         temporary.rename(path)
     except OSError:
         aside.rename(path)
         raise
-    _remove(aside)
+    remove(aside)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Take a file or folder away, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

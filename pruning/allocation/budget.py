@@ -25,10 +25,10 @@ def sizes(group: PrunableGroup, settings: Prune) -> list[int]:
     """
     limits = [limit for limit in settings.limits if covers(limit, group)]
     may_go = min([1.0, *(limit.max_ratio for limit in limits if limit.max_ratio is not None)])
+    asked = max((limit.min_units or 0 for limit in limits), default=0)
     if group.kind == "blocks":
-        return [1, 0] if may_go == 1.0 else [1]
-    floor = max([settings.min_units, *(limit.min_units or 1 for limit in limits)])
-    floor = max(floor, math.ceil(group.num_units * (1 - may_go) - 1e-9), 1)
+        return [1, 0] if may_go == 1.0 and not asked else [1]
+    floor = max(settings.min_units, asked, math.ceil(group.num_units * (1 - may_go) - 1e-9), 1)
     step = math.lcm(group.unit_size, settings.round_to) // group.unit_size
     largest = (group.num_units - 1) // step * step
     return [group.num_units, *(n for n in range(largest, 0, -step) if n >= floor)]

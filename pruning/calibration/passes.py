@@ -137,7 +137,7 @@ def calibrate(
             source,
             settings=settings,
             timestep_weights=timestep_weights,
-            stability=bool(variants),
+            stability=weights_need_first_pass(variants, settings.sink_weights),
             seed=seed,
             progress=progress,
         )

@@ -181,9 +181,16 @@ def build_parser() -> argparse.ArgumentParser:
     listing = add("ls", "recipes, criteria, runs", LS)
     what = ("recipes", "criteria", "kinds", "metrics", "results", "runs", "settings")
     listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
+    listing.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="for runs and results: where they lie (runs)"
+    )
     clean = add("clean", "remove results that no run uses", CLEAN)
     clean.add_argument(
-        "folder", nargs="?", default="runs", metavar="FOLDER", help="the folder of the runs (runs)"
+        "folder",
+        nargs="?",
+        default="runs",
+        metavar="FOLDER",
+        help="the folder of the runs, or a store (runs)",
     )
     clean.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     copy = add("cp", "copy a bundled recipe", "Copy a bundled recipe to a file of your own, to be changed.")

@@ -89,10 +89,7 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
 
 def clean(arguments: argparse.Namespace, console: Console) -> Result:
     """Remove results that no run uses."""
-    folder = Path(arguments.folder)
-    store = Store(folder if folder.name == ".store" else folder / ".store")
-    if not store.path.is_dir():
-        raise PruningError(f"{folder}: no results are kept there (no folder {store.path})")
+    store = Store.of(Path(arguments.folder))
     with store.cleaning(LOCK):
         used = {name for run in store.users() for names in RunFolder(run).uses().values() for name in names}
         unused = [result for result in store.results() if result.name not in used]

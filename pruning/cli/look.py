@@ -148,9 +148,10 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
         "settings": _settings,
     }
     chosen = [arguments.what] if arguments.what else ["recipes", "criteria", "runs"]
+    folder = Path(arguments.folder) if arguments.folder else None
     data, drawn = {}, []
     for what in chosen:
-        columns, rows = listings[what]()
+        columns, rows = listings[what](folder)
         data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
         drawn.append(
             table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}", texts=2)
@@ -161,29 +162,29 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
-def _recipes() -> Listing:
+def _recipes(folder: Path | None) -> Listing:
     rows = [(name, load_recipe(path, check=False).title) for name, path in bundled_recipes().items()]
     return ("name", ""), rows
 
 
-def _criteria() -> Listing:
+def _criteria(folder: Path | None) -> Listing:
     return ("name", ""), [(name, text.replace("``", "")) for name, text in names_of("criterion").items()]
 
 
-def _kinds() -> Listing:
+def _kinds(folder: Path | None) -> Listing:
     return ("name",), [(kind,) for kind in KINDS]
 
 
-def _settings() -> Listing:
+def _settings(folder: Path | None) -> Listing:
     rows = [
         (knob.key, text_of(knob.default), type_words(knob.type), knob.meaning) for knob in knobs_of(Recipe)
     ]
     return ("key", "default", "type", ""), rows
 
 
-def _results() -> Listing:
+def _results(folder: Path | None) -> Listing:
     rows = []
-    for store in map(Store, sorted(Path().glob("*/.store"))):
+    for store in [Store.of(folder)] if folder else map(Store, sorted(Path().glob("*/.store"))):
         uses = {run.name: RunFolder(run).uses().values() for run in store.users()}
         for result in store.results():
             users = [name for name, used in uses.items() if any(result.name in names for names in used)]
@@ -194,15 +195,15 @@ def _results() -> Listing:
     return ("result", "size", "finished", "used by"), rows
 
 
-def _metrics() -> Listing:
+def _metrics(folder: Path | None) -> Listing:
     from eval.run import available_metrics
 
     return ("name",), [(name,) for name in available_metrics()]
 
 
-def _runs() -> Listing:
+def _runs(folder: Path | None) -> Listing:
     rows = []
-    for owner in sorted(Path("runs").glob("*/run.json")):
+    for owner in sorted((folder or Path("runs")).glob("*/run.json")):
         done = RunFolder(owner.parent).done()
         try:
             figures = tables.figures(owner.parent)

@@ -120,7 +120,7 @@ def _check_channels(model: nn.Module, x0: Tensor, latent: bool) -> None:
     hint = (
         "this denoiser takes further inputs (inpainting, image editing), which noised data do not give"
         if latent
-        else "give data.channels to match, or a pipeline folder with the VAE if the denoiser works on latents"
+        else "give images of as many, or a pipeline folder with the VAE if the denoiser works on latents"
     )
     raise PruningError(
         f"{type(model).__name__} takes {want} channels, but the data give {'latents' if latent else 'images'} of "

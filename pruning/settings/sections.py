@@ -196,7 +196,7 @@ class Limit(Section):
         "*", "A kind, or a glob over group and module names; a group obeys every limit that matches it."
     )
     max_ratio: float | None = knob(
-        None, "Largest fraction of the group's units that may go.", within("[0, 1]")
+        None, "Largest fraction of the group's units that may go; a block is one unit.", within("[0, 1]")
     )
     min_units: int | None = knob(None, "Fewest units that stay.", at_least(1))
 
@@ -361,9 +361,7 @@ class Evaluate(Section):
 
     def mismatches(self) -> Iterator[Problem]:
         """No metric is named twice."""
-        twice = sorted({name for name in self.metrics if self.metrics.count(name) > 1})
-        if twice:
-            yield "metrics", f"names {', '.join(twice)} more than once; name each metric once"
+        yield from _twice("metrics", self.metrics)
 
 
 @section
@@ -382,3 +380,12 @@ class Export(Section):
             "is no size above zero; write e.g. 500MB or 10GB",
         ),
     )
+
+    def mismatches(self) -> Iterator[Problem]:
+        """No format is named twice."""
+        yield from _twice("formats", self.formats)
+
+
+def _twice(key: str, names: list[str]) -> Iterator[Problem]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        yield key, f"names {', '.join(twice)} more than once; name each once"

@@ -13,6 +13,7 @@ from pruning import calibration
 from pruning.calibration import FirstPass, SamplingRun, find, needs_first_pass
 from pruning.calibration.seeing import Input
 from pruning.calibration.sinks.detection import detection_settings
+from pruning.calibration.sinks.weights import INFLUENCE, weights_need_first_pass
 from pruning.data import NoisedBatches, num_train_timesteps, takes_text
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
@@ -64,14 +65,23 @@ def weighting(run: Run) -> str:
     return run.recipe.score.weighting or CRITERIA[run.recipe.score.criterion].weighting
 
 
+def kinds_that_count(run: Run) -> dict[str, Any]:
+    """Return the kinds of groups, where more of them change what is seen of each: influence adds up over them."""
+    exact = INFLUENCE & {*wanted(run).variants}
+    return {"prune.kinds": sorted(run.recipe.prune.kinds)} if exact else {}
+
+
 def first_pass_key(run: Run, asked: Wanted) -> Key:
     """Return what the first pass over the dense model depends on."""
-    detection = detection_settings(run.recipe.calibrate.sink_weights)
+    sinks = run.recipe.calibrate.sink_weights
     return Key(
         "first_pass",
-        {**pick(run.recipe, SHOWN), "detection": detection},
+        {**pick(run.recipe, SHOWN), "detection": detection_settings(sinks), **kinds_that_count(run)},
         run.workspace.hashes,
-        {"kinds": sorted(run.recipe.prune.kinds), "sees": ["stability"] if asked.variants else []},
+        {
+            "kinds": sorted(run.recipe.prune.kinds),
+            "sees": ["stability"] if weights_need_first_pass(asked.variants, sinks) else [],
+        },
     )
 
 
@@ -90,7 +100,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
             source(run, run.dense),
             settings=run.recipe.calibrate,
             timestep_weights=timestep_weights(run),
-            stability=bool(asked.variants),
+            stability=weights_need_first_pass(asked.variants, run.recipe.calibrate.sink_weights),
             seed=run.recipe.seed,
             progress=_progress(run, "first pass"),
         )
@@ -104,6 +114,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
     Stage,
     "calibrate",
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
+    extra=kinds_that_count,
     asked=lambda run: {
         name: sorted(values)
         for name, values in {**wanted(run)._asdict(), "kinds": run.recipe.prune.kinds}.items()

@@ -44,7 +44,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     def owner(self, advice: str = ANEW) -> dict[str, Any] | None:
         """Return what ``run.json`` says: recipe name, model, data and results; None if there is none.

@@ -9,19 +9,19 @@ from typing import Any
 from pruning.data.identity import data_fingerprint
 from pruning.files import read_json
 from pruning.models import resolve_source
+from pruning.models.loading import DENOISER_FOLDERS
 from pruning.recipe import Recipe
 from pruning.store import Hashes, hash_of
 
-DENOISER_FOLDERS = ("unet", "transformer", "scheduler")
 INDEX = "model_index.json"
 
 
 def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
     """Return source and hash of the dense model.
 
-    A local model is known by the content of its files: those of the whole pipeline, for its autoencoder and its text
-    encoders shape what is measured, or those of a bare denoiser and its scheduler. One on the hub is known by its id,
-    revision, variant and subfolder.
+    A local model is known by the content of all files that loading may read: those of the whole pipeline, for its
+    autoencoder and its text encoders shape what is measured, or those of a bare denoiser and its scheduler. One on the
+    hub is known by its id and revision.
     """
     section = recipe.model
     folder = Path(resolve_source(section.source))
@@ -29,26 +29,20 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
         files = {
             path.relative_to(folder).as_posix(): hashes.of(path) for path in _files(folder, section.subfolder)
         }
-        what: Any = [files, section.variant]
     else:
-        what = [section.source, section.revision, section.variant, section.subfolder]
-    what = [what, section.null_class]
+        files = {section.source: section.revision}
+    what = [files, section.variant, section.subfolder, section.null_class]
     return {"source": section.source, "hash": hash_of(what)}
 
 
 def _files(folder: Path, subfolder: str | None) -> Iterator[Path]:
     """Yield the files that make a local model, in a fixed order."""
     index = read_json(folder / INDEX, "it is no index of a pipeline")
-    if index is not None:
-        yield folder / INDEX
-        names: tuple[str, ...] = tuple(sorted(name for name in index if not name.startswith("_")))
-    else:
-        names = (subfolder, "scheduler") if subfolder else DENOISER_FOLDERS
-    places = [folder / name for name in names if (folder / name).is_dir()] or [folder]
-    for place in places:
-        yield from sorted(
-            path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")
-        )
+    # Beside the parts of a pipeline may lie whole checkpoints that nothing reads.
+    own = folder.glob("*" if index is None else "*.json")
+    names = {*(index or ()), *DENOISER_FOLDERS, "scheduler", subfolder or "."} - {"."}
+    inner = [path for name in sorted(names) for path in (folder / name).glob("*")]
+    yield from sorted(path for path in [*own, *inner] if path.is_file() and not path.name.startswith("."))
 
 
 def data_identity(recipe: Recipe, known: Mapping[str, Any], hashes: Hashes) -> dict[str, Any]:

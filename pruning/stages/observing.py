@@ -57,6 +57,8 @@ def observation_key(run: Run, what: str, subject: str) -> Key:
     config = pick(run.recipe, READS.get(what, LOOKED_AT))
     if "evaluate.features" in config:
         config["evaluate.features"] = features_identity(run)
+    if what == "cost":  # its peak memory is that of a device
+        config["device"] = run.device.type
     return Key(what, config, {**run.workspace.hashes, "subject": subject})
 
 

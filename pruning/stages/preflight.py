@@ -238,7 +238,9 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
         needed += weights + checkpoint_bytes(run.meta) * (1 + run.recipe.recover.keep_checkpoints)
     if "evaluate" in stages:
         needed += observation_bytes(run)
-    check_writable(f"the run {run.recipe.name!r}", run.workspace.store.path.parent, needed)
+    store = run.workspace.store.path.absolute()
+    there = next(place for place in (store, *store.parents) if place.is_dir())
+    check_writable(f"the run {run.recipe.name!r}", there, needed)
 
 
 def observation_bytes(run: Run) -> int:

@@ -101,10 +101,10 @@ def run_stages(
         return write_summary(run.folder)
 
 
-def due(run: Run, names: Sequence[str]) -> Sequence[str]:
-    """Return the stages that are to run: those from the first of which there is no result."""
+def due(run: Run, names: Sequence[str], *, touch: bool = True) -> Sequence[str]:
+    """Return the stages that are to run: those from the first of which there is no result; `touch` as `Store.find`."""
     for position, name in enumerate(names):
-        found = BY_NAME[name].find(run)
+        found = BY_NAME[name].find(run, touch=touch)
         if found is None:
             return names[position:]
         run.use(name, found)

@@ -105,11 +105,11 @@ class Stage:
         config = {**pick(run.recipe, self.reads), **(self.extra(run) if self.extra else {})}
         return Key(self.name, config, inputs, self.asked(run) if self.asked else {})
 
-    def find(self, run: Run) -> Result | None:
+    def find(self, run: Run, *, touch: bool = True) -> Result | None:
         """Return the result that serves the settings and inputs of now, None if there is none or it is to be redone."""
         if self.name in run.anew:
             return None
-        return run.workspace.store.find(self.key(run), [run.folder.stage(self.name)])
+        return run.workspace.store.find(self.key(run), [run.folder.stage(self.name)], touch=touch)
 
     def _make(self, run: Run, before: Result | None) -> Result:
         """Do the work; return its result."""

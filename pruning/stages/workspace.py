@@ -11,7 +11,7 @@ from typing import Any
 
 from pruning.data import UnreadableRow
 from pruning.errors import PruningError
-from pruning.files import write_json, write_text
+from pruning.files import remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
 from pruning.recipe.schema import DIGITS
 from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
@@ -31,7 +31,9 @@ class Workspace:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
-        self.store = Store(recipe.store or self.folder.path.parent / ".store")
+        self.store = Store(
+            Path(recipe.store).expanduser() if recipe.store else self.folder.path.parent / ".store"
+        )
         self.file_hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
         self._claimed = self._taking_over = False
@@ -122,8 +124,8 @@ class Workspace:
             self._clear_others()
         else:
             self.check_owner()
-        self.store.register(self.folder.path)
-        self.file_hashes.save()
+        for left in self.folder.path.glob(".*.tmp"):  # of a process that was killed
+            remove(left)
         known, now = self._known(), self.identity["data"]
         before = known.get("data", {})
         if before.get("broken") and before.get("content") != now["content"] and not self._taking_over:
@@ -135,7 +137,9 @@ class Workspace:
         if not known and now["source"] != DIGITS:
             logger.info("data %s: %s", now["source"], now["known_by"])
         owner = {"name": self._recipe.name, **self.identity, "results": known.get("results", {})}
-        write_json(self.folder.path / OWNER, owner)
+        write_json(self.folder.path / OWNER, owner)  # before the store knows of it, which asks for this file
+        self.store.register(self.folder.path)
+        self.file_hashes.save()
         write_text(self.folder.path / "recipe.yaml", to_yaml(self._recipe))
         self._claimed = True
 

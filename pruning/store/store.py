@@ -6,17 +6,21 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pruning.errors import PruningError
 from pruning.files import read_json, share, write_json, written_whole
 from pruning.store.hashes import hash_of
 from pruning.store.locks import locked, waited_for
 from pruning.store.result import SCRATCH, Key, Result
 
 logger = logging.getLogger(__name__)
+
+USERS = ".runs"
+"""Folder of the notes on which run directories use the store."""
 
 Work = Callable[[Path], Mapping[str, Any]]
 """Writes the artefacts into the folder it is given; returns what the manifest says beside the key."""
@@ -32,7 +36,19 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def find(self, key: Key, copies: Sequence[Path] = ()) -> Result | None:
+    @classmethod
+    def of(cls, folder: Path) -> Store:
+        """Return the store that is in a folder of runs, or that the folder is itself.
+
+        Raises:
+            PruningError: If there is none.
+        """
+        found = next((path for path in (folder / ".store", folder) if (path / USERS).is_dir()), None)
+        if found is None:
+            raise PruningError(f"{folder}: no results are kept there; name a folder of runs, or a store")
+        return cls(found)
+
+    def find(self, key: Key, copies: Sequence[Path] = (), *, touch: bool = True) -> Result | None:
         """Return a whole result that serves `key`, or None.
 
         A file that is not as it was written is warned of, and the result set aside.
@@ -41,16 +57,17 @@ class Store:
             key: What is wanted.
             copies: Folders outside the store that may hold it, such as that of a run directory which was moved here:
                 what they hold is taken into the store.
+            touch: False only looks: nothing is taken in or set aside.
         """
-        others = (self.path / key.kind).glob("*") if key.asked else ()  # any of them may hold more
-        newest_first = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+        others = (self.path / key.kind).glob("[!.]*") if key.asked else ()  # any of them may hold more
+        newest_first = sorted(others, key=_changed, reverse=True)
         for folder in (self.path / key.name, *copies, *newest_first):
             result = Result.read(folder)
             if result is None or not result.serves(key):
                 continue
             if not (damage := result.damage()):
-                return self.keep(result)
-            if folder not in copies:
+                return self.keep(result) if touch else result
+            if touch and folder not in copies:
                 aside = self.set_aside(folder, result.kind)
                 logger.warning(
                     "%s/%s since it was written; what is there is in %s", result.kind, damage, aside
@@ -60,10 +77,11 @@ class Store:
     def keep(self, result: Result) -> Result:
         """Take a whole result that lies outside into the store, if it is not there; return the one in the store."""
         place = self.path / result.name
-        if place != result.folder and Result.read(place) is None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            link_tree(result.folder, place)
-        return _whole(place)
+        if place == result.folder or (kept := Result.read(place)):
+            return result if place == result.folder else kept
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_tree(result.folder, place)
+        return Result(place, result.manifest)
 
     def set_aside(self, folder: Path, name: str) -> Path:
         """Move a folder that is no whole result out of the way; nothing of it is lost. Returns where it is now."""
@@ -120,6 +138,8 @@ class Store:
 
     def _place(self, folder: Path, place: Path) -> Result:
         """Give a result that is whole its final name."""
+        whole = Result.read(folder)
+        assert whole is not None, folder
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         replaced = folder.with_name(f"{folder.name}.replaced")
@@ -128,13 +148,13 @@ class Store:
             place.rename(replaced)
         folder.rename(place)
         shutil.rmtree(replaced, ignore_errors=True)
-        return _whole(place)
+        return Result(place, whole.manifest)
 
     # Who uses it.
 
     def register(self, run: Path) -> None:
         """Note that the run directory `run`, which this process holds, uses the store; wait while it is cleaned."""
-        note = self.path / ".runs" / f"{hash_of(str(run.absolute()))[:20]}.json"
+        note = self.path / USERS / f"{hash_of(str(run.absolute()))[:20]}.json"
         if not note.exists():
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, {"run": str(run.absolute())})
@@ -151,7 +171,7 @@ class Store:
 
     def users(self) -> list[Path]:
         """Return the run directories that use the store and are still there."""
-        notes = sorted((self.path / ".runs").glob("*.json"))
+        notes = sorted((self.path / USERS).glob("*.json"))
         runs = [Path(str((read_json(note) or {}).get("run"))) for note in notes]
         return [run for run in runs if (run / "run.json").is_file()]
 
@@ -181,16 +201,17 @@ class Store:
         """Return what interrupted attempts left, what was set aside, and what is no whole result."""
         partial = [path for path in (self.path / ".partial").glob("*") if path.is_dir()]
         broken = [folder for folder in self._folders() if Result.read(folder) is None]
-        return sorted([*partial, *(self.path / ".aside").glob("*"), *broken])
+        return sorted([*partial, *(self.path / ".aside").glob("*"), *self.path.glob("[!.]*/.*"), *broken])
 
     def _folders(self) -> list[Path]:
-        return [path for path in self.path.glob("*/*") if not path.parent.name.startswith(".")]
+        return list(self.path.glob("[!.]*/[!.]*"))
 
 
-def _whole(place: Path) -> Result:
-    found = Result.read(place)
-    assert found is not None, place
-    return found
+def _changed(path: Path) -> float:
+    """Return when a folder was changed last; 0 if another process has moved it meanwhile."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def link_tree(source: Path, target: Path) -> None:

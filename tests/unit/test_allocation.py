@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.allocation import CostModel, allocate
-from pruning.allocation.budget import covers
+from pruning.allocation.budget import covers, sizes
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.settings import KINDS, Limit, Prune, Target
@@ -110,6 +110,20 @@ def test_blocks_are_removed_and_what_is_in_them_is_not_planned():
     assert plan.removed_blocks == ("transformer_blocks.2",)
     assert not any(name.startswith("transformer_blocks.2.") for name in plan.kept)
     assert plan.meta["hit"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes_of_a_block"),
+    [
+        (Limit(match="blocks", max_ratio=1.0), [1, 0]),
+        (Limit(match="blocks", max_ratio=0.5), [1]),
+        (Limit(match="blocks", min_units=1), [1]),
+        (Limit(match="ffn_channels", min_units=1), [1, 0]),
+    ],
+)
+def test_a_block_is_a_group_of_one_unit(limit, sizes_of_a_block):
+    block = next(group for group in find_groups(dit()) if group.kind == "blocks")
+    assert sizes(block, Prune(target=Target(macs=0.5), limits=[limit])) == sizes_of_a_block
 
 
 @settings(max_examples=30, deadline=None)

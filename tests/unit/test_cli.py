@@ -392,9 +392,25 @@ def test_clean_takes_what_no_run_uses_and_nothing_else(workplace, capsys):
     assert RunFolder("elsewhere").whole("plan").figures == {}  # what was moved away keeps its files
 
 
+def test_runs_and_stores_elsewhere_are_listed_and_cleaned(workplace, capsys):
+    store, folder = Store("kept"), RunFolder("mine/a")
+    folder.path.mkdir(parents=True)
+    (folder.path / "run.json").write_text('{"name": "a", "model": {}, "data": {}, "results": {}}')
+    store.register(folder.path)
+    result = store.make(Key("plan", {}, {}), lambda place: {"seconds": 1.0})
+    assert main(["ls", "results", "kept", "--json"]) == 0
+    assert [row["result"] for row in json.loads(capsys.readouterr().out)["results"]] == [
+        f"kept/{result.name}"
+    ]
+    assert main(["ls", "runs", "mine", "--json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)["runs"]] == ["mine/a"]
+    assert main(["clean", "kept", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == [result.name]
+
+
 def test_clean_waits_for_no_run_and_names_what_is_not_there(workplace, capsys):
     assert main(["clean", "nothing"]) == USER_ERROR
-    assert "nothing: no results are kept there (no folder nothing/.store)" in capsys.readouterr().err
+    assert "nothing: no results are kept there; name a folder of runs, or a store" in capsys.readouterr().err
     keep(Path("runs/a"), "calibrate", 0)
     with locked(Path("runs/a/.lock"), "a", ""):
         assert main(["clean"]) == USER_ERROR

@@ -137,9 +137,10 @@ def test_a_key_of_an_earlier_version_names_the_new_one(write, old, new):
         load_recipe(write(TARGET), [f"{old}=x"])
 
 
-def test_no_metric_twice(write):
-    with pytest.raises(PruningError, match=r"evaluate\.metrics: names fid more than once"):
-        load_recipe(write(TARGET), ["evaluate.metrics=[fid,fid]"])
+@pytest.mark.parametrize(("key", "name"), [("evaluate.metrics", "fid"), ("export.formats", "diffusers")])
+def test_nothing_is_named_twice(write, key, name):
+    with pytest.raises(PruningError, match=f"{key}: names {name} more than once; name each once"):
+        load_recipe(write(TARGET), [f"{key}=[{name},{name}]"])
 
 
 def test_of_two_overrides_of_one_key_the_last_holds(write):

@@ -112,7 +112,7 @@ TABLE: dict[str, tuple[Any, str]] = {
 ELSEWHERE = {
     "prune.target.params": "excludes macs; tested below",
     "prune.target.ratio": "excludes macs; tested below",
-    "model.subfolder": "a local model is known by its files; that of the hub is tested in test_stages_workspace",
+    "model.subfolder": "the model of these tests has no other; tested in test_stages_workspace",
     "model.revision": "as model.subfolder",
 }
 """Knobs that are not flipped here, and why."""
@@ -204,6 +204,21 @@ def test_latency_depends_on_the_device_and_what_a_model_shows_does_not(base, mon
     monkeypatch.setattr(Run, "device_name", "cuda:0 (another card)")
     after = keys(recipe)
     assert {name for name in before if after[name] != before[name]} == {"evaluate"}
+    monkeypatch.setattr(
+        Run, "device", SimpleNamespace(type="cuda")
+    )  # peak memory is measured in another way there
+    assert observation_key(Run(recipe, progress=False), "cost", "subject").id != before["cost"]
+
+
+def test_influence_is_of_exactly_the_kinds_that_were_shown(base):
+    less = replaced(base[0], "prune.kinds", ["attention_heads"])
+    for weighting, exact in (("influence", True), ("permuted", False)):
+        runs = [
+            Run(replaced(recipe, "score.weighting", weighting), progress=False) for recipe in (base[0], less)
+        ]
+        for of in (BY_NAME["calibrate"].key, lambda run: first_pass_key(run, wanted(run))):
+            whole, part = map(of, runs)
+            assert (whole.base != part.base) == exact
 
 
 def test_an_observation_depends_on_whose_it_is(base):

@@ -257,6 +257,64 @@ def test_a_pipeline_is_known_by_all_its_parts(tmp_path):
         assert (seen[-1] != seen[-2]) == changes, part
 
 
+BARE = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "files", "unread"),
+    [
+        (None, [*BARE, "scheduler/scheduler_config.json"], ["old/config.json"]),
+        (None, [f"unet/{BARE[0]}", f"unet/{BARE[1]}", "scheduler_config.json"], []),
+        ("ema", [*(f"ema/{name}" for name in BARE), "scheduler/scheduler_config.json"], ["old/config.json"]),
+        (
+            "ema",
+            ["model_index.json", f"ema/{BARE[1]}", f"unet/{BARE[1]}", "vae/config.json"],
+            ["whole.safetensors"],
+        ),
+    ],
+    ids=["bare", "folder", "subfolder", "pipeline with a subfolder"],
+)
+def test_a_local_model_is_known_by_every_file_that_loading_reads(tmp_path, subfolder, files, unread):
+    recipe, model = make_recipe(tmp_path), tmp_path / "model"
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, subfolder=subfolder))
+    (model / "config.json").unlink()
+    for name in (*files, *unread):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(json.dumps({"unet": [], "vae": []}))
+
+    def known() -> str:
+        return model_identity(recipe, Hashes(tmp_path / "none.json"))["hash"]
+
+    before = known()
+    for name in (*files, *unread):
+        was = (model / name).read_text()
+        (model / name).write_text(was + " ")
+        assert (known() != before) == (name in files), name
+        (model / name).write_text(was)
+    other = dataclasses.replace(recipe.model, subfolder="other")
+    assert (
+        model_identity(dataclasses.replace(recipe, model=other), Hashes(tmp_path / "none.json"))["hash"]
+        != before
+    )
+
+
+def test_a_home_folder_in_the_places_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    workspace = Workspace(dataclasses.replace(make_recipe(tmp_path), run_dir="~/r", store="~/kept"))
+    assert workspace.folder.path == tmp_path / "home" / "r"
+    assert workspace.store.path == tmp_path / "home" / "kept"
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path):
+    recipe = make_recipe(tmp_path)
+    finish(recipe)
+    half = tmp_path / "runs" / "r" / ".calibrate.4242.tmp"
+    half.mkdir()
+    (half / "DONE").write_text("half")
+    claim(recipe)
+    assert not half.exists()
+
+
 @pytest.mark.parametrize("key", ["revision", "variant", "subfolder"])
 def test_a_model_on_the_hub_is_known_by_all_that_names_it(tmp_path, key):
     recipe = make_recipe(tmp_path)

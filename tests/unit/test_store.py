@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -90,6 +91,27 @@ def test_what_is_no_whole_record_is_no_result(store, name, text):
     assert Result.read(folder) is None
     assert store.leftovers() == [folder]
     assert (store.make(key(), writes("a")).folder / "DONE").is_file()
+
+
+def test_a_look_touches_nothing(store, tmp_path):
+    made = store.make(key(), writes("a"))
+    copy = shutil.copytree(made.folder, tmp_path / "copy")
+    (made.folder / "inner" / "sums").write_text("b")
+    assert store.find(key(), touch=False) is None
+    assert store.find(key(), [copy], touch=False).folder == copy
+    assert (made.folder / "inner" / "sums").read_text() == "b"
+    assert not (store.path / ".aside").exists()
+
+
+def test_what_a_killed_process_was_linking_is_no_result(store):
+    made = store.make(key(asked=["x"]), writes("a"))
+    half = made.folder.with_name(".id.4242.tmp")
+    shutil.copytree(made.folder, half)
+    (half / "inner" / "sums").unlink()
+    assert [result.folder for result in store.results()] == [made.folder]
+    assert store.find(key(asked=[])).folder == made.folder
+    assert half in store.leftovers()
+    assert half.exists()
 
 
 def test_a_failure_leaves_no_result_and_what_was_there_whole(store):
