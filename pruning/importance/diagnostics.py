@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.importance.base import (
+from pruning.importance.moments import (
     Weights,
     consumer_columns,
     per_row,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.importance.base import Weights, consumer_columns, criterion, per_row
+from pruning.importance.base import criterion
+from pruning.importance.moments import Weights, consumer_columns, per_row
 from pruning.types import CalibrationStats, PrunableGroup
 
 

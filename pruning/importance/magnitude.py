@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
-from pruning.importance.base import Weights, criterion, parameter
+from pruning.importance.base import criterion
+from pruning.importance.moments import Weights, parameter
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, slices_of
 
 ACCUMULATOR = 2**18  # elements; fits the cache of one core

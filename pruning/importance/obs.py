@@ -11,8 +11,7 @@ and the removal costs ``||v||^2``. The unit with the lowest cost goes next, so t
 other one is cheap and the second expensive.
 
 Memory: the P x P moment in float64 and about two copies while scoring (P = 5120: 0.2 GB each; a convolution of
-1280 channels with 3 x 3 kernels has P = 11520: 1.1 GB each). ResNet channels for which only `input_unit_moment` was
-gathered are scored with a block-diagonal Sigma, that is without cross-terms, and the log says so.
+1280 channels with 3 x 3 kernels has P = 11520: 1.1 GB each).
 """
 
 from __future__ import annotations
@@ -22,16 +21,13 @@ import logging
 import torch
 from torch import Tensor
 
-from pruning.importance.base import (
+from pruning.importance.base import criterion
+from pruning.importance.moments import (
     Weights,
     consumer_columns,
     covariance,
-    criterion,
-    per_row,
     ridge_cholesky,
     rounding_floor,
-    unit_covariance,
-    unit_energy,
 )
 from pruning.types import CalibrationStats, PrunableGroup
 
@@ -52,9 +48,6 @@ def obs(
     lowest units follows the greedy order of that group.
     """
     columns = consumer_columns(group, weights)  # (C, P)
-    gathered = stats.values.get(group.name, {})
-    if group.kind == "resnet_channels" and "input_unit_moment" in gathered and "input_moment" not in gathered:
-        return _without_cross_terms(group, columns, stats)
     mean, sigma = covariance(group, stats, columns.shape[1])
     factor, _, _ = ridge_cholesky(sigma, RIDGE, rounding_floor(mean), f"group {group.name!r}")
     del sigma
@@ -138,18 +131,6 @@ def _keep(inverse: Tensor, rows: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the columns of W and the rows and columns of A that are gone; indices are far faster than a mask."""
     kept = keep.nonzero().squeeze(1)
     return inverse.index_select(0, kept).index_select(1, kept), rows.index_select(0, kept)
-
-
-def _without_cross_terms(group: PrunableGroup, columns: Tensor, stats: CalibrationStats) -> Tensor:
-    logger.warning(
-        "group %r: 'input_moment' was not gathered; obs uses the units' own covariances, without cross-terms",
-        group.name,
-    )
-    sigma = unit_covariance(group, stats, columns.shape[1])
-    floor = rounding_floor(per_row(group, stats, "input_sum", (columns.shape[1],)))
-    gamma = RIDGE * max(float(sigma.diagonal(dim1=1, dim2=2).mean()), floor)
-    sigma.diagonal(dim1=1, dim2=2).add_(gamma)
-    return unit_energy(columns, sigma).clamp(min=0)
 
 
 def _rank_scores(order: list[int], costs: list[float]) -> Tensor:

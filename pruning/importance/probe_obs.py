@@ -25,14 +25,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.importance.base import (
+from pruning.importance.base import criterion, score_group
+from pruning.importance.moments import (
     Weights,
     consumer_columns,
     consumer_slice,
-    criterion,
     parameter,
     per_sample,
-    score_group,
     unit_covariance,
     unit_energy,
 )

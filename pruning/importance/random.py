@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.importance.base import Weights, criterion
+from pruning.importance.base import criterion
+from pruning.importance.moments import Weights
 from pruning.types import CalibrationStats, PrunableGroup
 
 

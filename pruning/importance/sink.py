@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.importance.base import Weights, criterion, score_group
+from pruning.importance.base import criterion, score_group
+from pruning.importance.moments import Weights
 from pruning.types import CalibrationStats, PrunableGroup
 
 BASE = "probe_obs"  # the best criterion at equal cost where least squares follows; see docs/studies/sink-awareness.md

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
-from pruning.importance.base import Weights, criterion, per_sample
+from pruning.importance.base import criterion
+from pruning.importance.moments import Weights, per_sample
 from pruning.types import CalibrationStats, PrunableGroup
 
 

@@ -10,7 +10,7 @@ from pruning.calibration.observer import ALWAYS
 from pruning.calibration.seeing import Block
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
-from pruning.importance.base import Weights
+from pruning.importance.moments import Weights
 from pruning.stages.planning import cuts_of, hushed, make_plan
 from pruning.stages.run import Run
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pruning.calibration.contributions import Unit, contributions
 from pruning.errors import PruningError
-from pruning.importance.base import consumer_columns, per_row
+from pruning.importance.moments import consumer_columns, per_row
 from pruning.models import sample_shape
 from pruning.stages.run import Run
 from pruning.types import PrunableGroup

@@ -93,11 +93,13 @@ def run_stages(
         try:
             for name in names:
                 BY_NAME[name](run)
-        finally:
-            run.bars.close()
+        except BaseException:
             with suppress(OSError, PruningError):
                 if run.folder.done():
                     write_summary(run.folder)  # of what there is
+            raise
+        finally:
+            run.bars.close()
         return write_summary(run.folder)
 
 

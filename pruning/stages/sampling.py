@@ -64,7 +64,6 @@ def sampler(run: Run, model: ModelMixin, section: Calibrate | Evaluate) -> Sampl
     parts = dict(run.pipeline.components)
     name = next(name for name in ("unet", "transformer") if name in parts)
     pipeline = type(run.pipeline)(**{**parts, name: model, "scheduler": scheduler})  # all else is shared
-    pipeline.set_progress_bar_config(disable=True)
     return lambda ids: sample_pipeline(
         pipeline,
         sample_ids=ids,

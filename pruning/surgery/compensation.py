@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of
-from pruning.importance.base import (
+from pruning.importance.moments import (
     consumer_columns,
     consumer_slice,
     covariance,

@@ -51,7 +51,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
         if path not in tree:
             raise PruningError(f"{PRUNING_KEY}.modules: {path!r} is not a module of {type(model).__name__}")
         _check_module(path, tree[path], record)
-    _check_agreement(model, modules, [*gone, *removed_blocks])
+    _check_agreement(model, modules, removed_blocks)
     for path in gone:
         how = removable[path].removal
         assert how is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.calibration import first_pass
 from pruning.calibration.step import MAX_BRANCHES
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics, needs_of, score
-from pruning.importance.base import consumer_columns, covariance, per_sample
+from pruning.importance.moments import consumer_columns, covariance, per_sample
 from pruning.importance.obs import RIDGE
 from pruning.models import denoise
 from pruning.settings import SinkWeights

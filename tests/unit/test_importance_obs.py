@@ -159,18 +159,6 @@ def test_a_broken_covariance_is_refused():
         score({"m.out.weight": random_weight(3, 4)}, [group], stats, criterion="obs")
 
 
-def test_without_the_full_moment_units_are_scored_by_themselves(caplog: pytest.LogCaptureFixture):
-    group = linear_group(2, 1, kind="resnet_channels")
-    rows = torch.tensor([[1.0, 2], [-1, -2]])  # fully correlated, which only the full moment shows
-    weights = {"m.out.weight": torch.tensor([[3.0, 1.0]])}
-    stats = stats_of(group, rows)
-    del stats.values[group.name]["input_moment"]
-    with caplog.at_level(logging.WARNING):
-        got = score(weights, [group], stats, criterion="obs").values[group.name].tolist()
-    assert got == pytest.approx([9 * 1.025, 1 * 4.025])
-    assert "'input_moment' was not gathered" in caplog.text
-
-
 @pytest.mark.parametrize("missing", ["input_sum", "input_moment"])
 def test_a_missing_statistic_is_named(missing: str):
     group = linear_group(2, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, criterion, needs_of, score
-from pruning.importance.base import per_row
+from pruning.importance.moments import per_row
 from pruning.importance.sink import BASE
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of, sums
@@ -28,7 +28,7 @@ def test_the_criteria_are_found():
         "random", "magnitude", "wanda", "taylor", "energy", "fluctuation", "obs", "probe", "sink_mass", "sink",
         "block_change", "block_cosine", "flap", "diff_pruning", "probe_obs", "sink_influence",
     } <= set(CRITERIA)  # fmt: skip
-    assert all(entry.doc for _, entry in CRITERIA.items())
+    assert all(entry.fn.__doc__ for _, entry in CRITERIA.items())
 
 
 def test_needs_are_those_of_the_kinds_at_hand():

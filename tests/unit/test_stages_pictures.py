@@ -17,7 +17,7 @@ from pruning.calibration.contributions import Unit, contributions
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.importance import score
-from pruning.importance.base import consumer_columns
+from pruning.importance.moments import consumer_columns
 from pruning.models import example_call
 from pruning.models.families import denoise
 from pruning.recipe import Recipe

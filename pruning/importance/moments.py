@@ -1,0 +1,162 @@
+"""The moments that criteria and compensation share, read from sums of a calibration.
+
+Notation (docs/scores.md section 3): ``W`` (C, P) are the columns of the group's consumer weight, ``x`` (P,) a row that
+enters the consumer, ``H = E[x x^T]``, ``mu = E[x]`` and ``Sigma = H - mu mu^T``, expectations being weighted means
+over the calibration rows. A unit owns ``u = P / G`` neighbouring columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pruning.errors import PruningError
+from pruning.types import CalibrationStats, PrunableGroup
+
+logger = logging.getLogger(__name__)
+
+EPSILON = torch.finfo(torch.float64).eps
+
+Weights = Mapping[str, Tensor]
+
+
+def parameter(weights: Weights, path: str, group: PrunableGroup) -> Tensor:
+    """Return the parameter at `path`, or raise PruningError naming it and the group."""
+    if path not in weights:
+        raise PruningError(
+            f"group {group.name!r}: parameter {path!r} is not among the weights; pass all of them"
+        )
+    return weights[path].detach()
+
+
+def consumer_columns(group: PrunableGroup, weights: Weights) -> Tensor:
+    """Return the columns of the weight of the group's one consumer, ``(C, P)`` float64 on the CPU.
+
+    A convolution's kernel is unfolded, channel-major: ``P = num_units * unit_size * kh * kw``.
+
+    Raises:
+        PruningError: If there is not one consumer, its parameter is absent, or the slice is not one of columns.
+    """
+    where = group.read_by
+    if where.dim != 1:
+        raise PruningError(f"group {group.name!r} has no consumer that is read by columns (dim 1): {where}")
+    return consumer_slice(group, parameter(weights, where.path, group)).flatten(1).to("cpu", torch.float64)
+
+
+def consumer_slice(group: PrunableGroup, weight: Tensor) -> Tensor:
+    """Return the part of a consumer weight that the group's units feed, a view ``(C, num_units * unit_size, ...)``.
+
+    Raises:
+        PruningError: If the weight is too narrow for the group.
+    """
+    where = group.read_by
+    end = where.offset + group.num_units * where.unit_size
+    if weight.ndim < 2 or weight.shape[1] < end:
+        raise PruningError(
+            f"group {group.name!r} feeds columns {where.offset} to {end} of {where.path!r}, whose shape is "
+            f"{tuple(weight.shape)}; the group is not of this model, or of the model before it was cut"
+        )
+    return weight.narrow(1, where.offset, end - where.offset)
+
+
+def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape: tuple[int, ...]) -> Tensor:
+    """Return ``statistic / sum of row weights`` in `shape`; a leading bucket dimension is summed away.
+
+    Raises:
+        PruningError: If it was not gathered, does not fit the group, or no row was weighted.
+    """
+    rows = float(stats.get(group.name, "row_weight").sum())
+    value = stats.get(group.name, statistic)
+    value = value.sum(0) if statistic == "input_sum" else value
+    if not rows > 0:
+        raise PruningError(f"group {group.name!r}: the row weights sum to {rows}; calibration must see rows")
+    if tuple(value.shape) != shape:
+        raise PruningError(
+            f"group {group.name!r}: {statistic!r} is asked for in shape {shape}, but calibration gathered it in shape "
+            f"{tuple(value.shape)}{_unfolded(group, shape, tuple(value.shape))}; if that is not a mistake of who "
+            "asks, calibrate this model anew"
+        )
+    return value.to("cpu", torch.float64) / rows
+
+
+def _unfolded(group: PrunableGroup, asked: tuple[int, ...], found: tuple[int, ...]) -> str:
+    """Say so if `asked` takes channels for the columns of a convolution, of which `found` has several per channel."""
+    channels = group.num_units * group.unit_size
+    if len(found) != len(asked) or asked[-1] != channels or found[-1] % channels:
+        return ""
+    return (
+        f" (the group has {channels} channels of {found[-1] // channels} unfolded convolution columns each; "
+        "consumer_columns(group, weights) has that width)"
+    )
+
+
+def per_sample(group: PrunableGroup, stats: CalibrationStats, statistic: str) -> Tensor:
+    """Return ``statistic / number of samples``, or raise PruningError if there were none."""
+    samples = float(stats.get(group.name, "samples").sum())
+    if not samples > 0:
+        raise PruningError(f"group {group.name!r}: calibration saw {samples} samples of it; it must see some")
+    return stats.get(group.name, statistic).to("cpu", torch.float64) / samples
+
+
+def unit_covariance(group: PrunableGroup, stats: CalibrationStats, width: int) -> Tensor:
+    """Return the covariance of each unit's inputs, ``(G, u, u)``, from its moment and mean; `width` is P."""
+    units, u = group.num_units, width // group.num_units
+    mean = per_row(group, stats, "input_sum", (width,)).unflatten(0, (units, u))
+    moment = per_row(group, stats, "input_unit_moment", (units, u, u))
+    return moment - mean[:, :, None] * mean[:, None, :]
+
+
+def unit_energy(columns: Tensor, moments: Tensor) -> Tensor:
+    """Return ``tr(W_g M_g W_g^T)`` for `columns` (C, P) and `moments` M (G, u, u); ``(G,)``."""
+    by_unit = columns.unflatten(1, moments.shape[:2]).transpose(0, 1)  # (G, C, u)
+    return ((by_unit @ moments) * by_unit).sum((1, 2))
+
+
+def covariance(group: PrunableGroup, stats: CalibrationStats, width: int) -> tuple[Tensor, Tensor]:
+    """Return mean ``(P,)`` and covariance ``(P, P)`` of the rows that enter the consumer; `width` is P."""
+    mean = per_row(group, stats, "input_sum", (width,))
+    return mean, per_row(group, stats, "input_moment", (width, width)).addr_(mean, mean, alpha=-1)
+
+
+def ridge_cholesky(matrix: Tensor, ridge: float, floor: float, where: str) -> tuple[Tensor, float, float]:
+    """Factorise ``matrix + gamma I`` with ``gamma = ridge * max(mean(diag), floor)``, raising `ridge` if it fails.
+
+    Args:
+        matrix: Symmetric, ``(n, n)`` float64; positive semi-definite but for rounding.
+        ridge: Share of the mean diagonal, at least 0.
+        floor: Positive scale for a matrix that is zero but for rounding.
+        where: What the matrix belongs to, for messages.
+
+    Returns:
+        The lower Cholesky factor, the ridge used and gamma.
+
+    Raises:
+        PruningError: If the matrix holds NaN or infinity, or no ridge up to 1e8 times the asked one (at least 1)
+            helps.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise PruningError(
+            f"{where}: the covariance holds NaN or infinity; the calibration data or model is broken"
+        )
+    scale = max(float(matrix.diagonal().mean()), floor)
+    limit = max(1.0, ridge * 1e8)
+    while ridge <= limit:
+        shifted = matrix.clone()
+        shifted.diagonal().add_(ridge * scale)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        smallest = float(factor.diagonal().min())
+        # A pivot of rounding size solves to nonsense without an error.
+        if int(info) == 0 and smallest**2 > len(matrix) * EPSILON * scale:
+            return factor, ridge, ridge * scale
+        raised = max(ridge * 10, 1e-8)
+        logger.warning("%s: the covariance is singular with ridge %g; raised to %g", where, ridge, raised)
+        ridge = raised
+    raise PruningError(f"{where}: the covariance cannot be factorised with any ridge up to {limit:g}")
+
+
+def rounding_floor(mean: Tensor) -> float:
+    """Return the variance below which a covariance is rounding noise, from the `mean` (P,) that was taken off."""
+    return max(1e-10 * float(mean.square().mean()), 1e-30)
