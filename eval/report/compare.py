@@ -157,7 +157,7 @@ def _tag(name: str, x: float, y: float, taken: list[tuple[float, float, float]],
     """Return a label beside a point, moved until it lies on no other label."""
     shown = name if len(name) <= 36 else name[:34] + "…"
     width = svg.text_width(shown)
-    start = x + 10 if x + 10 + width <= limit + 16 else x - 10 - width
+    start = x + 10 if x + 10 + width <= limit else x - 10 - width
     base = y
     for shift in (-7, 15, -21, 29, -35, 43, -49, 57, -63, 71):
         base = y + shift

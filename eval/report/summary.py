@@ -133,7 +133,9 @@ def _resolved(run: RunData) -> str:
     ratio = run.metric(run.final, "frechet_ratio_ci95")
     if not ratio:  # a distance of zero has none
         return ""
-    if ratio[0] <= 1 <= ratio[1]:
+    if run.metric(run.final, "frechet_warning"):
+        judged = "too few samples for these features to tell the two apart"
+    elif ratio[0] <= 1 <= ratio[1]:
         judged = "this run does not tell the two apart"
     else:
         judged = f"{'worse' if ratio[0] > 1 else 'better'} by more than chance"

@@ -19,6 +19,7 @@ from pruning.recipe import to_yaml
 from pruning.stages.evaluation import FIGURES
 from pruning.stages.run import Run
 from pruning.stages.stage import Stage, versions, whole_recipe
+from pruning.stages.summary import interval
 from pruning.store import folder_bytes
 
 
@@ -84,8 +85,7 @@ def _measurements(found: Mapping[str, Any]) -> dict[str, Measurement]:
     names = {**FIGURES, "frechet": found.get("frechet_name", FIGURES["frechet"])}
     shown: dict[str, Measurement] = {}
     for key, name in names.items():
-        value, interval, coverage = (found.get(f"{key}{end}") for end in ("", "_ci95", "_coverage"))
+        value, bounds = found.get(key), interval(found, key)
         if value is not None:
-            whole = interval and interval[0] < interval[1] and (coverage is None or coverage >= 0.95)
-            shown[name] = (value, interval if whole else None)
+            shown[name] = (value, bounds if bounds and bounds[0] < bounds[1] else None)
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pruning.files import read_json, write_json
@@ -15,7 +16,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
 
     ``macs_ratio``, ``params_ratio`` and ``file_bytes_pruned`` are of the model that the run ends with (recovered, or
     pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
-    stages, those included that were reused.
+    stages, those included that were reused. An interval is None where the rounds were too few for one of 95 %.
     """
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
@@ -37,13 +38,13 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
         "file_ratio": _ratio(final.get("file_bytes"), dense.get("file_bytes")),
         "frechet_ratio": final.get("frechet_ratio"),
         "frechet_name": dense.get("frechet_name"),
-        **{f"frechet_{name}_ci95": found.get("frechet_ci95") for name, found in metrics.items()},
-        "frechet_ratio_ci95": final.get("frechet_ratio_ci95"),
-        "latency_speedup_ci95": final.get("speedup_call_ci95"),
+        **{f"frechet_{name}_ci95": interval(found, "frechet") for name, found in metrics.items()},
+        "frechet_ratio_ci95": interval(final, "frechet_ratio"),
+        "latency_speedup_ci95": interval(final, "speedup_call"),
         "sampling_speedup": final.get("speedup_sampling"),
-        "sampling_speedup_ci95": final.get("speedup_sampling_ci95"),
+        "sampling_speedup_ci95": interval(final, "speedup_sampling"),
         "excess_error": final.get("excess_error"),
-        "excess_error_ci95": final.get("excess_error_ci95"),
+        "excess_error_ci95": interval(final, "excess_error"),
         "asked": plan.get("asked"),
         "hit": plan.get("hit"),
         "seconds_by_stage": seconds,
@@ -58,6 +59,12 @@ def measured(folder: RunFolder) -> dict[str, dict[str, Any]]:
     if result is None or result.damage():
         return {}
     return read_json(folder.stage("evaluate") / "metrics.json") or {}
+
+
+def interval(found: Mapping[str, Any], key: str) -> list[float] | None:
+    """Return the interval of a figure of one subject, None where it covers less than the 95 % that its name says."""
+    bounds, coverage = found.get(f"{key}_ci95"), found.get(f"{key}_coverage")
+    return bounds if coverage is None or coverage >= 0.95 else None
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

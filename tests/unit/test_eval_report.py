@@ -376,6 +376,15 @@ def test_a_distance_of_zero_has_no_ratio_to_judge_by(tmp_path: Path) -> None:
     assert said.replace(fmt.THIN, " ").endswith("against 0 (95 % interval 0 to 0) for dense.")
 
 
+def test_no_verdict_from_fewer_samples_than_features(tmp_path: Path) -> None:
+    pruned = {"frechet": 9.0, "frechet_ci95": [8.0, 9.5], "frechet_ratio_ci95": [0.8, 0.9]}
+    dense = {"frechet": 10.0, "frechet_ci95": [9.0, 11.0]}
+    metrics = {"dense": dense, "pruned": {**pruned, "frechet_warning": "n < d: the covariance is singular"}}
+    said = " ".join(verdict(load_run(edited(tmp_path, {"metrics": metrics}))))
+    assert "too few samples for these features to tell the two apart" in said
+    assert "better" not in said
+
+
 def test_a_speedup_and_its_true_coverage(tmp_path: Path) -> None:
     call = report_runs.latency(0.1, iqr_s=0.03, batch_size=8)
     pruned = {

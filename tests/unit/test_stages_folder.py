@@ -9,6 +9,7 @@ import pytest
 
 from pruning.errors import PruningError
 from pruning.stages.folder import RunFolder
+from pruning.stages.summary import interval
 from pruning.store import Key, Result, Store, changes
 
 
@@ -139,3 +140,9 @@ def test_a_broken_owner_is_named(place, text):
 def test_changes_name_every_leaf_that_differs():
     before, after = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}
     assert changes(before, after) == [("a.c", [1], [2]), ("d", 2, None), ("e", None, 3)]
+
+
+@pytest.mark.parametrize(("coverage", "shown"), [(None, True), (0.96, True), (0.9375, False), (0.5, False)])
+def test_an_interval_of_the_summary_covers_what_its_name_says(coverage, shown):
+    found = {"x": 1.5, "x_ci95": [1.0, 2.0], "x_coverage": coverage}
+    assert interval(found, "x") == ([1.0, 2.0] if shown else None)

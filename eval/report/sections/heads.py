@@ -27,7 +27,8 @@ describe; they do not decide.</p>
 <div class="figures{% if figure %} uneven{% endif %}">
 {% if figure %}<figure>{{ figure }}</figure>{% endif %}
 
-<div>{% if not figure %}<p>No head has a sink mass of 5 % or more, so there is nothing to plot against.</p>{% endif %}
+<div>{% if not figure %}<p>No head has a sink mass of 5 % or more in the mean over all timesteps, so there is nothing
+to plot against.</p>{% endif %}
 
 <table class="small">
 <thead><tr><th scope="col">Label</th><th scope="col">Kept</th><th scope="col">Pruned</th></tr></thead>
