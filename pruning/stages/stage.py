@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import operator
 import platform
@@ -18,7 +17,7 @@ from pruning.errors import PruningError, named
 from pruning.files import read_json, write_errors, write_json
 from pruning.recipe import Recipe
 from pruning.settings import knobs_of
-from pruning.store import SCRATCH, Key, Result, changes
+from pruning.store import SCRATCH, Key, Result, changes, version_of
 
 if TYPE_CHECKING:
     from pruning.stages.run import Run
@@ -175,13 +174,8 @@ def _changed(before: Result, key: Key) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of what a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("sinkprune", "torch", "diffusers", "transformers", "accelerate", "torchmetrics"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = ("sinkprune", "torch", "diffusers", "transformers", "accelerate", "torchmetrics")
+    return {"python": platform.python_version(), **{package: version_of(package) for package in packages}}
 
 
 def pick(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:

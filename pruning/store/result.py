@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,21 @@ from pruning.files import write_json
 from pruning.store.hashes import file_hash, files_of, hash_of, is_as_described
 
 FORMAT = 1
-"""Part of every key: another number makes all earlier results strangers."""
+"""Part of every key, as our version is: another number makes all earlier results strangers."""
 MANIFEST, DONE = "manifest.json", "DONE"
 BESIDE = (MANIFEST, DONE)
 """Files of a result that are no artefacts."""
 SCRATCH = ".scratch"
 """Folder in which work keeps what an interrupted attempt goes on from; it is gone when the result is whole."""
+
+
+@cache
+def version_of(package: str) -> str:
+    """Return the version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Key:
     @property
     def base(self) -> str:
         """Hash of all but what is asked."""
-        return hash_of([FORMAT, self.kind, self.config, self.inputs])
+        return hash_of([FORMAT, version_of("sinkprune"), self.kind, self.config, self.inputs])
 
     @property
     def id(self) -> str:

@@ -93,6 +93,12 @@ def test_what_is_no_whole_record_is_no_result(store, name, text):
     assert (store.make(key(), writes("a")).folder / "DONE").is_file()
 
 
+def test_a_result_of_another_version_is_a_stranger(store, monkeypatch):
+    store.make(key(), writes("a"))
+    monkeypatch.setattr("pruning.store.result.version_of", lambda package: "9.9")
+    assert store.find(key()) is None
+
+
 def test_a_look_touches_nothing(store, tmp_path):
     made = store.make(key(), writes("a"))
     copy = shutil.copytree(made.folder, tmp_path / "copy")
