@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eval.report.data import RunData
 
-SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (SCORES.md section 2)
+SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (docs/scores.md section 2)
 SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no sinks
 
 
@@ -34,7 +34,7 @@ class Site:
 
     @property
     def threshold(self) -> float:
-        """Relative mass from which a key counts as a sink (rho of SCORES.md section 2)."""
+        """Relative mass from which a key counts as a sink (rho of docs/scores.md section 2)."""
         return math.sqrt(self.key_mass.shape[1])
 
     @property

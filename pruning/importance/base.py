@@ -1,6 +1,6 @@
 """What a criterion is, how groups are scored with it, and the moments that criteria share.
 
-Notation (SCORES.md section 3): ``W`` (C, P) are the columns of the group's consumer weight, ``x`` (P,) a row that
+Notation (docs/scores.md section 3): ``W`` (C, P) are the columns of the group's consumer weight, ``x`` (P,) a row that
 enters the consumer, ``H = E[x x^T]``, ``mu = E[x]`` and ``Sigma = H - mu mu^T``, expectations being weighted means
 over the calibration rows. A unit owns ``u = P / G`` neighbouring columns.
 

@@ -52,7 +52,7 @@ def section(run: RunData) -> Section | None:
 
 
 def describe(head: Mapping[str, Any], before: Norms, after: Norms) -> str:
-    """Say how much of a head's output a bias takes over: R_h of SCORES.md section 4, and on this image."""
+    """Say how much of a head's output a bias takes over: R_h of docs/scores.md section 4, and on this image."""
     total = float(np.square(before).sum())
     left = float(np.square(after).sum()) / total if total > 0 else 0.0
     return (

@@ -16,7 +16,7 @@ from eval.report.sites import SINK_MASS_FLOOR
 
 PLACE = 70
 LABEL_SHAPES = {"nop": "triangle", "constant": "square", "gate": "diamond", "ordinary": "circle"}
-CONSTANT_RATIO = 0.1  # R_h up to which a head of high sink mass is called constant (SCORES.md section 4)
+CONSTANT_RATIO = 0.1  # R_h up to which a head of high sink mass is called constant (docs/scores.md section 4)
 HIGH_MASS = 0.3  # sink mass from which a head is called constant or gate
 
 BODY = template(
@@ -42,7 +42,7 @@ describe; they do not decide.</p>
 
 
 Head = Mapping[str, Any]
-"""Diagnostics of an attention head (SCORES.md section 4), and whether it stays."""
+"""Diagnostics of an attention head (docs/scores.md section 4), and whether it stays."""
 
 
 def section(run: RunData) -> Section | None:
