@@ -27,8 +27,7 @@ from eval.workers import side_by_side
 
 NEEDS = ("predict", "noised")
 READS = ("denoising",)
-ROWS = 256
-"""Predictions that are compared at once."""
+ROWS = 256  # predictions that are compared at once
 
 
 def observe(context: Context, name: str, seen: Seen) -> Observation:

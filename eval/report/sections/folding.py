@@ -20,7 +20,6 @@ MAX_BUCKETS = 8
 Norms = NDArray[np.float64]
 ROWS = ("output of the head", "folded into the bias", "left after folding")
 
-
 BODY = template(
     """
 <h3 style="margin-top:22px">A head before and after folding</h3>
