@@ -4,7 +4,7 @@ Denoising error: mean over samples of the mean squared difference of prediction 
 
     D = mean |eps - eps_ref|^2 / mean |eps_ref|^2
 
-over the same images, noise and timesteps, the end point of the study (SCORES.md, section 7). The images are what was
+over the same images, noise and timesteps, the end point of docs/studies/sink-awareness.md. The images are what was
 drawn at random, so the intervals are clustered by image.
 
 Observation, one row per image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
@@ -27,8 +27,7 @@ from eval.workers import side_by_side
 
 NEEDS = ("predict", "noised")
 READS = ("denoising",)
-ROWS = 256
-"""Predictions that are compared at once."""
+ROWS = 256  # predictions that are compared at once
 
 
 def observe(context: Context, name: str, seen: Seen) -> Observation:

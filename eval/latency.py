@@ -28,12 +28,9 @@ from eval.intervals import median_interval
 from eval.observation import Seen
 from eval.types import Context
 
-NEEDS = ("predict", "call", "model")
-MIN_RUN_S = 0.05
-"""Least time of one timed block of calls, in seconds."""
-
-WARMUP = 2
-"""Untimed calls of every subject before the first round."""
+NEEDS = ("predict", "call", "latency", "model")
+MIN_RUN_S = 0.05  # least time of one timed block of calls, in seconds
+WARMUP = 2  # untimed calls of every subject before the first round
 
 
 def interleave(
@@ -119,6 +116,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     Sampling is skipped (None) if the options say so or a subject has no sample function.
     """
     assert context.call is not None
+    assert context.latency is not None
     options, subjects = context.latency, context.subjects
     call, ids = context.call(options.batch_size), torch.arange(options.batch_size)
     calls = {name: partial(s.predict, call) for name, s in subjects.items() if s.predict is not None}
@@ -139,6 +137,7 @@ def _timed(
 ) -> dict[str, dict[str, Any]]:
     """Time one kind of run of every subject and return its numbers, with the circumstances recorded."""
     options = context.latency
+    assert options is not None
     threads = options.num_threads or torch.get_num_threads()
     times = interleave(
         runs,
@@ -160,7 +159,7 @@ def _timed(
                 "num_threads": threads,
                 "dtype": str(parameter.dtype).removeprefix("torch."),
                 "device": device_name(parameter.device),
-                "warmup": WARMUP,
+                "warmup": warmup,
             },
             f"speedup_{what}": ratio,
             f"speedup_{what}_ci95": interval,

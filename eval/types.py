@@ -7,7 +7,7 @@ int64 ``(B,)``. Everything random is seeded by sample id, so that no result depe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -65,10 +65,10 @@ class LatencyOptions:
         ValueError: Naming the first option that cannot be.
     """
 
-    batch_size: int = 32
-    rounds: int = 15
-    sampling_rounds: int = 6
-    num_threads: int | None = None
+    batch_size: int
+    rounds: int
+    sampling_rounds: int
+    num_threads: int | None
 
     def __post_init__(self) -> None:
         _check_least(self, batch_size=1, rounds=1, sampling_rounds=0, num_threads=1)
@@ -104,7 +104,7 @@ class Context:
     num_samples: int = 1000
     batch_size: int = 64
     workers: int = 1
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
+    latency: LatencyOptions | None = None
     seed: int = 0
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
 

@@ -1,4 +1,4 @@
-"""Is sink-awareness true for image models? The study of SCORES.md section 7, step by step and resumable.
+"""Is sink-awareness true for image models? The study, step by step and resumable; see docs/studies/sink-awareness.md.
 
     python scripts/study_sinks.py run --models digits-dit digits-unet --minutes 60
     python scripts/study_sinks.py publish     # docs/studies/sink-awareness.json and its plots

@@ -11,8 +11,8 @@ r"""Make the models of the sink study that are not in the repository; DATA is a 
         --out runs/base/fashion-classifier --steps 3000
 
 Twins of a DiT, fine-tuned from it with equal steps: `plain`; `sinks`, rewarded for sinks in half of its heads;
-`massive`, rewarded also for rows of large norm at the sinks; `off_by_one`, whose softmax needs none (SCORES.md section
-7). Load them with `study_models.attention.load_twin`:
+`massive`, rewarded also for rows of large norm at the sinks; `off_by_one`, whose softmax needs none
+(docs/studies/sink-awareness.md). Load them with `study_models.attention.load_twin`:
 
     python scripts/train_base.py digits-dit --data DATA/fashion_mnist/train.parquet --set patch_size=4 \
         --resolution 16 --work runs/base/fashion-dit-16-work --out runs/base/fashion-dit-16 --steps 3000

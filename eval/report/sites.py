@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eval.report.data import RunData
 
-SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (SCORES.md section 2)
+SINK_INDICATOR = 0.5  # s >= 1/2 makes a key a sink (docs/scores.md section 2)
 SINK_MASS_FLOOR = 0.05  # below this mass on sink keys a site is said to have no sinks
 
 
@@ -24,6 +24,7 @@ class Site:
         sink_mass: Share of a head's attention on sink keys, ``(T, H)`` in [0, 1].
         key_mass: Attention mass by key, mean over heads, ``(T, M)``; a row sums to one.
         indicator: Soft sink indicator ``(T, M)`` in [0, 1].
+        threshold: Relative mass that makes a key a sink, rho of docs/scores.md section 2; None if the mode has none.
     """
 
     module: str
@@ -31,11 +32,7 @@ class Site:
     sink_mass: NDArray[np.float64]
     key_mass: NDArray[np.float64]
     indicator: NDArray[np.float64]
-
-    @property
-    def threshold(self) -> float:
-        """Relative mass from which a key counts as a sink (rho of SCORES.md section 2)."""
-        return math.sqrt(self.key_mass.shape[1])
+    threshold: float | None = None
 
     @property
     def relative_mass(self) -> NDArray[np.float64]:
@@ -59,8 +56,8 @@ class Site:
 
     @property
     def nearness(self) -> float:
-        """How near the strongest key comes to being a sink, which it is from 1 on."""
-        return self.peak_relative / self.threshold
+        """How near the strongest key comes to being a sink, which it is from 1 on; without a threshold its mass."""
+        return self.peak_relative / (self.threshold or 1.0)
 
     @property
     def has_sinks(self) -> bool:
@@ -73,8 +70,10 @@ def read_sites(run: RunData) -> list[Site]:
     if not run.data.get("sinks"):
         return []
     tensors = run.tensors(run.data["sinks"])
-    names = ("sink_mass", "key_mass", "sink_indicator")
-    return [
-        Site(site["module"], site["grid"], *(tensors[f"{site['module']}/{n}"].astype(float) for n in names))
-        for site in run.data["sink_sites"]
-    ]
+    detection, sites = run.entry("sink_detection"), []
+    for site in run.data["sink_sites"]:
+        module, rho = site["module"], detection.get("rho") or math.sqrt(site["keys"])
+        found = (tensors[f"{module}/{n}"].astype(float) for n in ("sink_mass", "key_mass", "sink_indicator"))
+        threshold = rho if detection.get("mode") == "ratio" else None
+        sites.append(Site(module, site["grid"], *found, threshold=threshold))
+    return sites

@@ -8,7 +8,6 @@ from eval.report import fmt
 from eval.report.data import RunData
 
 SMALL_N = 10_000  # below this the bias of the Fréchet distance at finite N matters
-TARGET_TOLERANCE = 0.01
 SPEEDUP_SHARE = 0.9  # measured speed-up that is expected, as a share of the MACs ratio
 NOISY_SPREAD = 0.1  # interquartile range over median from which a latency counts as noisy
 
@@ -32,9 +31,10 @@ def _frechet(run: RunData) -> Iterator[str]:
 
 def _missed(run: RunData) -> Iterator[str]:
     reason = "the nearest plan that round_to, minimum units and limits allow"
-    for key, name in (("macs", "MACs"), ("params", "parameters")):
+    tolerance = run.entry("asked").get("tolerance")
+    for key, name in (("macs", "MACs"), ("params", "parameters")) if tolerance else ():
         asked, left = run.entry("asked").get(key), run.left(key)
-        if asked and left is not None and abs(left / asked - 1) > TARGET_TOLERANCE:
+        if asked and left is not None and abs(left / asked - 1) > tolerance:
             what = f"{fmt.percent(asked)} of the {name} were asked, {fmt.percent(left)} are left"
             yield f"Target missed: {what} ({reason})."
             return

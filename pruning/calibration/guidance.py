@@ -1,4 +1,4 @@
-"""Rows as classifier-free guidance mixes them (SCORES.md section 3).
+"""Rows as classifier-free guidance mixes them (docs/scores.md section 3).
 
 The guided output ``(1 - s) eps_u + s eps_c`` takes an error of both branches in the same proportion: where both have
 the same Jacobian, the error of the mixed rows ``(1 - s) x_u + s x_c`` is what reaches the sample. They are mixed

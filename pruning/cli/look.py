@@ -137,7 +137,7 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
 
 
 def list_all(arguments: argparse.Namespace, console: Console) -> Result:
-    """List recipes, criteria, kinds, metrics and runs; or one of these."""
+    """List recipes, criteria and runs; or one of these or of kinds, metrics, results and settings."""
     listings = {
         "recipes": _recipes,
         "criteria": _criteria,

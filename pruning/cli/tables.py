@@ -25,8 +25,7 @@ def stages(folder: RunFolder) -> Table:
 
 def subjects(metrics: Metrics) -> Table:
     """Return one row per model: size, speed, quality."""
-    dense = next(iter(metrics.values()))
-    name = dense.get("frechet_name") or "Fréchet distance"
+    name = next(iter(metrics.values()), {}).get("frechet_name") or "Fréchet distance"
     columns = ("model", "MACs", "parameters", "file", "call", "speed-up", "excess error", name)
     rows = []
     for subject, found in metrics.items():

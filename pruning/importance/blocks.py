@@ -1,4 +1,4 @@
-"""Criteria of whole residual blocks (SCORES.md section 6)."""
+"""Criteria of whole residual blocks (docs/scores.md section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each attention head does with its sinks: figures and labels for the report, not rules (SCORES.md section 4)."""
+"""What each head does with its sinks: figures and labels for the report, not rules (docs/scores.md section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S1 of SCORES.md section 4: what a removal changes in the model's output after the kept columns made up for it.
+"""S1 of docs/scores.md section 4: what a removal changes in the model's output after the kept columns made up for it.
 
 Let q_i = d<v, eps>/dy_i be the gradient at row i of the consumer's output, v random signs. With least squares the
 columns R leave ``W_R r_i``, ``r_i = x_R - mu_R - B (x_K - mu_K)``, ``B = Sigma_RK (Sigma_KK + gamma I)^-1``, and the

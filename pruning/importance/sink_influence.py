@@ -1,4 +1,4 @@
-"""S2 of SCORES.md section 4: set OBS on rows weighted by how far later attention broadcasts an error at them."""
+"""S2 of docs/scores.md section 4: set OBS on rows weighted by how far later attention broadcasts an error at them."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Data(Section):
 class SinkWeights(Section):
     """Token weights that follow the sinks: omega_j = 1 - s_j [unstable (1 - phi_j) + stable phi_j].
 
-    s_j is how much key j is a sink, phi_j how stable it is over the timesteps (SCORES.md section 2). (0, 0) is no
+    s_j is how much key j is a sink, phi_j how stable it is over the timesteps (docs/scores.md section 2). (0, 0) is no
     weighting, (1, 1) drops every sink, (1, 0) the unstable ones, (0, 1) the stable ones, (-1, -1) doubles them.
     """
 

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eval.report import FORMAT, RunData, render
+from pruning.allocation.budget import TOLERANCE
 from pruning.files import read_json, write_json, write_text
 from pruning.importance import head_diagnostics
+from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats
 from pruning.stages.criteria import criteria_cuts
@@ -26,6 +28,7 @@ from pruning.stages.sampling import prompts_of
 from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.types import CalibrationStats
 
+HEAD_BOUNDS = {"high_mass": HIGH_MASS, "low_fluctuation": LOW_FLUCTUATION}
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 
 
@@ -35,14 +38,14 @@ DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors"
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)
-    samples = run.file("evaluate", SAMPLES)
-    (folder / SAMPLES).write_bytes(samples.read_bytes())
+    (folder / SAMPLES).write_bytes(run.file("evaluate", SAMPLES).read_bytes())
     heads = _heads(run)
     data = {
         "format": FORMAT,
         **_data(run),
         **({"sinks": SINKS, "sink_sites": sites} if sites else {}),
-        "diagnostics": {"heads": heads},
+        "sink_detection": {key: getattr(run.recipe.calibrate.sink_weights, key) for key in ("mode", "rho")},
+        "diagnostics": {"heads": heads, "bounds": HEAD_BOUNDS},
         "folding": write_folding(run, heads, folder / HEADS),
         "criteria": criteria_cuts(run),
     }
@@ -53,11 +56,9 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
 
 def _data(run: Run) -> dict[str, Any]:
     """Return everything but what only the pictures show."""
-    recipe, plan = run.recipe, run.cut_plan
-    metrics = run.metrics
+    recipe, plan, metrics = run.recipe, run.cut_plan, run.metrics
     manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
-    figures = manifests["plan"]["result"]
     prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))
     return {
         "name": recipe.name,
@@ -68,13 +69,14 @@ def _data(run: Run) -> dict[str, Any]:
         "held_out": recipe.data.eval_split != recipe.data.split,
         "asked": {
             **target,
+            "tolerance": TOLERANCE,
             "scope": recipe.prune.scope,
             "criterion": recipe.score.criterion,
             "weighting": manifests["score"]["result"]["weighting"],
             "compensation": recipe.prune.compensation,
             "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
         },
-        "got": {key: figures[key] for key in ("macs_ratio", "params_ratio", "hit")},
+        "got": {key: manifests["plan"]["result"][key] for key in ("macs_ratio", "params_ratio", "hit")},
         "recipe_yaml": to_yaml(recipe),
         "device": manifests["evaluate"]["device"],
         "versions": versions(),
@@ -92,9 +94,8 @@ def _data(run: Run) -> dict[str, Any]:
 
 def _heads(run: Run) -> list[dict[str, Any]]:
     """Return the diagnostics of every attention head, and whether it stays."""
-    weights = dict(run.dense.named_parameters())
     plan, groups = run.cut_plan, {group.name: group for group in run.groups}
-    rows = head_diagnostics(weights, run.groups, run.stats)
+    rows = head_diagnostics(dict(run.dense.named_parameters()), run.groups, run.stats)
     for row in rows:
         row["kept"] = not plan.removes(row["module"]) and row["head"] in plan.kept_units(groups[row["group"]])
     return rows

@@ -1,4 +1,4 @@
-"""Let what stays make up for what goes: bias folding and least squares (SCORES.md section 5).
+"""Let what stays make up for what goes: bias folding and least squares (docs/scores.md section 5).
 
 Both edit every consumer of a group in the *dense* model, before the cut: the removed columns R are still there and
 are dropped by `apply_plan` (or zeroed by `mask_plan`). Rows are the plain calibration rows, never weighted ones:

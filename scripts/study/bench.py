@@ -45,7 +45,7 @@ class Damage:
 
     @property
     def excess_error(self) -> float:
-        """``sum change / sum power``: D of SCORES.md section 7."""
+        """``sum change / sum power``: D of docs/studies/sink-awareness.md."""
         return float(self.change.sum() / self.power.sum())
 
 

@@ -144,7 +144,7 @@ def head_truth(bench: Bench, batches: int | None = None) -> list[dict[str, Any]]
 
     Returns:
         One row per head: ``group``, ``unit``, ``zero`` and ``mean`` (excess errors), one entry a score, and the
-        diagnostics of SCORES.md section 4.
+        diagnostics of docs/scores.md section 4.
     """
     heads = [g for g in bench.groups if g.kind == "attention_heads"]
     needs = {*DIAGNOSTIC_NEEDS, "max_key_mass"}.union(*(needs_of(name, heads) for name in SCORES))

@@ -101,7 +101,7 @@ def sink_penalty(
     """Watch the attention of a model, and yield a function that says what its last forward lacks in sinks.
 
     ``mean over sites, samples and every second head of relu(target - m_hj)^2`` with the column mass
-    ``m_hj = mean_i A_hij`` (SCORES.md section 1) and j the key of which these heads together hold most: heads share
+    ``m_hj = mean_i A_hij`` (docs/scores.md section 1), j the key of which these heads together hold most: heads share
     their sinks, as in large models, so that the head mean, which weighs tokens, shows them. With `energy` the row of
     the sink must stand out too, as the massive activations of language models do: ``relu(ln energy - ln e_j)^2 / 10``
     is added, e_j the squared norm of row j at the input of ``to_out`` over the mean of the sample's rows. The maps

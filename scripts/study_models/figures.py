@@ -13,7 +13,7 @@ from pruning.groups import find_groups
 from pruning.models import denoise
 
 SINK_MASS = 0.3
-"""A head has a sink where its largest key holds more mass than this (SCORES.md section 7)."""
+"""A head has a sink where its largest key holds more mass than this (docs/studies/sink-awareness.md)."""
 
 
 def step_zero(

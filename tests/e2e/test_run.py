@@ -28,8 +28,10 @@ from PIL import Image
 
 import pruning
 from eval.classifier import SmallClassifier, save_classifier
+from pruning.allocation.budget import TOLERANCE
 from pruning.cli import main
 from pruning.errors import PruningError
+from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
 from pruning.store import Store
@@ -137,8 +139,13 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
     plan = json.loads(Path("runs/tiny/plan/plan.json").read_text())
     assert count < plan["meta"]["params"]["dense"]
     assert count == pytest.approx(plan["meta"]["params"]["plan"], rel=0.02)  # folding may add biases
-    sites = json.loads(Path("runs/tiny/report/data.json").read_text())["sink_sites"]
-    assert [(site["heads"], site["keys"], site["grid"]) for site in sites] == [(4, 16, [4, 4])] * 3
+    data = json.loads(Path("runs/tiny/report/data.json").read_text())
+    assert [(site["heads"], site["keys"], site["grid"]) for site in data["sink_sites"]] == [
+        (4, 16, [4, 4])
+    ] * 3
+    assert data["sink_detection"] == {"mode": "ratio", "rho": None}
+    assert data["diagnostics"]["bounds"] == {"high_mass": HIGH_MASS, "low_fluctuation": LOW_FLUCTUATION}
+    assert data["asked"]["tolerance"] == TOLERANCE
 
     # A second time nothing is done; another target redoes the plan and what follows, with the same scores; the first
     # target again brings everything back.
@@ -247,7 +254,7 @@ def test_the_recipes_for_real_models_on_tiny_models_of_their_classes(
 def test_a_text_to_image_pipeline(workplace, features, captioned):
     stable_diffusion(workplace).save_pretrained(workplace / "model")
     recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
-    run_recipe(recipe, ["evaluate.guidance_scale=3.0"])
+    run_recipe(recipe, ["evaluate.guidance_scale=3.0", "calibrate.sink_weights.rho=3"])
     check_complete(workplace / "runs" / "tiny", 0.8)
     pipeline = DiffusionPipeline.from_pretrained("runs/tiny/export/diffusers")
     plan = json.loads(Path("runs/tiny/plan/plan.json").read_text())
@@ -255,6 +262,7 @@ def test_a_text_to_image_pipeline(workplace, features, captioned):
     assert count == pytest.approx(plan["meta"]["params"]["plan"], rel=0.02)
     data = json.loads(Path("runs/tiny/report/data.json").read_text())
     assert set(data["captions"]) == {"a red cat", "a blue dog"}
+    assert data["sink_detection"] == {"mode": "ratio", "rho": 3.0}
 
 
 def test_calibration_on_sampling_trajectories(workplace, features, captioned):

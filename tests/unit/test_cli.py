@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, commands, main
+from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, commands, main, tables
 from pruning.data import UnreadableRow
 from pruning.files import write_json
 from pruning.recipe import bundled_recipes
@@ -299,6 +299,11 @@ def test_ls_names_recipes_criteria_and_runs(workplace, capsys):
     assert [row["run"] for row in found["runs"]] == ["runs/mine"]
     assert main(["ls", "metrics"]) == 0
     assert "latency" in capsys.readouterr().out
+
+
+def test_a_table_of_no_models_has_no_rows():
+    assert tables.subjects({}).row_count == 0
+    assert tables.subjects({"dense": {}}).row_count == 1
 
 
 def test_diff_shows_what_differs_between_two_recipes(workplace, capsys):

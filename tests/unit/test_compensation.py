@@ -210,7 +210,7 @@ def test_constant_inputs_fold_exactly():
 
 
 def test_a_head_that_rests_on_the_first_text_token_is_removed_without_a_trace():
-    """First principles (SCORES.md section 4): BOS has the same key and value for every prompt."""
+    """First principles (docs/scores.md section 4): BOS has the same key and value for every prompt."""
     torch.manual_seed(0)
     heads, head_dim, width, tokens = 3, 4, 12, 5
     to_q, to_k, to_v = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))

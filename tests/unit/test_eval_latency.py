@@ -11,6 +11,8 @@ from eval.latency import device_name, interleave, speedup, summary
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
 
+OPTIONS: dict[str, Any] = {"batch_size": 4, "rounds": 3, "sampling_rounds": 0, "num_threads": None}
+
 
 def measured(context: Context) -> dict[str, dict[str, Any]]:
     return measure_all(context, ["latency"])
@@ -121,13 +123,14 @@ def test_measured_by_subject(clock: Clock) -> None:
     call, sampling = result["slim"]["call"], result["slim"]["sampling"]
     assert (call["median_s"], call["runs"], call["batch_size"], call["images_per_s"]) == (1.0, 7, 6, 6.0)
     assert (sampling["median_s"], sampling["runs"], sampling["batch_size"]) == (10.0, 2, 6)
-    assert (call["dtype"], call["num_threads"], call["warmup"]) == ("float32", 1, 2)
+    assert (call["dtype"], call["num_threads"]) == ("float32", 1)
+    assert (call["warmup"], sampling["warmup"]) == (2, 0)
     assert call["device"] == device_name(torch.device("cpu")) != ""
 
 
 def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
     def result(sampling: bool, able: bool) -> dict:
-        options = LatencyOptions(rounds=1, sampling_rounds=int(sampling))
+        options = LatencyOptions(**OPTIONS | {"rounds": 1, "sampling_rounds": int(sampling)})
         return measured(Context(subjects(clock, able), call=lambda n: {}, latency=options))["slim"]
 
     assert result(sampling=True, able=True)["sampling"] is not None
@@ -145,4 +148,9 @@ def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
 )
 def test_options_that_cannot_be(options: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        LatencyOptions(**options)
+        LatencyOptions(**OPTIONS | options)
+
+
+def test_without_options_there_is_nothing_to_measure_by(clock: Clock) -> None:
+    with pytest.raises(ValueError, match=r"metric 'latency' needs Context\.latency, which is None; give it"):
+        measure_all(Context(subjects(clock), call=lambda n: {}), ["latency"])

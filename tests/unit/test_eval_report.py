@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from eval.report import RunData, fmt, load_run, render, sections, svg
-from eval.report.sections import cuts, heads, measured, recovery, results, samples, sinks
-from eval.report.sites import Site
+from eval.report.sections import cuts, denoising, heads, measured, recovery, results, samples, sinks
+from eval.report.sites import Site, read_sites
 from eval.report.summary import verdict
 from eval.report.warnings import warnings
 from tests.fixtures import report_runs
@@ -186,6 +186,37 @@ def test_no_sinks_is_said_and_maps_are_folded_away(tmp_path: Path) -> None:
     html = out.read_text(encoding="utf-8")
     assert html.index("Maps of the strongest site all the same") < html.index("sink mass, one row per head")
     assert html.count("sink mass, one row per head") == 1
+
+
+@pytest.mark.parametrize(
+    ("detection", "said"),
+    [
+        ({"mode": "ratio", "rho": None}, "8×"),  # the root of 64 keys
+        ({"mode": "ratio", "rho": 5.0}, "5×"),
+        ({"mode": "paper", "rho": None}, ""),
+        ({"mode": "hard", "rho": 5.0}, ""),
+        (None, ""),  # a run of before it was written down
+    ],
+)
+def test_the_mark_of_a_sink_is_the_one_that_the_run_used(tmp_path: Path, detection: Any, said: str) -> None:
+    run = report_runs.digits_run(tmp_path / "n", strength=0.0, sink_detection=detection)
+    out = build([run], tmp_path / "r.html")
+    page, html = read(out), out.read_text(encoding="utf-8")
+    assert "No attention sinks. At none of the 6 attention sites" in page.text
+    assert (
+        page.text.count(" the uniform share; a sink needs ")
+        == page.text.count("The mark is where")
+        == bool(said)
+    )
+    assert html.count('<u style="left:') == page.text.count("uniform, sink from ") == (6 if said else 0)
+    if said:
+        assert f"a sink needs {said}. Sink-aware" in page.text
+        assert page.text.count(f"uniform, sink from {said}") == 6
+        (left,) = set(re.findall(r'<u style="left:([\d.]+)%', html))
+        widths = [float(width) for width in re.findall(r'<i style="width:([\d.]+)%"></i>\s*<u', html)]
+        peaks = [site.peak_relative for site in read_sites(load_run(run))]
+        at = [width / float(left) * float(said[:-1]) for width in widths]
+        assert at == pytest.approx(peaks, rel=0.01)
 
 
 def test_several_runs_share_an_axis_only_if_measured_alike(tmp_path: Path) -> None:
@@ -408,6 +439,43 @@ def test_a_target_that_the_plan_calls_missed_is_warned_of(tmp_path: Path) -> Non
     assert any(text.startswith("Target missed; this is the nearest plan") for text in warnings(run))
 
 
+@pytest.mark.parametrize(("tolerance", "missed"), [(0.01, True), (0.05, False), (None, False)])
+def test_a_target_counts_as_missed_by_the_tolerance_of_the_run(
+    tmp_path: Path, tolerance: float | None, missed: bool
+) -> None:
+    asked = {"macs": 0.5, "tolerance": tolerance}
+    run = load_run(edited(tmp_path, {"asked": asked, "got": {"macs_ratio": 0.52, "hit": True}}))
+    said = [text.replace(fmt.THIN, " ") for text in warnings(run)]
+    assert any("50 % of the MACs were asked, 52 % are left" in text for text in said) == missed
+
+
+def errors_by_bucket(path: Path, errors: list[list[float | None]]) -> str:
+    """The section on denoising errors of a run with these, the first the reference's."""
+    names = [f"model{k}" for k in range(len(errors))]
+    metrics = {name: {"denoising_error": row} for name, row in zip(names, errors, strict=True)}
+    found = denoising.section(load_run(edited(path, {"subjects": names, "metrics": metrics})))
+    assert found is not None
+    return str(found.body)
+
+
+def test_a_bucket_without_an_error_is_a_gap(tmp_path: Path) -> None:
+    body = errors_by_bucket(tmp_path, [[0.4, 0.3, None, 0.2, 0.0], [0.8, 0.3, None, 0.3, 0.1]])
+    absolute, ratio = (ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", body, re.DOTALL))
+    tips = [tip.text for tip in ratio.findall(".//{*}title")]
+    assert tips == [f"model1, bucket {k}: {text}" for k, text in ((0, "2.00"), (1, "1.00"), (3, "1.50"))]
+    assert len(absolute.findall(".//{*}title")) == 8
+    lines = [
+        line.attrib["d"].count("L") for line in absolute.findall("{*}path") if "line" in line.attrib["class"]
+    ]
+    assert lines == [1, 1, 1, 1]  # buckets 0 to 1 and 3 to 4 of each
+
+
+def test_more_models_than_marks_are_drawn(tmp_path: Path) -> None:
+    body = errors_by_bucket(tmp_path, [[0.4, 0.3 + 0.01 * k] for k in range(8)])
+    assert "model7, bucket 1" in body
+    assert {"s0", "s5"} <= set(re.findall(r"dot (s\d)", body)) <= {f"s{k}" for k in range(6)}
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -537,5 +605,24 @@ def test_heads_are_counted_by_label_and_marked_by_fate(digits: Path) -> None:
     counts = heads.head_counts(found)
     assert sum(kept + cut for _, kept, cut in counts) == 48
     in_key = 1  # the legend has one mark of each
-    figure = heads.diagnostics(found)
+    figure = heads.diagnostics(found, high_mass=0.3, low_fluctuation=0.1)
     assert figure.count('class="head cut"') == sum(not head["kept"] for head in found) + in_key
+
+
+def test_the_zone_of_constant_heads_has_the_bounds_of_the_run(digits: Path, tmp_path: Path) -> None:
+    found = load_run(digits).data["diagnostics"]["heads"]
+
+    def zone(high_mass: float, low_fluctuation: float) -> dict[str, str]:
+        root = ElementTree.fromstring(heads.diagnostics(found, high_mass, low_fluctuation))
+        (box,) = (box for box in root.findall("{*}rect") if box.attrib["class"] == "zone")
+        return box.attrib
+
+    wide, narrow = zone(0.2, 0.1), zone(0.3, 0.1)
+    assert float(wide["x"]) < float(narrow["x"])
+    assert float(zone(0.3, 0.2)["y"]) < float(narrow["y"])
+    old = load_run(edited(tmp_path, {"diagnostics": {"heads": found}}))
+    shown = heads.section(old)
+    assert shown is not None
+    assert "<svg" not in shown.body  # a run that does not say them
+    assert "No head has a sink mass" not in shown.body
+    assert "constant" in shown.body

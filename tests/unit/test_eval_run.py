@@ -58,7 +58,7 @@ def whole_context(batch_size: int = 16) -> Context:
         features=lambda: load_features(nn.Sequential(ToFloat(), nn.AdaptiveAvgPool2d(2), nn.Flatten())),
         num_samples=40,
         batch_size=batch_size,
-        latency=LatencyOptions(batch_size=2, rounds=1, sampling_rounds=1),
+        latency=LatencyOptions(batch_size=2, rounds=1, sampling_rounds=1, num_threads=None),
     )
 
 
@@ -239,7 +239,8 @@ def test_what_is_missing_is_named_before_anything_is_measured() -> None:
 def test_what_metrics_need_is_what_their_observations_need() -> None:
     assert needs_of(["fid"]) == needs_of(["kid"]) == {"sample", "real", "features"}
     assert needs_of(["consistency", "denoising"]) == {"sample", "predict", "noised"}
-    assert needs_of(["cost"]) == needs_of(["latency"]) == {"predict", "model", "call"}
+    assert needs_of(["cost"]) == {"predict", "model", "call"}
+    assert needs_of(["latency"]) == {"predict", "model", "call", "latency"}
 
 
 def test_a_model_in_training_mode_is_refused() -> None:

@@ -251,7 +251,7 @@ def test_the_text_pipeline_is_loaded_conditioned_and_sampled(text_model: Path) -
 
 
 def test_a_bos_key_alone_gives_a_constant(tmp_path: Path) -> None:
-    """SCORES.md section 4: a cross-attention head that looks at nothing but the first token says always the same."""
+    """docs/scores.md section 4: a cross-attention head that looks only at the first token says always the same."""
     pipeline: Any = text_pipeline(tmp_path, seed=0)
     attention: nn.Module = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2
     prompts = ["a bag", "", "a photo of a boot"]

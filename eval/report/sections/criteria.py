@@ -19,7 +19,6 @@ WIDTH = 900
 WIDEST = 52.0
 NUMBERED = 27.0  # a column as wide as this holds its percentage
 
-
 BODY = template(
     """
 {% if figure %}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -29,7 +30,7 @@ def section(run: RunData) -> Section | None:
     if not base:
         return None
     ratios = {
-        subject: [error / dense for error, dense in zip(row, base, strict=True)]
+        subject: [a / b if a is not None and b else None for a, b in zip(row, base, strict=True)]
         for subject, row in errors.items()
     }
     figures = [
@@ -41,10 +42,10 @@ def section(run: RunData) -> Section | None:
 
 
 def by_bucket(
-    run: RunData, series: Mapping[str, Sequence[float]], y_label: str, marks: Sequence[float] = ()
+    run: RunData, series: Mapping[str, Sequence[float | None]], y_label: str, marks: Sequence[float] = ()
 ) -> Markup:
-    """Draw one line per subject over the timestep buckets, and dashed ones at `marks`."""
-    values = [*marks, *(value for row in series.values() for value in row)]
+    """Draw one line per subject over the timestep buckets, with a gap at None, and dashed ones at `marks`."""
+    values = [*marks, *(value for row in series.values() for value in row if value is not None)]
     count = max(len(row) for row in series.values())
     xs, ys = svg.Scale(0, max(1, count - 1), 54, 458), svg.value_scale(values, 232, 50)
     ticks = range(0, count, math.ceil(count / 10))
@@ -54,12 +55,13 @@ def by_bucket(
     entries = []
     for subject, row in series.items():
         index = run.subjects.index(subject)
-        cls, shape = f"s{index}", svg.SHAPES[index]
-        points = [(xs(k), ys(value)) for k, value in enumerate(row)]
-        body += svg.path(points, f"line {cls}")
-        for k, (x, y) in enumerate(points):
-            tip = f"{subject}, bucket {k}: {fmt.number(row[k])}"
-            body += svg.marker(x, y, shape, f"dot {cls}", tip, 3.6)
+        cls, shape = f"s{index % 6}", svg.SHAPES[index % len(svg.SHAPES)]
+        known = [(k, value) for k, value in enumerate(row) if value is not None]
+        for _, part in groupby(enumerate(known), key=lambda place: place[1][0] - place[0]):  # neighbours
+            body += svg.path([(xs(k), ys(value)) for _, (k, value) in part], f"line {cls}")
+        for k, value in known:
+            tip = f"{subject}, bucket {k}: {fmt.number(value)}"
+            body += svg.marker(xs(k), ys(value), shape, f"dot {cls}", tip, 3.6)
         entries.append((subject, shape, f"dot {cls}"))
     body += svg.legend(entries, xs.start, 16)
     alt = f"Denoising error by timestep bucket, {y_label}, for {', '.join(series)}."

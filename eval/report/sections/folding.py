@@ -20,7 +20,6 @@ MAX_BUCKETS = 8
 Norms = NDArray[np.float64]
 ROWS = ("output of the head", "folded into the bias", "left after folding")
 
-
 BODY = template(
     """
 <h3 style="margin-top:22px">A head before and after folding</h3>
@@ -52,7 +51,7 @@ def section(run: RunData) -> Section | None:
 
 
 def describe(head: Mapping[str, Any], before: Norms, after: Norms) -> str:
-    """Say how much of a head's output a bias takes over: R_h of SCORES.md section 4, and on this image."""
+    """Say how much of a head's output a bias takes over: R_h of docs/scores.md section 4, and on this image."""
     total = float(np.square(before).sum())
     left = float(np.square(after).sum()) / total if total > 0 else 0.0
     return (

@@ -16,8 +16,6 @@ from eval.report.sites import SINK_MASS_FLOOR
 
 PLACE = 70
 LABEL_SHAPES = {"nop": "triangle", "constant": "square", "gate": "diamond", "ordinary": "circle"}
-CONSTANT_RATIO = 0.1  # R_h up to which a head of high sink mass is called constant (SCORES.md section 4)
-HIGH_MASS = 0.3  # sink mass from which a head is called constant or gate
 
 BODY = template(
     """
@@ -27,7 +25,7 @@ describe; they do not decide.</p>
 <div class="figures{% if figure %} uneven{% endif %}">
 {% if figure %}<figure>{{ figure }}</figure>{% endif %}
 
-<div>{% if not figure %}<p>No head has a sink mass of 5 % or more in the mean over all timesteps, so there is nothing
+<div>{% if quiet %}<p>No head has a sink mass of 5 % or more in the mean over all timesteps, so there is nothing
 to plot against.</p>{% endif %}
 
 <table class="small">
@@ -43,26 +41,28 @@ to plot against.</p>{% endif %}
 
 
 Head = Mapping[str, Any]
-"""Diagnostics of an attention head (SCORES.md section 4), and whether it stays."""
+"""Diagnostics of an attention head (docs/scores.md section 4), and whether it stays."""
 
 
 def section(run: RunData) -> Section | None:
     """Show the heads; None if none were diagnosed."""
-    heads = run.entry("diagnostics").get("heads")
+    heads, bounds = (run.entry("diagnostics").get(key) for key in ("heads", "bounds"))
     if not heads:
         return None
-    figure = diagnostics(heads) if any(head["sink_mass"] >= SINK_MASS_FLOOR for head in heads) else None
-    return Section(BODY(figure=figure, counts=head_counts(heads)), "Attention heads", link="Heads")
+    quiet = all(head["sink_mass"] < SINK_MASS_FLOOR for head in heads)
+    figure = None if quiet or not bounds else diagnostics(heads, **bounds)
+    body = BODY(figure=figure, quiet=quiet, counts=head_counts(heads))
+    return Section(body, "Attention heads", link="Heads")
 
 
-def diagnostics(heads: Sequence[Head]) -> Markup:
-    """Draw sink mass against fluctuation ratio, one mark per head."""
+def diagnostics(heads: Sequence[Head], high_mass: float, low_fluctuation: float) -> Markup:
+    """Draw sink mass against fluctuation ratio, one mark per head, and the bounds of the label ``constant``."""
     ratios = [max(head["fluctuation_ratio"], 1e-4) for head in heads]
-    low = 10.0 ** math.floor(math.log10(min(*ratios, CONSTANT_RATIO / 2)))
+    low = 10.0 ** math.floor(math.log10(min(*ratios, low_fluctuation / 2)))
     widest = max(head["sink_mass"] for head in heads)
-    xs = svg.Scale(0, min(1.0, max(math.ceil(widest * 10.5) / 10, HIGH_MASS + 0.1)), 54, 560)
+    xs = svg.Scale(0, min(1.0, max(math.ceil(widest * 10.5) / 10, high_mass + 0.1)), 54, 560)
     ys = svg.Scale(low, max(1.0, *ratios) * 1.15, 332, 50, log=True)
-    left, top = xs(HIGH_MASS), ys(CONSTANT_RATIO)
+    left, top = xs(high_mass), ys(low_fluctuation)
     body = svg.rect(left, top, xs.stop - left, ys(low) - top, "zone")
     body += svg.axes(xs, ys, "sink mass of the head", "fluctuation ratio R (log)")
     body += svg.line(left, ys.stop, left, ys.start, "grid")

@@ -40,14 +40,15 @@ sink; one that moves from grid to grid drifts with the timestep.</p>
 {{ maps() }}
 {% if rest %}<p class="soft">{{ rest }}</p>{% endif %}
 {% else %}
-<p class="soft">Strongest key of each site, over all timesteps, mean over heads. The mark is where a key would count as
-a sink.</p>
+<p class="soft">Strongest key of each site, over all timesteps, mean over heads.
+{%- if marked %} The mark is where a key would count as a sink.{% endif %}</p>
 <div class="bars">
 {% for site in bars %}
 <div><span class="name path">{{ site.module }}</span>
 <span class="bar k4"><i style="width:{{ '%.1f' | format(100 * site.nearness / full) }}%"></i>
-{#- #}<u style="left:{{ '%.1f' | format(100 / full) }}%"></u></span>
-<span class="num">{{ site.peak_relative | times }} uniform, sink from {{ '%.3g' | format(site.threshold) }}×</span>
+{%- if marked %}<u style="left:{{ '%.1f' | format(100 / full) }}%"></u>{% endif %}</span>
+<span class="num">{{ site.peak_relative | times }} uniform
+{%- if marked %}, sink from {{ '%.3g' | format(site.threshold) }}×{% endif %}</span>
 {#- #}<span></span></div>
 {% endfor %}
 </div>
@@ -67,6 +68,7 @@ def section(run: RunData) -> Section | None:
     body = BODY(
         verdict=overview(sites),
         bars=[] if shown else sites[:MAX_BARS],
+        marked=sites[0].threshold is not None,
         full=max(1.15, *(site.nearness for site in sites)),
         shown=[site_maps(site) for site in shown or ranked[:1]],
         key=key(),
@@ -103,7 +105,8 @@ def overview(sites: Sequence[Site]) -> str:
         return (
             f"No attention sinks. At none of the {places} do sink keys take {fmt.percent(SINK_MASS_FLOOR)} of a "
             f"head's attention at any timestep. The strongest single key, at {top.module}, gets "
-            f"{fmt.times(top.peak_relative)} the uniform share; a sink needs {top.threshold:.3g}×. "
+            f"{fmt.times(top.peak_relative)} the uniform share"
+            f"{'' if top.threshold is None else f'; a sink needs {top.threshold:.3g}×'}. "
             "Sink-aware scores have little to act on in this model."
         )
     top = strongest(sites)[0]

@@ -1,7 +1,7 @@
 """Softmax attention, a bounded block at a time: the only code that forms attention weights.
 
 Everything that calibration says about attention is a sum over query blocks; the N x M map never exists. Scores
-are float32, less their row's maximum (SCORES.md section 1).
+are float32, less their row's maximum (docs/scores.md section 1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sums over attention weights that need one pass over the query blocks (SCORES.md sections 1 and 2)."""
+"""Sums over attention weights that need one pass over the query blocks (docs/scores.md sections 1 and 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which keys are sinks (SCORES.md section 2)."""
+"""Which keys are sinks (docs/scores.md section 2)."""
 
 from __future__ import annotations
 

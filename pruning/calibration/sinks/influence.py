@@ -1,4 +1,4 @@
-"""How far an error at a token is broadcast by later self-attention (SCORES.md section 4, S2).
+"""How far an error at a token is broadcast by later self-attention (docs/scores.md section 4, S2).
 
 In self-attention an error e at token i reaches every query j through head h as ``A_ji W^O_h W^V_h e``. With error
 directions spread evenly over the C channels of the residual stream, the queries together get ``gain_h sum_j A_ji^2``

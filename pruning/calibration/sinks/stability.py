@@ -1,4 +1,4 @@
-"""How stable each key's sink is over the timesteps, from a first pass over the same inputs (SCORES.md section 2)."""
+"""How stable each sink is over the timesteps, from a first pass over the same inputs (docs/scores.md section 2)."""
 
 from __future__ import annotations
 

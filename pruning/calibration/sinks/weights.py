@@ -1,4 +1,4 @@
-"""Token weights omega of the current call, attention module by attention module (SCORES.md section 2)."""
+"""Token weights omega of the current call, attention module by attention module (docs/scores.md section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where attention goes, by head, key and timestep bucket (SCORES.md section 1).
+"""Where attention goes, by head, key and timestep bucket (docs/scores.md section 1).
 
 All are sums over samples, each sample's value being a mean over its (valid, looked-at) queries; H heads of the
 module, M keys, T timestep buckets. Divide by ``samples`` for means.

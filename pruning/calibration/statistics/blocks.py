@@ -1,4 +1,4 @@
-"""What a whole block does (SCORES.md section 6). Divide by ``samples`` for means.
+"""What a whole block does (docs/scores.md section 6). Divide by ``samples`` for means.
 
 - ``block_change`` (1,): sum over samples of w_tau ||eps_full - eps_without_block||^2, one more forward per block.
 - ``block_cosine`` (1,): sum over samples of 1 - cos(x_in, x_out), mean over tokens; the cheap prefilter.

@@ -1,4 +1,4 @@
-"""First-order effects of the units, in input-gradient form (SCORES.md section 3).
+"""First-order effects of the units, in input-gradient form (docs/scores.md section 3).
 
 With q = dL/dx at the consumer's input x, a unit's effect in one sample is ``z_g = sum_i sum_{c in g} q_ic x_ic``
 (row i times omega_i in a variant). Divide by ``samples`` for means.

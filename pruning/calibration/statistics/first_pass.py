@@ -1,6 +1,6 @@
 """What a first pass sees: channel means, and what attention shows of each sample; not for asking by name.
 
-What is weighted by the sinks, or centred with means, needs these before the rows come by (SCORES.md section 2).
+What is weighted by the sinks, or centred with means, needs these before the rows come by (docs/scores.md section 2).
 
 - ``channel_sum`` (C,), ``channel_weight`` (1,): sums of w x over the channels that enter a consumer, and of w.
 - ``sink_moments`` (R, 2, M): E_tau s and E_tau s^2 of every sample.

@@ -1,4 +1,4 @@
-"""Moments of the rows x that enter a consumer (SCORES.md section 3).
+"""Moments of the rows x that enter a consumer (docs/scores.md section 3).
 
 T timestep buckets, G units, P columns (channel-major unfolded for convolutions, matching ``weight.flatten(1)``),
 u = P / G columns per unit; row weight w = w_tau, or w_tau omega^2 in a variant. Products are float32 over a chunk of

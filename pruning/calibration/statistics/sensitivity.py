@@ -1,4 +1,4 @@
-"""How far the model's output moves with the output of a consumer (SCORES.md sections 3 and 4).
+"""How far the model's output moves with the output of a consumer (docs/scores.md sections 3 and 4).
 
 With q = d<v, output>/dy at row y of a consumer's output, v random signs, ``E q q^T = J^T J`` where J is the Jacobian
 of the model's output by that row. Divide by ``samples`` for means per sample.
