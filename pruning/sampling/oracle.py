@@ -54,7 +54,8 @@ def check_sampler(scheduler: Any, sampler: Any, num_steps: int) -> None:
     (_, at_first), (t, at_worst) = off[0], max(off, key=lambda pair: pair[1])
     allowed = 2 * cleanest[1] + AT_END
     is_right = at_first <= AT_START and at_worst <= at_first + ON_THE_WAY and end <= allowed
-    if is_right and same_noise(scheduler, sampler):
+    lost = lost_settings(scheduler, sampler)
+    if is_right and same_noise(scheduler, sampler) and not lost:
         return
     if name == own:
         logger.warning(
@@ -63,8 +64,10 @@ def check_sampler(scheduler: Any, sampler: Any, num_steps: int) -> None:
             *(name, num_steps, end, at_worst, t),
         )
         return
-    lost = ", ".join(f"{key} {value!r}" for key, value in lost_settings(scheduler, sampler).items())
-    why = f"it drops what the model was trained with ({lost})" if lost else f"it goes another way than {own}"
+    dropped = ", ".join(f"{key} {value!r}" for key, value in lost.items())
+    why = (
+        f"it drops what the model was trained with ({dropped})" if lost else f"it goes another way than {own}"
+    )
     raise PruningError(
         f"the sampler {name} does not fit the model: {why}. With a perfect model of one image it ends {end:.2g} away "
         f"from it (at most {allowed:.2g}), and the noise is off by {at_worst:.2g} at timestep {t:g}; leave it out, "

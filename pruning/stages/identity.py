@@ -14,6 +14,8 @@ from pruning.recipe import Recipe
 from pruning.store import Hashes, hash_of
 
 INDEX = "model_index.json"
+KNOWN_BY = ("variant", "subfolder", "null_class")
+"""Settings that make another model of the same files."""
 
 
 def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
@@ -31,8 +33,8 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
         }
     else:
         files = {section.source: section.revision}
-    what = [files, section.variant, section.subfolder, section.null_class]
-    return {"source": section.source, "hash": hash_of(what)}
+    named = {key: getattr(section, key) for key in KNOWN_BY}
+    return {"source": section.source, **named, "hash": hash_of([files, *named.values()])}
 
 
 def _files(folder: Path, subfolder: str | None) -> Iterator[Path]:

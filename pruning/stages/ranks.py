@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ import torch
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 MEETING_SECONDS = 120.0
@@ -84,6 +87,7 @@ class Ranks:
             except Exception as error:  # raised where it can be seen
                 met.append(error)
 
+        logger.info("waiting for the other %d of %d processes (WORLD_SIZE) …", self.count - 1, self.count)
         thread = threading.Thread(target=meet, daemon=True)  # so that Ctrl-C is heard while it waits
         thread.start()
         began = time.monotonic()

@@ -15,7 +15,7 @@ from pruning.files import remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
 from pruning.recipe.schema import DIGITS
 from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
-from pruning.stages.identity import data_identity, model_identity
+from pruning.stages.identity import KNOWN_BY, data_identity, model_identity
 from pruning.store import Hashes, Store, locked
 
 logger = logging.getLogger(__name__)
@@ -167,8 +167,13 @@ class Workspace:
             found.append(f"it is of the recipe {owner['name']!r}, this one is {self._recipe.name!r}")
         for kind, now in self.identity.items():
             if owner[kind].get("hash") != now["hash"]:
+                keys = [key for key in KNOWN_BY if owner[kind].get(key) != now.get(key)]
                 was, asked = (
-                    f"{entry.get('source')!r} (hash {str(entry.get('hash'))[:8]})"
+                    f"{entry.get('source')!r} ("
+                    + ", ".join(
+                        [*(f"{key} {entry.get(key)}" for key in keys), f"hash {str(entry.get('hash'))[:8]}"]
+                    )
+                    + ")"
                     for entry in (owner[kind], now)
                 )
                 found.append(f"it holds the {kind} {was}, the recipe asks for {asked}")

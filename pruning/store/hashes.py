@@ -77,7 +77,8 @@ class Hashes:
 
     def of(self, file: Path) -> str:
         """Return the SHA-256 of a file."""
-        name, state = str(file.absolute()), _state(file)
+        # The time of the last change of any kind cannot be set, as `cp -p` and unpacking set that of the contents.
+        name, state = str(file.absolute()), {**_state(file), "ctime_ns": file.stat().st_ctime_ns}
         entry = self._known.get(name)
         if not isinstance(entry, Mapping) or "sha256" not in entry or not state.items() <= entry.items():
             entry = self._known[name] = {**state, "sha256": file_hash(file)}

@@ -22,6 +22,8 @@ from pruning.store.hashes import file_hash, files_of, hash_of, is_as_described
 FORMAT = 1
 """Part of every key, as our version is: another number makes all earlier results strangers."""
 MANIFEST, DONE = "manifest.json", "DONE"
+SEALED = {"kind", "id", "base", "asked", "artefacts", "result", "finished"}
+"""What every manifest says."""
 BESIDE = (MANIFEST, DONE)
 """Files of a result that are no artefacts."""
 SCRATCH = ".scratch"
@@ -88,9 +90,10 @@ class Result:
         try:
             if (folder / DONE).read_bytes().strip() != file_hash(folder / MANIFEST).encode():
                 return None
-            return cls(folder, json.loads((folder / MANIFEST).read_bytes()))
-        except OSError:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+        except (OSError, ValueError):
             return None
+        return cls(folder, manifest) if isinstance(manifest, dict) and manifest.keys() >= SEALED else None
 
     @staticmethod
     def seal(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 USERS = ".runs"
 """Folder of the notes on which run directories use the store."""
 
+OURS = "[0-9a-f]" * 20
+"""What names of results look like; see `Key.id`."""
+
 Work = Callable[[Path], Mapping[str, Any]]
 """Writes the artefacts into the folder it is given; returns what the manifest says beside the key."""
 
@@ -59,7 +62,7 @@ class Store:
                 what they hold is taken into the store.
             touch: False only looks: nothing is taken in or set aside.
         """
-        others = (self.path / key.kind).glob("[!.]*") if key.asked else ()  # any of them may hold more
+        others = (self.path / key.kind).glob(OURS) if key.asked else ()  # any of them may hold more
         newest_first = sorted(others, key=_changed, reverse=True)
         for folder in (self.path / key.name, *copies, *newest_first):
             result = Result.read(folder)
@@ -170,10 +173,11 @@ class Store:
         return self.path / ".cleaning.lock"
 
     def users(self) -> list[Path]:
-        """Return the run directories that use the store and are still there."""
+        """Return the run directories that use the store: those it was told of, and all that lie beside it."""
         notes = sorted((self.path / USERS).glob("*.json"))
         runs = [Path(str((read_json(note) or {}).get("run"))) for note in notes]
-        return [run for run in runs if (run / "run.json").is_file()]
+        runs += sorted(self.path.absolute().parent.glob("*"))  # one may have been renamed
+        return [run for run in dict.fromkeys(runs) if (run / "run.json").is_file()]
 
     @contextmanager
     def cleaning(self, run_lock: str) -> Iterator[None]:
@@ -198,13 +202,20 @@ class Store:
         return sorted(found, key=lambda result: (result.kind, result.manifest["finished"]))
 
     def leftovers(self) -> list[Path]:
-        """Return what interrupted attempts left, what was set aside, and what is no whole result."""
-        partial = [path for path in (self.path / ".partial").glob("*") if path.is_dir()]
+        """Return what interrupted attempts left, what was set aside, and what is no whole result.
+
+        A file or folder whose name is not one that the store gives is not the store's, and not touched.
+        """
+        known = [
+            *self.path.glob(".partial/*"),
+            *self.path.glob(".aside/*"),
+            *self.path.glob(f"*/.{OURS}.*.tmp"),
+        ]
         broken = [folder for folder in self._folders() if Result.read(folder) is None]
-        return sorted([*partial, *(self.path / ".aside").glob("*"), *self.path.glob("[!.]*/.*"), *broken])
+        return sorted(path for path in [*known, *broken] if path.is_dir())
 
     def _folders(self) -> list[Path]:
-        return list(self.path.glob("[!.]*/[!.]*"))
+        return [path for path in self.path.glob(f"[!.]*/{OURS}") if path.is_dir()]
 
 
 def _changed(path: Path) -> float:

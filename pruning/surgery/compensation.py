@@ -1,7 +1,7 @@
 """Let what stays make up for what goes: bias folding and least squares (docs/scores.md section 5).
 
-Both edit every consumer of a group in the *dense* model, before the cut: the removed columns R are still there and
-are dropped by `apply_plan` (or zeroed by `mask_plan`). Rows are the plain calibration rows, never weighted ones:
+Both edit every consumer of a group in the *dense* model, before the cut, and zero the removed columns R, so that a
+second time changes nothing; `apply_plan` drops them. Rows are the plain calibration rows, never weighted ones:
 weightings rank units, they do not say which error counts.
 
 - ``fold``: ``b += W_R mu_R``; the removed units are replaced by their means.
@@ -36,6 +36,7 @@ from pruning.importance.moments import (
 from pruning.registry import unknown
 from pruning.settings import COMPENSATIONS
 from pruning.surgery.check import check_plan
+from pruning.surgery.mask import silence
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ def compensate(
     affected = list(plan.cuts(groups))
     for one in [one for group in affected for one in group.consumers]:
         _check(model, one, stats.of(one), method, needs)
-    return {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}
+    report = {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}
+    silence(model, affected, plan)
+    return report
 
 
 def _check(
@@ -223,7 +226,7 @@ def explain(
 def _add_to_columns(
     weight: nn.Parameter, group: PrunableGroup, columns: Tensor, gone: Tensor, update: Tensor
 ) -> None:
-    """Add `update` to the kept columns of the group's slice of `weight`; the removed ones keep their bits."""
+    """Add `update` to the kept columns of the group's slice of `weight`."""
     part = consumer_slice(group, weight)
     summed = columns.clone()
     summed[:, ~gone] += update

@@ -413,6 +413,21 @@ def test_runs_and_stores_elsewhere_are_listed_and_cleaned(workplace, capsys):
     assert json.loads(capsys.readouterr().out)["removed"] == [result.name]
 
 
+def test_clean_touches_nothing_that_is_not_the_stores(workplace, capsys):
+    Store("scratch").register(Path("runs/a"))
+    theirs = [
+        Path("scratch/thesis/chapter1/text"),
+        Path("scratch/thesis/.DS_Store"),
+        Path("scratch/README.txt"),
+    ]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    assert main(["clean", "scratch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == []
+    assert all(path.exists() for path in theirs)
+
+
 def test_clean_waits_for_no_run_and_names_what_is_not_there(workplace, capsys):
     assert main(["clean", "nothing"]) == USER_ERROR
     assert "nothing: no results are kept there; name a folder of runs, or a store" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def test_folding_by_hand():
     rows = torch.tensor([[3.0, 4, 6], [5, 6, 6]])
     report = run(net, group, PruningPlan({group.name: (0, 2)}), rows, "fold")
     assert net.m.out.bias.item() == 20
-    assert net.m.out.weight.tolist() == [[1, 2, 3]]
+    assert net.m.out.weight.tolist() == [[1, 0, 3]]
     # before: mean of (2 * 4)^2 and (2 * 6)^2; after: variance of 2 x
     assert report[group.name] == {
         "method": "fold",
@@ -101,11 +101,22 @@ def test_least_squares_by_hand():
     rows = torch.tensor([[3.0, 3], [5, 5]])
     plan = PruningPlan({group.name: (0,)})
     report = run(net, group, plan, rows, "least_squares", ridge=0.25)  # variance 1: dW = 2 * 1 / (1 + 0.25)
-    assert net.m.out.weight[0].tolist() == pytest.approx([1 + 1.6, 2])
+    assert net.m.out.weight[0].tolist() == pytest.approx([1 + 1.6, 0])
     assert net.m.out.bias.item() == pytest.approx(2 * 4 - 1.6 * 4)
     assert report[group.name]["ridge"] == 0.25
     assert report[group.name]["error_before"] == pytest.approx(4 * 17)
     assert report[group.name]["error_after"] == pytest.approx(0.16)  # variance of (2 - 1.6) x
+
+
+@pytest.mark.parametrize("method", ["fold", "least_squares"])
+def test_a_second_time_changes_nothing(method: str):
+    group, net = linear_group(4, 2), linear_net(8)
+    rows, plan = random_rows(60, 8), PruningPlan({group.name: (0, 1, 3)})
+    run(net, group, plan, rows, method)
+    once = [parameter.detach().clone() for parameter in net.parameters()]
+    run(net, group, plan, rows, method)
+    for before, after in zip(once, net.parameters(), strict=True):
+        torch.testing.assert_close(before, after.detach(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("u", [1, 3])
@@ -166,13 +177,12 @@ def test_a_missing_bias_is_made_and_the_dtype_kept(method: str):
     group, net = linear_group(4, 2), linear_net(8, bias=False, dtype=torch.bfloat16)
     rows, plan = random_rows(60, 8), PruningPlan({group.name: (0, 1, 3)})
     target = rows @ net.m.out.weight.detach().double().T
-    removed = net.m.out.weight[:, 4:6].detach().clone()
     net.requires_grad_(False)
     report = run(net, group, plan, rows, method)
     assert net.m.out.weight.dtype == net.m.out.bias.dtype == torch.bfloat16
     assert not net.m.out.bias.requires_grad
     assert "m.out.bias" in dict(net.named_parameters())
-    assert torch.equal(net.m.out.weight[:, 4:6], removed)  # the cut drops them; they are not touched here
+    assert not net.m.out.weight[:, 4:6].any()  # the cut drops them
     error = float((masked(net.double(), group, plan, rows) - target).square().sum(1).mean())
     assert error == pytest.approx(report[group.name]["error_after"], rel=0.1)  # bf16 rounding
     assert error < report[group.name]["error_before"]
@@ -262,9 +272,8 @@ def test_two_groups_share_one_consumer_by_column_slices():
     report = compensate(net, [heads, ffn], plan, stats, "least_squares")
     assert set(report) == {heads.name, ffn.name}
     weight = net.m.out.weight.detach()
-    assert torch.equal(weight[:, :3], before[:, :3])
-    assert torch.equal(weight[:, 7:9], before[:, 7:9])
     kept = torch.tensor([3, 4, 5, 6, 9])
+    assert set(weight.abs().sum(0).nonzero().flatten().tolist()) == set(kept.tolist())
     assert not torch.isclose(weight[:, kept], before[:, kept]).any()
     output = rows[:, kept] @ weight[:, kept].T + net.m.out.bias.detach()
     plain = rows[:, kept] @ before[:, kept].T + net.m.out.bias.detach()
@@ -369,7 +378,7 @@ def test_kept_columns_that_never_vary_explain_nothing():
     before = net.m.out.weight.detach().clone()
     bias = net.m.out.bias.detach() + 2.5 * before[:, 1]
     run(net, group, PruningPlan({group.name: (0,)}), rows, "least_squares")
-    torch.testing.assert_close(net.m.out.weight.detach(), before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(net.m.out.weight[:, :1].detach(), before[:, :1], rtol=0, atol=1e-6)
     torch.testing.assert_close(
         net.m.out.bias.detach() + net.m.out.weight[:, 0].detach() * 5, bias + 5 * before[:, 0]
     )

@@ -106,6 +106,7 @@ def test_every_scheduler_of_diffusers_is_right_or_refused(kind: str):
             "VQDiffusionScheduler",
             "VQDiffusionScheduler cannot be built with the settings .*num_vec_classes",
         ),
+        ("v", "FlowMatchLCMScheduler", r"drops what the model was trained with \(beta_start"),
         ("epsilon", "RePaintScheduler", "RePaintScheduler cannot sample here: TypeError: .*original_image"),
         (
             "epsilon",

@@ -298,6 +298,14 @@ def test_a_local_model_is_known_by_every_file_that_loading_reads(tmp_path, subfo
     )
 
 
+def test_another_null_class_is_named(tmp_path):
+    recipe = make_recipe(tmp_path)
+    finish(recipe)
+    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, null_class="none"))
+    with pytest.raises(PruningError, match=r"\(null_class auto, hash .*\(null_class none, hash"):
+        claim(other)
+
+
 def test_a_home_folder_in_the_places_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     workspace = Workspace(dataclasses.replace(make_recipe(tmp_path), run_dir="~/r", store="~/kept"))

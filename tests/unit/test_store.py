@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import PruningError
-from pruning.store import Key, Result, Store, holder, locked
+from pruning.store import Key, Result, Store, file_hash, holder, locked
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -99,6 +99,16 @@ def test_a_result_of_another_version_is_a_stranger(store, monkeypatch):
     assert store.find(key()) is None
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_manifest_that_says_something_else_is_no_result(store, text):
+    made = store.make(key(), writes("a"))
+    (made.folder / "manifest.json").write_text(text)
+    (made.folder / "DONE").write_text(file_hash(made.folder / "manifest.json"))
+    assert store.find(key()) is None
+    assert store.results() == []
+    assert store.leftovers() == [made.folder]
+
+
 def test_a_look_touches_nothing(store, tmp_path):
     made = store.make(key(), writes("a"))
     copy = shutil.copytree(made.folder, tmp_path / "copy")
@@ -111,7 +121,7 @@ def test_a_look_touches_nothing(store, tmp_path):
 
 def test_what_a_killed_process_was_linking_is_no_result(store):
     made = store.make(key(asked=["x"]), writes("a"))
-    half = made.folder.with_name(".id.4242.tmp")
+    half = made.folder.with_name(f".{made.folder.name}.4242.tmp")
     shutil.copytree(made.folder, half)
     (half / "inner" / "sums").unlink()
     assert [result.folder for result in store.results()] == [made.folder]
@@ -268,6 +278,8 @@ def test_users_are_the_run_directories_that_are_still_there(store, tmp_path):
         (tmp_path / name / "run.json").write_text(json.dumps({}))
         store.register(tmp_path / name)
     (tmp_path / "b").rename(tmp_path / "c")
+    assert store.users() == [tmp_path / "a", tmp_path / "c"]  # renamed beside the store
+    (tmp_path / "c").rename(tmp_path / "a" / "c")
     assert store.users() == [tmp_path / "a"]
 
 
