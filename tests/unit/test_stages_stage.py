@@ -243,6 +243,22 @@ def test_what_holds_more_than_is_asked_is_reused_and_still_says_what_it_holds(tm
     assert worked == [["a", "b"], ["b", "c"], ["b"]]
 
 
+def test_of_lists_only_what_came_and_went_is_said(tmp_path, caplog):
+    asked = {"needs": ["energy", "sums"]}
+
+    @stage("calibrate", reads=("prune.kinds",), asked=lambda run: asked)
+    def gather(run: Run, folder: Path):
+        return {}
+
+    recipe = make_recipe(tmp_path)
+    gather(Run(recipe))
+    asked["needs"] = ["energy", "sums", "taylor"]
+    kinds = dataclasses.replace(recipe.prune, kinds=["blocks", "attention_heads"])
+    with caplog.at_level(logging.INFO, logger="pruning"):
+        gather(Run(dataclasses.replace(recipe, prune=kinds)))
+    assert "calibrate prune.kinds + blocks - ffn_channels, resnet_channels; needs + taylor" in caplog.messages
+
+
 def test_a_stage_whose_input_is_missing_says_which_to_run(tmp_path, chain):
     _, (_, second, _) = chain
     with pytest.raises(PruningError, match=r"stage 'score' has not been run; run `sinkprune score` first"):
