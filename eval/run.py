@@ -15,22 +15,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from eval.metrics import available_metrics
 from eval.observation import Observation, Seen
 from eval.types import DATA, Context, Subject
 
-FOLDER = Path(__file__).parent
 SUBJECT = ""  # any name that is not `DATA`
-
-
-def available_metrics(folder: Path = FOLDER) -> list[str]:
-    """Return the names of the metrics: the files of `folder` that define ``compute``; nothing is imported."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
-    return sorted(name for name, text in texts.items() if re.search(r"^def compute\(", text, re.MULTILINE))
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

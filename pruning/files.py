@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def check_writable(what: str, folder: Path, needed_bytes: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise PruningError(
-            f"cannot write {what} in {folder}: about {_size(needed_bytes)} are needed and {_size(free)} are free; "
+            f"cannot write {what} in {folder}: about {size(needed_bytes)} are needed and {size(free)} are free; "
             "free some space or choose another folder. Nothing has been changed"
         )
 
@@ -156,5 +156,12 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def size(count: float | None) -> str:
+    """Return a number of bytes in short: 5.1 MB."""
+    return "–" if count is None else short(count, {"GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{count:.0f} B"
+
+
+def short(value: float, units: Mapping[str, float]) -> str | None:
+    """Return a value in the first of `units` that it fills, with three digits, or None."""
+    found = ((unit, one) for unit, one in units.items() if abs(value) >= 0.9995 * one)  # 999.9 is 1e+03
+    return next((f"{value / one:.3g} {unit}" for unit, one in found), None)

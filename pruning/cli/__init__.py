@@ -155,7 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
             "" if name == stages[0] else "\n\nStages before it that are missing or out of date run first."
         )
         stage = add(name, text, f"{text.capitalize()}.{earlier}")
-        _add_recipe(stage, "KEY=VALUE|RUN" if name == "report" else "KEY=VALUE")
+        if name == "report":
+            _add_recipe(stage, "KEY=VALUE|RUN", "; or more run directories, to compare all that are named")
+        else:
+            _add_recipe(stage)
         stage.add_argument(
             "--redo",
             dest="start",
@@ -188,7 +191,6 @@ def build_parser() -> argparse.ArgumentParser:
     clean.add_argument(
         "folder",
         nargs="?",
-        default="runs",
         metavar="FOLDER",
         help="the folder of the runs, or a store (runs)",
     )
@@ -199,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE") -> None:
+def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE", more: str = "") -> None:
     what = "a recipe file, the name of a bundled recipe, or a run directory"
     parser.add_argument("recipe", metavar="RECIPE", help=what)
     parser.add_argument(
@@ -207,7 +209,7 @@ def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE") -> N
         nargs="*",
         default=[],  # else argparse calls it required
         metavar=others,
-        help="a value in place of the recipe's, e.g. prune.target.macs=0.6",
+        help=f"a value in place of the recipe's, e.g. prune.target.macs=0.6{more}",
     )
 
 

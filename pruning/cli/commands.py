@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
 
 
 def copy(arguments: argparse.Namespace, console: Console) -> Result:
-    """Copy a bundled recipe to a file that does not exist yet."""
+    """Copy a bundled recipe to a file that does not exist yet, under the name of that file."""
     name = Path(arguments.recipe).name.removesuffix(".yaml")
     source = bundled_recipes().get(name) or find_recipe(arguments.recipe)
     target = Path(arguments.file)
@@ -81,7 +82,7 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
         )
     try:
         with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+            file.write(_renamed(source.read_text(encoding="utf-8"), target.stem))
     except FileExistsError as error:
         raise PruningError(f"{target} exists already; choose another name, or delete it first") from error
     return Result({"recipe": str(source)}, path=str(target))
@@ -89,7 +90,10 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
 
 def clean(arguments: argparse.Namespace, console: Console) -> Result:
     """Remove results that no run uses."""
-    store = Store.of(Path(arguments.folder))
+    nothing = tables.table(("nothing to remove",), [])
+    if arguments.folder is None and not Path("runs/.store").is_dir():
+        return Result({"removed": [], "bytes": 0, "kept": 0}, [nothing])
+    store = Store.of(Path(arguments.folder or "runs"))
     with store.cleaning(LOCK):
         used = {name for run in store.users() for names in RunFolder(run).uses().values() for name in names}
         unused = [result for result in store.results() if result.name not in used]
@@ -103,20 +107,26 @@ def clean(arguments: argparse.Namespace, console: Console) -> Result:
     drawn = tables.table(("result", "size"), [(name, tables.size(size)) for name, size in rows], title=title)
     kept = len(store.results()) - (len(unused) if arguments.dry_run else 0)
     return Result(
-        {"removed": [name for name, _ in rows], "bytes": freed, "kept": kept}, [drawn], str(store.path)
+        {"removed": [name for name, _ in rows], "bytes": freed, "kept": kept},
+        [drawn if rows else nothing],
+        str(store.path),
     )
 
 
 def _with_report(paths: list[Path]) -> list[Path]:
-    """Return the run directories that have a report; ``runs/*`` also names others, of which a warning is given."""
+    """Return the run directories that have a report; ``runs/*`` also names others, of which a warning is given.
+
+    Raises:
+        PruningError: If one is not there, or none has a report.
+    """
+    if missing := [path for path in paths if not path.exists()]:
+        raise PruningError(f"{missing[0]}: no such run directory; `sinkprune ls runs` lists those of ./runs")
     found = [path for path in paths if (path / "report" / "data.json").is_file()]
     for path in paths:
         if path not in found and (path / "run.json").is_file():
             logger.warning("%s has no report and is left out: %s", path, _unfinished(path))
     if not found:
-        raise PruningError(
-            f"{paths[0]}: is no run directory with a report; run `sinkprune report {paths[0]}` first"
-        )
+        raise PruningError(f"{paths[0]} is not a run directory with a report; name runs that have one")
     return found
 
 
@@ -132,14 +142,36 @@ def _ended(folder: RunFolder, last: str) -> Result:
     """Return the end of a run: the figures, if there are any, and where the last stage wrote."""
     summary = read_json(folder.path / "summary.json") or {}
     result = dict(folder.manifest(last).get("result", {}))
-    place = folder.stage(last)
+    path = folder.stage(last)
     drawn = [tables.stages(folder)]
     if last in ("evaluate", "export", "report"):
         drawn.append(tables.subjects(measured(folder)))
     else:
         drawn.append(facts(result, title=f"\n{last}"))
-    path = place / "report.html" if last == "report" else place
+    if last == "report":
+        _warn_of(folder.path)
+        path /= "report.html"
+        slim = sorted(map(str, folder.stage("export").glob("*/")))
+        drawn.append(facts({"slim model": slim}, title=""))
     return Result({"run": str(folder.path), "stage": last, "result": result, **summary}, drawn, str(path))
+
+
+def _warn_of(run: Path) -> None:
+    """Warn of what the report warns of, in one sentence each."""
+    from eval.report import load_run
+    from eval.report.warnings import warnings
+
+    for text in warnings(load_run(run)):
+        logger.warning("%s.", text.partition(". ")[0].removesuffix("."))
+
+
+def _renamed(text: str, stem: str) -> str:
+    """Return the text of a recipe with the name of its file, and nothing else of whose it was; comments stay."""
+    name = re.sub(r"[^\w.+-]|^[.+-]", "_", stem)
+    text = text if re.search(r"^name:", text, re.MULTILINE) else f"name:\n{text}"
+    for key, value in {"name": name, "title": '""', "run_dir": "runs/${name}"}.items():
+        text = re.sub(rf"^{key}:.*?(?=\s+#|$)", f"{key}: {value}", text, flags=re.MULTILINE)
+    return text
 
 
 def _beside(runs: list[Path]) -> Path:

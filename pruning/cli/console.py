@@ -5,18 +5,25 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
 from pruning.errors import PruningError
+from pruning.files import short, size
 
 PIPE_WIDTH = 160
+SHARES = ("macs_ratio", "params_ratio", "file_ratio")
+"""Figures that say how much is left."""
+
+_NUMBER = re.compile(r"[-+]?\d[\d,.e+-]*( ?(%|×|[a-zA-Z]{1,2}))?")
 
 
 @dataclass
@@ -116,24 +123,34 @@ class _Handler(logging.Handler):
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, *, texts: int = 1
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    caption: str | None = None,
 ) -> Table:
-    """Return a short table; the first `texts` columns are set to the left, numbers to the right."""
-    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for position, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if position >= texts else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
+    """Return a short table, numbers set to the right; lines are broken between words alone, and not in numbers."""
+    drawn = Table(title=title, caption=caption, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    drawn.title_justify = drawn.caption_justify = "left"
+    cells = [[str(cell) for cell in row] for row in rows]
+    for position, header in enumerate(columns):
+        own = [row[position] for row in cells]
+        known = [cell for cell in own if cell not in ("", "–")]
+        numbers = bool(known) and all(map(_NUMBER.fullmatch, known))
+        least = max(map(cell_len, [*header.split(), *(own if numbers else " ".join(own).split())]), default=0)
+        whole = max(map(cell_len, [header, *own]))
+        drawn.add_column(
+            header, justify="right" if numbers else "left", min_width=least, no_wrap=least >= whole
+        )
+    for row in cells:
+        drawn.add_row(*map(escape, row))
     return drawn
 
 
 def facts(values: dict[str, Any], title: str | None = None) -> Table:
     """Return names and values below each other; nested mappings become one line."""
-    drawn = Table(
-        title=title, title_justify="left", box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0)
-    )
-    for name, value in values.items():
-        drawn.add_row(f"[dim]{escape(name.replace('_', ' '))}[/]", escape(text_of(value, name)))
+    rows = [(name.replace("_", " "), text_of(value, name)) for name, value in values.items()]
+    drawn = table(("", ""), rows, title)
+    drawn.show_header, drawn.columns[0].style, drawn.columns[1].justify = False, "dim", "left"
     return drawn
 
 
@@ -149,7 +166,7 @@ def text_of(value: Any, name: str = "") -> str:
         return ", ".join(text_of(inner) for inner in value) or "none"
     if name.startswith("file_bytes") or name == "bytes":
         return size(value)
-    if isinstance(value, (int, float)) and name.endswith("_ratio") and 0 <= value <= 1:
+    if name in SHARES:
         return f"{100 * value:.1f} %"
     if isinstance(value, int):
         return count(value)
@@ -158,14 +175,4 @@ def text_of(value: Any, name: str = "") -> str:
 
 def count(value: float | None) -> str:
     """Return a count in short: 35.7 M."""
-    return "–" if value is None else _short(value, {"T": 1e12, "G": 1e9, "M": 1e6}) or f"{value:,.0f}"
-
-
-def size(value: float | None) -> str:
-    """Return a number of bytes in short: 5.1 MB."""
-    return "–" if value is None else _short(value, {"GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{value:.0f} B"
-
-
-def _short(value: float, units: dict[str, float]) -> str | None:
-    """Return a value in the first of `units` that it fills, or None."""
-    return next((f"{value / one:.3g} {unit}" for unit, one in units.items() if abs(value) >= one), None)
+    return "–" if value is None else short(value, {"T": 1e12, "G": 1e9, "M": 1e6}) or f"{value:,.0f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
-from pruning.cli.console import Console, Result, facts, size, table, text_of
+from pruning.cli.console import Console, Result, facts, table, text_of
 from pruning.errors import PruningError
-from pruning.files import read_json
+from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
@@ -119,7 +120,7 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
     left, right = (asdict(load_recipe(side, check=False)) for side in sides)
     settings = changes(left, right)
     rows = [(key, text_of(a), text_of(b)) for key, a, b in settings]
-    drawn = [table(("setting", *sides), rows, texts=3)] if rows else [table(("no setting differs",), [])]
+    drawn = [table(("setting", *sides), rows)] if rows else [table(("no setting differs",), [])]
     data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in settings}}
     found = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
     summaries = [summary for summary in found if summary]
@@ -153,9 +154,7 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
     for what in chosen:
         columns, rows = listings[what](folder)
         data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
-        drawn.append(
-            table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}", texts=2)
-        )
+        drawn.append(table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}"))
     return Result(data, drawn)
 
 
@@ -164,22 +163,33 @@ Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def _recipes(folder: Path | None) -> Listing:
     rows = [(name, load_recipe(path, check=False).title) for name, path in bundled_recipes().items()]
-    return ("name", ""), rows
+    return ("name", "title"), rows
 
 
 def _criteria(folder: Path | None) -> Listing:
-    return ("name", ""), [(name, text.replace("``", "")) for name, text in names_of("criterion").items()]
+    return _meanings(names_of("criterion"))
 
 
 def _kinds(folder: Path | None) -> Listing:
-    return ("name",), [(kind,) for kind in KINDS]
+    return _meanings(KINDS)
+
+
+def _metrics(folder: Path | None) -> Listing:
+    from eval.metrics import available_metrics
+
+    return _meanings(available_metrics())
+
+
+def _meanings(texts: Mapping[str, str]) -> Listing:
+    return ("name", "meaning"), [(name, text.replace("`", "")) for name, text in texts.items()]
 
 
 def _settings(folder: Path | None) -> Listing:
     rows = [
-        (knob.key, text_of(knob.default), type_words(knob.type), knob.meaning) for knob in knobs_of(Recipe)
+        (knob.key, text_of(knob.default), type_words(knob.type), knob.meaning.replace("`", ""))
+        for knob in knobs_of(Recipe)
     ]
-    return ("key", "default", "type", ""), rows
+    return ("key", "default", "type", "meaning"), rows
 
 
 def _results(folder: Path | None) -> Listing:
@@ -193,12 +203,6 @@ def _results(folder: Path | None) -> Listing:
                 (str(store.path / result.name), size(result.bytes), finished, ", ".join(users) or "–")
             )
     return ("result", "size", "finished", "used by"), rows
-
-
-def _metrics(folder: Path | None) -> Listing:
-    from eval.run import available_metrics
-
-    return ("name",), [(name,) for name in available_metrics()]
 
 
 def _runs(folder: Path | None) -> Listing:

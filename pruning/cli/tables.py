@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pruning.cli.console import count, size, table, text_of
-from pruning.files import read_json
+from pruning.cli.console import count, table, text_of
+from pruning.files import read_json, size
 from pruning.stages.folder import RunFolder
 
 Metrics = dict[str, dict[str, Any]]
@@ -25,8 +25,8 @@ def stages(folder: RunFolder) -> Table:
 
 def subjects(metrics: Metrics) -> Table:
     """Return one row per model: size, speed, quality."""
-    name = next(iter(metrics.values()), {}).get("frechet_name") or "Fréchet distance"
-    columns = ("model", "MACs", "parameters", "file", "call", "speed-up", "excess error", name)
+    name = next(iter(metrics.values()), {}).get("frechet_name")
+    columns = ("model", "MACs", "parameters", "file", "call", "speed-up", "excess error", "Fréchet")
     rows = []
     for subject, found in metrics.items():
         call = (found.get("call") or {}).get("median_s")
@@ -42,7 +42,7 @@ def subjects(metrics: Metrics) -> Table:
                 text_of(found.get("frechet")),
             )
         )
-    return table(columns, rows, title="")
+    return table(columns, rows, title="", caption=f"Fréchet: {name}" if name else None)
 
 
 def dry_run(found: dict[str, Any]) -> list[Table]:

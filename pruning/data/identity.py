@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from pruning.data.folder import IMAGE_SUFFIXES, METADATA
 from pruning.data.listing import list_files, suffix_of
 from pruning.data.table_files import is_table
+from pruning.files import size
 
 READ_WHOLE = 4_000_000_000
 """Bytes up to which every file is read."""
@@ -52,8 +53,13 @@ def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, 
     what: list[Any] = [[name, hash_of(root / name)] for name in read]
     if not whole:
         what.append([[name, state.st_size, state.st_mtime_ns] for name, state in states.items()])
-    how = "their contents" if whole else f"names, sizes, times and {len(read)} contents"
-    return _hash(what), f"{len(names):,} file{'s' * (len(names) != 1)}, {total / 1e6:,.1f} MB: known by {how}"
+    how = (
+        "their contents (a change is noticed)"
+        if whole
+        else f"names, sizes, times and the contents of {len(read)}"
+    )
+    count = f"{len(names):,} file{'s' * (len(names) != 1)}"
+    return _hash(what), f"{count}, {size(total)}, known by {how}"
 
 
 def data_files(root: Path) -> list[str]:

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pruning.settings.rules import above, at_least, matches, one_of, registered, within
 from pruning.settings.section import Problem, Section, knob, section
 
-KINDS = ("attention_heads", "ffn_channels", "resnet_channels", "blocks")
+KINDS = {
+    "attention_heads": "Heads of attention layers.",
+    "ffn_channels": "Hidden channels of feed-forward layers.",
+    "resnet_channels": "Inner channels of ResNet blocks, in whole norm groups.",
+    "blocks": "Whole residual blocks, which become the identity.",
+}
+"""Kinds of groups, and what each of them is."""
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTINGS = ("off", "on", "permuted", "influence", "influence_permuted", "guided")
 COMPENSATIONS = ("none", "fold", "least_squares")

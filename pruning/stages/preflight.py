@@ -118,11 +118,11 @@ def check_features(run: Run) -> None:
             "evaluate.features: inception, for the data are %r and not the digits", recipe.data.source
         )
     channels, _ = image_shape(run.meta)
-    what = (
-        f"{recipe.features!r} cannot be used for images of {channels} channel{'' if channels == 1 else 's'}"
-    )
-    with named(f"evaluate.features: {what}"):
-        load_features(features_of(recipe)).check_channels(channels)
+    shown = f"{channels} channel{'s' * (channels != 1)}"
+    with named("evaluate.features"):
+        features = load_features(features_of(recipe))
+        with named(f"{recipe.features!r} cannot be used for images of {shown}"):
+            features.check_channels(channels)
 
 
 def check_local_splits(run: Run) -> None:

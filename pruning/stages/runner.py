@@ -84,7 +84,7 @@ def run_stages(
     with run.workspace.held(), without_library_bars(quiet=not run.bars.enabled):
         run.workspace.check_owner(fresh=fresh)
         run.anew |= set(names if fresh else STAGES[_position(start) :] if start else ())
-        missing = due(run, names)
+        shown, missing = run.folder.done(), due(run, names)
         if say_earlier and not fresh and (earlier := [name for name in missing if name != until]):
             logger.info("%s needs %s first; stop with Ctrl-C", until, ", ".join(earlier))
         preflight(run, missing)
@@ -100,6 +100,10 @@ def run_stages(
             raise
         finally:
             run.bars.close()
+            done = run.folder.done()
+            if gone := [name for name in shown if name not in done]:
+                why = "made with other settings, kept in the store until `sinkprune clean`"
+                logger.info("%s no longer shows %s: %s", run.folder.path, ", ".join(gone), why)
         return write_summary(run.folder)
 
 

@@ -168,8 +168,18 @@ class Stage:
 def _changed(before: Result, key: Key) -> list[str]:
     """Say what is not as it was when the result that the run directory shows was made."""
     then, now = {**before.manifest["config"], **before.manifest["asked"]}, {**key.config, **key.asked}
-    changed = [f"{place} {a} -> {b}" for place, a, b in changes(then, now)]
+    changed = [f"{place} {_difference(a, b)}" for place, a, b in changes(then, now)]
     return changed + [f"input {place}" for place, _, _ in changes(before.manifest["inputs"], key.inputs)]
+
+
+def _difference(before: Any, after: Any) -> str:
+    """Say how two values differ; of lists only what came and what went."""
+    parts = []
+    if isinstance(before, list) and isinstance(after, list):
+        for sign, one, other in (("+", after, before), ("-", before, after)):
+            if only := [str(entry) for entry in one if entry not in other]:
+                parts.append(f"{sign} {', '.join(only)}")
+    return " ".join(parts) or f"{before} -> {after}"
 
 
 def versions() -> dict[str, str]:

@@ -107,8 +107,8 @@ class Workspace:
         # Before the first stage is done nothing is lost by another owner.
         if owner is not None and done and (found := self._differences(owner)):
             raise PruningError(
-                f"run directory {path} belongs to another experiment: {'; '.join(found)}. Choose another name=… or "
-                f"run_dir=…, or {ANEW}"
+                f"run directory {path} belongs to another experiment: {'; '.join(found)}. Choose another name=…, "
+                f"{ANEW}"
             )
 
     def take_over(self) -> None:

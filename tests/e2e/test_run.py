@@ -129,7 +129,7 @@ def check_complete(run: Path, macs: float) -> dict:
     return summary
 
 
-def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
+def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch, caplog):
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     summary = run_recipe(recipe)
@@ -153,9 +153,13 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch):
     with monkeypatch.context() as full:  # what is done needs no room
         full.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         run_recipe(recipe)
-        with pytest.raises(PruningError, match=r"are needed and 0\.0 MB are free"):
+        with pytest.raises(PruningError, match=r"are needed and 1 kB are free"):
             run_recipe(recipe, ["prune.target.macs=0.85"])
-    run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
+    with caplog.at_level("INFO"):
+        run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
+    assert (
+        "runs/tiny no longer shows recover, evaluate, export, report: made with other settings" in caplog.text
+    )
     after = {s: (workplace / "runs/tiny" / s / "DONE") for s in STAGES}
     reused = [s for s in STAGES if after[s].exists() and after[s].stat().st_mtime_ns == before[s]]
     assert reused == ["calibrate", "score"]

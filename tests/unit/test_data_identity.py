@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from pruning.data import identity
 from pruning.data.identity import data_files, data_fingerprint
-from pruning.store import Hashes, file_hash
+from pruning.store import Hashes, file_hash, folder_bytes
 from tests.unit.test_data_folder import lay, png
 
 
@@ -35,7 +35,7 @@ def test_other_contents_of_equal_size_are_other_data(tmp_path: Path):
     root = lay(tmp_path / "p", "train/cat/0.png", "train/dog/1.png", "test/cat/2.png")
     read: list[str] = []
     before, words = known(root, read)
-    assert words == "3 files, 0.0 MB: known by their contents"
+    assert words == f"3 files, {folder_bytes(root)} B, known by their contents (a change is noticed)"
     assert read == ["2.png", "0.png", "1.png"]
     held = (root / "train/cat/0.png").read_bytes()
     (root / "train/cat/0.png").write_bytes(held[::-1])
@@ -69,7 +69,7 @@ def test_large_data_are_known_by_a_part_and_it_is_said(tmp_path: Path, monkeypat
     monkeypatch.setattr(identity, "DRAWN", 4)
     read: list[str] = []
     before, words = known(root, read)
-    assert words == "10 files, 0.0 MB: known by names, sizes, times and 4 contents"
+    assert words == f"10 files, {folder_bytes(root)} B, known by names, sizes, times and the contents of 4"
     assert read == ["0.png", "2.png", "5.png", "7.png"]
     state = (root / "3.png").stat()
     os.utime(root / "3.png", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
@@ -85,7 +85,7 @@ def test_only_data_count(tmp_path: Path):
     lay(root, "more.txt")
     assert fingerprint(root) == before
     one, words = known(tables / "train.parquet")
-    assert words == "1 file, 0.0 MB: known by their contents"
+    assert words == "1 file, 4 B, known by their contents (a change is noticed)"
     assert one != fingerprint(tables)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import eval as eval_package
 from eval.features import load_features
+from eval.metrics import available_metrics
 from eval.observation import Observation
-from eval.run import available_metrics, check_metrics, look, measure_all, needs_of, observations
+from eval.run import check_metrics, look, measure_all, needs_of, observations
 from eval.types import DATA, Context, LatencyOptions, Noised, Subject
 
 
@@ -71,10 +72,13 @@ ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency"]
 
 
 def test_metrics_are_found_by_file_name(tmp_path) -> None:
-    assert available_metrics() == ALL
-    (tmp_path / "sharpness.py").write_text("def compute(context, seen):\n    return {}\n")
+    assert list(available_metrics()) == ALL
+    assert available_metrics()["latency"].startswith("Latency of one denoiser call")
+    (tmp_path / "sharpness.py").write_text(
+        '"""How sharp.\n\nMore."""\n\ndef compute(context, seen):\n    return {}\n'
+    )
     (tmp_path / "helper.py").write_text("def other():\n    compute = 1\n")
-    assert available_metrics(tmp_path) == ["sharpness"]
+    assert available_metrics(tmp_path) == {"sharpness": "How sharp."}
 
 
 def test_everything_at_once_is_plain_json() -> None:

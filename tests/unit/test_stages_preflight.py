@@ -129,7 +129,9 @@ def test_weights_of_inception_that_cannot_be_had_are_refused_before_anything_run
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(PruningError, match=r"^evaluate\.features: 'inception' .* could not be downloaded"):
+    with pytest.raises(
+        PruningError, match=r"^evaluate\.features: the Inception weights could not be downloaded"
+    ):
         check(change(recipe, evaluate__features="inception"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
-from pruning.settings import Prune, Target
+from pruning.settings import Limit, Prune, Target
 from pruning.stages.run import Run
 from pruning.stages.stage import Stage
 
@@ -241,6 +241,25 @@ def test_what_holds_more_than_is_asked_is_reused_and_still_says_what_it_holds(tm
     asked = ["b"]
     gather(Run(dataclasses.replace(recipe, seed=1)))  # another setting changed: what it holds is of no use
     assert worked == [["a", "b"], ["b", "c"], ["b"]]
+
+
+def test_of_lists_only_what_came_and_went_is_said(tmp_path, caplog):
+    asked = {"needs": ["energy", "sums"]}
+
+    @stage("calibrate", reads=("prune.kinds", "prune.limits"), asked=lambda run: asked)
+    def gather(run: Run, folder: Path):
+        return {}
+
+    recipe = make_recipe(tmp_path)
+    gather(Run(recipe))
+    asked["needs"] = ["energy", "sums", "taylor"]
+    limits = [Limit(match="a", min_units=2)]
+    prune = dataclasses.replace(recipe.prune, kinds=["blocks", "attention_heads"], limits=limits)
+    with caplog.at_level(logging.INFO, logger="pruning"):
+        gather(Run(dataclasses.replace(recipe, prune=prune)))
+    limit = "prune.limits + {'match': 'a', 'max_ratio': None, 'min_units': 2}"
+    kinds = "prune.kinds + blocks - ffn_channels, resnet_channels"
+    assert f"calibrate {kinds}; {limit}; needs + taylor" in caplog.messages
 
 
 def test_a_stage_whose_input_is_missing_says_which_to_run(tmp_path, chain):

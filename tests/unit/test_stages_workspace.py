@@ -50,8 +50,9 @@ def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
     recipe = make_recipe(tmp_path)
     finish(recipe)
     other = dataclasses.replace(recipe, name="q")
-    with pytest.raises(PruningError, match=r"it is of the recipe 'r', this one is 'q'.*--fresh"):
+    with pytest.raises(PruningError, match=r"it is of the recipe 'r', this one is 'q'.*--fresh") as refused:
         claim(other)
+    assert str(refused.value).count("run_dir=") == 1
     Workspace(other).check_owner(fresh=True)
 
 
