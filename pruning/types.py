@@ -231,7 +231,7 @@ class PruningPlan:
 
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""
-        return any(path == block or path.startswith(block + ".") for block in self.removed_blocks)
+        return any(inside(path, block) for block in self.removed_blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
@@ -285,6 +285,11 @@ class PruningPlan:
         except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested too deep
             raise PruningError(f"plan {path}: not JSON ({error})") from error
         return cls.from_dict(data)
+
+
+def inside(path: str, block: str) -> bool:
+    """Tell whether `path` is the module at `block` or lies in it."""
+    return path == block or path.startswith(block + ".")
 
 
 def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:

@@ -12,34 +12,21 @@ Statistics of rows and effects have variants ``<name>@<variant>``, for those of 
 puts them in the plain ones' place.
 """
 
-from pruning.calibration import statistics  # fills STATISTICS
-from pruning.calibration.calibrator import Calibrator
-from pruning.calibration.context import sum_bytes
-from pruning.calibration.driver import SamplingRun
-from pruning.calibration.hooks import bypassed
-from pruning.calibration.observer import STATISTICS, VARIANTS, Observer, find, register
-from pruning.calibration.passes import calibrate, first_pass, needs_first_pass
-from pruning.calibration.sampler_weights import sampler_weights
-from pruning.calibration.sinks.stability import FirstPass
-from pruning.calibration.store import load_stats, save_stats, view
-
-__all__ = [
-    "STATISTICS",
-    "VARIANTS",
-    "Calibrator",
-    "FirstPass",
-    "Observer",
-    "SamplingRun",
-    "bypassed",
-    "calibrate",
-    "find",
-    "first_pass",
-    "load_stats",
-    "needs_first_pass",
-    "register",
-    "sampler_weights",
-    "save_stats",
-    "statistics",
-    "sum_bytes",
-    "view",
-]
+from pruning.calibration import statistics as statistics  # fills STATISTICS
+from pruning.calibration.calibrator import Calibrator as Calibrator
+from pruning.calibration.context import sum_bytes as sum_bytes
+from pruning.calibration.driver import SamplingRun as SamplingRun
+from pruning.calibration.hooks import bypassed as bypassed
+from pruning.calibration.observer import STATISTICS as STATISTICS
+from pruning.calibration.observer import VARIANTS as VARIANTS
+from pruning.calibration.observer import Observer as Observer
+from pruning.calibration.observer import find as find
+from pruning.calibration.observer import register as register
+from pruning.calibration.passes import calibrate as calibrate
+from pruning.calibration.passes import first_pass as first_pass
+from pruning.calibration.passes import needs_first_pass as needs_first_pass
+from pruning.calibration.sampler_weights import sampler_weights as sampler_weights
+from pruning.calibration.sinks.stability import FirstPass as FirstPass
+from pruning.calibration.store import load_stats as load_stats
+from pruning.calibration.store import save_stats as save_stats
+from pruning.calibration.store import view as view

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pruning.errors import PruningError
-from pruning.files import written_whole
+from pruning.files import write_errors, written_whole
 from pruning.settings import WEIGHTINGS
 from pruning.types import CalibrationStats
 
@@ -33,18 +33,11 @@ def write_tensors(
     """
     path = Path(path)
     header = json.dumps({"format": FORMAT, "content": content, "meta": meta}, sort_keys=True)
-    try:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_errors(content, path.parent, "Nothing has been changed"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary,
-                {HEADER: header},
-            )
-    except (OSError, SafetensorError) as error:
-        raise PruningError(
-            f"cannot write {content} to {path}: {error}; free the disk or choose another folder"
-        ) from error
+            save_file(whole, temporary, {HEADER: header})
 
 
 def read_tensors(path: str | Path, content: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

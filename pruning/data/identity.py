@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +12,7 @@ from pruning.data.folder import IMAGE_SUFFIXES, METADATA
 from pruning.data.listing import list_files, suffix_of
 from pruning.data.table_files import is_table
 from pruning.files import size
+from pruning.store import hash_of
 
 READ_WHOLE = 4_000_000_000
 """Bytes up to which every file is read."""
@@ -25,7 +24,7 @@ SAVED = ("state.json", "dataset_dict.json", "dataset_info.json")
 """What ``save_to_disk`` of `datasets` writes beside its tables."""
 
 
-def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, str]:
+def data_fingerprint(source: str, hash_file: Callable[[Path], str]) -> tuple[str, str]:
     """Return a hash of the data, wherever they lie, and in words what it rests on.
 
     Local files are known by their names within the source and their contents; above 4 GB by names, sizes, times of
@@ -34,7 +33,7 @@ def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, 
 
     Args:
         source: As for `pruning.data.open_images`.
-        hash_of: Returns the SHA-256 of a file.
+        hash_file: Returns the SHA-256 of a file.
 
     Raises:
         PruningError: If a folder cannot be read.
@@ -43,14 +42,14 @@ def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, 
     path = Path(source).expanduser()
     if not path.exists():
         commit = _commit(source)
-        return _hash([source, commit]), f"known by its name{f' and commit {commit}' if commit else ''}"
+        return hash_of([source, commit]), f"known by its name{f' and commit {commit}' if commit else ''}"
     root, names = (path.parent, [path.name]) if path.is_file() else (path, data_files(path))
     states = {name: (root / name).stat() for name in names}
     total = sum(state.st_size for state in states.values())
     read, whole = names, total <= READ_WHOLE
     if not whole and len(names) > DRAWN:
         read = [names[place * len(names) // DRAWN] for place in range(DRAWN)]
-    what: list[Any] = [[name, hash_of(root / name)] for name in read]
+    what: list[Any] = [[name, hash_file(root / name)] for name in read]
     if not whole:
         what.append([[name, state.st_size, state.st_mtime_ns] for name, state in states.items()])
     how = (
@@ -59,7 +58,7 @@ def data_fingerprint(source: str, hash_of: Callable[[Path], str]) -> tuple[str, 
         else f"names, sizes, times and the contents of {len(read)}"
     )
     count = f"{len(names):,} file{'s' * (len(names) != 1)}"
-    return _hash(what), f"{count}, {size(total)}, known by {how}"
+    return hash_of(what), f"{count}, {size(total)}, known by {how}"
 
 
 def data_files(root: Path) -> list[str]:
@@ -81,7 +80,3 @@ def _commit(source: str) -> str | None:
         return (folder / "refs" / "main").read_text("utf-8").strip()
     except OSError:
         return None
-
-
-def _hash(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pruning.importance.base import CRITERIA, Criterion, check_kinds, criterion, needs_of, score
-from pruning.importance.diagnostics import DIAGNOSTIC_NEEDS, head_diagnostics
+from pruning.importance.base import CRITERIA as CRITERIA
+from pruning.importance.base import Criterion as Criterion
+from pruning.importance.base import check_kinds as check_kinds
+from pruning.importance.base import criterion as criterion
+from pruning.importance.base import needs_of as needs_of
+from pruning.importance.base import score as score
+from pruning.importance.diagnostics import DIAGNOSTIC_NEEDS as DIAGNOSTIC_NEEDS
+from pruning.importance.diagnostics import head_diagnostics as head_diagnostics
 from pruning.registry import import_submodules
 
 import_submodules(__name__, list(__path__))
-
-__all__ = [
-    "CRITERIA",
-    "DIAGNOSTIC_NEEDS",
-    "Criterion",
-    "check_kinds",
-    "criterion",
-    "head_diagnostics",
-    "needs_of",
-    "score",
-]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.types import PrunableGroup, PruningPlan, config_hash, config_of
+from pruning.types import PrunableGroup, PruningPlan, config_hash, config_of, inside
 
 
 def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:
@@ -38,11 +38,6 @@ def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningP
             raise PruningError(
                 f"plan removes the block {path!r}, which is not a removable block of this model"
             )
-
-
-def inside(path: str, block: str) -> bool:
-    """Tell whether `path` is the module at `block` or lies in it."""
-    return path == block or path.startswith(block + ".")
 
 
 def outermost(paths: Sequence[str]) -> list[str]:

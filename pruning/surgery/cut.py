@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.groups import find_groups
-from pruning.surgery.check import check_plan, inside, outermost
+from pruning.surgery.check import check_plan, outermost
 from pruning.surgery.identity import IdentityBlock, replace_module
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
 from pruning.surgery.storage import Cutter
-from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_of, slices_of
+from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_of, inside, slices_of
 
 
 def apply_plan(

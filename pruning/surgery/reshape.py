@@ -15,9 +15,8 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.groups import discover
-from pruning.surgery.check import inside
 from pruning.surgery.identity import IdentityBlock, replace_module
-from pruning.types import PRUNING_KEY, PrunableGroup, slices_of
+from pruning.types import PRUNING_KEY, PrunableGroup, inside, slices_of
 
 FORMAT_VERSION = 1
 ATTRIBUTES = ("heads", "inner_dim", "inner_kv_dim", "sliceable_head_dim", "num_groups")

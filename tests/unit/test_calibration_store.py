@@ -89,9 +89,7 @@ def test_a_failed_write_leaves_the_earlier_file_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pruning.calibration.store.save_file", full_disk)
-    with pytest.raises(
-        PruningError, match=r"cannot write calibration statistics to .*No space left on device"
-    ):
+    with pytest.raises(PruningError, match=r"cannot write calibration statistics in .*the disk is full"):
         save_stats(CalibrationStats(), path)
     assert os.listdir(tmp_path) == ["stats.safetensors"]
     assert load_stats(path).meta == stats().meta

@@ -12,24 +12,16 @@ way of seeing                   place             a view shows                  
 ==============================  ================  ==========================================================  =========
 """
 
-from pruning.calibration.seeing.attention import Attention, Site
-from pruning.calibration.seeing.blocks import Ablation, Block, Change
-from pruning.calibration.seeing.gradients import Effects, InputGradient, OutputGradient
-from pruning.calibration.seeing.inputs import Image, Input, Rows
-from pruning.calibration.seeing.weights import Owned, WeightGradient
-
-__all__ = [
-    "Ablation",
-    "Attention",
-    "Block",
-    "Change",
-    "Effects",
-    "Image",
-    "Input",
-    "InputGradient",
-    "OutputGradient",
-    "Owned",
-    "Rows",
-    "Site",
-    "WeightGradient",
-]
+from pruning.calibration.seeing.attention import Attention as Attention
+from pruning.calibration.seeing.attention import Site as Site
+from pruning.calibration.seeing.blocks import Ablation as Ablation
+from pruning.calibration.seeing.blocks import Block as Block
+from pruning.calibration.seeing.blocks import Change as Change
+from pruning.calibration.seeing.gradients import Effects as Effects
+from pruning.calibration.seeing.gradients import InputGradient as InputGradient
+from pruning.calibration.seeing.gradients import OutputGradient as OutputGradient
+from pruning.calibration.seeing.inputs import Image as Image
+from pruning.calibration.seeing.inputs import Input as Input
+from pruning.calibration.seeing.inputs import Rows as Rows
+from pruning.calibration.seeing.weights import Owned as Owned
+from pruning.calibration.seeing.weights import WeightGradient as WeightGradient
