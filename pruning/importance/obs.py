@@ -16,8 +16,6 @@ Memory: the P x P moment in float64 and about two copies while scoring (P = 5120
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -30,8 +28,6 @@ from pruning.importance.moments import (
     rounding_floor,
 )
 from pruning.types import CalibrationStats, PrunableGroup
-
-logger = logging.getLogger(__name__)
 
 RIDGE = 0.01  # gamma = RIDGE * mean(diag Sigma), as in the least-squares compensation
 PENDING = 64  # single-column removals that are gathered before A and W are downdated

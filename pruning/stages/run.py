@@ -184,17 +184,16 @@ class Run:
         """What plans cost, for one sample."""
         return CostModel.trace(self.meta, models.example_call(self.meta, 1), self.all_groups)
 
+    @property
+    def _weights(self) -> dict[str, Any]:
+        """How weights are loaded."""
+        names = {key: getattr(self.recipe.model, key) for key in ("revision", "variant")}
+        return {"dtype": self.dtype, "device": self.device, **names}
+
     def load_dense(self) -> ModelMixin:
         """Load the dense model anew, for who changes it."""
         section = self.recipe.model
-        model = models.load_denoiser(
-            section.source,
-            subfolder=section.subfolder,
-            dtype=self.dtype,
-            device=self.device,
-            revision=section.revision,
-            variant=section.variant,
-        )
+        model = models.load_denoiser(section.source, subfolder=section.subfolder, **self._weights)
         models.set_null_class(model, models.null_class(self.meta))
         return model
 
@@ -211,15 +210,7 @@ class Run:
     @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
         """The pipeline around the dense model, or None for a bare denoiser."""
-        section = self.recipe.model
-        return models.load_pipeline(
-            section.source,
-            denoiser=self.dense,
-            dtype=self.dtype,
-            device=self.device,
-            revision=section.revision,
-            variant=section.variant,
-        )
+        return models.load_pipeline(self.recipe.model.source, denoiser=self.dense, **self._weights)
 
     @property
     def autoencoder(self) -> Any | None:

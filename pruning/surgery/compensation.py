@@ -16,7 +16,6 @@ one's own moments.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,8 +37,6 @@ from pruning.settings import COMPENSATIONS
 from pruning.surgery.check import check_plan
 from pruning.surgery.mask import silence
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
-
-logger = logging.getLogger(__name__)
 
 NEEDS = {
     "none": frozenset[str](),
