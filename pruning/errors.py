@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class PruningError(ValueError):
     """A user's mistake or an impossible request; the message names value, rule and place."""
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """Return a value for a message, of so many characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
 from pruning.data import Conditioner, ImageData, NoisedBatches, open_images
 from pruning.data import noised_batches as noise
+from pruning.errors import PruningError, shown
 from pruning.groups import find_groups
 from pruning.settings import Calibrate, Prune, Target
 from pruning.surgery import needs_for
@@ -75,8 +76,12 @@ def noised_batches(
         pipeline: The pipeline around the model, where that works on latents or is told texts.
 
     Raises:
-        PruningError: If the data cannot be read or are fewer than `samples`.
+        PruningError: If the data cannot be read or are fewer than `samples`, or a number is none.
     """
+    given = {"samples": samples, "batch_size": batch_size, "timestep_buckets": timestep_buckets, "seed": seed}
+    for name, value in given.items():
+        if not hasattr(value, "__index__"):
+            raise PruningError(f"{name}: {shown(value)} is a {type(value).__name__}; expected a whole number")
     if isinstance(data, str):
         channels, resolution = models.pixel_shape(model, pipeline)
         data = open_images(data, split=split, channels=channels, resolution=resolution)
@@ -88,7 +93,7 @@ def noised_batches(
         indices=range(samples),
         batch_size=batch_size,
         timestep_buckets=timestep_buckets,
-        seed=seed,
+        seed=int(seed),
         device=parameter.device,
         dtype=parameter.dtype,
     )
@@ -99,7 +104,7 @@ def calibrate(
     groups: Sequence[PrunableGroup],
     batches: NoisedBatches,
     *,
-    for_: Collection[str],
+    for_: str | Collection[str],
     settings: Calibrate | None = None,
     seed: int = 0,
 ) -> CalibrationStats:
@@ -109,7 +114,7 @@ def calibrate(
         model: The denoiser; it does not change.
         groups: What may be removed.
         batches: What it is shown.
-        for_: Names of criteria and compensations, e.g. ``("probe_obs", "least_squares")``.
+        for_: Name or names of criteria and compensations, e.g. ``("probe_obs", "least_squares")``.
         settings: How it is measured: queries, rows, timestep weights, sink weights. None takes the defaults.
         seed: Of all draws.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Registry(Generic[T]):
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Say that there is no entry `name`, and which there are."""
     names = sorted(valid)
-    return f"unknown {kind} {name!r}{did_you_mean(name, names)}; valid: {', '.join(names)}"
+    return f"unknown {kind} {shown(name)}{did_you_mean(name, names)}; valid: {', '.join(names)}"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -172,11 +172,14 @@ def _settings(settings: Calibrate | None, source: Source) -> Calibrate:
     """Return the settings, whose timestep buckets are those of the batches.
 
     Raises:
-        PruningError: If they are not.
+        PruningError: If they are not, or if the source is something else.
     """
-    theirs = getattr(source, "timestep_buckets", None)
-    if theirs is None:
+    if isinstance(source, SamplingRun):
         return settings or Calibrate()
+    if not isinstance(source, NoisedBatches):
+        kind = type(source).__name__
+        raise PruningError(f"calibration: cannot run on a {kind}; give what noised_batches returns, as it is")
+    theirs = source.timestep_buckets
     if settings is not None and settings.timestep_buckets != theirs:
         raise PruningError(
             f"calibration: timestep_buckets is {settings.timestep_buckets}, but the batches have {theirs}; make both "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a user's mistake or an impossible request, 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # whatever the locale says, they are UTF-8
+        argv = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
+    words = list(argv)
     if not words:
         build_parser().print_help(sys.stderr)
         return USER_ERROR
@@ -215,6 +218,8 @@ def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE", more
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Parse, taking overrides wherever they stand."""
+    if broken := [word for word in argv if re.search(r"[\ud800-\udfff]", word)]:
+        parser.error(f"the argument {broken[0]!r} is not UTF-8; type it anew, or rename the file")
     arguments, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     unknown = [word for word in rest if word not in overrides]

@@ -15,8 +15,8 @@ from pruning.errors import PruningError
 
 MODES = {1: "L", 3: "RGB"}
 
-BITS, PHOTOMETRIC = 258, 262
-"""Tags of TIFF 6.0: BitsPerSample, and PhotometricInterpretation (0: the value 0 is white)."""
+BITS, PHOTOMETRIC, FORMAT = 258, 262, 339
+"""Tags of TIFF 6.0: BitsPerSample, PhotometricInterpretation (0: the value 0 is white), SampleFormat (2: signed)."""
 
 
 def open_image(value: object) -> Image.Image:
@@ -81,15 +81,21 @@ def _black_and_white(image: Image.Image) -> tuple[int, int] | None:
     says how many bits a sample has. Pillow's mode ``I`` holds 32 bits or signed values, of which no range is known: a
     PruningError, as floating point is.
     """
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
+    tags: Any = getattr(image, "tag_v2", {BITS: (16,)})
+    signed = 2 in np.ravel(tags.get(FORMAT, 1))
+    if signed or image.mode == "F" or (image.mode == "I" and image.format not in ("PPM", "PNG")):
         kind = "floating point" if image.mode == "F" else "32 bits, or signed"
         raise PruningError(
             f"mode {image.mode!r} ({kind}): which values are black and white is not known; store it with 8 or with "
             "full 16 bits"
         )
+    raw = next(iter(getattr(image, "tile", ())), (None,))[-1]  # Pillow scales their pixels, not the colour
+    if "transparency" in image.info and raw in ("L;2", "L;4", "RGB;16B"):
+        raise PruningError(
+            "which colour of this PNG is transparent is not known; store it with 8 bits or alpha"
+        )
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return None
-    tags: Any = getattr(image, "tag_v2", {BITS: (16,)})
     largest = 2 ** tags[BITS][0] - 1
     return (largest, 0) if tags.get(PHOTOMETRIC) == 0 else (0, largest)
 
@@ -98,9 +104,10 @@ def _convert(image: Image.Image, levels: tuple[int, int] | None, mode: str) -> I
     """Return `image` in 8 bits, as grey or RGB."""
     if levels is not None:
         black, white = levels
-        image = Image.fromarray(
-            np.rint((np.asarray(image) - float(black)) / ((white - black) / 255)).astype(np.uint8)
-        )
+        values = np.asarray(image)
+        grey = np.rint((values - float(black)) / ((white - black) / 255))
+        clear = values == image.info.get("transparency", -1)  # of a PNG, the one grey that is transparent
+        image = Image.fromarray(np.where(clear, 255, grey).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):

@@ -5,6 +5,7 @@ The rules are those of docs/writing-a-recipe.md; what they leave open is refused
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -41,8 +42,8 @@ class ImageFolder:
     left_out: Mapping[str, int]
 
     def class_of(self, image: str) -> int:
-        """Return the class of an image of a labelled split."""
-        return self.classes[PurePosixPath(image).parent.name]
+        """Return the class of an image of a labelled split; an accent written in either of its two ways is the same."""
+        return self.classes[unicodedata.normalize("NFC", PurePosixPath(image).parent.name)]
 
     def in_words(self) -> str:
         """Return what was found and what was left out, for one line of a log."""
@@ -132,4 +133,4 @@ def _class_folders(root: Path, prefix: str, images: Sequence[str]) -> set[str]:
             "them are classes is not known; put all images right into the folders of their classes, or list them in a "
             "metadata.jsonl" + (f"; for the splits in {deep[0]!r} give data.source={split}" if split else "")
         )
-    return {path[0] for path in paths if len(path) > 1}
+    return {unicodedata.normalize("NFC", path[0]) for path in paths if len(path) > 1}

@@ -53,8 +53,8 @@ def begins_as_split(name: str) -> bool:
 
 
 def is_number(name: str) -> bool:
-    """Tell whether a class is named by its own number."""
-    return name.isascii() and name.isdigit()
+    """Tell whether a class is named by its own number; what is longer than 9 digits is a date or the like."""
+    return name.isascii() and name.isdigit() and len(name) <= 9
 
 
 def number_classes(names: Iterable[str], where: str) -> dict[str, int]:
@@ -64,7 +64,8 @@ def number_classes(names: Iterable[str], where: str) -> dict[str, int]:
     Otherwise classes are counted from 0 in natural order, in which ``class2`` comes before ``class10``.
 
     Raises:
-        PruningError: If two names differ in capitals or leading zeros alone; it begins with `where`.
+        PruningError: If two names differ in capitals or leading zeros alone, or only some are numbers; it begins with
+            `where`.
     """
     ordered = sorted(set(names), key=natural_key)
     for pair in pairwise(ordered):
@@ -73,5 +74,10 @@ def number_classes(names: Iterable[str], where: str) -> dict[str, int]:
                 f"{where}: the class folders {named(pair)} have names that differ in capitals or leading zeros alone; "
                 "give one class one name in every split"
             )
-    by_number = all(map(is_number, ordered))
-    return {name: int(name) if by_number else place for place, name in enumerate(ordered)}
+    others = [name for name in ordered if not is_number(name)]
+    if others and len(others) < len(ordered):
+        raise PruningError(
+            f"{where}: the class folders {named(others)} are no numbers from 0 to 999999999, while others are, so "
+            "which classes these are is not known; name all of them by numbers, or none (class3 in place of 3)"
+        )
+    return {name: place if others else int(name) for place, name in enumerate(ordered)}

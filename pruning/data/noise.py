@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
@@ -20,7 +20,12 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def num_train_timesteps(scheduler: Any) -> int:
-    """Return the number of training timesteps of `scheduler`; a config without one is a PruningError."""
+    """Return the number of training timesteps of `scheduler`; none, or a config without one, is a PruningError."""
+    if not hasattr(scheduler, "config"):
+        raise PruningError(
+            f"scheduler is {shown(scheduler)}: give the one that the model was trained with, such as diffusers' "
+            "DDPMScheduler.from_pretrained(<pipeline>, subfolder='scheduler')"
+        )
     count = scheduler.config.get("num_train_timesteps")
     if not isinstance(count, int) or count < 1:
         raise PruningError(

@@ -104,12 +104,12 @@ def _read(source: str, load: Callable[[], Any]) -> Any:
         try:
             return load()
         except Exception as error:  # `datasets` has no common base class for what goes wrong while it reads
-            if "corresponds to no data" in str(error):
-                raise PruningError(
-                    f"data {source!r}: the split that was asked for has no rows; add rows or remove it"
-                ) from error
             # What is wrong often stands in the cause alone.
-            said = f"{error} ({error.__cause__})" if error.__cause__ else error
+            said = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+            if "corresponds to no data" in said or "BatchSize must be greater" in said:
+                raise PruningError(
+                    f"data {source!r}: the split asked for, or a file of it, has no rows; add rows or remove it"
+                ) from error
             raise PruningError(f"data {source!r} cannot be read: {type(error).__name__}: {said}") from error
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,8 @@ from pruning.data.names import SPLITS, named, split_named, splits_in
 from pruning.errors import PruningError
 
 FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+
+_SHARD = re.compile(r"(.*?)(\d{1,5})-of-(\d{1,5})(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def read_table_folder(root: Path, listing: Listing) -> TableFiles:
     ``train``.
 
     Raises:
-        PruningError: If formats, folders, or tables and images are mixed, or some files say a split and others none.
+        PruningError: If formats, folders, or tables and images are mixed, some files say a split and others none,
+            or one of several numbered files is missing.
     """
     files, skipped = listing
     tables = [file for file in files if is_table(file)]
@@ -61,7 +65,25 @@ def read_table_folder(root: Path, listing: Listing) -> TableFiles:
             f"data {str(root)!r} holds images as well as tables ({named(images)}; {named(tables)}); move the one or "
             "the other out"
         )
+    _check_shards(tables, f"data {str(root)!r}")
     return _by_split(root, tables, skipped + kinds_of([file for file in files if not is_table(file)]))
+
+
+def _check_shards(tables: list[str], where: str) -> None:
+    """Raise PruningError unless the files ``train-00000-of-00003.parquet``, … are one whole set, from 0 or from 1."""
+    sets = defaultdict[str, set[tuple[int, ...]]](set)
+    for file in tables:
+        if found := _SHARD.match(file):
+            sets[found[1]].add((int(found[3]), int(found[2])))
+    for name, parts in sets.items():
+        (totals, numbers), last = map(set, zip(*parts, strict=True)), max(parts)[0]
+        first = int(last in numbers)
+        lacking = [str(number) for number in range(first, last + first) if number not in numbers]
+        if lacking or len(totals) > 1:
+            raise PruningError(
+                f"{where}: the files {name + '*'!r} are not one whole set of {' or '.join(map(str, sorted(totals)))}; "
+                f"missing: {named(lacking) or 'none'}; complete it, and take other sets out"
+            )
 
 
 def _by_split(root: Path, tables: list[str], left_out: Counter[str]) -> TableFiles:

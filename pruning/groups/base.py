@@ -27,20 +27,22 @@ def handler(name: str) -> Callable[[Handler], Handler]:
     return HANDLERS.register(name)
 
 
-def find_groups(model: nn.Module, kinds: Collection[str] | None = None) -> list[PrunableGroup]:
+def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) -> list[PrunableGroup]:
     """Find everything that may be removed from `model`, in module order.
 
     Args:
         model: A diffusers denoiser, on any device (the meta device too).
-        kinds: Restrict to these kinds; None for all of `pruning.settings.KINDS`.
+        kinds: Restrict to this kind, or these; None for all of `pruning.settings.KINDS`.
 
     Returns:
         Groups of two units or more, and blocks (one unit each).
 
     Raises:
-        PruningError: For an unknown kind, or if nothing can be removed.
+        PruningError: For an unknown kind or none, or if nothing can be removed.
     """
-    wanted = tuple(KINDS if kinds is None else kinds)
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(KINDS if kinds is None else kinds)
+    if not wanted:
+        raise PruningError(f"kinds is empty; name at least one of {', '.join(KINDS)}, or None for all")
     unknown = [kind for kind in wanted if kind not in KINDS]
     if unknown:
         raise PruningError(f"unknown group kind {unknown[0]!r}; valid: {', '.join(KINDS)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pruning.errors import shown
 from pruning.recipe.reading import Plain, Word, parse
 from pruning.recipe.schema import Recipe
 from pruning.settings.section import (
@@ -30,6 +31,7 @@ ANCHORS = "x-"
 _NULL = ("", "~", "null", "Null", "NULL")
 _TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _WHOLE = re.compile(r"[-+]?\d+")
+_QUOTED = re.compile(r"""(['"])((?:(?!\1).)*)\1""", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -45,27 +47,30 @@ def typed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _section(tree: Any, schema: type, prefix: str, problems: list[str]) -> dict[str, Any]:
-    hints, found = hints_of(schema), {}
+    hints, values = hints_of(schema), dict[str, Any]()
     if not isinstance(tree, Mapping):
-        raise _Misfit(f"{_read(tree)!r} is not a mapping; its keys are {', '.join(hints)}")
+        found = "null" if _read(tree) is None else shown(_read(tree))
+        off = f"; {prefix}enabled=false switches it off" if "enabled" in hints else ""
+        raise _Misfit(f"{found} is not a mapping; its keys are {', '.join(hints)}{off}")
     for key, inner in tree.items():
         path = f"{prefix}{key}"
         if key not in hints:
             problems.append(f"{path} is unknown{_nearest(schema, path, prefix)}")
             continue
         try:
-            found[str(key)] = _value(inner, hints[key], path, problems)
+            values[str(key)] = _value(inner, hints[key], path, problems)
         except _Misfit as misfit:
             problems.append(f"{path}: {misfit}")
-    return found
+    return values
 
 
 def _value(tree: Any, hint: Any, path: str, problems: list[str]) -> Any:
     if isinstance(tree, Word):
         tree = _opened(tree, hint)
+    elif is_section(hint) and isinstance(tree, Plain) and not tree:
+        tree = {}  # ``recover:`` and nothing below
     if is_section(hint):
-        empty = isinstance(tree, Plain) and tree in _NULL  # ``recover:`` and nothing below
-        return _section({} if empty else tree, hint, f"{path}.", problems)
+        return _section(tree, hint, f"{path}.", problems)
     item = item_section(hint)
     if item is None or not isinstance(tree, list):
         return _leaf(tree, hint)
@@ -80,15 +85,17 @@ def _value(tree: Any, hint: Any, path: str, problems: list[str]) -> Any:
 
 
 def _opened(word: Word, hint: Any) -> Any:
-    """Return the value of an override; where text is wanted, what is no YAML scalar stays as it is."""
-    wants_text = str in options_of(hint)
+    """Return the value of an override: text as it stands but for quotes around all of it, anything else by YAML."""
+    options = options_of(hint)
+    if str in options:
+        if type(None) in options and word in ("", "null"):
+            return Plain(word)
+        quoted = _QUOTED.fullmatch(word)
+        return quoted[2] if quoted else str(word)
     try:
-        tree = parse(word)
+        return parse(word)
     except yaml.YAMLError as error:
-        if wants_text:
-            return str(word)
-        raise _Misfit(f"{str(word)!r} cannot be read as YAML: {error}") from error
-    return str(word) if wants_text and not isinstance(tree, str) else tree
+        raise _Misfit(f"{shown(str(word))} cannot be read as YAML: {error}") from error
 
 
 def _leaf(tree: Any, hint: Any) -> Any:
@@ -101,9 +108,11 @@ def _leaf(tree: Any, hint: Any) -> Any:
     if value is None and type(None) in options:
         return None
     if isinstance(tree, str) and (str in options or "${" in tree):  # the latter is filled in later
+        if re.fullmatch(r"\\*\?\?\?", tree):
+            raise _Misfit(f"{str(tree)!r} stands for a value that is missing; give one")
         return str(tree)
     if not fits(value, hint):
-        raise _Misfit(f"{value!r} is a {type(value).__name__}; expected {type_words(hint)}")
+        raise _Misfit(f"{shown(value)} is a {type(value).__name__}; expected {type_words(hint)}")
     return float(value) if isinstance(value, int) and float in options else value
 
 

@@ -61,7 +61,7 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
 
     Args:
         argument: What `find_recipe` takes.
-        overrides: ``key.path=value`` entries, values in YAML.
+        overrides: ``key.path=value`` entries; text as it stands, other values in YAML.
         check: Also check that the values make sense.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 
 COMMAND_LINE = "command line"
 _PLAIN, _YAML = "plain", "tag:yaml.org,2002:"
@@ -23,7 +23,7 @@ class Plain(str):
 
 
 class Word(str):
-    """What stands behind the = of an override: text where the schema wants text, else YAML."""
+    """What stands behind the = of an override: text as it stands where the schema wants text, else YAML."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def read_overrides(entries: Sequence[str]) -> list[dict[str, Any]]:
         key, equals, text = entry.partition("=")
         parts = key.split(".")
         if not equals or not all(parts):
-            raise PruningError(f"{COMMAND_LINE}: {entry!r} is not an override; write key.path=value")
+            raise PruningError(f"{COMMAND_LINE}: {shown(entry)} is not an override; write key.path=value")
         tree: Any = Word(text)
         for part in reversed(parts):
             tree = {part: tree}
@@ -59,9 +59,12 @@ def parse(text: str) -> Any:
     """Return a YAML document as mappings and lists of leaves; an empty one is an empty leaf.
 
     Raises:
-        yaml.YAMLError: If it is no YAML, or holds a key twice, a foreign tag, or an alias of itself.
+        yaml.YAMLError: If it is no YAML, is too deep, or holds a key twice, a foreign tag, or an alias of itself.
     """
-    found = yaml.load(text, _Loader)
+    try:
+        found = yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("its lists or mappings are nested too deeply") from None
     return Plain() if found is None else found
 
 

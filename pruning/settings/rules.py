@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from pruning.errors import shown
 from pruning.registry import did_you_mean, names_of, unknown
 from pruning.settings.section import Rule
 
@@ -37,14 +38,14 @@ def one_of(*valid: str) -> Rule:
     def rule(value: Any) -> str | None:
         if value in valid:
             return None
-        return f"{value!r} is not valid{did_you_mean(str(value), valid)}; valid: {', '.join(valid)}"
+        return f"{shown(value)} is not valid{did_you_mean(str(value), valid)}; valid: {', '.join(valid)}"
 
     return rule
 
 
 def matches(pattern: str, words: str) -> Rule:
     """The whole text matches a regular expression; `words` say what that is."""
-    return lambda value: None if re.fullmatch(pattern, value, re.IGNORECASE) else f"{value!r} {words}"
+    return lambda value: None if re.fullmatch(pattern, value, re.IGNORECASE) else f"{shown(value)} {words}"
 
 
 def registered(kind: str) -> Rule:

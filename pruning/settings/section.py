@@ -17,12 +17,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, dataclass_transform
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class Section:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             key, value, hint = field.name, getattr(self, field.name), hints_of(type(self))[field.name]
             if not fits(value, hint):
-                yield key, f"{value!r} is a {type(value).__name__}; expected {type_words(hint)}"
+                yield key, f"{shown(value)} is a {type(value).__name__}; expected {type_words(hint)}"
             elif isinstance(value, Section):
                 yield from ((f"{key}.{inner}".rstrip("."), text) for inner, text in value.problems())
             elif item_section(hint):
@@ -172,4 +173,6 @@ def _fault(value: Any, rules: tuple[Rule, ...]) -> str | None:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} must be a finite number"
+    if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):
+        return f"{shown(value)} cannot be written as UTF-8; type it anew"
     return next((text for rule in rules if (text := rule(value))), None)

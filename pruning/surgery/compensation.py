@@ -63,7 +63,7 @@ def needs_for(names: Iterable[str], groups: Sequence[PrunableGroup]) -> tuple[se
         PruningError: For a name that is neither a criterion nor a compensation.
     """
     needs, variants = set[str](), set[str]()
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         if name in COMPENSATIONS:
             needs |= compensation_needs(name)
         elif name in CRITERIA:

@@ -99,6 +99,26 @@ def test_a_dry_run_on_a_bare_config_hits_the_target(workplace, capsys):
     assert found["plan"]["bytes"] == 2 * found["plan"]["params"]
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_arguments_are_utf8_whatever_the_locale(tmp_path, locale):
+    code = (
+        "import sys\nfrom pruning import cli\nfrom pruning.cli import commands\n"
+        "commands.COMMANDS['run'] = lambda arguments, console: sys.exit(ascii(arguments.overrides))\n"
+        "cli.main()"
+    )
+    environment = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": ROOT}
+
+    def said(title: bytes) -> tuple[int, str]:
+        words = [os.fsencode(sys.executable), b"-c", code.encode(), b"run", b"quickstart", b"title=" + title]
+        done = subprocess.run(words, capture_output=True, env=environment, cwd=tmp_path, check=False)
+        return done.returncode, done.stderr.decode()
+
+    assert said("Café – 50 %".encode()) == (1, r"['title=Caf\xe9 \u2013 50 %']" + "\n")
+    status, text = said(b"caf\xe9")
+    assert status == USER_ERROR
+    assert r"the argument 'title=caf\udce9' is not UTF-8; type it anew" in text
+
+
 def test_a_dry_run_prints_tables(workplace, capsys):
     assert main([*DRY, "prune.round_to=1"]) == 0
     out = capsys.readouterr().out

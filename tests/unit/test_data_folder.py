@@ -138,6 +138,17 @@ def test_split_folders_in_their_usual_spellings(tmp_path: Path, splits: tuple[st
             ("7/0.png", "07/0.png", "1/0.png"),
             "the class folders '07', '7' have names that differ in .* leading zeros",
         ),
+        (
+            ("1/0.png", "2/0.png", "cat/0.png"),
+            "the class folders 'cat' are no numbers from 0 to 999999999, while others are, so which classes these are "
+            "is not known; name all of them by numbers, or none",
+        ),
+        (("-1/0.png", "0/0.png", "1/0.png"), "the class folders '-1' are no numbers"),
+        (
+            ("train/0/0.png", "train/1/0.png", "test/0/0.png", "test/one/0.png"),
+            "folders 'one' are no numbers",
+        ),
+        (("3/0.png", "20260101120000/0.png"), "folders '20260101120000' are no numbers"),
         (("readme.txt", "pictures.zip"), r"holds no images \(found: \.txt: 1, \.zip: 1\)"),
         ((), r"holds no images \(found: empty folders: 1\)"),
         (("a.png", "train.parquet"), "holds images as well as tables"),
@@ -159,11 +170,33 @@ def test_numbers_are_their_own_classes(tmp_path: Path):
     assert labels(one) == [7]
 
 
+def test_long_numbers_are_names(tmp_path: Path):
+    data = opened(lay(tmp_path / "p", "20260102000000000000/0.png", "20260101000000000000/1.png"))
+    assert labels(data) == [0, 1]
+    assert data.class_names == {0: "20260101000000000000", 1: "20260102000000000000"}
+
+
+def test_an_accent_in_either_spelling_is_the_same_class(tmp_path: Path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    root = lay(
+        tmp_path / "p", f"train/{composed}/0.png", "train/tea/1.png", f"test/{apart}/2.png", "test/tea/3.png"
+    )
+    for split in ("train", "test"):
+        data = opened(root, split)
+        assert labels(data) == [0, 1]
+        assert data.class_names == {0: composed, 1: "tea"}
+    assert labels(opened(lay(tmp_path / "q", f"{composed}/0.png", f"{apart}/1.png", "tea/2.png"))) == [
+        0,
+        0,
+        1,
+    ]
+
+
 def test_names_are_counted_in_natural_order_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        data = opened(lay(tmp_path / "p", "class10/0.png", "class2/0.png", "3/0.png"))
-    assert data.class_names == {0: "3", 1: "class2", 2: "class10"}
-    assert "3 classes, in natural order of the names: 3 = 0, class2 = 1, class10 = 2" in caplog.text
+        data = opened(lay(tmp_path / "p", "class10/0.png", "class2/0.png", "b3/0.png"))
+    assert data.class_names == {0: "b3", 1: "class2", 2: "class10"}
+    assert "3 classes, in natural order of the names: b3 = 0, class2 = 1, class10 = 2" in caplog.text
 
 
 def test_splits_agree_on_classes_that_one_of_them_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -39,6 +39,50 @@ def grey(data: bytes, channels: int = 1) -> list[int]:
     return ((found + 1) * 127.5).round().int().tolist()
 
 
+def png(depth: int, colour: int, row: bytes, transparent: bytes) -> bytes:
+    """Return a PNG of 2 x 2 pixels, of which one grey or colour is transparent."""
+    head = struct.pack(">IIBBBBB", 2, 2, depth, colour, 0, 0, 0)
+    parts = [
+        (b"IHDR", head),
+        (b"tRNS", transparent),
+        (b"IDAT", zlib.compress((b"\0" + row) * 2)),
+        (b"IEND", b""),
+    ]
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_the_transparent_grey_of_16_bits_lies_over_white():
+    assert grey(png(16, 0, struct.pack(">HH", 1000, 0x8080), struct.pack(">H", 1000))) == [255, 128]
+    assert grey(png(16, 0, struct.pack(">HH", 1000, 0x8080), struct.pack(">H", 1001))) == [4, 128]
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "transparent"),
+    [
+        (16, 2, struct.pack(">6H", 1000, 1000, 1000, 9, 9, 9), struct.pack(">3H", 1000, 1000, 1000)),
+        (4, 0, b"\x3f", struct.pack(">H", 3)),
+        (2, 0, b"\xd0", struct.pack(">H", 1)),
+    ],
+)
+def test_a_transparent_colour_that_is_not_known_is_refused(depth, colour, row, transparent):
+    with pytest.raises(
+        PruningError, match="which colour of this PNG is transparent is not known; store it with 8"
+    ):
+        grey(png(depth, colour, row, transparent))
+
+
+def test_signed_samples_are_refused():
+    data = bytearray(packed_12_bits(0, 4095))  # 8 bits, signed: compression becomes the sample format
+    signed = data.replace(struct.pack("<HHII", 258, 3, 1, 12), struct.pack("<HHII", 258, 3, 1, 8))
+    signed = signed.replace(struct.pack("<HHII", 279, 3, 1, 6), struct.pack("<HHII", 339, 3, 1, 2))
+    with pytest.raises(PruningError, match=r"signed.*which values are black and white is not known"):
+        grey(bytes(signed))
+
+
 SIXTEEN = [0, 0x8080]
 
 

@@ -30,6 +30,10 @@ def lay(root: Path, *files: str) -> Path:
             ("default/train/0.parquet", "default/validation/0.parquet"),
             {"train": ["0.parquet"], "validation": ["0.parquet"]},
         ),
+        (
+            ("train-1-of-2.parquet", "train-2-of-2.parquet", "test-0-of-1.parquet"),
+            {"train": ["train-1-of-2.parquet", "train-2-of-2.parquet"], "test": ["test-0-of-1.parquet"]},
+        ),
         (("part10.parquet", "part9.parquet"), {"train": ["part9.parquet", "part10.parquet"]}),
         (("bullet_trains.PARQUET", "latest.parquet"), {"train": ["bullet_trains.PARQUET", "latest.parquet"]}),
         (
@@ -68,6 +72,18 @@ def test_splits_by_name_and_folder(tmp_path: Path, files: tuple[str, ...], split
             ("small/train.parquet", "large/train.parquet"),
             r"tables in several folders or formats \('large/\*.parquet', 'small/\*.parquet'\); give a folder with one",
         ),
+        (
+            ("train-00000-of-00003.parquet", "train-00002-of-00003-a0b1.parquet", "test.parquet"),
+            r"the files 'train-\*' are not one whole set of 3; missing: '1'; complete it",
+        ),
+        (
+            ("train/1-of-3.parquet", "train/3-of-3.parquet"),
+            r"'train/\*' are not one whole set of 3; missing: '2'",
+        ),
+        (
+            ("train-0-of-1.parquet", "train-0-of-2.parquet", "train-1-of-2.parquet"),
+            r"'train-\*' are not one whole set of 1 or 2; missing: none; complete it, and take other sets out",
+        ),
         (("a.parquet", "b.arrow"), r"several folders or formats \('\*.arrow', '\*.parquet'\)"),
     ],
 )
@@ -79,6 +95,7 @@ def test_what_is_ambiguous_is_refused(tmp_path: Path, files: tuple[str, ...], me
 def test_a_single_file(tmp_path: Path):
     assert list(read_table_file(tmp_path / "cats_val.parquet").splits) == ["validation"]
     assert list(read_table_file(tmp_path / "station.arrow").splits) == ["train"]
+    assert list(read_table_file(tmp_path / "test-00001-of-00003.parquet").splits) == ["test"]
     with pytest.raises(PruningError, match="says several splits"):
         read_table_file(tmp_path / "train-or-test.parquet")
     with pytest.raises(PruningError, match=r"a single file must end in .parquet or .arrow"):

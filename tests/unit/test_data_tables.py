@@ -7,9 +7,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from pruning.data import ImageData, open_images
 from pruning.errors import PruningError
@@ -251,10 +253,12 @@ def test_a_log_holds_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 
 def test_an_empty_table(tmp_path: Path):
-    with pytest.raises(
-        PruningError, match=r"x\.parquet': the split that was asked for has no rows; add rows or"
-    ):
+    message = r"x\.parquet': the split asked for, or a file of it, has no rows; add rows or"
+    with pytest.raises(PruningError, match=message):
         opened(table(tmp_path / "x.parquet", {"image": [], "label": []}))
+    parquet.write_table(pyarrow.table({"image": pyarrow.array([], "binary")}), tmp_path / "x.parquet")
+    with pytest.raises(PruningError, match=message):
+        opened(str(tmp_path / "x.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,75 @@ def test_quotes_around_text_are_no_part_of_it_and_null_is_null(write):
     assert (recipe.title, recipe.model.revision, recipe.model.variant) == ("a b", None, "null")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Run #5 of sweep", "# 5", "&a b", "*a", "!x", "it''s", "'a' and 'b'", "~", "a: [", " x ", "{a: 1}"],
+)
+def test_text_of_an_override_is_taken_literally(write, text):
+    recipe = load_recipe(write(TARGET), [f"title={text}", f"data.source={text}", f"store={text}"])
+    assert (recipe.title, recipe.data.source, recipe.store) == (text, text, text)
+    assert load_recipe(write(to_yaml(recipe), "again.yaml")) == recipe
+
+
+def test_empty_is_null_where_text_may_be_null(write):
+    recipe = load_recipe(write(TARGET), ["title=", "model.revision=", 'store="a # b"'])
+    assert (recipe.title, recipe.model.revision, recipe.store) == ("", None, "a # b")
+
+
+@pytest.mark.parametrize("key", ["title", "model.source", "model.revision", "seed", "recover"])
+def test_the_mark_of_a_missing_value_is_no_value(write, key):
+    with pytest.raises(
+        PruningError, match=rf"{key}: '\?\?\?' (stands for a value that is missing; give one|is )"
+    ):
+        load_recipe(write(TARGET), [f"{key}=???"])
+
+
+def test_text_that_utf8_cannot_write_is_refused(write):
+    message = r"title: 'caf\\udce9' cannot be written as UTF-8; type it anew"
+    with pytest.raises(PruningError, match=f"command line: {message}"):
+        load_recipe(write(TARGET), ["title=caf\udce9"])
+    with pytest.raises(PruningError, match=f"r.yaml: {message}"):
+        load_recipe(write('title: "caf\\udce9"\n' + TARGET))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "recover=null",
+            "recover: null is .*; its keys are enabled, steps, .*; recover.enabled=false switches it off",
+        ),
+        ("recover=", "recover: null is not a mapping"),
+        ("prune.target=null", "prune.target: null is not a mapping; its keys are macs, params, ratio$"),
+        ("prune={target: ~}", "prune.target: null is not a mapping"),
+    ],
+)
+def test_a_section_is_not_null(write, override, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe(write(TARGET), [override])
+    key, _, value = override.partition("=")
+    if value and "." not in key:
+        with pytest.raises(PruningError, match=message):
+            load_recipe(write(f"{key}: {value}\n"))
+
+
+def test_what_is_nested_deeply_and_what_is_long_gets_a_short_message(write):
+    for text in ("title: " + "[" * 2000, "title: " + "[" * 2000 + "]" * 2000):
+        with pytest.raises(PruningError, match=r"r\.yaml: cannot be read as YAML: .* nested too deeply"):
+            load_recipe(write(text))
+    with pytest.raises(
+        PruningError, match=r"prune.kinds: '\[{59}… cannot be read as YAML: its .* too deeply"
+    ):
+        load_recipe(write(TARGET), ["prune.kinds=" + "[" * 2000])
+    long = "x" * 5000
+    for override in (f"seed={long}", f"prune={long}", f"score.criterion={long}", f"prune.scope={long}", long):
+        with pytest.raises(PruningError) as caught:
+            load_recipe(write(TARGET), [override])
+        assert "x…" in str(caught.value)
+        assert len(str(caught.value)) < 600
+    assert all(len(text) < 200 for _, text in _replace(Recipe(), "seed", long).problems())
+
+
 @pytest.mark.parametrize(("text", "number"), [("010", 10), ("+3", 3), ("0", 0)])
 def test_whole_numbers_are_decimal(write, text, number):
     assert load_recipe(write(f"seed: {text}\n" + TARGET)).seed == number

@@ -1,0 +1,52 @@
+"""The functions of the Python interface: what a slip of the hand is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diffusers import DDPMScheduler
+
+import pruning as sp
+from pruning.errors import PruningError
+from tests.models import dit
+from tests.unit.calibration_setup import noised
+
+
+@pytest.mark.parametrize("made", [list, iter])
+def test_batches_that_are_no_longer_batches_are_refused(made):
+    model = dit()
+    batches = made(noised(model, 2, 2))
+    with pytest.raises(
+        PruningError, match=r"cannot run on a (list|generator); give what noised_batches returns"
+    ):
+        sp.calibrate(model, sp.find_groups(model), batches, for_=["wanda"])
+
+
+def test_a_single_kind_or_name_needs_no_list():
+    model = dit()
+    groups = sp.find_groups(model, "attention_heads")
+    assert groups == sp.find_groups(model, ["attention_heads"])
+    one, listed = (
+        sp.calibrate(model, groups, noised(model, 2, 2), for_=given) for given in ("wanda", ["wanda"])
+    )
+    assert one.meta == listed.meta
+    with pytest.raises(PruningError, match="unknown group kind 'heads'"):
+        sp.find_groups(model, "heads")
+    with pytest.raises(
+        PruningError, match=r"kinds is empty; name at least one of attention_heads, .*, or None for all"
+    ):
+        sp.find_groups(model, [])
+
+
+def test_noising_needs_a_scheduler():
+    message = r"scheduler is None: give the one that the model was trained with, such as .*from_pretrained"
+    with pytest.raises(PruningError, match=message):
+        sp.noised_batches(dit(), None, "digits")
+
+
+@pytest.mark.parametrize("name", ["samples", "batch_size", "timestep_buckets", "seed"])
+def test_numbers_are_whole(name):
+    for value, kind in (("8", "str"), (2.5, "float"), (None, "NoneType")):
+        with pytest.raises(PruningError, match=f"{name}: {value!r} is a {kind}; expected a whole number"):
+            sp.noised_batches(dit(), DDPMScheduler(), "digits", **{name: value})
+    assert len([*sp.noised_batches(dit(), DDPMScheduler(), "digits", **{"samples": 1, name: np.int64(1)})])
