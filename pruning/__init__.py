@@ -5,8 +5,6 @@ It lets plain ``from_pretrained`` load pruned checkpoints, as soon as diffusers'
 after this package; `disable_hooks` takes that back.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from pruning import hook

@@ -34,7 +34,7 @@ class Calibrator:
     ``with Calibrator(model, groups, needs=..., num_train_timesteps=1000) as stats: pipeline(prompts)``; `stats` is
     complete when the block ends, and empty if it ends by an exception. The model's results do not change; meanwhile it
     is in evaluation mode and its parameters take no gradients, but for those that a statistic asks for. What needs a
-    target or further forwards is gathered where the model is run by `run`.
+    target or further forwards is gathered by `gather`.
 
     Arguments that are not named here are those of `calibrate`.
 
@@ -173,15 +173,19 @@ class Calibrator:
         """Say whose rows come next, until it is said again; see `StepReader.identify`."""
         self._reader.identify(samples, buckets)
 
-    def run(self, source: NoisedBatches | SamplingRun, progress: Progress | None = None) -> None:
-        """Show the model what `source` has; see `Driver.run`.
+    def gather(
+        self, source: NoisedBatches | SamplingRun, progress: Progress | None = None
+    ) -> CalibrationStats:
+        """Show the model what `source` has, as `Driver.run` does, and return what was measured.
 
         Raises:
             PruningError: If the model did not run once.
         """
-        self.driver.run(source, progress)
-        if not bool(self._samples.any()):
-            raise PruningError("calibration saw no samples; the model did not run once")
+        with self as stats:
+            self.driver.run(source, progress)
+            if not bool(self._samples.any()):
+                raise PruningError("calibration saw no samples; the model did not run once")
+        return stats
 
     def _finish(self) -> None:
         values = self._sums.finish()

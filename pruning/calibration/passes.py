@@ -62,7 +62,7 @@ def first_pass(
         PruningError: As `calibrate`.
     """
     groups, settings = list(groups), _settings(settings, source)
-    calibrator = Calibrator(
+    stats = Calibrator(
         model,
         groups,
         needs=first_observers(model, groups, sinks=stability),
@@ -70,13 +70,9 @@ def first_pass(
         settings=replace(settings, rows=None),
         timestep_weights=timestep_weights,
         seed=seed,
-    )
-    with calibrator as stats:
-        calibrator.run(source, progress)
+    ).gather(source, progress)
     stats.meta["detection"] = detection_settings(settings.sink_weights)
-    stats.meta["sites"] = [
-        place for place, found in stats.values.items() if "received" in found
-    ]  # as they run
+    stats.meta["sites"] = [place for place, found in stats.values.items() if "received" in found]
     return FirstPass(stats)
 
 
@@ -141,7 +137,7 @@ def calibrate(
             seed=seed,
             progress=progress,
         )
-    calibrator = Calibrator(
+    return Calibrator(
         model,
         groups,
         needs=needs,
@@ -153,10 +149,7 @@ def calibrate(
         conditional=conditional,
         seed=seed,
         permutation_seed=permutation_seed,
-    )
-    with calibrator as stats:
-        calibrator.run(source, progress)
-    return stats
+    ).gather(source, progress)
 
 
 def _check_watchable(observers: Mapping[str, Observer]) -> None:

@@ -1,7 +1,5 @@
 """What matters: one file a criterion, found by `pkgutil`; a new file is a new criterion."""
 
-from __future__ import annotations
-
 from pruning.importance.base import CRITERIA as CRITERIA
 from pruning.importance.base import Criterion as Criterion
 from pruning.importance.base import check_kinds as check_kinds

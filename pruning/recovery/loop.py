@@ -31,14 +31,12 @@ class RecoveryProgress:
         step: Steps taken so far, from 1.
         steps: Steps asked for.
         loss: Loss of this step, the mean over its samples.
-        learning_rate: Learning rate of this step.
         images_per_second: Images trained on a second since this process started or resumed.
     """
 
     step: int
     steps: int
     loss: float
-    learning_rate: float
     images_per_second: float
 
 
@@ -93,8 +91,7 @@ def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) ->
             if progress is not None and run.accelerator.is_main_process:
                 images = (state.step - resumed_from) * settings.batch_size
                 speed = images / max(state.seconds - seconds_before, 1e-9)
-                rate = learning_rate_at(settings, step)
-                progress(RecoveryProgress(state.step, settings.steps, loss, rate, speed))
+                progress(RecoveryProgress(state.step, settings.steps, loss, speed))
             if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                 saved = _save(run)
     if saved != state.step:

@@ -5,8 +5,6 @@ its artefacts. Stages speak through files; the run loads what they wrote: ``run.
 stages by verbs, so that no function hides a module.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from pruning.lazy import lazy_exports

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruning.calibration.attention import softmax
 from pruning.calibration.attention.reading import Reading
 from pruning.calibration.attention.softmax import BLOCK_ELEMENTS, AttentionCall, StreamedSoftmax
 from pruning.calibration.attention.streaming import attended, sink_sums
@@ -42,10 +43,13 @@ def variants() -> dict[str, AttentionCall]:
 
 @pytest.mark.parametrize("name", variants())
 @pytest.mark.parametrize("block_elements", [1, 60, 300, BLOCK_ELEMENTS])
-def test_exact_sums_agree_with_the_dense_softmax(name: str, block_elements: int) -> None:
+def test_exact_sums_agree_with_the_dense_softmax(
+    name: str, block_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(softmax, "BLOCK_ELEMENTS", block_elements)
     call = variants()[name]
     dense = dense_attention(call)
-    sums = sink_sums(StreamedSoftmax(call, block_elements=block_elements))
+    sums = sink_sums(StreamedSoftmax(call))
     torch.testing.assert_close(sums.mass, dense.mean(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(sums.square, dense.square().mean(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(sums.mass.sum(-1), torch.ones(sums.mass.shape[:2]).double(), atol=1e-6, rtol=0)
@@ -118,12 +122,13 @@ def test_sampled_rows_use_their_own_mask() -> None:
         )
 
 
-def test_attended_is_the_head_mean_for_every_query() -> None:
+def test_attended_is_the_head_mean_for_every_query(monkeypatch: pytest.MonkeyPatch) -> None:
     call = attention_call(keys=7)
     weight = torch.rand(2, 7, generator=torch.Generator().manual_seed(1)).double()
     expected = torch.einsum("bhnm,bm->bhn", dense_attention(call), weight).mean(1)
     for block_elements in (10, BLOCK_ELEMENTS):
-        found = attended(StreamedSoftmax(call, block_elements=block_elements), weight)
+        monkeypatch.setattr(softmax, "BLOCK_ELEMENTS", block_elements)
+        found = attended(StreamedSoftmax(call), weight)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 

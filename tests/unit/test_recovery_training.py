@@ -271,7 +271,6 @@ def test_progress_tells_every_step():
     result = run(small(1), small(), steps=3, progress=seen.append)
     assert [(info.step, info.loss) for info in seen] == result.losses
     assert {info.steps for info in seen} == {3}
-    assert seen[0].learning_rate == 5e-4
     assert all(info.images_per_second > 0 for info in seen)
 
 

@@ -73,15 +73,12 @@ class StreamedSoftmax:
     Args:
         call: The attention call.
         queries: int64 (B, n), the queries to look at in each sample; None for all.
-        block_elements: Attention weights held at once.
 
     Raises:
         PruningError: If the call is not of a form known here.
     """
 
-    def __init__(
-        self, call: AttentionCall, queries: Tensor | None = None, block_elements: int = BLOCK_ELEMENTS
-    ) -> None:
+    def __init__(self, call: AttentionCall, queries: Tensor | None = None) -> None:
         shapes = [tuple(t.shape) for t in (call.query, call.key, call.value)]
         if any(len(shape) != 4 for shape in shapes) or shapes[0][1] % shapes[1][1]:
             raise PruningError(
@@ -93,7 +90,6 @@ class StreamedSoftmax:
         self.keys = shapes[1][2]
         self.queries = queries
         self.count = self.total if queries is None else queries.shape[1]
-        self._block_elements = block_elements
 
     @cached_property
     def key(self) -> Tensor:
@@ -115,8 +111,8 @@ class StreamedSoftmax:
     def blocks(self) -> Iterator[Block]:
         """Yield blocks that cover every looked-at query of every (sample, head) pair once."""
         pairs, keys = self.batch * self.heads, self.keys
-        rows_step = min(self.count, max(1, self._block_elements // keys))
-        pairs_step = min(pairs, max(1, self._block_elements // (rows_step * keys)))
+        rows_step = min(self.count, max(1, BLOCK_ELEMENTS // keys))
+        pairs_step = min(pairs, max(1, BLOCK_ELEMENTS // (rows_step * keys)))
         scratch = torch.empty(pairs_step * rows_step * keys, device=self.key.device)
         for pair in range(0, pairs, pairs_step):
             for row in range(0, self.count, rows_step):
