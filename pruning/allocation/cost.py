@@ -104,7 +104,8 @@ class CostModel:
         costs = {}
         for group in self.groups:
             if group.kind == "blocks":
-                costs[group.name] = float(self._inside(group.module, measure))
+                total = {"macs": self.macs, "params": self.params}[measure]
+                costs[group.name] = float(total() - total(PruningPlan(removed_blocks=(group.module,))))
                 continue
             cost = 0.0
             for part in slices_of(group):
@@ -115,12 +116,6 @@ class CostModel:
                 cost += self.attention.get(group.module, 0) / group.num_units
             costs[group.name] = cost
         return costs
-
-    def _inside(self, block: str, measure: str) -> int:
-        without = PruningPlan(removed_blocks=(block,))
-        if measure == "macs":
-            return self.macs() - self.macs(without)
-        return self.params() - self.params(without)
 
     def _kept(self, plan: PruningPlan) -> dict[str, int]:
         return {g.name: len(plan.kept[g.name]) if g.name in plan.kept else g.num_units for g in self.groups}

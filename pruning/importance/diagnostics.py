@@ -42,11 +42,8 @@ def head_diagnostics(
         (``E||W_h x_h||^2``, summed over the projections that read the head), ``energy_share`` (of the site's heads),
         ``fluctuation_ratio`` (R_h = tr(W Sigma W^T) / tr(W H W^T)) and ``label``.
     """
-    rows: list[dict[str, Any]] = []
-    for group in groups:
-        if group.kind == "attention_heads" and _is_measured(group, stats):
-            rows += _site(weights, group, stats)
-    return rows
+    measured = [group for group in groups if group.kind == "attention_heads" and _is_measured(group, stats)]
+    return [row for group in measured for row in _site(weights, group, stats)]
 
 
 def label(sink_mass: float, fluctuation_ratio: float, energy_of_mean: float) -> str:

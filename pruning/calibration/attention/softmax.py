@@ -116,11 +116,8 @@ class StreamedSoftmax:
         scratch = torch.empty(pairs_step * rows_step * keys, device=self.key.device)
         for pair in range(0, pairs, pairs_step):
             for row in range(0, self.count, rows_step):
-                where = (
-                    slice(pair, min(pair + pairs_step, pairs)),
-                    slice(row, min(row + rows_step, self.count)),
-                )
-                yield self._block(*where, scratch)
+                rows = slice(row, min(row + rows_step, self.count))
+                yield self._block(slice(pair, min(pair + pairs_step, pairs)), rows, scratch)
 
     def _block(self, pairs: slice, rows: slice, scratch: Tensor) -> Block:
         query, key = self._scaled_query[pairs, rows], self.key[pairs]
