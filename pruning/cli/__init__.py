@@ -66,7 +66,7 @@ stays. A run that was moved away keeps its own files.
 """
 
 USER_ERROR, INTERRUPTED = 2, 130
-SPINS = "0"
+SPINS = "10000"
 """How often a waiting OpenMP thread looks again before it sleeps."""
 
 _FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
