@@ -220,9 +220,11 @@ def test_errors_are_one_message_on_standard_error(workplace, capsys, arguments, 
     assert main(arguments) == USER_ERROR
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert "Traceback" not in captured.err
-    assert re.search(message, captured.err)
+    # Torch itself warns, at the first import of some parts, of a CUDA compiler without a device.
+    err = "".join(line for line in captured.err.splitlines(True) if "CUDA_HOME" not in line)
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert re.search(message, err)
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
