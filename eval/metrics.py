@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 
 
+@functools.cache
 def available_metrics(folder: Path = FOLDER) -> dict[str, str]:
     """Return the metrics, the files of `folder` that define ``compute``, and the first line of what each says."""
     files = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.py"))}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.noise import is_flow, levels_at, num_train_timesteps
+from pruning.data.noise import levels_at, num_train_timesteps, prediction_type
 from pruning.errors import PruningError
 from pruning.sampling import fresh_scheduler
 
@@ -83,12 +83,6 @@ def error_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
         "epsilon": next_sigma - sigma * next_alpha / alpha,
         "v_prediction": next_sigma * alpha - sigma * next_alpha,
         "sample": next_alpha - alpha * next_sigma / sigma,
-        "flow": next_sigma - sigma,
+        "flow_prediction": next_sigma - sigma,
     }
-    prediction = "flow" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
-    if prediction not in moved:
-        raise PruningError(
-            f"scheduler {type(scheduler).__name__}: prediction_type {prediction!r} is unknown; "
-            f"valid: {', '.join(moved)}"
-        )
-    return moved[prediction].square() / (next_alpha.square() + next_sigma.square())
+    return moved[prediction_type(scheduler)].square() / (next_alpha.square() + next_sigma.square())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruning.data import is_flow
 from pruning.data.batches import move
+from pruning.data.noise import prediction_type
 from pruning.errors import PruningError
 from pruning.recovery.batches import TrainingBatch
 
@@ -86,8 +87,8 @@ def loss_weights(scheduler: Any, timesteps: Tensor, weighting: str) -> Tensor:
     abar = cumulative.to(timesteps.device, torch.float64)[timesteps]
     snr = (abar / (1 - abar)).clamp_min(1e-8)  # zero-terminal-SNR schedules: the limit, not 0 / 0
     capped = snr.clamp_max(MIN_SNR_GAMMA)
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[prediction]
+    divisors = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    divisor = divisors[prediction_type(scheduler)]
     return (capped / divisor).float()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pruning.data import ImageData, takes_text
 from pruning.errors import PruningError
 from pruning.models import num_classes
+from pruning.models.loading import DENOISER_FOLDERS
 from pruning.sampling import sample, sample_pipeline, scheduler_named
 from pruning.settings import Calibrate, Evaluate
 from pruning.stages.run import Run
@@ -62,7 +63,7 @@ def sampler(run: Run, model: ModelMixin, section: Calibrate | Evaluate) -> Sampl
         return lambda ids: sample(model, scheduler, sample_ids=ids, labels=labels_of(run, ids), **options)
     assert run.pipeline is not None
     parts = dict(run.pipeline.components)
-    name = next(name for name in ("unet", "transformer") if name in parts)
+    name = next(name for name in DENOISER_FOLDERS if name in parts)
     pipeline = type(run.pipeline)(**{**parts, name: model, "scheduler": scheduler})  # all else is shared
     return lambda ids: sample_pipeline(
         pipeline,

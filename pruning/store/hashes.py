@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -34,7 +35,7 @@ def hash_of(what: Any) -> str:
 def files_of(folder: Path) -> dict[str, dict[str, int]]:
     """Return size and time of all files under a folder: equal for two folders of links or copies of the same files."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): _state(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): _state(path.stat()) for path in paths}
 
 
 def folder_bytes(folder: Path) -> int:
@@ -44,14 +45,13 @@ def folder_bytes(folder: Path) -> int:
 
 def is_as_described(path: Path, entry: Mapping[str, Any]) -> bool:
     """Tell whether a file is still what a manifest says of it: size, time and hash."""
-    state = _state(path)
+    state = _state(path.stat())
     if state["bytes"] > LARGE and state.items() <= entry.items():
         return True
     return _hash_once(path.absolute(), **state) == entry["sha256"]
 
 
-def _state(path: Path) -> dict[str, int]:
-    status = path.stat()
+def _state(status: os.stat_result) -> dict[str, int]:
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
@@ -78,7 +78,8 @@ class Hashes:
     def of(self, file: Path) -> str:
         """Return the SHA-256 of a file."""
         # The time of the last change of any kind cannot be set, as `cp -p` and unpacking set that of the contents.
-        name, state = str(file.absolute()), {**_state(file), "ctime_ns": file.stat().st_ctime_ns}
+        name, status = str(file.absolute()), file.stat()
+        state = {**_state(status), "ctime_ns": status.st_ctime_ns}
         entry = self._known.get(name)
         if not isinstance(entry, Mapping) or "sha256" not in entry or not state.items() <= entry.items():
             entry = self._known[name] = {**state, "sha256": file_hash(file)}

@@ -80,8 +80,10 @@ class Store:
     def keep(self, result: Result) -> Result:
         """Take a whole result that lies outside into the store, if it is not there; return the one in the store."""
         place = self.path / result.name
-        if place == result.folder or (kept := Result.read(place)):
-            return result if place == result.folder else kept
+        if place == result.folder:
+            return result
+        if kept := Result.read(place):
+            return kept
         place.parent.mkdir(parents=True, exist_ok=True)
         link_tree(result.folder, place)
         return Result(place, result.manifest)
