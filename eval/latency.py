@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import benchmark
 
 from eval.intervals import median_interval
 from eval.observation import Seen
@@ -40,7 +39,7 @@ def interleave(
     min_run_s: float = MIN_RUN_S,
     warmup: int,
     num_threads: int,
-    clock: Callable[[], float] = benchmark.timer,
+    clock: Callable[[], float] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
     """Time several statements in turn and return the seconds of one run, one value per round.
@@ -54,9 +53,11 @@ def interleave(
         min_run_s: Least time of a timed block, in seconds, judged by the last untimed run.
         warmup: Untimed runs of each before the first round; without any, blocks are single runs.
         num_threads: CPU threads while timing; restored afterwards.
-        clock: Returns seconds; the default synchronises the accelerator first.
+        clock: Returns seconds; None takes that of torch, which synchronises the accelerator first.
         progress: Called with the number of rounds done.
     """
+    if clock is None:
+        from torch.utils.benchmark import timer as clock  # slow to import, and it warns of a missing compiler
     timers = {name: timeit.Timer(run, timer=clock) for name, run in runs.items()}
     names, threads = list(runs), torch.get_num_threads()
     times: dict[str, list[float]] = {name: [] for name in names}

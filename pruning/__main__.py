@@ -1,8 +1,6 @@
 """``python -m pruning …``, and so ``accelerate launch -m pruning …``."""
 
-import sys
-
-from pruning.cli import main
+from pruning.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

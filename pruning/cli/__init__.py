@@ -72,6 +72,14 @@ SPINS = "10000"
 _FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
 
 
+def command() -> NoReturn:
+    """Run the command and end the process, at once where it only looked: taking the libraries down takes a second."""
+    status = main()
+    if "--dry-run" in sys.argv:
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -97,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pruning.cli.commands import COMMANDS
 
             console.finish(arguments.command, COMMANDS[arguments.command](arguments, console))
+            sys.stdout.flush()
         except BrokenPipeError:  # `sinkprune ls | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:

@@ -8,13 +8,15 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Result, facts
+from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_text
-from pruning.recipe import bundled_recipes, find_recipe, load_recipe
+from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
 from pruning.stages.folder import LOCK, STAGES, RunFolder
 from pruning.stages.summary import measured
 from pruning.store import Store, folder_bytes
@@ -27,12 +29,12 @@ Command = Callable[[argparse.Namespace, Console], Result]
 def run(arguments: argparse.Namespace, console: Console) -> Result:
     """Run the stages of a recipe up to the one that is asked for, or show what that would do."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from pruning.stages import Run, dry_run, run_stages
+    if arguments.dry_run:
+        found = lean(lambda: _dry_run(recipe, console.progress))
+        return Result(found, tables.dry_run(found))
+    from pruning.stages import Run, run_stages
 
     work = Run(recipe, progress=console.progress)
-    if arguments.dry_run:
-        found = dry_run(work)
-        return Result(found, tables.dry_run(found))
     run_stages(
         work,
         start=arguments.start,
@@ -41,6 +43,12 @@ def run(arguments: argparse.Namespace, console: Console) -> Result:
         say_earlier=arguments.command != "run",
     )
     return _ended(work.folder, arguments.until or "report") if work.ranks.is_first else Result({})
+
+
+def _dry_run(recipe: Recipe, progress: bool) -> dict[str, Any]:
+    from pruning.stages import Run, dry_run
+
+    return dry_run(Run(recipe, progress=progress))
 
 
 def report(arguments: argparse.Namespace, console: Console) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import sys
@@ -10,8 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import diffusers.utils.logging as diffusers_logging
-import transformers.utils.logging as transformers_logging
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Bars:
 @contextmanager
 def without_library_bars(quiet: bool = False) -> Iterator[None]:
     """Keep the loading bars of diffusers and transformers out of logs; on a terminal they stay, unless `quiet`."""
-    libraries = [diffusers_logging, transformers_logging]
+    libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     shown = shown if quiet or not sys.stderr.isatty() else []
     for library in shown:
