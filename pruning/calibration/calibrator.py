@@ -69,15 +69,17 @@ class Calibrator:
     ) -> None:
         self._model, self._settings, self._first_pass = model, settings or Calibrate(), first_pass
         self._settings.check("calibration")
-        self._limit, self._variants, self._conditional = num_train_timesteps, tuple(variants), conditional
+        self._limit, self._variants = num_train_timesteps, tuple(variants)
+        guidance = {"scale": self._settings.guidance_scale, "conditional": conditional}
+        self._guidance = guidance if "guided" in self._variants else None
         self._seed, self._permutation_seed = seed, seed if permutation_seed is None else permutation_seed
         kind = self._settings.timestep_weights if timestep_weights is None else timestep_weights
         self._weights = weights_of(kind, self._settings.timestep_buckets)
         self._observers = find(needs)
         self._watches = watches(model, list(groups), self._observers)
-        self._check()
+        self._check(conditional)
 
-    def _check(self) -> None:
+    def _check(self, conditional: int) -> None:
         first_pass, sinks = self._first_pass, self._settings.sink_weights
         if not self._limit > 0:
             raise PruningError(f"num_train_timesteps is {self._limit}; expected a positive number")
@@ -89,10 +91,8 @@ class Calibrator:
                 "the variant 'guided' mixes both branches of guidance; say how in settings.guidance_scale, which is 1 "
                 "(no guidance)"
             )
-        if self._conditional not in (0, 1):
-            raise PruningError(
-                f"conditional is {self._conditional}; it must be 0 or 1, the half of the batch"
-            )
+        if conditional not in (0, 1):
+            raise PruningError(f"conditional is {conditional}; it must be 0 or 1, the half of the batch")
         if weights_need_first_pass(self._variants, sinks):
             if first_pass is None:
                 raise PruningError(
@@ -122,8 +122,13 @@ class Calibrator:
         token_weights = TokenWeights(sinks, self._variants, first_pass, self._permutation_seed)
         readings = Readings(driver, sinks, settings.queries, self._seed)
         driver.steps += [self._count, token_weights.restart]
-        token_weights.watch(readings, self._weighting_sites())
-        guidance = self._guidance
+        weighting = {
+            place.site
+            for watch in self._watches
+            for place in watch.places
+            if set(watch.sees.variants(place, self._variants)) - {"guided"}
+        }
+        token_weights.watch(readings, sorted(weighting))
         context = Context(
             driver=driver,
             readings=readings,
@@ -132,7 +137,7 @@ class Calibrator:
             trajectories=self._trajectories,
             means={} if first_pass is None else first_pass.means,
             rows=settings.rows,
-            guided=None if guidance is None else functools.partial(mixed, **guidance),
+            guided=None if self._guidance is None else functools.partial(mixed, **self._guidance),
             seed=self._seed,
         )
         for watch in self._watches:
@@ -145,24 +150,6 @@ class Calibrator:
         self.driver.__exit__(kind, *exc)
         if kind is None:
             self._finish()
-
-    @property
-    def _guidance(self) -> dict[str, Any] | None:
-        """How rows are mixed for the variant ``guided``, None if it is not asked for."""
-        if "guided" not in self._variants:
-            return None
-        return {"scale": self._settings.guidance_scale, "conditional": self._conditional}
-
-    def _weighting_sites(self) -> list[str]:
-        """Return the attention modules whose sinks weight rows here."""
-        return sorted(
-            {
-                place.site
-                for watch in self._watches
-                for place in watch.places
-                if set(watch.sees.variants(place, self._variants)) - {"guided"}
-            }
-        )
 
     def _count(self, step: Step) -> None:
         self._samples.index_add_(0, step.buckets, torch.ones(len(step.samples), dtype=torch.float64))

@@ -48,14 +48,14 @@ class Context:
         self,
         place: Any,
         observers: Mapping[str, Observer],
-        measure: Callable[[Observer], Tensor],
+        view: Any,
         bucket: int | None = None,
         suffixes: Sequence[str] = ("",),
     ) -> None:
         """Add what each observer measures of a view, all of one timestep bucket, to the sums of these suffixes."""
         for name, observer in observers.items():
             assert observer.by != "sample", "only views of whole samples tell samples apart"
-            value, at = measure(observer), bucket if observer.by == "bucket" else None
+            value, at = observer.measure(view), bucket if observer.by == "bucket" else None
             for suffix in suffixes:
                 self.sums.add(place.key, name + suffix, value, at)
 

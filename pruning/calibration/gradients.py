@@ -29,12 +29,12 @@ class ParameterListener(Protocol):
         ...
 
 
-def data_losses(output: Tensor, target: Tensor, step: Step, seed: int = 0) -> Tensor:
+def data_losses(output: Tensor, target: Tensor, step: Step, seed: int) -> Tensor:
     """Return the mean squared error of each row, (B,), with its graph."""
     return (output.float() - target.to(output.device, torch.float32)).square().flatten(1).mean(1)
 
 
-def projections(output: Tensor, target: Tensor, step: Step, seed: int = 0) -> Tensor:
+def projections(output: Tensor, target: Tensor, step: Step, seed: int) -> Tensor:
     """Return the output's projection on random signs v, ``<v, output>``, (B,), with its graph."""
     signs = random_signs(seed, step.keys, step.timesteps.tolist(), output.shape[1:])
     return (output.float() * signs.to(output.device)).flatten(1).sum(1)
@@ -94,9 +94,8 @@ class Gradients:
             PruningError: If a loss or gradient holds NaN or infinity, or nothing came by of which the gradient is
                 wanted.
         """
-        losses = {name: LOSSES[name](output, target, step, self._seed) for name in sorted(self.ends)}
-        if self.listeners:
-            losses["data"] = losses["data"] if "data" in losses else data_losses(output, target, step)
+        names = sorted({*self.ends, "data"} if self.listeners else self.ends)
+        losses = {name: LOSSES[name](output, target, step, self._seed) for name in names}
         for name, by_row in losses.items():
             check_finite(by_row, f"the {name} loss of calibration", step.describe)
         left = len(self.listeners) + len(self.ends)

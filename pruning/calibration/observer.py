@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from pruning.calibration.rows import consumers_of
 from pruning.registry import Registry
 from pruning.settings import WEIGHTINGS
 from pruning.types import PrunableGroup
@@ -51,8 +52,11 @@ class Sight(Protocol):
         return False
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> Sequence[Any]:
-        """Return where it looks; a place has a `key`, under which sums are kept, and the sizes that shapes take."""
-        ...
+        """Return where it looks, at every consumer unless it says otherwise.
+
+        A place has a `key`, under which sums are kept, and the sizes that shapes take.
+        """
+        return consumers_of(model, groups)
 
     def variants(self, place: Any, asked: Sequence[str]) -> list[str]:
         """Return for which of the variants asked for sums are gathered at a place besides the plain ones."""

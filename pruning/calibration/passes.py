@@ -45,18 +45,9 @@ def first_pass(
 ) -> FirstPass:
     """Run the first pass over noised batches or over a sampling run.
 
-    Each sample must come at every timestep with the same image and noise, or along its sampling trajectory. The other
-    arguments are those of `calibrate`, with which they must agree.
-
-    Args:
-        model: The denoiser.
-        groups: What may be removed.
-        source: Noised batches, or a sampling run to watch.
-        settings: See `Calibrator`; the weights of detected sinks and `rows` do not matter here.
-        timestep_weights: w_tau in numbers, for the channel means.
-        stability: Watch attention; without it only means are gathered.
-        seed: Of the query draws.
-        progress: Called after each noised batch with its number of rows.
+    Each sample must come at every timestep with the same image and noise, or along its sampling trajectory. Without
+    `stability` attention is not watched and only channel means are gathered. The other arguments are those of
+    `calibrate`, with which they must agree; of `settings` the weights of detected sinks and `rows` do not matter here.
 
     Raises:
         PruningError: As `calibrate`.
@@ -124,8 +115,12 @@ def calibrate(
     """
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
-    if isinstance(source, SamplingRun):
-        _check_watchable(find(needs))
+    for name, observer in find(needs).items():
+        if isinstance(source, SamplingRun) and observer.sees.needs_targets:
+            raise PruningError(
+                f"statistic {name!r} cannot be gathered from a sampling run, which has no targets; "
+                "calibrate on noised images of a data set"
+            )
     if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
         first_pass = _first_pass(
             model,
@@ -150,15 +145,6 @@ def calibrate(
         seed=seed,
         permutation_seed=permutation_seed,
     ).gather(source, progress)
-
-
-def _check_watchable(observers: Mapping[str, Observer]) -> None:
-    for name, observer in observers.items():
-        if observer.sees.needs_targets:
-            raise PruningError(
-                f"statistic {name!r} cannot be gathered from a sampling run, which has no targets; "
-                "calibrate on noised images of a data set"
-            )
 
 
 def _settings(settings: Calibrate | None, source: Source) -> Calibrate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -65,11 +66,7 @@ class Consumer:
     @property
     def columns(self) -> int:
         """P, the columns that `rows` yields."""
-        area = (
-            self.module.kernel_size[0] * self.module.kernel_size[1]
-            if isinstance(self.module, nn.Conv2d)
-            else 1
-        )
+        area = math.prod(self.module.kernel_size) if isinstance(self.module, nn.Conv2d) else 1
         return self.channels * area
 
     @property
@@ -102,7 +99,8 @@ class Consumer:
     def rows(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield (samples, their rows (s, N, P) float32) over an input; N output positions for a convolution."""
         if isinstance(self.module, nn.Conv2d):
-            per_sample = self.columns * _output_positions(self.module, x)
+            positions = x.shape[2:].numel() // math.prod(self.module.stride)  # of the output
+            per_sample = self.columns * max(1, positions)
         else:
             per_sample = x[0].numel()
         step = max(1, CHUNK_ELEMENTS // max(per_sample, 1))
@@ -135,7 +133,3 @@ def consumers_of(model: nn.Module, groups: Iterable[PrunableGroup]) -> list[Cons
         PruningError: For a consumer of a kind that calibration cannot read.
     """
     return [Consumer.of(model, one) for group in groups for one in group.consumers]
-
-
-def _output_positions(conv: nn.Conv2d, x: Tensor) -> int:
-    return max(1, (x.shape[2] * x.shape[3]) // (conv.stride[0] * conv.stride[1]))

@@ -101,14 +101,13 @@ class StepReader:
         if not given or min(given) < 0:
             raise PruningError(f"sample indices must be non-negative and at least one, found {list(given)}")
         self._given = given
+        self._buckets = None
         if buckets is not None:
             many = torch.as_tensor(buckets, dtype=torch.long).cpu().reshape(-1)
             count = len(self._weights)
             if int(many.min()) < 0 or int(many.max()) >= count:
                 raise PruningError(f"timestep buckets must be from 0 to {count - 1}, found {many.tolist()}")
             self._buckets = many
-        else:
-            self._buckets = None
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         """Return the step of a call ``model(*args, **kwargs)``.
@@ -148,9 +147,7 @@ class StepReader:
         count = len(self._weights)
         if self._buckets is None:
             return (times * count / self._limit).floor().long().clamp(0, count - 1)
-        given = self._buckets
-        per_branch = len(times) // branches
-        return given.expand(per_branch).repeat(branches) if given.numel() == 1 else given.repeat(branches)
+        return self._buckets.expand(len(times) // branches).repeat(branches)
 
     def _whose(self, sample: Tensor, times: Tensor) -> tuple[tuple[int, ...], int]:
         """Return the sample indices of one guidance branch and the number of branches."""

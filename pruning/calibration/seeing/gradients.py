@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from pruning.calibration.context import Context
 from pruning.calibration.driver import Seen
 from pruning.calibration.observer import Observer, Sight
-from pruning.calibration.rows import Consumer, consumers_of
+from pruning.calibration.rows import Consumer
 from pruning.calibration.seeing.inputs import Rows
 from pruning.calibration.step import Step, by_bucket, check_finite
 from pruning.calibration.sums import summable
-from pruning.types import PrunableGroup
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,6 @@ class InputGradient(Sight):
     def needs_means(self) -> bool:
         """For centred effects."""
         return self.loss == "output"
-
-    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
-        """Return every consumer."""
-        return consumers_of(model, groups)
 
     def variants(self, place: Consumer, asked: Sequence[str]) -> list[str]:
         """Return all but ``guided``, where there is an attention module that weights the rows."""
@@ -112,9 +107,7 @@ class _Effects:
         for suffix, z in self._z.items():
             for bucket, here in by_bucket(step.buckets):
                 view = Effects(z[here], step.weights[here].to(z.device))
-                self._context.add(
-                    self._place, self._observers, lambda one, v=view: one.measure(v), bucket, [suffix]
-                )
+                self._context.add(self._place, self._observers, view, bucket, [suffix])
         self._z = {}
 
 
@@ -129,10 +122,6 @@ class OutputGradient(Sight):
     needs_targets: ClassVar[bool] = True
 
     loss: str
-
-    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
-        """Return every consumer."""
-        return consumers_of(model, groups)
 
     def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what leaves the consumers."""
@@ -149,6 +138,6 @@ class OutputGradient(Sight):
             weights = step.weights[row_of].to(rows.device, torch.float32)[:, None].expand(rows.shape[:2])
             for bucket, here in by_bucket(step.buckets[row_of]):
                 view = Rows(rows[here].flatten(0, 1).float(), weights[here].flatten(), place)
-                context.add(place, observers, lambda one, v=view: one.measure(v), bucket)
+                context.add(place, observers, view, bucket)
 
         return see

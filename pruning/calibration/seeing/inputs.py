@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning.calibration.context import Context
 from pruning.calibration.draws import ROWS, subset
 from pruning.calibration.observer import Observer, Sight
-from pruning.calibration.rows import Consumer, consumers_of
+from pruning.calibration.rows import Consumer
 from pruning.calibration.step import Step, by_bucket
 from pruning.calibration.sums import summable
-from pruning.types import PrunableGroup
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,6 @@ class Input(Sight):
 
     unfolded: bool = True
 
-    def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Consumer]:
-        """Return every consumer."""
-        return consumers_of(model, groups)
-
     def variants(self, place: Consumer, asked: Sequence[str]) -> list[str]:
         """Return ``guided``, and the others where there is an attention module that weights the rows."""
         return [variant for variant in asked if variant == "guided" or place.site is not None]
@@ -88,7 +83,12 @@ class _Tap:
             for name, one in observers.items()
             if one.part_of is None or one.part_of[0] not in observers
         }
-        patches = unfolded and all(one.of_image is not None for one in self._observers.values())
+        self._of_image = {
+            name: replace(one, measure=one.of_image)
+            for name, one in self._observers.items()
+            if one.of_image is not None
+        }
+        patches = unfolded and len(self._of_image) == len(self._observers)
         self._as_image = patches and context.rows is None
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class _Tap:
             weights = step.weights[row_of].to(image.device, torch.float32)
             for bucket, here in by_bucket(step.buckets[row_of]):
                 view = Image(image[here], weights[here], self._place)
-                self._context.add(self._place, self._observers, of_image(view), bucket, [suffix])
+                self._context.add(self._place, self._of_image, view, bucket, [suffix])
             return
         rows = self._place.rows if self._unfolded else self._place.channel_rows
         for part, found in rows(summable(x)):
@@ -148,15 +148,4 @@ class _Tap:
 
     def _measure(self, x: Tensor, u: Tensor, suffixes: Sequence[str], bucket: int) -> None:
         """Measure rows once and add what is found to the sums named by `suffixes`."""
-        view = Rows(x, u, self._place)
-        self._context.add(self._place, self._observers, lambda one: one.measure(view), bucket, suffixes)
-
-
-def of_image(view: Image) -> Callable[[Observer], Tensor]:
-    """Return how an image is measured."""
-
-    def measure(observer: Observer) -> Tensor:
-        assert observer.of_image is not None
-        return observer.of_image(view)
-
-    return measure
+        self._context.add(self._place, self._observers, Rows(x, u, self._place), bucket, suffixes)

@@ -11,34 +11,25 @@ module, M keys, T timestep buckets. Divide by ``samples`` for means.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from pruning.calibration.attention.reading import Reading
 from pruning.calibration.observer import Observer, register
 from pruning.calibration.seeing import Attention
 
-
-def key_mass(reading: Reading) -> Tensor:
-    """m_j, (B, H, M)."""
-    return reading.sums.mass
-
-
-def sink_mass(reading: Reading) -> Tensor:
-    """sum_{j in S} m_j, (B, H)."""
-    return (reading.sums.mass * reading.sinks[:, None]).sum(-1)
-
-
-def max_key_mass(reading: Reading) -> Tensor:
-    """max_j m_j, (B, H)."""
-    return reading.sums.mass.amax(-1)
-
-
-def sink_indicator(reading: Reading) -> Tensor:
-    """s_j, (B, M)."""
-    return reading.indicator
-
-
-register("key_mass", Observer(Attention(), key_mass, lambda at: (at.heads, at.keys), by="bucket"))
-register("sink_mass", Observer(Attention(), sink_mass, lambda at: (at.heads,), by="bucket"))
-register("max_key_mass", Observer(Attention(), max_key_mass, lambda at: (at.heads,), by="bucket"))
-register("sink_indicator", Observer(Attention(), sink_indicator, lambda at: (at.keys,), by="bucket"))
+register(
+    "key_mass", Observer(Attention(), lambda one: one.sums.mass, lambda at: (at.heads, at.keys), by="bucket")
+)
+register(
+    "max_key_mass",
+    Observer(Attention(), lambda one: one.sums.mass.amax(-1), lambda at: (at.heads,), by="bucket"),
+)
+register(
+    "sink_indicator", Observer(Attention(), lambda one: one.indicator, lambda at: (at.keys,), by="bucket")
+)
+register(
+    "sink_mass",
+    Observer(
+        Attention(),
+        lambda one: (one.sums.mass * one.sinks[:, None]).sum(-1),
+        lambda at: (at.heads,),
+        by="bucket",
+    ),
+)

@@ -10,26 +10,13 @@ With q = dL/dx at the consumer's input x, a unit's effect in one sample is ``z_g
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from pruning.calibration.observer import Observer, register
-from pruning.calibration.rows import Consumer
-from pruning.calibration.seeing import Effects, InputGradient
+from pruning.calibration.seeing import InputGradient
 
-
-def taylor(effects: Effects) -> Tensor:
-    """(G,)."""
-    return effects.weight @ effects.z.abs()
-
-
-def probe_diag(effects: Effects) -> Tensor:
-    """(G,)."""
-    return effects.weight @ effects.z.square()
-
-
-def _units(at: Consumer) -> tuple[int, ...]:
-    return (at.units,)
-
-
-register("taylor", Observer(InputGradient("data"), taylor, _units))
-register("probe_diag", Observer(InputGradient("output"), probe_diag, _units))
+register(
+    "taylor", Observer(InputGradient("data"), lambda one: one.weight @ one.z.abs(), lambda at: (at.units,))
+)
+register(
+    "probe_diag",
+    Observer(InputGradient("output"), lambda one: one.weight @ one.z.square(), lambda at: (at.units,)),
+)

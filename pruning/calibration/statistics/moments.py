@@ -11,7 +11,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.calibration.observer import Observer, register
-from pruning.calibration.rows import Consumer
 from pruning.calibration.seeing import Input, Rows
 from pruning.calibration.statistics.patches import (
     patch_moment,
@@ -63,32 +62,19 @@ def input_moment(rows: Rows) -> Tensor:
     return found
 
 
-def _one(at: Consumer) -> tuple[int, ...]:
-    return ()
-
-
-def _columns(at: Consumer) -> tuple[int, ...]:
-    return (at.columns,)
-
-
-def _blocks(at: Consumer) -> tuple[int, ...]:
-    return (at.units, at.columns // at.units, at.columns // at.units)
-
-
-def _square(at: Consumer) -> tuple[int, ...]:
-    return (at.columns, at.columns)
-
-
-register("row_weight", Observer(Input(), row_weight, _one, by="bucket", of_image=patch_weight))
-register("input_sum", Observer(Input(), input_sum, _columns, by="bucket", of_image=patch_sum))
-register("input_sq", Observer(Input(), input_sq, _columns, of_image=patch_sq))
-register("input_moment", Observer(Input(), input_moment, _square, of_image=patch_moment))
+register("row_weight", Observer(Input(), row_weight, lambda at: (), by="bucket", of_image=patch_weight))
+register("input_sum", Observer(Input(), input_sum, lambda at: (at.columns,), by="bucket", of_image=patch_sum))
+register("input_sq", Observer(Input(), input_sq, lambda at: (at.columns,), of_image=patch_sq))
+register(
+    "input_moment",
+    Observer(Input(), input_moment, lambda at: (at.columns, at.columns), of_image=patch_moment),
+)
 register(
     "input_unit_moment",
     Observer(
         Input(),
         input_unit_moment,
-        _blocks,
+        lambda at: (at.units, at.columns // at.units, at.columns // at.units),
         of_image=patch_unit_moment,
         part_of=("input_moment", lambda moment, at: unit_blocks(moment, at.units)),
     ),
