@@ -61,11 +61,9 @@ def allocate(
             f"the cost model was not traced with the group {foreign[0]!r}; is it of another model?"
         )
     ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in groups]
-    how = (
-        {"per_cost": settings.per_cost and have_a_zero(ladders, scores)}
-        if scores and scope == "global"
-        else {}
-    )
+    how = {}
+    if scores and scope == "global":
+        how = {"per_cost": settings.per_cost and have_a_zero(ladders, scores)}
     steps = _steps(global_prices(ladders, **how) if how else local_prices(ladders))
     total = cost.macs if target.measure == "macs" else cost.params
     goal = _goal(target, groups, cost, total())

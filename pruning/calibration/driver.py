@@ -22,9 +22,9 @@ from pruning.errors import PruningError
 from pruning.models.families import denoise
 
 Progress = Callable[[int], None]
-Seen = Callable[[Tensor, Step, Tensor], None]
+OnTensor = Callable[[Tensor, Step, Tensor], None]
 """Is told a tensor (S, ...), the step, and to which of the step's rows each of the S belongs."""
-Compared = Callable[[Tensor, Tensor, Step], None]
+OnChange = Callable[[Tensor, Tensor, Step], None]
 """Is told two tensors (B, ...) and the step."""
 
 
@@ -62,9 +62,9 @@ class Driver:
         ends: Told when all is done, unless it ended by an exception.
         attention: Told the calls of an attention module, by its path, the step, and to which of the step's rows each
             entry of the call's batch belongs.
-        inputs: Told what enters a module, by its path; see `Seen`.
+        inputs: Told what enters a module, by its path; see `OnTensor`.
         outputs: Told what leaves a module.
-        blocks: Told what enters and what leaves a block, by its path; see `Compared`.
+        blocks: Told what enters and what leaves a block, by its path; see `OnChange`.
         ablations: Told the model's output with and without a block, at the price of a forward pass.
         gradients: Tells gradients; see there.
     """
@@ -74,10 +74,10 @@ class Driver:
         self.steps: list[Callable[[Step], None]] = []
         self.ends: list[Callable[[], None]] = []
         self.attention: dict[str, list[Callable[[AttentionCall, Step, Tensor], None]]] = defaultdict(list)
-        self.inputs: dict[str, list[Seen]] = defaultdict(list)
-        self.outputs: dict[str, list[Seen]] = defaultdict(list)
-        self.blocks: dict[str, list[Compared]] = defaultdict(list)
-        self.ablations: dict[str, list[Compared]] = defaultdict(list)
+        self.inputs: dict[str, list[OnTensor]] = defaultdict(list)
+        self.outputs: dict[str, list[OnTensor]] = defaultdict(list)
+        self.blocks: dict[str, list[OnChange]] = defaultdict(list)
+        self.ablations: dict[str, list[OnChange]] = defaultdict(list)
         self.gradients = Gradients(seed)
         self._step: Step | None = None
         self._paused = False
@@ -88,8 +88,9 @@ class Driver:
             stack.enter_context(frozen(self._model))
             for listener in self.gradients.listeners:
                 stack.enter_context(parameter_gradients(listener.parameters))
-            stack.callback(self._model.register_forward_pre_hook(self._start, with_kwargs=True).remove)
-            stack.callback(self._model.register_forward_hook(self._end).remove)
+            start, end = self._unless_paused(self._start), self._unless_paused(self._end)
+            stack.callback(self._model.register_forward_pre_hook(start, with_kwargs=True).remove)
+            stack.callback(self._model.register_forward_hook(end).remove)
             for path, told in self.inputs.items():
                 hook = self._model.get_submodule(path).register_forward_pre_hook
                 stack.callback(hook(self._input(path, told), with_kwargs=True).remove)
@@ -99,7 +100,7 @@ class Driver:
             for path, told in self.blocks.items():
                 hook = self._model.get_submodule(path).register_forward_hook
                 stack.callback(hook(self._block(path, told), with_kwargs=True).remove)
-            self._capture = AttentionCapture(self._model, self.attention, self._attend)
+            self._capture = AttentionCapture(self._model, self.attention, self._unless_paused(self._attend))
             stack.enter_context(self._capture)
             self._stack = stack.pop_all()
         return self
@@ -146,6 +147,9 @@ class Driver:
         finally:
             self._paused = False
 
+    def _unless_paused(self, hook: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: None if self._paused else hook(*args)
+
     @property
     def step(self) -> Step:
         """The denoiser's current or last call.
@@ -161,8 +165,6 @@ class Driver:
         return self._step
 
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._paused:
-            return
         self._capture.restart()
         self.gradients.restart()
         self._step = self._reader.read(args, kwargs)
@@ -170,45 +172,37 @@ class Driver:
             tell(self._step)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self._paused:
-            check_finite(main_tensor(output), f"the output of {type(module).__name__}", self.step.describe)
+        check_finite(main_tensor(output), f"the output of {type(module).__name__}", self.step.describe)
 
     def _attend(self, call: AttentionCall) -> None:
-        if self._paused:
-            return
         row_of = self.step.row_of(call.query.shape[0], f"attention {call.path!r}")
         tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}
         for tell in self.attention[call.path]:
             tell(replace(call, **tensors), self.step, row_of)
 
-    def _input(self, path: str, told: list[Seen]) -> Any:
+    def _input(self, path: str, told: list[OnTensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if self._paused:
-                return
             x = args[0] if args else next(iter(kwargs.values()))
             row_of = self.step.row_of(x.shape[0], path)
             check_finite(x, f"the input of {path!r}", lambda rows: self.step.describe(row_of[rows].tolist()))
             for tell in told:
                 tell(x, self.step, row_of)
 
-        return hook
+        return self._unless_paused(hook)
 
-    def _output(self, path: str, told: list[Seen]) -> Any:
+    def _output(self, path: str, told: list[OnTensor]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if not self._paused:
-                row_of = self.step.row_of(output.shape[0], path)
-                for tell in told:
-                    tell(output, self.step, row_of)
+            row_of = self.step.row_of(output.shape[0], path)
+            for tell in told:
+                tell(output, self.step, row_of)
 
-        return hook
+        return self._unless_paused(hook)
 
-    def _block(self, path: str, told: list[Compared]) -> Any:
+    def _block(self, path: str, told: list[OnChange]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            if self._paused:
-                return
             before, after = block_input(args, kwargs), main_tensor(output)
             check_finite(after, f"the output of {path!r}", self.step.describe)
             for tell in told:
                 tell(summable(before), summable(after), self.step)
 
-        return hook
+        return self._unless_paused(hook)

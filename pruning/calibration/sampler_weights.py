@@ -30,6 +30,7 @@ def sampler_weights(scheduler: Any, buckets: int, num_steps: int) -> list[float]
     """
     if buckets < 1:
         raise PruningError(f"sampler weights: {buckets} timestep buckets; there must be at least 1")
+    total = num_train_timesteps(scheduler)
     times = fresh_scheduler(scheduler, num_steps).timesteps
     weights = error_weights(scheduler, times)
     if not bool(weights.isfinite().all()):
@@ -38,9 +39,7 @@ def sampler_weights(scheduler: Any, buckets: int, num_steps: int) -> list[float]
             f"{float(times[~weights.isfinite()][0]):g}, where an error of this prediction_type moves the sample "
             "without bound; take timestep_weights=uniform or obs_diff"
         )
-    bucket = (
-        (times.cpu().double() * buckets / num_train_timesteps(scheduler)).floor().long().clamp(0, buckets - 1)
-    )
+    bucket = (times.cpu().double() * buckets / total).floor().long().clamp(0, buckets - 1)
     sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, weights)
     if not bool((sums > 0).all()):
         raise PruningError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning.data import num_train_timesteps
 from pruning.errors import PruningError
 from pruning.export.card import Facts
 from pruning.files import write_errors, written_whole
@@ -43,8 +44,9 @@ class ExportRequest:
         return getattr(torch, self.settings.dtype)
 
     def check(self) -> None:
-        """Raise PruningError for settings out of range, or a base folder that is none."""
+        """Raise PruningError for settings out of range, no scheduler, or a base folder that is none."""
         self.settings.check("export")
+        num_train_timesteps(self.scheduler)
         if self.base_folder is not None and not self.base_folder.is_dir():
             raise PruningError(f"export: base_folder {str(self.base_folder)!r} is no folder")
 

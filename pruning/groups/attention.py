@@ -7,6 +7,7 @@ size ``head_dim`` keep their scale; norms over one head stay, norms across heads
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -39,16 +40,14 @@ def attention_heads(path: str, module: nn.Module, model: nn.Module) -> Iterator[
     if kv_heads < 2 or heads % kv_heads:
         return
     query_unit = heads // kv_heads * head_dim
-    produced: list[ParamSlice] = []
-    for names, unit in ((QUERIES, query_unit), (KEYS_AND_VALUES, head_dim)):
-        for name in names:
-            produced += _rows_if_present(path, module, name, unit)
-    for names, unit, width in (
-        (QUERY_NORMS, query_unit, to_q.out_features),
-        (KEY_NORMS, head_dim, to_k.out_features),
-    ):
-        for name in names:
-            produced += _across_heads(path, module, name, unit, width, head_dim)
+    queries, keys = (query_unit, to_q.out_features), (head_dim, to_k.out_features)
+    parts = ((QUERIES, queries), (KEYS_AND_VALUES, keys), (QUERY_NORMS, queries), (KEY_NORMS, keys))
+    produced = [
+        part
+        for names, (unit, width) in parts
+        for name in names
+        for part in _rows_of_heads(path, module, name, unit, width)
+    ]
     sizes = {
         "heads": heads // kv_heads,
         "sliceable_head_dim": heads // kv_heads,
@@ -82,15 +81,8 @@ def _output_projections(module: nn.Module) -> list[str]:
     return names
 
 
-def _rows_if_present(path: str, module: nn.Module, name: str, unit: int) -> list[ParamSlice]:
-    layer = getattr(module, name, None)
-    return rows(f"{path}.{name}", layer, unit) if isinstance(layer, nn.Linear) else []
-
-
-def _across_heads(
-    path: str, module: nn.Module, name: str, unit: int, width: int, head_dim: int
-) -> list[ParamSlice]:
-    """Return the slices of a query/key norm whose weight spans all heads; a norm of one head is not cut."""
-    weight = getattr(getattr(module, name, None), "weight", None)
-    spans_heads = weight is not None and weight.shape == (width,) and width != head_dim
-    return rows(f"{path}.{name}", getattr(module, name), unit) if spans_heads else []
+def _rows_of_heads(path: str, module: nn.Module, name: str, unit: int, width: int) -> list[ParamSlice]:
+    """Return the slices of a projection or norm if its `width` rows are of all heads; a norm of one head has fewer."""
+    layer: Any = getattr(module, name, None)
+    weight = getattr(layer, "weight", None)
+    return rows(f"{path}.{name}", layer, unit) if weight is not None and len(weight) == width else []

@@ -21,23 +21,19 @@ def resnet_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[
     """Yield the inner channels of a ResNet block with at least two norm groups."""
     if not isinstance(module, (ResnetBlock2D, ResnetBlockCondNorm2D)):
         return
-    norm = module.norm2
-    if isinstance(norm, nn.GroupNorm):
-        embedding, embedding_path = module.time_emb_proj, f"{path}.time_emb_proj"
-    elif isinstance(norm, AdaGroupNorm):
-        embedding, embedding_path = norm.linear, f"{path}.norm2.linear"
-    else:  # a spatial norm reads a second feature map
-        return
-    channels = module.conv1.out_channels
+    norm, channels = module.norm2, module.conv1.out_channels
+    if not isinstance(norm, (nn.GroupNorm, AdaGroupNorm)) or norm.num_groups < 2:
+        return  # a spatial norm reads a second feature map
     unit = channels // norm.num_groups
     produced = rows(f"{path}.conv1", module.conv1, unit)
     if isinstance(norm, nn.GroupNorm):
         produced += rows(f"{path}.norm2", norm, unit)
+        embedding, embedding_path = module.time_emb_proj, f"{path}.time_emb_proj"
+    else:
+        embedding, embedding_path = norm.linear, f"{path}.norm2.linear"
     if isinstance(embedding, nn.Linear):  # rows once for a shift, twice for scale and shift
         for offset in range(0, embedding.out_features, channels):
             produced += rows(embedding_path, embedding, unit, offset)
-    if norm.num_groups < 2:
-        return
     yield PrunableGroup(
         name=f"{path}:resnet_channels",
         module=path,

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from pruning.data import ImageData
+from pruning.data import ImageData, num_train_timesteps
 from pruning.data.conditioning import Conditioner
 from pruning.errors import PruningError
 from pruning.files import check_writable
@@ -99,12 +99,10 @@ def recover(
     """
     settings.check("recovery")
     _check_models(student, teacher, data, settings)
-    dropout = resolve_label_dropout(
-        settings.label_dropout, student, has_captions=data.fetch_caption is not None
-    )
-    loss_weights(
-        scheduler, torch.zeros(1, dtype=torch.long), settings.loss_weighting
-    )  # an impossible one fails here
+    captions = data.fetch_caption is not None
+    dropout = resolve_label_dropout(settings.label_dropout, student, has_captions=captions)
+    num_train_timesteps(scheduler)  # no scheduler, or one that cannot weigh like this, fails here
+    loss_weights(scheduler, torch.zeros(1, dtype=torch.long), settings.loss_weighting)
     accelerator = _accelerator(settings, device)
     settings = replace(settings, label_dropout=dropout, mixed_precision=accelerator.mixed_precision)
     used_teacher = teacher if settings.distill_weight > 0 else None

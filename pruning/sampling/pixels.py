@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.data.noise import num_train_timesteps
 from pruning.data.seeding import INITIAL, indexed_noise
 from pruning.errors import PruningError
 from pruning.models.families import denoise, denoiser_call, null_class, num_classes, sample_shape
@@ -43,8 +44,9 @@ def sample(
 
     Raises:
         PruningError: If labels are missing, too many, out of range or not taken, if guidance is asked of a model
-            without a null class, or if samples come out as NaN.
+            without a null class, if there is no scheduler, or if samples come out as NaN.
     """
+    num_train_timesteps(scheduler)  # no scheduler fails here
     ids = torch.as_tensor(sample_ids, dtype=torch.long).flatten()
     classes = _check_labels(model, labels, len(ids))
     if guidance_scale != 1.0 and null_class(model) is None:

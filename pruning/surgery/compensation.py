@@ -199,7 +199,10 @@ def _at_consumer(
         assert sigma is not None
         update, used = explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
         shift = shift - update @ mean[~gone]
-        _add_to_columns(model.get_parameter(group.read_by.path), group, columns, gone, update)
+        summed = columns.clone()
+        summed[:, ~gone] += update
+        part = consumer_slice(group, model.get_parameter(group.read_by.path))
+        part.copy_(summed.unflatten(1, part.shape[1:]))
     _add_to_bias(model.get_submodule(group.consumer), shift)
     return used, *_errors(columns, mean, sigma, gone, update)
 
@@ -218,16 +221,6 @@ def explain(
     factor, used, _ = ridge_cholesky(sigma[~gone][:, ~gone], ridge, rounding_floor(mean), where)
     wanted = sigma[~gone][:, gone] @ columns[:, gone].T  # (K, C)
     return torch.cholesky_solve(wanted, factor).T, used
-
-
-def _add_to_columns(
-    weight: nn.Parameter, group: PrunableGroup, columns: Tensor, gone: Tensor, update: Tensor
-) -> None:
-    """Add `update` to the kept columns of the group's slice of `weight`."""
-    part = consumer_slice(group, weight)
-    summed = columns.clone()
-    summed[:, ~gone] += update
-    part.copy_(summed.unflatten(1, part.shape[1:]))
 
 
 def _add_to_bias(module: nn.Module, shift: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning.groups import find_groups
 from pruning.surgery.check import check_plan, outermost
-from pruning.surgery.identity import IdentityBlock, replace_module
+from pruning.surgery.identity import replace_by_identity
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
 from pruning.surgery.storage import Cutter
 from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_of, inside, slices_of
@@ -111,15 +111,15 @@ def _remove_blocks(
     model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan, key: dict[str, Any]
 ) -> None:
     """Take the removed blocks out, and bring the recorded paths and counts up to date."""
-    removal = {group.module: group.removal for group in groups if group.kind == "blocks"}
+    blocks = {group.module: group for group in groups if group.kind == "blocks"}
     counted: list[tuple[str, str]] = []
     for path in outermost(plan.removed_blocks):
-        how = removal[path]
+        how = blocks[path].removal
         assert how is not None
         key["modules"] = {p: e for p, e in key["modules"].items() if not inside(p, path)}
         key["removed_blocks"] = [p for p in key["removed_blocks"] if not inside(p, path)]
         if how.config_field is None:
-            replace_module(model, path, IdentityBlock(how.returns_tuple))
+            replace_by_identity(model, blocks[path])
             key["removed_blocks"].append(path)
         else:
             counted.append((path, how.config_field))

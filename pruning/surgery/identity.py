@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruning.types import PrunableGroup
+
 
 class IdentityBlock(nn.Module):
     """Returns its first argument, with the return signature of the block it replaces.
@@ -23,7 +25,8 @@ class IdentityBlock(nn.Module):
         return (hidden_states,) if self.returns_tuple else hidden_states
 
 
-def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put `new` at `path`."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)
+def replace_by_identity(model: nn.Module, block: PrunableGroup) -> None:
+    """Put an `IdentityBlock` where a group of kind ``blocks`` is."""
+    assert block.removal is not None
+    parent, _, name = block.module.rpartition(".")
+    setattr(model.get_submodule(parent), name, IdentityBlock(block.removal.returns_tuple))

@@ -10,7 +10,7 @@ from torch import nn
 
 from pruning.groups import find_groups
 from pruning.surgery.check import check_plan, outermost
-from pruning.surgery.identity import IdentityBlock, replace_module
+from pruning.surgery.identity import replace_by_identity
 from pruning.types import PrunableGroup, PruningPlan
 
 
@@ -30,11 +30,9 @@ def mask_plan(
     check_plan(model, groups, plan)
     masked = copy.deepcopy(model)
     silence(masked, groups, plan)
-    removal = {group.module: group.removal for group in groups if group.kind == "blocks"}
+    blocks = {group.module: group for group in groups if group.kind == "blocks"}
     for path in outermost(plan.removed_blocks):
-        how = removal[path]
-        assert how is not None
-        replace_module(masked, path, IdentityBlock(how.returns_tuple))
+        replace_by_identity(masked, blocks[path])
     return masked
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.groups import discover
-from pruning.surgery.identity import IdentityBlock, replace_module
+from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.types import PRUNING_KEY, PrunableGroup, inside, slices_of
 
 FORMAT_VERSION = 1
@@ -52,9 +52,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
         _check_module(path, tree[path], record)
     _check_agreement(model, modules, removed_blocks)
     for path in gone:
-        how = removable[path].removal
-        assert how is not None
-        replace_module(model, path, IdentityBlock(how.returns_tuple))
+        replace_by_identity(model, removable[path])
     for path, record in modules.items():
         for name, value in record.get("attributes", {}).items():
             setattr(tree[path], name, value)

@@ -87,6 +87,8 @@ def test_they_are_timestep_weights() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(PruningError, match="no step of 3 falls into timestep bucket 1 of 8; take more steps"):
         sampler_weights(DDIMScheduler(), 8, 3)
+    with pytest.raises(PruningError, match="scheduler is None: give the one that the model was trained with"):
+        sampler_weights(None, 8, 40)
     plain = DDIMScheduler()
     del plain.alphas_cumprod
     with pytest.raises(

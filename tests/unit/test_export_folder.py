@@ -231,6 +231,14 @@ def test_bad_requests(tmp_path, changes, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_without_a_scheduler_is_refused(tmp_path):
+    with pytest.raises(
+        PruningError, match=r"scheduler is None: give the one that the model was trained with"
+    ):
+        write_export(ExportRequest(slim(dit), None), tmp_path / "slim")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_would_stop_an_export_is_found_before_the_work(tmp_path):
     _dit_pipeline(tmp_path / "dense")
     request = ExportRequest(dit(), DDIMScheduler(), base_folder=tmp_path / "dense")

@@ -12,9 +12,10 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
+from pruning.data import Conditioner
 from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.recovery import RecoveryProgress, loop, training
+from pruning.recovery import RecoveryProgress, loop, recover, training
 from pruning.recovery.batches import TrainingBatch
 from pruning.recovery.loop import learning_rate_at
 from pruning.recovery.objective import loss_weights, training_step
@@ -347,6 +348,14 @@ def test_all_wrong_settings_are_named_at_once():
 def test_bad_settings(changes, message):
     with pytest.raises(PruningError, match=message):
         run(small(1), small(), **changes)
+
+
+def test_a_run_without_a_scheduler_is_refused():
+    student = small(1)
+    with pytest.raises(
+        PruningError, match=r"scheduler is None: give the one that the model was trained with"
+    ):
+        recover(student, small(), stripes(), Conditioner(student), None, Recover(loss_weighting="min_snr"))
 
 
 def test_bad_models_and_data():

@@ -124,6 +124,13 @@ def test_noise_that_cannot_be_seeded_is_refused():
         fresh_scheduler(scheduler, 3)
 
 
+def test_a_model_without_a_scheduler_is_refused():
+    with pytest.raises(
+        PruningError, match=r"scheduler is None: give the one that the model was trained with"
+    ):
+        sample(unet2d(), None, sample_ids=[0, 1], **SETTINGS)
+
+
 def test_nan_is_named():
     model = unet2d()
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.context import Context
-from pruning.calibration.driver import Compared
+from pruning.calibration.driver import OnChange
 from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.step import Step
 from pruning.types import PrunableGroup
@@ -64,7 +64,7 @@ class Ablation(Block):
             context.driver.ablations[place.key].append(_compare(place, observers, context))
 
 
-def _compare(place: BlockAt, observers: Mapping[str, Observer], context: Context) -> Compared:
+def _compare(place: BlockAt, observers: Mapping[str, Observer], context: Context) -> OnChange:
     def see(before: Tensor, after: Tensor, step: Step) -> None:
         view = Change(before, after, step.weights.to(before.device))
         context.add_samples(place, observers, view, step, torch.arange(len(step.keys)))

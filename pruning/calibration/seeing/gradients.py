@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.context import Context
-from pruning.calibration.driver import Seen
+from pruning.calibration.driver import OnTensor
 from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.rows import Consumer
 from pruning.calibration.seeing.inputs import Rows
@@ -129,7 +129,7 @@ class OutputGradient(Sight):
         for place in places:
             context.driver.outputs[place.path].append(self._seen(place, observers, context))
 
-    def _seen(self, place: Consumer, observers: Mapping[str, Observer], context: Context) -> Seen:
+    def _seen(self, place: Consumer, observers: Mapping[str, Observer], context: Context) -> OnTensor:
         def see(y: Tensor, step: Step, row_of: Tensor) -> None:
             context.driver.gradients.want(self.loss, y, lambda q: add(summable(q), step, row_of))
 
