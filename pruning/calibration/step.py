@@ -95,7 +95,7 @@ class StepReader:
             buckets: Timestep buckets, if they are known; else they are computed from the call's timesteps.
 
         Raises:
-            PruningError: For negative indices or a bucket out of range.
+            PruningError: For negative indices, or buckets out of range or not as many as samples.
         """
         given = tuple(int(s) for s in samples)
         if not given or min(given) < 0:
@@ -105,6 +105,10 @@ class StepReader:
         if buckets is not None:
             many = torch.as_tensor(buckets, dtype=torch.long).cpu().reshape(-1)
             count = len(self._weights)
+            if len(many) not in (1, len(given)):
+                raise PruningError(
+                    f"timestep buckets must be one, or one per sample, found {len(many)} for {len(given)} samples"
+                )
             if int(many.min()) < 0 or int(many.max()) >= count:
                 raise PruningError(f"timestep buckets must be from 0 to {count - 1}, found {many.tolist()}")
             self._buckets = many

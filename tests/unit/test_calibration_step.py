@@ -88,6 +88,8 @@ def test_calls_that_do_not_fit() -> None:
         read(source, (1, 2), 10)
     with pytest.raises(PruningError, match="sample indices must be non-negative"):
         source.identify([-1])
+    with pytest.raises(PruningError, match=r"must be one, or one per sample, found 2 for 3 samples"):
+        reader().identify([0, 1, 2], [0, 1])
     with pytest.raises(PruningError, match=r"timestep buckets must be from 0 to 3, found \[4\]"):
         source.identify([1], 4)
     with pytest.raises(
