@@ -52,7 +52,7 @@ sink; one that moves from grid to grid drifts with the timestep.</p>
 {#- #}<span></span></div>
 {% endfor %}
 </div>
-<details><summary>Maps of the strongest site all the same</summary>{{ maps() }}</details>
+<details><summary>Maps of the strongest site</summary>{{ maps() }}</details>
 {% endif %}
 """
 )
