@@ -17,9 +17,9 @@ from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_text
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
-from pruning.stages.folder import LOCK, STAGES, RunFolder
+from pruning.stages.folder import STAGES, RunFolder
 from pruning.stages.summary import measured
-from pruning.store import Store, folder_bytes
+from pruning.store import OWNER, STORE, Store, folder_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +99,10 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
 def clean(arguments: argparse.Namespace, console: Console) -> Result:
     """Remove results that no run uses."""
     nothing = tables.table(("nothing to remove",), [])
-    if arguments.folder is None and not Path("runs/.store").is_dir():
+    if arguments.folder is None and not Path("runs", STORE).is_dir():
         return Result({"removed": [], "bytes": 0, "kept": 0}, [nothing])
     store = Store.of(Path(arguments.folder or "runs"))
-    with store.cleaning(LOCK):
+    with store.cleaning():
         used = {name for run in store.users() for names in RunFolder(run).uses().values() for name in names}
         unused = [result for result in store.results() if result.name not in used]
         rows = [(result.name, result.bytes) for result in unused]
@@ -131,7 +131,7 @@ def _with_report(paths: list[Path]) -> list[Path]:
         raise PruningError(f"{missing[0]}: no such run directory; `sinkprune ls runs` lists those of ./runs")
     found = [path for path in paths if (path / "report" / "data.json").is_file()]
     for path in paths:
-        if path not in found and (path / "run.json").is_file():
+        if path not in found and (path / OWNER).is_file():
             logger.warning("%s has no report and is left out: %s", path, _unfinished(path))
     if not found:
         raise PruningError(f"{paths[0]} is not a run directory with a report; name runs that have one")

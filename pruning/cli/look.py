@@ -19,9 +19,9 @@ from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
-from pruning.stages.folder import OWNER, RunFolder
+from pruning.stages.folder import RunFolder
 from pruning.stages.summary import measured
-from pruning.store import Store, changes
+from pruning.store import OWNER, STORE, Store, changes
 
 
 def show(arguments: argparse.Namespace, console: Console) -> Result:
@@ -194,7 +194,7 @@ def _settings(folder: Path | None) -> Listing:
 
 def _results(folder: Path | None) -> Listing:
     rows = []
-    for store in [Store.of(folder)] if folder else map(Store, sorted(Path().glob("*/.store"))):
+    for store in [Store.of(folder)] if folder else map(Store, sorted(Path().glob(f"*/{STORE}"))):
         uses = {run.name: RunFolder(run).uses().values() for run in store.users()}
         for result in store.results():
             users = [name for name, used in uses.items() if any(result.name in names for names in used)]
@@ -207,7 +207,7 @@ def _results(folder: Path | None) -> Listing:
 
 def _runs(folder: Path | None) -> Listing:
     rows = []
-    for owner in sorted((folder or Path("runs")).glob("*/run.json")):
+    for owner in sorted((folder or Path("runs")).glob(f"*/{OWNER}")):
         done = RunFolder(owner.parent).done()
         try:
             figures = tables.figures(owner.parent)

@@ -14,9 +14,9 @@ from pruning.errors import PruningError
 from pruning.files import remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
 from pruning.recipe.schema import DIGITS
-from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
+from pruning.stages.folder import ANEW, STAGES, RunFolder
 from pruning.stages.identity import KNOWN_BY, data_identity, model_identity
-from pruning.store import Hashes, Store, locked
+from pruning.store import LOCK, OWNER, STORE, Hashes, Store, locked
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Workspace:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
         self.store = Store(
-            Path(recipe.store).expanduser() if recipe.store else self.folder.path.parent / ".store"
+            Path(recipe.store).expanduser() if recipe.store else self.folder.path.parent / STORE
         )
         self.file_hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
