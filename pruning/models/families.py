@@ -246,6 +246,11 @@ def pixels_per_latent(pipeline: Any | None) -> int:
     return 2 ** (len(blocks) - 1)
 
 
+def takes_pixels(model: nn.Module) -> bool:
+    """Tell by the channels of a model's input whether these are images, grey or coloured, and not latents."""
+    return sample_shape(model)[0] in (1, 3)
+
+
 def pixel_shape(model: nn.Module, pipeline: Any | None) -> tuple[int, int]:
     """Return channels and side of the images that a model in a pipeline is about."""
     channels, side, _ = sample_shape(model)
