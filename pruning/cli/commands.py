@@ -15,10 +15,10 @@ from pruning.cli.console import Console, Result, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
-from pruning.files import read_json, write_errors, write_text
+from pruning.files import write_errors, write_text
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
 from pruning.stages.folder import STAGES, RunFolder
-from pruning.stages.summary import measured
+from pruning.stages.summary import measured, summary_of
 from pruning.store import OWNER, STORE, Store, folder_bytes
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,6 @@ def _unfinished(path: Path) -> str:
 
 def _ended(folder: RunFolder, last: str) -> Result:
     """Return the end of a run: the figures, if there are any, and where the last stage wrote."""
-    summary = read_json(folder.path / "summary.json") or {}
     result = dict(folder.manifest(last).get("result", {}))
     path = folder.stage(last)
     drawn = [tables.stages(folder)]
@@ -161,7 +160,11 @@ def _ended(folder: RunFolder, last: str) -> Result:
         path /= "report.html"
         slim = sorted(map(str, folder.stage("export").glob("*/")))
         drawn.append(facts({"slim model": slim}, title=""))
-    return Result({"run": str(folder.path), "stage": last, "result": result, **summary}, drawn, str(path))
+    return Result(
+        {"run": str(folder.path), "stage": last, "result": result, **summary_of(folder.path)},
+        drawn,
+        str(path),
+    )
 
 
 def _warn_of(run: Path) -> None:

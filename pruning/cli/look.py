@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
 from pruning.stages.folder import RunFolder
-from pruning.stages.summary import measured
+from pruning.stages.summary import measured, summary_of
 from pruning.store import OWNER, STORE, Store, changes
 
 
@@ -41,7 +41,6 @@ def show(arguments: argparse.Namespace, console: Console) -> Result:
 def _show_run(path: Path) -> Result:
     folder = RunFolder(path)
     owner = folder.owner() or {"name": None, "model": {}, "data": {}}
-    summary = read_json(path / "summary.json") or {}
     about = {
         "run": owner["name"],
         "model": owner["model"].get("source"),
@@ -55,7 +54,7 @@ def _show_run(path: Path) -> Result:
         drawn.append(tables.subjects(metrics))
     data = {
         **about,
-        "summary": summary,
+        "summary": summary_of(path),
         "plan": plan,
         "stages": {name: folder.manifest(name)["finished"] for name in folder.done()},
     }
@@ -122,8 +121,7 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
     rows = [(key, text_of(a), text_of(b)) for key, a, b in settings]
     drawn = [table(("setting", *sides), rows)] if rows else [table(("no setting differs",), [])]
     data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in settings}}
-    found = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
-    summaries = [summary for summary in found if summary]
+    summaries = [summary for side in sides if (summary := summary_of(Path(side)))]
     if len(summaries) == 2:
         keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]
         figures = [(key, *(s.get(key) for s in summaries)) for key in keys]
@@ -139,20 +137,20 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
 
 def list_all(arguments: argparse.Namespace, console: Console) -> Result:
     """List recipes, criteria and runs; or one of these or of kinds, metrics, results and settings."""
-    listings = {
+    folder = Path(arguments.folder) if arguments.folder else None
+    listings: dict[str, Callable[[], Listing]] = {
         "recipes": _recipes,
-        "criteria": _criteria,
-        "kinds": _kinds,
+        "criteria": lambda: _meanings(names_of("criterion")),
+        "kinds": lambda: _meanings(KINDS),
         "metrics": _metrics,
-        "results": _results,
-        "runs": _runs,
+        "results": lambda: _results(folder),
+        "runs": lambda: _runs(folder or Path("runs")),
         "settings": _settings,
     }
     chosen = [arguments.what] if arguments.what else ["recipes", "criteria", "runs"]
-    folder = Path(arguments.folder) if arguments.folder else None
     data, drawn = {}, []
     for what in chosen:
-        columns, rows = listings[what](folder)
+        columns, rows = listings[what]()
         data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
         drawn.append(table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}"))
     return Result(data, drawn)
@@ -161,20 +159,12 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
-def _recipes(folder: Path | None) -> Listing:
+def _recipes() -> Listing:
     rows = [(name, load_recipe(path, check=False).title) for name, path in bundled_recipes().items()]
     return ("name", "title"), rows
 
 
-def _criteria(folder: Path | None) -> Listing:
-    return _meanings(names_of("criterion"))
-
-
-def _kinds(folder: Path | None) -> Listing:
-    return _meanings(KINDS)
-
-
-def _metrics(folder: Path | None) -> Listing:
+def _metrics() -> Listing:
     from eval.metrics import available_metrics
 
     return _meanings(available_metrics())
@@ -184,7 +174,7 @@ def _meanings(texts: Mapping[str, str]) -> Listing:
     return ("name", "meaning"), [(name, text.replace("`", "")) for name, text in texts.items()]
 
 
-def _settings(folder: Path | None) -> Listing:
+def _settings() -> Listing:
     rows = [
         (knob.key, text_of(knob.default), type_words(knob.type), knob.meaning.replace("`", ""))
         for knob in knobs_of(Recipe)
@@ -205,9 +195,9 @@ def _results(folder: Path | None) -> Listing:
     return ("result", "size", "finished", "used by"), rows
 
 
-def _runs(folder: Path | None) -> Listing:
+def _runs(folder: Path) -> Listing:
     rows = []
-    for owner in sorted((folder or Path("runs")).glob(f"*/{OWNER}")):
+    for owner in sorted(folder.glob(f"*/{OWNER}")):
         done = RunFolder(owner.parent).done()
         try:
             figures = tables.figures(owner.parent)

@@ -168,14 +168,7 @@ class Workspace:
         for kind, now in self.identity.items():
             if owner[kind].get("hash") != now["hash"]:
                 keys = [key for key in KNOWN_BY if owner[kind].get(key) != now.get(key)]
-                was, asked = (
-                    f"{entry.get('source')!r} ("
-                    + ", ".join(
-                        [*(f"{key} {entry.get(key)}" for key in keys), f"hash {str(entry.get('hash'))[:8]}"]
-                    )
-                    + ")"
-                    for entry in (owner[kind], now)
-                )
+                was, asked = (_told(entry, keys) for entry in (owner[kind], now))
                 found.append(f"it holds the {kind} {was}, the recipe asks for {asked}")
         return found
 
@@ -184,6 +177,12 @@ class Workspace:
         owner, data = self._known(), self.identity["data"]
         if owner.get("data", {}).get("hash") == data["hash"]:
             write_json(self.folder.path / OWNER, {**owner, "data": {**data, "broken": True}})
+
+
+def _told(entry: dict[str, Any], keys: list[str]) -> str:
+    """Return a model or data in words: source, the settings at `keys`, and the hash."""
+    told = [*(f"{key} {entry.get(key)}" for key in keys), f"hash {str(entry.get('hash'))[:8]}"]
+    return f"{entry.get('source')!r} ({', '.join(told)})"
 
 
 def _remove_if_empty(path: Path) -> None:
