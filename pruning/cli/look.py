@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
-from pruning.cli.console import Console, Result, facts, table, text_of
+from pruning.cli.console import Console, Outcome, facts, table, text_of
 from pruning.errors import PruningError
 from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
@@ -24,7 +24,7 @@ from pruning.stages.summary import measured, summary_of
 from pruning.store import OWNER, STORE, Store, changes
 
 
-def show(arguments: argparse.Namespace, console: Console) -> Result:
+def show(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Show a run, a checkpoint or a recipe."""
     path = Path(arguments.target).expanduser()
     if (path / OWNER).is_file():
@@ -35,10 +35,10 @@ def show(arguments: argparse.Namespace, console: Console) -> Result:
     if path.is_dir():
         raise PruningError(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
     recipe = load_recipe(find_recipe(arguments.target), check=False)
-    return Result(asdict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
+    return Outcome(asdict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
 
 
-def _show_run(path: Path) -> Result:
+def _show_run(path: Path) -> Outcome:
     folder = RunFolder(path)
     owner = folder.owner() or {"name": None, "model": {}, "data": {}}
     about = {
@@ -59,10 +59,10 @@ def _show_run(path: Path) -> Result:
         "stages": {name: folder.manifest(name)["finished"] for name in folder.done()},
     }
     report = folder.stage("report") / "report.html"
-    return Result(data, drawn, str(report) if report.is_file() else None)
+    return Outcome(data, drawn, str(report) if report.is_file() else None)
 
 
-def _show_checkpoint(folder: Path) -> Result:
+def _show_checkpoint(folder: Path) -> Outcome:
     config = read_json(folder / "config.json", "it is no config of a model") or {}
     entry = config.get(PRUNING_KEY)
     params, dtypes, written = _weights(folder)
@@ -88,7 +88,7 @@ def _show_checkpoint(folder: Path) -> Result:
                 if {"plan", "dense"} <= set(v)
             },
         }
-    return Result(about, [facts(about)], str(folder))
+    return Outcome(about, [facts(about)], str(folder))
 
 
 def _weights(folder: Path) -> tuple[int, list[str], int]:
@@ -113,7 +113,7 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def diff(arguments: argparse.Namespace, console: Console) -> Result:
+def diff(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Show in which values two recipes differ, and for two runs also the figures."""
     sides = [arguments.left, arguments.right]
     left, right = (asdict(load_recipe(side, check=False)) for side in sides)
@@ -132,10 +132,10 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
             )
         )
         data["figures"] = {key: [a, b] for key, a, b in figures}
-    return Result(data, drawn)
+    return Outcome(data, drawn)
 
 
-def list_all(arguments: argparse.Namespace, console: Console) -> Result:
+def list_all(arguments: argparse.Namespace, console: Console) -> Outcome:
     """List recipes, criteria and runs; or one of these or of kinds, metrics, results and settings."""
     folder = Path(arguments.folder) if arguments.folder else None
     listings: dict[str, Callable[[], Listing]] = {
@@ -153,7 +153,7 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Result:
         columns, rows = listings[what]()
         data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
         drawn.append(table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}"))
-    return Result(data, drawn)
+    return Outcome(data, drawn)
 
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]

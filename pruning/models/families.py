@@ -113,11 +113,9 @@ def sample_shape(model: nn.Module) -> tuple[int, int, int]:
             f"{type(model).__name__}: the config has no sample_size, so the input's shape is not known; add it to "
             "config.json"
         )
-    joined = (
-        4 if config.get("addition_embed_type") == "image_hint" else 0
-    )  # Kandinsky's ControlNet joins its hint
+    hinted = config.get("addition_embed_type") == "image_hint"  # Kandinsky's ControlNet joins a hint
     height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"] - joined, height, width
+    return config["in_channels"] - 4 * hinted, height, width
 
 
 def denoiser_call(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning.models.sources import bundled_root, resolve_source
-from pruning.recipe.schema import DIGITS
+from pruning.settings import DIGITS
 from pruning.stages.run import Run
 from pruning.types import PRUNING_KEY
 

@@ -73,11 +73,7 @@ class RunFolder:
         return [name for name in STAGES if self.result(name)]
 
     def whole(self, name: str) -> Result:
-        """Return the result of a finished stage whose files are as it wrote them.
-
-        Raises:
-            PruningError: If the stage has not been run, or a file is not as the stage wrote it.
-        """
+        """Return the result of a stage; one that has not been run, or whose files were changed, is a PruningError."""
         result = self.result(name)
         if result is None:
             raise PruningError(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")

@@ -21,11 +21,10 @@ from pruning.export import check_export
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import num_classes, pixels_per_latent, resolve_source, sample_shape, takes_pixels
-from pruning.recipe.schema import DIGITS
 from pruning.recovery import check_split
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.sampling import check_sampler, scheduler_named
-from pruning.settings import Prune
+from pruning.settings import DIGITS, Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.exporting import request_of
@@ -262,11 +261,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
 
 
 def rehearse(run: Run, stages: Sequence[str]) -> None:
-    """Try what the last stages will do, where stages before them are still to run.
-
-    Raises:
-        PruningError: Naming the stage that would fail, and why.
-    """
+    """Try what the last stages will do after those that are still to run; a PruningError names one that would fail."""
     for stage, attempt in (("evaluate", _sample), ("export", _export)):
         if stage not in stages or stages[0] == stage:
             continue

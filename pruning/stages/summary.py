@@ -22,8 +22,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
     dense = metrics.get("dense", {})
-    final_name = next((name for name in ("recovered", "pruned") if name in metrics), "pruned")
-    final = metrics.get(final_name, {})
+    final = metrics.get("recovered") or metrics.get("pruned", {})
     seconds = {stage: folder.manifest(stage)["seconds"] for stage in folder.done()}
     summary = {
         **{

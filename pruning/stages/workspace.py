@@ -13,7 +13,7 @@ from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.files import remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
-from pruning.recipe.schema import DIGITS
+from pruning.settings import DIGITS
 from pruning.stages.folder import ANEW, STAGES, RunFolder
 from pruning.stages.identity import KNOWN_BY, data_identity, model_identity
 from pruning.store import LOCK, OWNER, STORE, Hashes, Store, locked
