@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from pruning.cli import STAGE_HELP, tables
-from pruning.cli.console import Console, Result, facts
+from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
 from pruning.errors import PruningError
-from pruning.files import read_json, write_errors, write_text
+from pruning.files import write_errors, write_text
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
-from pruning.stages.folder import LOCK, STAGES, RunFolder
-from pruning.stages.summary import measured
-from pruning.store import Store, folder_bytes
+from pruning.stages.folder import STAGES, RunFolder
+from pruning.stages.summary import measured, summary_of
+from pruning.store import OWNER, STORE, Store, folder_bytes
 
 logger = logging.getLogger(__name__)
 
-Command = Callable[[argparse.Namespace, Console], Result]
+Command = Callable[[argparse.Namespace, Console], Outcome]
 
 
-def run(arguments: argparse.Namespace, console: Console) -> Result:
+def run(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Run the stages of a recipe up to the one that is asked for, or show what that would do."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         found = lean(lambda: _dry_run(recipe, console.progress))
-        return Result(found, tables.dry_run(found))
+        return Outcome(found, tables.dry_run(found))
     from pruning.stages import Run, run_stages
 
     work = Run(recipe, progress=console.progress)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, console: Console) -> Result:
         fresh=arguments.fresh,
         say_earlier=arguments.command != "run",
     )
-    return _ended(work.folder, arguments.until or "report") if work.ranks.is_first else Result({})
+    return _ended(work.folder, arguments.until or "report") if work.ranks.is_first else Outcome({})
 
 
 def _dry_run(recipe: Recipe, progress: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _dry_run(recipe: Recipe, progress: bool) -> dict[str, Any]:
     return dry_run(Run(recipe, progress=progress))
 
 
-def report(arguments: argparse.Namespace, console: Console) -> Result:
+def report(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Draw the report of a recipe's run, or one that compares several run directories."""
     words = [arguments.recipe, *arguments.overrides]
     named = [word for word in words if "=" not in word or Path(word).exists()]
@@ -74,10 +74,10 @@ def report(arguments: argparse.Namespace, console: Console) -> Result:
     with write_errors("the report", output.parent, "A report that was there is whole"):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, page)
-    return Result({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(output))
+    return Outcome({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(output))
 
 
-def copy(arguments: argparse.Namespace, console: Console) -> Result:
+def copy(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Copy a bundled recipe to a file that does not exist yet, under the name of that file."""
     name = Path(arguments.recipe).name.removesuffix(".yaml")
     source = bundled_recipes().get(name) or find_recipe(arguments.recipe)
@@ -93,16 +93,16 @@ def copy(arguments: argparse.Namespace, console: Console) -> Result:
             file.write(_renamed(source.read_text(encoding="utf-8"), target.stem))
     except FileExistsError as error:
         raise PruningError(f"{target} exists already; choose another name, or delete it first") from error
-    return Result({"recipe": str(source)}, path=str(target))
+    return Outcome({"recipe": str(source)}, path=str(target))
 
 
-def clean(arguments: argparse.Namespace, console: Console) -> Result:
+def clean(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Remove results that no run uses."""
     nothing = tables.table(("nothing to remove",), [])
-    if arguments.folder is None and not Path("runs/.store").is_dir():
-        return Result({"removed": [], "bytes": 0, "kept": 0}, [nothing])
+    if arguments.folder is None and not Path("runs", STORE).is_dir():
+        return Outcome({"removed": [], "bytes": 0, "kept": 0}, [nothing])
     store = Store.of(Path(arguments.folder or "runs"))
-    with store.cleaning(LOCK):
+    with store.cleaning():
         used = {name for run in store.users() for names in RunFolder(run).uses().values() for name in names}
         unused = [result for result in store.results() if result.name not in used]
         rows = [(result.name, result.bytes) for result in unused]
@@ -114,7 +114,7 @@ def clean(arguments: argparse.Namespace, console: Console) -> Result:
     title = f"\n{'would be removed' if arguments.dry_run else 'removed'}: {tables.size(freed)}"
     drawn = tables.table(("result", "size"), [(name, tables.size(size)) for name, size in rows], title=title)
     kept = len(store.results()) - (len(unused) if arguments.dry_run else 0)
-    return Result(
+    return Outcome(
         {"removed": [name for name, _ in rows], "bytes": freed, "kept": kept},
         [drawn if rows else nothing],
         str(store.path),
@@ -131,7 +131,7 @@ def _with_report(paths: list[Path]) -> list[Path]:
         raise PruningError(f"{missing[0]}: no such run directory; `sinkprune ls runs` lists those of ./runs")
     found = [path for path in paths if (path / "report" / "data.json").is_file()]
     for path in paths:
-        if path not in found and (path / "run.json").is_file():
+        if path not in found and (path / OWNER).is_file():
             logger.warning("%s has no report and is left out: %s", path, _unfinished(path))
     if not found:
         raise PruningError(f"{paths[0]} is not a run directory with a report; name runs that have one")
@@ -146,9 +146,8 @@ def _unfinished(path: Path) -> str:
     return f"{began}; `sinkprune run {path}` would still do {', '.join(left)}"
 
 
-def _ended(folder: RunFolder, last: str) -> Result:
+def _ended(folder: RunFolder, last: str) -> Outcome:
     """Return the end of a run: the figures, if there are any, and where the last stage wrote."""
-    summary = read_json(folder.path / "summary.json") or {}
     result = dict(folder.manifest(last).get("result", {}))
     path = folder.stage(last)
     drawn = [tables.stages(folder)]
@@ -161,7 +160,11 @@ def _ended(folder: RunFolder, last: str) -> Result:
         path /= "report.html"
         slim = sorted(map(str, folder.stage("export").glob("*/")))
         drawn.append(facts({"slim model": slim}, title=""))
-    return Result({"run": str(folder.path), "stage": last, "result": result, **summary}, drawn, str(path))
+    return Outcome(
+        {"run": str(folder.path), "stage": last, "result": result, **summary_of(folder.path)},
+        drawn,
+        str(path),
+    )
 
 
 def _warn_of(run: Path) -> None:

@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?\d[\d,.e+-]*( ?(%|×|[a-zA-Z]{1,2}))?")
 
 
 @dataclass
-class Result:
+class Outcome:
     """What a command ends with.
 
     Attributes:
@@ -75,7 +75,7 @@ class Console:
             logger, logger.handlers, level, logger.propagate = self._before.pop()
             logger.setLevel(level)
 
-    def finish(self, command: str, result: Result) -> None:
+    def finish(self, command: str, result: Outcome) -> None:
         """Print the end of a command: its tables and its path, or one line of JSON."""
         if self._json:
             path = {} if result.path is None else {"path": result.path}

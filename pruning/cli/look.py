@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
-from pruning.cli.console import Console, Result, facts, table, text_of
+from pruning.cli.console import Console, Outcome, facts, table, text_of
 from pruning.errors import PruningError
 from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
 from pruning.settings import KINDS, knobs_of, type_words
-from pruning.stages.folder import OWNER, RunFolder
-from pruning.stages.summary import measured
-from pruning.store import Store, changes
+from pruning.stages.folder import RunFolder
+from pruning.stages.summary import measured, summary_of
+from pruning.store import OWNER, STORE, Store, changes
 
 
-def show(arguments: argparse.Namespace, console: Console) -> Result:
+def show(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Show a run, a checkpoint or a recipe."""
     path = Path(arguments.target).expanduser()
     if (path / OWNER).is_file():
@@ -35,13 +35,12 @@ def show(arguments: argparse.Namespace, console: Console) -> Result:
     if path.is_dir():
         raise PruningError(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
     recipe = load_recipe(find_recipe(arguments.target), check=False)
-    return Result(asdict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
+    return Outcome(asdict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
 
 
-def _show_run(path: Path) -> Result:
+def _show_run(path: Path) -> Outcome:
     folder = RunFolder(path)
     owner = folder.owner() or {"name": None, "model": {}, "data": {}}
-    summary = read_json(path / "summary.json") or {}
     about = {
         "run": owner["name"],
         "model": owner["model"].get("source"),
@@ -55,15 +54,15 @@ def _show_run(path: Path) -> Result:
         drawn.append(tables.subjects(metrics))
     data = {
         **about,
-        "summary": summary,
+        "summary": summary_of(path),
         "plan": plan,
         "stages": {name: folder.manifest(name)["finished"] for name in folder.done()},
     }
     report = folder.stage("report") / "report.html"
-    return Result(data, drawn, str(report) if report.is_file() else None)
+    return Outcome(data, drawn, str(report) if report.is_file() else None)
 
 
-def _show_checkpoint(folder: Path) -> Result:
+def _show_checkpoint(folder: Path) -> Outcome:
     config = read_json(folder / "config.json", "it is no config of a model") or {}
     entry = config.get(PRUNING_KEY)
     params, dtypes, written = _weights(folder)
@@ -89,7 +88,7 @@ def _show_checkpoint(folder: Path) -> Result:
                 if {"plan", "dense"} <= set(v)
             },
         }
-    return Result(about, [facts(about)], str(folder))
+    return Outcome(about, [facts(about)], str(folder))
 
 
 def _weights(folder: Path) -> tuple[int, list[str], int]:
@@ -114,7 +113,7 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def diff(arguments: argparse.Namespace, console: Console) -> Result:
+def diff(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Show in which values two recipes differ, and for two runs also the figures."""
     sides = [arguments.left, arguments.right]
     left, right = (asdict(load_recipe(side, check=False)) for side in sides)
@@ -122,59 +121,46 @@ def diff(arguments: argparse.Namespace, console: Console) -> Result:
     rows = [(key, text_of(a), text_of(b)) for key, a, b in settings]
     drawn = [table(("setting", *sides), rows)] if rows else [table(("no setting differs",), [])]
     data: dict[str, Any] = {"settings": {key: [a, b] for key, a, b in settings}}
-    found = [read_json(Path(side) / "summary.json") for side in sides if Path(side).is_dir()]
-    summaries = [summary for summary in found if summary]
+    summaries = [summary for side in sides if (summary := summary_of(Path(side)))]
     if len(summaries) == 2:
         keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]
         figures = [(key, *(s.get(key) for s in summaries)) for key in keys]
-        drawn.append(
-            table(
-                ("figure", *sides),
-                [(k.replace("_", " "), text_of(a, k), text_of(b, k)) for k, a, b in figures],
-            )
-        )
+        rows = [(key.replace("_", " "), text_of(a, key), text_of(b, key)) for key, a, b in figures]
+        drawn.append(table(("figure", *sides), rows))
         data["figures"] = {key: [a, b] for key, a, b in figures}
-    return Result(data, drawn)
+    return Outcome(data, drawn)
 
 
-def list_all(arguments: argparse.Namespace, console: Console) -> Result:
+def list_all(arguments: argparse.Namespace, console: Console) -> Outcome:
     """List recipes, criteria and runs; or one of these or of kinds, metrics, results and settings."""
-    listings = {
+    folder = Path(arguments.folder) if arguments.folder else None
+    listings: dict[str, Callable[[], Listing]] = {
         "recipes": _recipes,
-        "criteria": _criteria,
-        "kinds": _kinds,
+        "criteria": lambda: _meanings(names_of("criterion")),
+        "kinds": lambda: _meanings(KINDS),
         "metrics": _metrics,
-        "results": _results,
-        "runs": _runs,
+        "results": lambda: _results(folder),
+        "runs": lambda: _runs(folder or Path("runs")),
         "settings": _settings,
     }
     chosen = [arguments.what] if arguments.what else ["recipes", "criteria", "runs"]
-    folder = Path(arguments.folder) if arguments.folder else None
     data, drawn = {}, []
     for what in chosen:
-        columns, rows = listings[what](folder)
+        columns, rows = listings[what]()
         data[what] = [dict(zip(columns, row, strict=True)) for row in rows]
         drawn.append(table(columns, rows or [("none", *("",) * (len(columns) - 1))], title=f"\n{what}"))
-    return Result(data, drawn)
+    return Outcome(data, drawn)
 
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
-def _recipes(folder: Path | None) -> Listing:
+def _recipes() -> Listing:
     rows = [(name, load_recipe(path, check=False).title) for name, path in bundled_recipes().items()]
     return ("name", "title"), rows
 
 
-def _criteria(folder: Path | None) -> Listing:
-    return _meanings(names_of("criterion"))
-
-
-def _kinds(folder: Path | None) -> Listing:
-    return _meanings(KINDS)
-
-
-def _metrics(folder: Path | None) -> Listing:
+def _metrics() -> Listing:
     from eval.metrics import available_metrics
 
     return _meanings(available_metrics())
@@ -184,7 +170,7 @@ def _meanings(texts: Mapping[str, str]) -> Listing:
     return ("name", "meaning"), [(name, text.replace("`", "")) for name, text in texts.items()]
 
 
-def _settings(folder: Path | None) -> Listing:
+def _settings() -> Listing:
     rows = [
         (knob.key, text_of(knob.default), type_words(knob.type), knob.meaning.replace("`", ""))
         for knob in knobs_of(Recipe)
@@ -194,7 +180,7 @@ def _settings(folder: Path | None) -> Listing:
 
 def _results(folder: Path | None) -> Listing:
     rows = []
-    for store in [Store.of(folder)] if folder else map(Store, sorted(Path().glob("*/.store"))):
+    for store in [Store.of(folder)] if folder else map(Store, sorted(Path().glob(f"*/{STORE}"))):
         uses = {run.name: RunFolder(run).uses().values() for run in store.users()}
         for result in store.results():
             users = [name for name, used in uses.items() if any(result.name in names for names in used)]
@@ -205,9 +191,9 @@ def _results(folder: Path | None) -> Listing:
     return ("result", "size", "finished", "used by"), rows
 
 
-def _runs(folder: Path | None) -> Listing:
+def _runs(folder: Path) -> Listing:
     rows = []
-    for owner in sorted((folder or Path("runs")).glob("*/run.json")):
+    for owner in sorted(folder.glob(f"*/{OWNER}")):
         done = RunFolder(owner.parent).done()
         try:
             figures = tables.figures(owner.parent)

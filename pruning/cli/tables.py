@@ -8,10 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from pruning.cli.console import count, table, text_of
-from pruning.files import read_json, size
+from pruning.files import size
 from pruning.stages.folder import RunFolder
-
-Metrics = dict[str, dict[str, Any]]
+from pruning.stages.summary import summary_of
 
 
 def stages(folder: RunFolder) -> Table:
@@ -23,7 +22,7 @@ def stages(folder: RunFolder) -> Table:
     return table(("stage", "took", "finished"), rows)
 
 
-def subjects(metrics: Metrics) -> Table:
+def subjects(metrics: dict[str, dict[str, Any]]) -> Table:
     """Return one row per model: size, speed, quality."""
     name = next(iter(metrics.values()), {}).get("frechet_name")
     columns = ("model", "MACs", "parameters", "file", "call", "speed-up", "excess error", "Fréchet")
@@ -92,7 +91,7 @@ FIGURES = ("MACs left", "parameters left", "speed-up", "Fréchet")
 
 def figures(run: Path) -> tuple[str, ...]:
     """Return the figures of a run that a line of a list has room for, under `FIGURES`."""
-    found = read_json(run / "summary.json") or {}
+    found = summary_of(run)
     return (
         text_of(found.get("macs_ratio"), "macs_ratio"),
         text_of(found.get("params_ratio"), "params_ratio"),

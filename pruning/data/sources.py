@@ -8,8 +8,7 @@ from pruning.data.decode import MODES
 from pruning.data.digits import open_digits
 from pruning.data.images import ImageData
 from pruning.errors import PruningError
-
-DIGITS = "digits"
+from pruning.settings import DIGITS
 
 
 def open_images(

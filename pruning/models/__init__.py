@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pruning.models.families import pixels_per_latent as pixels_per_latent
     from pruning.models.families import sample_shape as sample_shape
     from pruning.models.families import set_null_class as set_null_class
+    from pruning.models.families import takes_pixels as takes_pixels
     from pruning.models.loading import find_scheduler as find_scheduler
     from pruning.models.loading import load_denoiser as load_denoiser
     from pruning.models.loading import load_meta_denoiser as load_meta_denoiser

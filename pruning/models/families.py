@@ -113,11 +113,9 @@ def sample_shape(model: nn.Module) -> tuple[int, int, int]:
             f"{type(model).__name__}: the config has no sample_size, so the input's shape is not known; add it to "
             "config.json"
         )
-    joined = (
-        4 if config.get("addition_embed_type") == "image_hint" else 0
-    )  # Kandinsky's ControlNet joins its hint
+    hinted = config.get("addition_embed_type") == "image_hint"  # Kandinsky's ControlNet joins a hint
     height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"] - joined, height, width
+    return config["in_channels"] - 4 * hinted, height, width
 
 
 def denoiser_call(
@@ -244,6 +242,11 @@ def pixels_per_latent(pipeline: Any | None) -> int:
         return 1
     blocks = autoencoder.config.get("block_out_channels") or autoencoder.config["encoder_block_out_channels"]
     return 2 ** (len(blocks) - 1)
+
+
+def takes_pixels(model: nn.Module) -> bool:
+    """Tell by the channels of a model's input whether these are images, grey or coloured, and not latents."""
+    return sample_shape(model)[0] in (1, 3)
 
 
 def pixel_shape(model: nn.Module, pipeline: Any | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 from pruning.settings.section import fits, type_words
 
 
@@ -28,12 +28,12 @@ def build_scheduler(cls: Any, config: Mapping[str, Any], where: str) -> Schedule
     where = f"{where} ({cls.__name__})"
     for key in sorted(defaults.keys() & config.keys()):
         if expected := _expected(config[key], defaults[key]):
-            raise PruningError(f"{where}: {key} is {_short(config[key])}; expected {expected}")
+            raise PruningError(f"{where}: {key} is {shown(config[key])}; expected {expected}")
     try:
         scheduler = cls.from_config(config)
     except Exception as error:  # each class has its own checks, and arithmetic that fails in its own way
         culprit = _culprit(cls, config, defaults)
-        said = f"{culprit} is {_short(config[culprit])}, with which" if culprit else "with these values"
+        said = f"{culprit} is {shown(config[culprit])}, with which" if culprit else "with these values"
         reason = str(error).splitlines()[0]
         raise PruningError(
             f"{where}: {said} diffusers cannot build it: {type(error).__name__}: {reason}"
@@ -61,10 +61,6 @@ def _culprit(cls: Any, config: Mapping[str, Any], defaults: Mapping[str, Any]) -
     return None
 
 
-def _short(value: Any) -> str:
-    return text if len(text := repr(value)) <= 60 else f"{text[:60]}…"
-
-
 def _check_schedule(scheduler: Any, where: str) -> None:
     """Raise PruningError unless there is a beta from 0 to 1 for each of at least one training timestep."""
     config, betas = scheduler.config, getattr(scheduler, "betas", None)
@@ -80,8 +76,8 @@ def _check_schedule(scheduler: Any, where: str) -> None:
         )
     if not bool(((betas >= 0) & (betas <= 1)).all()):
         keys = ("trained_betas",) if given else ("beta_start", "beta_end", "beta_schedule")
-        shown = ", ".join(f"{key} {_short(config.get(key))}" for key in keys)
+        said = ", ".join(f"{key} {shown(config.get(key))}" for key in keys)
         raise PruningError(
-            f"{where}: {shown} make betas from {float(betas.min()):g} to {float(betas.max()):g}; every beta must be "
+            f"{where}: {said} make betas from {float(betas.min()):g} to {float(betas.max()):g}; every beta must be "
             "from 0 to 1"
         )

@@ -54,34 +54,28 @@ def _section(tree: Any, schema: type, prefix: str, problems: list[str]) -> dict[
         raise _Misfit(f"{found} is not a mapping; its keys are {', '.join(hints)}{off}")
     for key, inner in tree.items():
         path = f"{prefix}{key}"
-        if key not in hints:
-            problems.append(f"{path} is unknown{_nearest(schema, path, prefix)}")
-            continue
-        try:
+        if key in hints:
             values[str(key)] = _value(inner, hints[key], path, problems)
-        except _Misfit as misfit:
-            problems.append(f"{path}: {misfit}")
+        else:
+            problems.append(f"{path} is unknown{_nearest(schema, path, prefix)}")
     return values
 
 
 def _value(tree: Any, hint: Any, path: str, problems: list[str]) -> Any:
-    if isinstance(tree, Word):
-        tree = _opened(tree, hint)
-    elif is_section(hint) and isinstance(tree, Plain) and not tree:
-        tree = {}  # ``recover:`` and nothing below
-    if is_section(hint):
-        return _section(tree, hint, f"{path}.", problems)
-    item = item_section(hint)
-    if item is None or not isinstance(tree, list):
-        return _leaf(tree, hint)
-    found = []
-    for position, entry in enumerate(tree):
-        place = f"{path}[{position}]"
-        try:
-            found.append(_section(entry, item, f"{place}.", problems))
-        except _Misfit as misfit:
-            problems.append(f"{place}: {misfit}")
-    return found
+    """Return what is written at a path as the type of a hint; None if it is a misfit, which `problems` then says."""
+    try:
+        if isinstance(tree, Word):
+            tree = _opened(tree, hint)
+        elif is_section(hint) and isinstance(tree, Plain) and not tree:
+            tree = {}  # ``recover:`` and nothing below
+        if is_section(hint):
+            return _section(tree, hint, f"{path}.", problems)
+        item = item_section(hint)
+        if item is None or not isinstance(tree, list):
+            return _leaf(tree, hint)
+        return [_value(entry, item, f"{path}[{place}]", problems) for place, entry in enumerate(tree)]
+    except _Misfit as misfit:
+        problems.append(f"{path}: {misfit}")
 
 
 def _opened(word: Word, hint: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pruning.settings import Calibrate, Data, Evaluate, Export, Model, Prune, Recover, Score
+from pruning.settings import DIGITS, Calibrate, Data, Evaluate, Export, Model, Prune, Recover, Score
 from pruning.settings.rules import matches, within
 from pruning.settings.section import Problem, Section, knob, section
 
-DIGITS, DIGITS_FEATURES = "digits", "bundled:models/digits-classifier"
+DIGITS_FEATURES = "bundled:models/digits-classifier"
 
 
 @section

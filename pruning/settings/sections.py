@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pruning.settings.rules import above, at_least, matches, one_of, registered, within
 from pruning.settings.section import Problem, Section, knob, section
 
+DIGITS = "digits"
+"""The source of data that is embedded."""
 KINDS = {
     "attention_heads": "Heads of attention layers.",
     "ffn_channels": "Hidden channels of feed-forward layers.",
@@ -54,7 +56,7 @@ class Data(Section):
     """The images for calibration, recovery and evaluation."""
 
     source: str = knob(
-        "digits", "``digits`` (embedded), an image folder, a parquet or arrow file or folder, or a hub id."
+        DIGITS, "``digits`` (embedded), an image folder, a parquet or arrow file or folder, or a hub id."
     )
     split: str = knob("train", "Split that calibration and recovery read.")
     eval_split: str = knob("test", "Held-out split that evaluation reads.")

@@ -158,11 +158,7 @@ def gather(
 
 
 def check_guidance(run: Run) -> None:
-    """Check that the model has two branches to mix and that the criterion reads rows, if ``guided`` is asked for.
-
-    Raises:
-        PruningError: If not.
-    """
+    """Raise PruningError if ``guided`` is asked of a model without two branches, or a criterion that reads no rows."""
     if run.recipe.score.weighting != "guided":
         return
     name, config = type(run.meta).__name__, run.meta.config

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pruning.models.sources import bundled_root
-from pruning.recipe.schema import DIGITS
-from pruning.stages.evaluation import features_of
+from pruning.models.sources import bundled_root, resolve_source
+from pruning.settings import DIGITS
 from pruning.stages.run import Run
 from pruning.types import PRUNING_KEY
 
@@ -15,7 +14,7 @@ def caveats(run: Run) -> list[str]:
     """Return the caveats of a run as sentences."""
     recipe, data = run.recipe, run.recipe.data
     criterion, compensation = recipe.score.criterion, recipe.prune.compensation
-    features = Path(features_of(recipe)).expanduser().resolve()
+    features = Path(resolve_source(recipe.features)).expanduser().resolve()
     told = (
         (
             run.meta.config.get(PRUNING_KEY) is not None,

@@ -47,7 +47,9 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
         why = reason_against(name, run.groups, weights, stats)
         if why is None:
             try:
-                plan = _plan(run, name, weights, stats)
+                with hushed():
+                    scores = score(weights, run.groups, stats, criterion=name, seed=run.recipe.seed)
+                    plan = make_plan(run, scores)
                 rows.append({"name": name, "own": False, "shares": shares_cut(plan, run.groups)})
                 continue
             except PruningError as error:  # a comparison must not cost the run its report
@@ -99,10 +101,3 @@ def _width(group: PrunableGroup, weights: Weights) -> int:
     """Return P, the columns of the weight of the group's one consumer, convolutions unfolded."""
     part = group.read_by
     return group.num_units * part.unit_size * weights[part.path].shape[2:].numel()
-
-
-def _plan(run: Run, name: str, weights: Weights, stats: CalibrationStats) -> PruningPlan:
-    """Return the plan that the run's target, scope and limits give with the scores of another criterion."""
-    with hushed():
-        found = score(weights, run.groups, stats, criterion=name, seed=run.recipe.seed)
-        return make_plan(run, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from eval.types import Context, LatencyOptions, Subject
 from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
-from pruning.recipe import Recipe
 from pruning.sampling import to_uint8
 from pruning.stages.observing import LOOKED_AT, Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
@@ -73,11 +71,6 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     return {name: {key: values[key] for key in FIGURES if key in values} for name, values in metrics.items()}
 
 
-def features_of(recipe: Recipe) -> str:
-    """Return the recipe's feature network with null and ``bundled:`` resolved."""
-    return resolve_source(recipe.features)
-
-
 def _subject(run: Run, model: ModelMixin) -> Subject:
     """Return a model under test. Its file size is that of its weights as they would be exported."""
     generate = sampler(run, model, run.recipe.evaluate)
@@ -90,15 +83,17 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     data = run.images(split)
     noised = run.noised(split, min(section.denoising_samples, len(data)), batch_size=section.batch_size)
     latency = section.latency
+    # A pipeline has a state, so it looks at one batch after the other.
+    side_by_side = run.device.type == "cpu" and run.autoencoder is None
     return Context(
         subjects=subjects,
-        real=_real(run, split, section.num_real),
+        real=lambda: _real(run, split, section.num_real),
         noised=lambda: noised,
         call=lambda batch: example_call(run.dense, batch),
-        features=cache(partial(load_features, features_of(run.recipe), run.device)),
+        features=cache(partial(load_features, resolve_source(run.recipe.features), run.device)),
         num_samples=section.num_samples,
         batch_size=section.batch_size,
-        workers=_workers(run),
+        workers=torch.get_num_threads() if side_by_side else 1,
         latency=LatencyOptions(
             batch_size=latency.batch_size,
             rounds=latency.runs,
@@ -110,18 +105,11 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     )
 
 
-def _workers(run: Run) -> int:
-    """Return how many batches are looked at side by side: one per CPU thread, where no pipeline with a state is run."""
-    return torch.get_num_threads() if run.device.type == "cpu" and run.autoencoder is None else 1
-
-
-def _real(run: Run, split: str, count: int | None) -> Callable[[], Tensor]:
-    def real() -> Tensor:
-        data = run.images(split)
-        rows = torch.tensor(run.choose(split, len(data) if count is None else count))
-        return torch.cat([to_uint8(data.images(part)) for part in rows.split(256)])
-
-    return real
+def _real(run: Run, split: str, count: int | None) -> Tensor:
+    """Return the images of a split that the distances compare with, uint8 (N, C, H, W); None for `count` is all."""
+    data = run.images(split)
+    rows = torch.tensor(run.choose(split, len(data) if count is None else count))
+    return torch.cat([to_uint8(data.images(part)) for part in rows.split(256)])
 
 
 def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, path: Path) -> None:

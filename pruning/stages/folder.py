@@ -22,13 +22,11 @@ from typing import Any
 
 from pruning.errors import PruningError
 from pruning.files import read_json, write_json
-from pruning.store import BESIDE, Result, Store, files_of, link_tree
+from pruning.store import BESIDE, OWNER, Result, Store, files_of, link_tree
 
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 """All stages, in the order they run."""
 
-OWNER = "run.json"
-LOCK = ".lock"
 ANEW = "take it over with --fresh (its results stay in the store), or choose another run_dir=…"
 EARLIER = (
     "was written by an earlier version of sinkprune, whose results cannot be used; move it away, or choose another "
@@ -75,11 +73,7 @@ class RunFolder:
         return [name for name in STAGES if self.result(name)]
 
     def whole(self, name: str) -> Result:
-        """Return the result of a finished stage whose files are as it wrote them.
-
-        Raises:
-            PruningError: If the stage has not been run, or a file is not as the stage wrote it.
-        """
+        """Return the result of a stage; one that has not been run, or whose files were changed, is a PruningError."""
         result = self.result(name)
         if result is None:
             raise PruningError(f"{self.path}: stage {name!r} has not been run; run `sinkprune {name}` first")
@@ -101,7 +95,7 @@ class RunFolder:
             Where the files are that lay there and were no whole result, such as some that were edited; None without.
         """
         place, before, aside = self.stage(name), self.result(name), None
-        if before and before.id == result.id and files_of(place) == files_of(result.folder):
+        if before and before.name == result.name and files_of(place) == files_of(result.folder):
             return None
         if place.exists() and not self._kept(name, store):
             aside = store.set_aside(place, name)

@@ -14,27 +14,19 @@ from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find, sum_bytes
-from pruning.data import (
-    Conditioner,
-    ImageData,
-    check_classes,
-    num_train_timesteps,
-    takes_text,
-)
+from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps, takes_text
 from pruning.data.batches import check_buckets
 from pruning.errors import PruningError, named
 from pruning.export import check_export
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
-from pruning.models import num_classes, pixels_per_latent, sample_shape
-from pruning.recipe.schema import DIGITS
+from pruning.models import num_classes, pixels_per_latent, resolve_source, sample_shape, takes_pixels
 from pruning.recovery import check_split
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.sampling import check_sampler, scheduler_named
-from pruning.settings import Prune
+from pruning.settings import DIGITS, Prune
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
-from pruning.stages.evaluation import features_of
 from pruning.stages.exporting import request_of
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import hushed, make_plan
@@ -102,7 +94,7 @@ def check_metric_names(run: Run) -> None:
 
 def check_local_features(run: Run) -> None:
     """Check the feature network as far as it needs no download."""
-    if features_of(run.recipe) != "inception":
+    if run.recipe.features != "inception":
         check_features(run)
     elif "features" in metric_needs(run.recipe.evaluate.metrics) and not inception_is_here():
         logger.info("evaluate.features: the weights of Inception will be downloaded when the run starts")
@@ -120,7 +112,7 @@ def check_features(run: Run) -> None:
     channels, _ = image_shape(run.meta)
     shown = f"{channels} channel{'s' * (channels != 1)}"
     with named("evaluate.features"):
-        features = load_features(features_of(recipe))
+        features = load_features(resolve_source(recipe.features))
         with named(f"{recipe.features!r} cannot be used for images of {shown}"):
             features.check_channels(channels)
 
@@ -193,8 +185,7 @@ def check_provider(run: Run) -> None:
 def check_data(run: Run, stages: Sequence[str]) -> None:
     """Check that the splits exist, hold enough images, and have the labels and captions that the model needs."""
     recipe = run.recipe
-    channels, height, width = sample_shape(run.meta)
-    pixels = channels in (1, 3)
+    pixels, (_, height, width) = takes_pixels(run.meta), sample_shape(run.meta)
     if pixels and height != width:
         raise PruningError(
             f"model.source: the model takes {height} x {width} images; only square ones are supported"
@@ -246,7 +237,7 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
 def observation_bytes(run: Run) -> int:
     """Return about how much is kept of what three subjects show: images, and predictions on held-out data."""
     section, (channels, height, width) = run.recipe.evaluate, sample_shape(run.meta)
-    pixels = height * width * (channels if channels in (1, 3) else 3 * 64)  # a latent stands for 8 x 8
+    pixels = height * width * (channels if takes_pixels(run.meta) else 3 * 64)  # a latent stands for 8 x 8
     predicted = section.denoising_samples * run.recipe.calibrate.timestep_buckets
     return 3 * (section.num_samples * pixels + 4 * predicted * channels * height * width)
 
@@ -270,11 +261,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
 
 
 def rehearse(run: Run, stages: Sequence[str]) -> None:
-    """Try what the last stages will do, where stages before them are still to run.
-
-    Raises:
-        PruningError: Naming the stage that would fail, and why.
-    """
+    """Try what the last stages will do after those that are still to run; a PruningError names one that would fail."""
     for stage, attempt in (("evaluate", _sample), ("export", _export)):
         if stage not in stages or stages[0] == stage:
             continue

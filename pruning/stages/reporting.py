@@ -38,7 +38,7 @@ DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors"
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)
-    (folder / SAMPLES).write_bytes(run.file("evaluate", SAMPLES).read_bytes())
+    (folder / SAMPLES).write_bytes((run.result("evaluate").folder / SAMPLES).read_bytes())
     heads = _heads(run)
     data = {
         "format": FORMAT,
@@ -85,7 +85,7 @@ def _data(run: Run) -> dict[str, Any]:
         "subjects": list(metrics),
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
-        "recovery": read_json(run.file("recover", "losses.json")),
+        "recovery": read_json(run.result("recover").folder / "losses.json"),
         "samples": SAMPLES,
         "warnings": caveats(run),
         **({"captions": prompts} if prompts else {}),

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from pruning.data import (
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
-from pruning.recipe import Recipe, load_recipe
+from pruning.recipe import Recipe
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
@@ -77,17 +77,8 @@ class Run:
         self._images: dict[str, ImageData] = {}
         self._loaded: dict[tuple[str, str], tuple[Result, Any]] = {}
 
-    @classmethod
-    def open(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Run:
-        """Return a run of the recipe that `pruning.recipe.load_recipe` finds."""
-        return cls(load_recipe(recipe, overrides))
-
     def result(self, stage: str) -> Result:
-        """Return the result of a stage that this run uses.
-
-        Raises:
-            PruningError: If the stage has not been run.
-        """
+        """Return the result of a stage that this run uses; if it has not been run, that is a PruningError."""
         return self._results.get(stage) or self.folder.whole(stage)
 
     def use(self, stage: str, result: Result) -> None:
@@ -108,14 +99,6 @@ class Run:
         result = found or store.make(key, timed, anew=anew)
         self.uses.add(result.name)
         return result
-
-    def file(self, stage: str, name: str) -> Path:
-        """Return the path of an artefact.
-
-        Raises:
-            PruningError: If the stage has not been run.
-        """
-        return self.result(stage).folder / name
 
     # Where things run.
 
@@ -164,11 +147,7 @@ class Run:
 
     @property
     def groups(self) -> list[PrunableGroup]:
-        """The groups that the recipe allows to cut.
-
-        Raises:
-            PruningError: If the model has none of a kind that is asked for, or none at all.
-        """
+        """The groups that the recipe allows to cut; a model that has none of them is a PruningError."""
         asked = self.recipe.prune.kinds
         found = [group for group in self.all_groups if group.kind in asked]
         if not found:
@@ -204,7 +183,7 @@ class Run:
 
     def load_pruned(self, stage: str = "prune", dtype: torch.dtype | None = None) -> ModelMixin:
         """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode."""
-        folder = self.file(stage, MODEL)
+        folder = self.result(stage).folder / MODEL
         return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
     @cached_property
@@ -308,7 +287,7 @@ class Run:
 def image_shape(model: ModelMixin) -> tuple[int, int]:
     """Return channels and height of the model's images; of a latent model, colour and the height of its latents."""
     channels, height, _ = models.sample_shape(model)
-    return channels if channels in (1, 3) else 3, height
+    return channels if models.takes_pixels(model) else 3, height
 
 
 def _device(name: str) -> torch.device:

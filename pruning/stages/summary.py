@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pruning.files import read_json, write_json
@@ -21,8 +22,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
     dense = metrics.get("dense", {})
-    final_name = next((name for name in ("recovered", "pruned") if name in metrics), "pruned")
-    final = metrics.get(final_name, {})
+    final = metrics.get("recovered") or metrics.get("pruned", {})
     seconds = {stage: folder.manifest(stage)["seconds"] for stage in folder.done()}
     summary = {
         **{
@@ -51,6 +51,11 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
     }
     write_json(folder.path / SUMMARY, summary)
     return summary
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    """Return what ``summary.json`` of a run directory says, nothing if there is none."""
+    return read_json(run / SUMMARY) or {}
 
 
 def measured(folder: RunFolder) -> dict[str, dict[str, Any]]:

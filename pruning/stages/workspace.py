@@ -13,10 +13,10 @@ from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.files import remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
-from pruning.recipe.schema import DIGITS
-from pruning.stages.folder import ANEW, LOCK, OWNER, STAGES, RunFolder
+from pruning.settings import DIGITS
+from pruning.stages.folder import ANEW, STAGES, RunFolder
 from pruning.stages.identity import KNOWN_BY, data_identity, model_identity
-from pruning.store import Hashes, Store, locked
+from pruning.store import LOCK, OWNER, STORE, Hashes, Store, locked
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Workspace:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
         self.store = Store(
-            Path(recipe.store).expanduser() if recipe.store else self.folder.path.parent / ".store"
+            Path(recipe.store).expanduser() if recipe.store else self.folder.path.parent / STORE
         )
         self.file_hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
@@ -168,14 +168,7 @@ class Workspace:
         for kind, now in self.identity.items():
             if owner[kind].get("hash") != now["hash"]:
                 keys = [key for key in KNOWN_BY if owner[kind].get(key) != now.get(key)]
-                was, asked = (
-                    f"{entry.get('source')!r} ("
-                    + ", ".join(
-                        [*(f"{key} {entry.get(key)}" for key in keys), f"hash {str(entry.get('hash'))[:8]}"]
-                    )
-                    + ")"
-                    for entry in (owner[kind], now)
-                )
+                was, asked = (_told(entry, keys) for entry in (owner[kind], now))
                 found.append(f"it holds the {kind} {was}, the recipe asks for {asked}")
         return found
 
@@ -184,6 +177,12 @@ class Workspace:
         owner, data = self._known(), self.identity["data"]
         if owner.get("data", {}).get("hash") == data["hash"]:
             write_json(self.folder.path / OWNER, {**owner, "data": {**data, "broken": True}})
+
+
+def _told(entry: dict[str, Any], keys: list[str]) -> str:
+    """Return a model or data in words: source, the settings at `keys`, and the hash."""
+    told = [*(f"{key} {entry.get(key)}" for key in keys), f"hash {str(entry.get('hash'))[:8]}"]
+    return f"{entry.get('source')!r} ({', '.join(told)})"
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -13,5 +13,8 @@ from pruning.store.result import Key as Key
 from pruning.store.result import Result as Result
 from pruning.store.result import changes as changes
 from pruning.store.result import version_of as version_of
+from pruning.store.store import LOCK as LOCK
+from pruning.store.store import OWNER as OWNER
+from pruning.store.store import STORE as STORE
 from pruning.store.store import Store as Store
 from pruning.store.store import link_tree as link_tree

@@ -12,11 +12,12 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pruning.files import write_json
+from pruning.files import share, write_json
 from pruning.store.hashes import file_hash, files_of, hash_of, is_as_described
 
 FORMAT = 1
@@ -96,14 +97,28 @@ class Result:
         return cls(folder, manifest) if isinstance(manifest, dict) and manifest.keys() >= SEALED else None
 
     @staticmethod
-    def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    def seal(folder: Path, key: Key, said: Mapping[str, Any]) -> None:
         """Write down what was made, and last that it is whole: ``DONE`` holds the hash of the manifest."""
+        share(folder)
         artefacts = {
             name: {**state, "sha256": file_hash(folder / name)}
             for name, state in files_of(folder).items()
             if name not in BESIDE and not name.startswith(f"{SCRATCH}/")
         }
-        write_json(folder / MANIFEST, {**manifest, "artefacts": artefacts})
+        manifest = {
+            "kind": key.kind,
+            "id": key.id,
+            "base": key.base,
+            "config": key.config,
+            "asked": key.asked,
+            "inputs": key.inputs,
+            "result": {},
+            "uses": [],
+            **said,
+            "finished": datetime.now().isoformat(timespec="seconds"),
+            "artefacts": artefacts,
+        }
+        write_json(folder / MANIFEST, manifest)
         (folder / DONE).write_text(file_hash(folder / MANIFEST) + "\n", encoding="utf-8")
 
     @property
@@ -112,14 +127,9 @@ class Result:
         return self.manifest["kind"]
 
     @property
-    def id(self) -> str:
-        """The id of the key that it was made for."""
-        return self.manifest["id"]
-
-    @property
     def name(self) -> str:
-        """Its name in the store, ``<kind>/<id>``."""
-        return f"{self.kind}/{self.id}"
+        """Its name in the store, that of the key that it was made for."""
+        return f"{self.kind}/{self.manifest['id']}"
 
     @property
     def figures(self) -> dict[str, Any]:

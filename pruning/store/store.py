@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import PruningError
-from pruning.files import read_json, share, write_json, written_whole
+from pruning.files import read_json, write_json, written_whole
 from pruning.store.hashes import hash_of
 from pruning.store.locks import locked, waited_for
 from pruning.store.result import SCRATCH, Key, Result
 
 logger = logging.getLogger(__name__)
+
+STORE = ".store"
+"""Name of a store beside run directories."""
+
+OWNER, LOCK = "run.json", ".lock"
+"""Files of a run directory: whose it is, and which process holds it."""
 
 USERS = ".runs"
 """Folder of the notes on which run directories use the store."""
@@ -38,15 +44,12 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._cleaning = self.path / ".cleaning.lock"
 
     @classmethod
     def of(cls, folder: Path) -> Store:
-        """Return the store that is in a folder of runs, or that the folder is itself.
-
-        Raises:
-            PruningError: If there is none.
-        """
-        found = next((path for path in (folder / ".store", folder) if (path / USERS).is_dir()), None)
+        """Return the store that is in a folder of runs, or that the folder is itself; none is a PruningError."""
+        found = next((path for path in (folder / STORE, folder) if (path / USERS).is_dir()), None)
         if found is None:
             raise PruningError(f"{folder}: no results are kept there; name a folder of runs, or a store")
         return cls(found)
@@ -111,10 +114,8 @@ class Store:
         folder = self.partial(key)
         folder.parent.mkdir(parents=True, exist_ok=True)
 
-        def waiting(who: str) -> None:
-            logger.info("%-9s is being made by %s; waiting for it", key.kind, who)
-
-        with waited_for(folder.with_name(f"{folder.name}.lock"), waiting):
+        lock, waiting = folder.with_name(f"{folder.name}.lock"), "%-9s is being made by %s; waiting for it"
+        with waited_for(lock, lambda who: logger.info(waiting, key.kind, who)):
             if not anew and (found := self.find(key)):
                 return found
             whole = Result.read(folder)
@@ -122,24 +123,8 @@ class Store:
                 if folder.exists() and not resumable:
                     shutil.rmtree(folder)
                 folder.mkdir(exist_ok=True)
-                self._seal(key, folder, work(folder))
+                Result.seal(folder, key, work(folder))
             return self._place(folder, self.path / key.name)
-
-    def _seal(self, key: Key, folder: Path, said: Mapping[str, Any]) -> None:
-        share(folder)
-        record = {
-            "kind": key.kind,
-            "id": key.id,
-            "base": key.base,
-            "config": key.config,
-            "asked": key.asked,
-            "inputs": key.inputs,
-            "result": {},
-            "uses": [],
-            **said,
-            "finished": datetime.now().isoformat(timespec="seconds"),
-        }
-        Result.seal(folder, record)
 
     def _place(self, folder: Path, place: Path) -> Result:
         """Give a result that is whole its final name."""
@@ -163,38 +148,25 @@ class Store:
         if not note.exists():
             note.parent.mkdir(parents=True, exist_ok=True)
             write_json(note, {"run": str(run.absolute())})
-
-        def waiting(who: str) -> None:
-            logger.info("waiting for %s, which cleans %s", who, self.path)
-
-        with waited_for(self._cleaning, waiting):
+        with waited_for(
+            self._cleaning, lambda who: logger.info("waiting for %s, which cleans %s", who, self.path)
+        ):
             pass
-
-    @property
-    def _cleaning(self) -> Path:
-        return self.path / ".cleaning.lock"
 
     def users(self) -> list[Path]:
         """Return the run directories that use the store: those it was told of, and all that lie beside it."""
         notes = sorted((self.path / USERS).glob("*.json"))
         runs = [Path(str((read_json(note) or {}).get("run"))) for note in notes]
         runs += sorted(self.path.absolute().parent.glob("*"))  # one may have been renamed
-        return [run for run in dict.fromkeys(runs) if (run / "run.json").is_file()]
+        return [run for run in dict.fromkeys(runs) if (run / OWNER).is_file()]
 
     @contextmanager
-    def cleaning(self, run_lock: str) -> Iterator[None]:
-        """Hold the store while no run works with it.
-
-        Args:
-            run_lock: Name of the lock file in a run directory.
-
-        Raises:
-            PruningError: If a run is at work, naming it.
-        """
+    def cleaning(self) -> Iterator[None]:
+        """Hold the store while no run works with it; one that does is a PruningError, which names it."""
         with locked(self._cleaning, str(self.path), "wait for it"):
             for run in self.users():
-                if (run / run_lock).exists():
-                    with locked(run / run_lock, f"the run {run}", "clean when it has ended"):
+                if (run / LOCK).exists():
+                    with locked(run / LOCK, f"the run {run}", "clean when it has ended"):
                         pass
             yield
 

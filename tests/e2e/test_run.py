@@ -277,7 +277,7 @@ def test_calibration_on_sampling_trajectories(workplace, features, captioned):
         run_recipe(recipe, sampling, until="prune")
     sampling.append("score.criterion=sink_influence")
     run_recipe(recipe, sampling, until="prune")
-    run = Run.open(recipe, sampling)
+    run = Run(load_recipe(recipe, sampling))
     assert all(torch.isfinite(score).all() for score in run.scores.values.values())
     assert pruning.load("runs/tiny/prune/model")[0].config["_class_name"] == "UNet2DConditionModel"
 
@@ -597,8 +597,8 @@ def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, ["calibrate.timestep_weights=sampler", "score.weighting=influence"], until="score")
-    run = Run.open(recipe)
-    uniform = Run.open(recipe, ["run_dir=runs/uniform"])
+    run = Run(load_recipe(recipe))
+    uniform = Run(load_recipe(recipe, ["run_dir=runs/uniform"]))
     run_recipe(recipe, ["run_dir=runs/uniform"], until="score")
     assert any(
         not torch.allclose(values, uniform.scores.values[name]) for name, values in run.scores.values.items()

@@ -38,7 +38,7 @@ def test_a_stage_that_is_attached_has_its_files_its_manifest_and_done(place):
     assert folder.stage("calibrate").joinpath("file").samefile(result(store, "calibrate").folder / "file")
     assert folder.done() == ["calibrate"]
     assert folder.manifest("calibrate")["seconds"] == 2.0
-    assert folder.whole("calibrate").id == result(store, "calibrate").id
+    assert folder.whole("calibrate").name == result(store, "calibrate").name
     assert folder.uses() == {"calibrate": [result(store, "calibrate").name, "first_pass/x"]}
 
 

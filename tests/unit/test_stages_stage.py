@@ -53,7 +53,7 @@ def chain():
     @stage("plan", after=("score",), reads=("prune.target",))
     def second(run: Run, folder: Path):
         worked.append("plan")
-        scores = run.file("score", "scores").read_text()
+        scores = (run.result("score").folder / "scores").read_text()
         (folder / "plan").write_text(f"{scores} {run.recipe.prune.target.macs}")
         return {}
 
