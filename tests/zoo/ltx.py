@@ -17,6 +17,30 @@ CONFIG: dict[str, Any] = {
     "num_layers": 3,
     "caption_channels": 20,
 }
+CONFIG2: dict[str, Any] = {
+    "in_channels": 10,
+    "out_channels": 10,
+    "num_attention_heads": 4,
+    "attention_head_dim": 12,
+    "cross_attention_dim": 48,
+    "audio_in_channels": 6,
+    "audio_out_channels": 6,
+    "audio_num_attention_heads": 4,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 32,
+    "num_layers": 3,
+    "caption_channels": 20,
+    "rope_type": "split",
+    "rope_double_precision": False,
+}
+CONFIG23: dict[str, Any] = CONFIG2 | {
+    "gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_gated_attn": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+    "perturbed_attn": True,
+}
 
 
 def _text(draw: Draw) -> dict[str, Any]:
@@ -48,7 +72,45 @@ def _token_times(draw: Draw) -> dict[str, Any]:
     }
 
 
+def _video_audio(draw: Draw, widths: tuple[int, int] = (20, 20)) -> dict[str, Any]:
+    times, mask = draw.times(), torch.arange(7) < torch.tensor([[7], [5]])
+    return {
+        "hidden_states": draw.normal(BATCH, 24, 10),
+        "audio_hidden_states": draw.normal(BATCH, 9, 6),
+        "encoder_hidden_states": draw.normal(BATCH, 7, widths[0]),
+        "audio_encoder_hidden_states": draw.normal(BATCH, 7, widths[1]),
+        "timestep": times,
+        "sigma": times,
+        "encoder_attention_mask": mask,
+        "audio_encoder_attention_mask": mask,
+        "num_frames": 2,
+        "height": 3,
+        "width": 4,
+        "fps": 24.0,
+        "audio_num_frames": 9,
+    }
+
+
+def _connected(draw: Draw) -> dict[str, Any]:
+    """LTX-2.3: the text comes in the width of each stream."""
+    return _video_audio(draw, (48, 32))
+
+
+def _skipped_attention(draw: Draw) -> dict[str, Any]:
+    """LTX-2.3's guidance: self-attention of some blocks is left out for one sample."""
+    return _connected(draw) | {
+        "spatio_temporal_guidance_blocks": [1],
+        "perturbation_mask": torch.tensor([1.0, 0.0]),
+    }
+
+
 MODELS = {
     "ltx": Tiny("LTXVideoTransformer3DModel", CONFIG, _text),
     "ltx_token_times": Tiny("LTXVideoTransformer3DModel", CONFIG, _token_times),
+    "ltx2": Tiny("LTX2VideoTransformer3DModel", CONFIG2, _video_audio),
+    "ltx2_interleaved": Tiny(
+        "LTX2VideoTransformer3DModel", CONFIG2 | {"rope_type": "interleaved"}, _video_audio
+    ),
+    "ltx23": Tiny("LTX2VideoTransformer3DModel", CONFIG23, _connected),
+    "ltx23_perturbed": Tiny("LTX2VideoTransformer3DModel", CONFIG23, _skipped_attention),
 }
