@@ -28,7 +28,7 @@ def _call(draw: Draw) -> dict[str, Any]:
         "hidden_states": draw.normal(BATCH, 5, 6, 8),
         "encoder_hidden_states": draw.normal(BATCH, 7, 20),
         "prior_token_id": draw.integers(30, BATCH, 12),
-        "prior_token_drop": torch.tensor([[False], [True]]).expand(BATCH, 12).clone(),
+        "prior_token_drop": torch.tensor([[False], [True]]).repeat(1, 12),
         "timestep": draw.times(),
         "target_size": torch.tensor([[48.0, 64.0], [64.0, 48.0]]),
         "crop_coords": torch.tensor([[0.0, 0.0], [4.0, 8.0]]),

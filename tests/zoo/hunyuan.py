@@ -57,6 +57,12 @@ IMAGE: dict[str, Any] = {
 }
 GLYPHS: dict[str, Any] = {"text_embed_2_dim": 14}
 DISTILLED: dict[str, Any] = GLYPHS | {"guidance_embeds": True, "use_meanflow": True}
+REFINER: dict[str, Any] = {
+    "in_channels": 12,
+    "out_channels": 6,
+    "patch_size": (1, 1, 1),
+    "rope_axes_dim": (4, 4, 4),
+}
 
 
 def _mask(size: int, *lengths: int) -> Tensor:
@@ -137,6 +143,14 @@ def _image_distilled(draw: Draw) -> dict[str, Any]:
     return _image_glyphs(draw) | {"timestep_r": draw.times() / 2, "guidance": torch.tensor([3000.0, 6000.0])}
 
 
+def _image_refiner(draw: Draw) -> dict[str, Any]:
+    """Latents and those of the image that is refined, with an axis of frames."""
+    return _text(draw) | {
+        "hidden_states": draw.normal(BATCH, 12, 1, 4, 5),
+        "guidance": torch.tensor([3000.0, 6000.0]),
+    }
+
+
 MODELS = {
     "hunyuan_video": Tiny("HunyuanVideoTransformer3DModel", VIDEO, _guided),
     "hunyuan_video_latent_concat": Tiny(
@@ -156,4 +170,7 @@ MODELS = {
     "hunyuan_image": Tiny("HunyuanImageTransformer2DModel", IMAGE, _image),
     "hunyuan_image_glyphs": Tiny("HunyuanImageTransformer2DModel", IMAGE | GLYPHS, _image_glyphs),
     "hunyuan_image_distilled": Tiny("HunyuanImageTransformer2DModel", IMAGE | DISTILLED, _image_distilled),
+    "hunyuan_image_refiner": Tiny(
+        "HunyuanImageTransformer2DModel", IMAGE | REFINER | {"guidance_embeds": True}, _image_refiner
+    ),
 }

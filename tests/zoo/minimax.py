@@ -1,4 +1,4 @@
-"""MiniMax: a packed stream of video, audio and text with adaptive norms by modality, and a one-dimensional music model."""
+"""MiniMax: video, audio and text packed in one stream with adaptive norms by modality; and a music model."""
 
 from __future__ import annotations
 

@@ -220,10 +220,12 @@ MODELS = {
     "latent-upscaler": Tiny(
         "UNet2DConditionModel",
         _config(
-            block_out_channels=(32, 32),  # the norms have groups of 32
-            down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+            # The norms have groups of 32; the first stage up is known by widths that equal the time's.
+            block_out_channels=(32, 64, 64),
+            time_embedding_dim=64,
+            down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"),
             mid_block_type=None,
-            up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+            up_block_types=("KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"),
             attention_head_dim=8,
             conv_in_kernel=1,
             conv_out_kernel=1,

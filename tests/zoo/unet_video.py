@@ -76,12 +76,12 @@ MODELS = {
         {
             **_stages(suffix="SpatioTemporal"),
             "in_channels": 8,
-            "block_out_channels": (32, 32),  # the norms have 32 groups, whatever the config
+            "block_out_channels": (32, 64),  # the norms have 32 groups, whatever the config
             "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
             "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 3 * 8,
-            "num_attention_heads": (4, 2),
+            "num_attention_heads": (2, 4),
             "num_frames": FRAMES,
         },
         _svd,
