@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from pruning.groups.base import columns, handler, rows
-from pruning.groups.words import is_norm, words
+from pruning.groups.words import in_list, is_norm, words
 from pruning.types import ModuleAttribute, NarrowedInput, ParamSlice, PrunableGroup
 
 QUERY, KEY, VALUE = {"q", "query"}, {"k", "key"}, {"v", "value"}
@@ -28,7 +28,7 @@ OUT = {"out", "o", "proj"}
 
 HEADS = ("heads", "num_heads", "num_attention_heads", "n_heads")
 KEY_HEADS = ("kv_heads", "num_kv_heads", "num_key_value_heads", "n_kv_heads")
-QUERY_WIDTHS = ("inner_dim",)
+QUERY_WIDTHS = ("inner_dim", "channels")
 KEY_WIDTHS = ("inner_kv_dim", "kv_inner_dim")
 SLICED = ("sliceable_head_dim",)
 
@@ -108,7 +108,8 @@ class Parts:
         return parts
 
     def __bool__(self) -> bool:
-        return bool((self.queries and self.keys) or self.fused)
+        asks = self.queries or any(words(name) & {"qkv"} for name in self.fused)
+        return bool(asks and (self.keys or self.fused))
 
 
 def _unwrapped(name: str, child: nn.Module) -> tuple[str, nn.Module]:
@@ -159,6 +160,8 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
     parts = Parts.of(module)
     if not parts:
         return ""
+    if not in_list(path):
+        return "it is not part of a list of blocks"
     reader = _reader(path, module, model, parts)
     if isinstance(reader, str):
         return reader
@@ -175,6 +178,11 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
         gate = f"{path.rpartition('.')[0]}.gate"
         produced = [*produced, *more, ParamSlice(gate, 0, sizes.per_unit)]
         attributes = [*attributes, *fewer]
+    elif not parts.outs and (beside := _beside(path, model)):  # it reads the heads, and adds to them
+        other = Parts.of(model.get_submodule(beside))
+        unit = sizes.per_unit * sizes.head_dim
+        produced += [part for name, layer in other.outs.items() for part in rows(f"{beside}.{name}", layer, unit)]
+        consumed = {**consumed, **_below(beside, other.queries)}
     return PrunableGroup(
         name=f"{path}:attention_heads",
         module=path,

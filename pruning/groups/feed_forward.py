@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pruning.groups.base import columns, handler, rows
-from pruning.groups.words import is_norm
+from pruning.groups.words import in_list, is_norm
 from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -64,8 +64,8 @@ SPELLINGS = (
 @handler("feed_forward")
 def ffn_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the hidden channels of a feed-forward layer that is part of a list of blocks."""
-    if not any(part.isdigit() for part in path.split(".")):
-        return  # embeddings of timesteps and texts are built of the same parts, and are not repeated
+    if not in_list(path):
+        return  # embeddings are built of the same parts
     spellings = [_sequence(module)] if isinstance(module, nn.Sequential) else SPELLINGS
     for spelling in spellings:
         if spelling and (group := _group(path, module, spelling)):

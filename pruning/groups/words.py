@@ -17,3 +17,8 @@ def words(name: str) -> frozenset[str]:
 def is_norm(module: nn.Module) -> bool:
     """Tell by its class's name whether a module normalises."""
     return any(word in type(module).__name__.lower() for word in ("norm", "grn"))
+
+
+def in_list(path: str) -> bool:
+    """Tell whether a module is part of a list: of the blocks, that is, and not of what embeds timesteps and texts."""
+    return any(part.isdigit() for part in path.split("."))
