@@ -1,25 +1,24 @@
 """Predicted multiply-accumulates (MACs) and parameters of any plan, from shapes alone.
 
-One forward pass with meta tensors records how often each weight is applied and the shape of each attention
-product; everything after that is arithmetic. `eval.cost` measures the same on the real model; a test holds the
-two within 0.1 %.
+One forward pass with meta tensors records how often each weight is applied, and the products that each module computes
+besides (those of attention, of stacked experts); everything after that is arithmetic. `eval.cost` measures the same on
+the real model; a test holds the two within 0.1 %.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pruning.errors import PruningError
 from pruning.types import PrunableGroup, PruningPlan, slices_of
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,17 +31,16 @@ class CostModel:
     Attributes:
         shapes: Dense shape of every parameter, by path.
         applications: How often each element of a weight is multiplied in one call, by parameter path.
-        attention: MACs of the two products ``QKᵀ`` and ``AV``, by path of the attention module.
-        other: MACs that no plan changes (products outside the modules above).
+        between: MACs of a module's own products, such as ``QKᵀ`` and ``AV``, by its path ("" is the whole model).
         groups: All groups of the model.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     applications: Mapping[str, int]
-    attention: Mapping[str, int]
-    other: int
+    between: Mapping[str, int]
     groups: tuple[PrunableGroup, ...]
     _cut: Mapping[str, list[tuple[PrunableGroup, int, int]]] = field(repr=False)
+    _scaled: Mapping[str, PrunableGroup] = field(repr=False)
 
     @classmethod
     def trace(cls, model: nn.Module, call: Mapping[str, Any], groups: Sequence[PrunableGroup]) -> CostModel:
@@ -53,39 +51,36 @@ class CostModel:
             call: Arguments of one call, e.g. from `models.example_call`; only their shapes matter.
             groups: Result of `find_groups(model)` with all kinds that plans will name.
         """
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), ExitStack() as stack, counter, _Recorder(model, stack) as recorder:
-            torch.func.functional_call(model, meta, (), {**_to_meta(call), "return_dict": False})
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        known = sum(math.prod(shapes[path]) * times for path, times in recorder.applications.items())
-        known += sum(recorder.attention.values())
+        with torch.no_grad(), ExitStack() as stack:
+            applications = _count_applications(model, stack)
+            _run(model, call, counter, applications)
         cut = defaultdict(list)
         for group in groups:
             for part in slices_of(group):
                 cut[part.path].append((group, part.dim, part.unit_size))
+        between = _own_products(model, counter, applications)
         return cls(
-            shapes=shapes,
-            applications=dict(recorder.applications),
-            attention=dict(recorder.attention),
-            other=counter.get_total_flops() // 2 - known,
+            shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
+            applications=dict(applications),
+            between=between,
             groups=tuple(groups),
             _cut=dict(cut),
+            _scaled=dict(_scaled_by(model, groups, between)),
         )
 
     def macs(self, plan: PruningPlan | None = None) -> int:
         """Return the MACs of one call under `plan` (dense if None)."""
         plan = plan or PruningPlan()
         kept = self._kept(plan)
-        total = self.other
+        total = 0
         for path, times in self.applications.items():
             if not plan.removes(path):
                 total += math.prod(self._shape(path, kept)) * times
-        heads = {g.module: kept[g.name] / g.num_units for g in self.groups if g.kind == "attention_heads"}
-        for path, macs in self.attention.items():
+        for path, macs in self.between.items():
             if not plan.removes(path):
-                total += round(macs * heads.get(path, 1.0))
+                group = self._scaled.get(path)
+                total += round(macs * kept[group.name] / group.num_units) if group else macs
         return total
 
     def params(self, plan: PruningPlan | None = None) -> int:
@@ -102,18 +97,22 @@ class CostModel:
         """
         assert measure in ("macs", "params")
         costs = {}
+        total = {"macs": self.macs, "params": self.params}[measure]
+        dense = total()
+        scaled: defaultdict[str, int] = defaultdict(int)
+        for path, group in self._scaled.items():
+            scaled[group.name] += self.between[path]
         for group in self.groups:
             if group.kind == "blocks":
-                total = {"macs": self.macs, "params": self.params}[measure]
-                costs[group.name] = float(total() - total(PruningPlan(removed_blocks=(group.module,))))
+                costs[group.name] = float(dense - total(PruningPlan(removed_blocks=(group.module,))))
                 continue
             cost = 0.0
             for part in slices_of(group):
                 shape = self.shapes[part.path]
                 times = self.applications.get(part.path, 0) if measure == "macs" else 1
                 cost += math.prod(shape) / shape[part.dim] * part.unit_size * times
-            if measure == "macs" and group.kind == "attention_heads":
-                cost += self.attention.get(group.module, 0) / group.num_units
+            if measure == "macs":
+                cost += scaled[group.name] / group.num_units
             costs[group.name] = cost
         return costs
 
@@ -137,37 +136,83 @@ def _to_meta(value: Any) -> Any:
     return value
 
 
-class _Recorder(TorchFunctionMode):
-    """Counts how often weights are applied, and the attention products of each module; hooks go with the stack."""
+def _run(
+    model: nn.Module, call: Mapping[str, Any], counter: FlopCounterMode, applications: dict[str, int]
+) -> None:
+    """Run one call under `counter`: on the meta device, or where that cannot be, since values decide, as it is."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
+    try:
+        with counter:
+            torch.func.functional_call(model, meta, (), {**_to_meta(call), "return_dict": False})
+        return
+    except (NotImplementedError, RuntimeError) as error:
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise PruningError(
+                f"the cost of {type(model).__name__} cannot be traced without weights, since values decide what it "
+                f"computes ({str(error).partition(chr(10))[0]}); load the model with its weights"
+            ) from error
+    applications.clear()
+    with counter:
+        model(**{**call, "return_dict": False})
 
-    def __init__(self, model: nn.Module, hooks: ExitStack) -> None:
-        super().__init__()
-        self.applications: defaultdict[str, int] = defaultdict(int)
-        self.attention: defaultdict[str, int] = defaultdict(int)
-        self._open: list[str] = []
-        for path, module in model.named_modules():
-            if isinstance(module, WEIGHTED):
-                hooks.callback(module.register_forward_hook(self._applied(f"{path}.weight")).remove)
-            elif hasattr(module, "heads"):
-                enter = module.register_forward_pre_hook(lambda *_, p=path: self._open.append(p))
-                leave = module.register_forward_hook(lambda *_: self._open.pop() and None)
-                hooks.callback(enter.remove)
-                hooks.callback(leave.remove)
 
-    def _applied(self, path: str) -> Any:
+def _count_applications(model: nn.Module, hooks: ExitStack) -> dict[str, int]:
+    """Return a mapping that a run of `model` fills with how often each weight is applied; hooks go with the stack."""
+    applications: defaultdict[str, int] = defaultdict(int)
+
+    def counted(path: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
-            self.applications[path] += output.numel() // channels
+            applications[path] += output.numel() // channels
 
         return hook
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self._open:
-            query, key = args[0], args[1] if len(args) > 1 else kwargs["key"]
-            value = args[2] if len(args) > 2 else kwargs["value"]
-            positions = math.prod(query.shape[:-1]) * key.shape[-2]  # B * H * N * M
-            self.attention[self._open[-1]] += positions * (query.shape[-1] + value.shape[-1])
-        return func(*args, **kwargs)
+    for path, module in model.named_modules():
+        if isinstance(module, WEIGHTED):
+            hooks.callback(module.register_forward_hook(counted(f"{path}.weight")).remove)
+    return applications
+
+
+def _own_products(
+    model: nn.Module, counter: FlopCounterMode, applications: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the MACs that each module computes itself, outside the modules in it and without counted weights."""
+    prefix = type(model).__name__
+    flops = {
+        name.removeprefix(prefix).removeprefix("."): sum(by_operation.values())
+        for name, by_operation in counter.get_flop_counts().items()
+        if name != "Global"
+    }
+    flops[""] = counter.get_total_flops()
+    own = dict(flops)
+    for path, count in flops.items():
+        if path:
+            parent = path.rpartition(".")[0]
+            while parent and parent not in own:  # a list of modules is never called
+                parent = parent.rpartition(".")[0]
+            own[parent] -= count
+    for path, module in model.named_modules():
+        if isinstance(module, WEIGHTED) and path in own:
+            own[path] -= 2 * module.weight.numel() * applications[f"{path}.weight"]
+    return {path: count // 2 for path, count in own.items() if count}
+
+
+def _scaled_by(
+    model: nn.Module, groups: Sequence[PrunableGroup], between: Mapping[str, int]
+) -> Iterator[tuple[str, PrunableGroup]]:
+    """Yield the paths whose own products are in proportion to the units of a group, and the group."""
+    owners: dict[str, PrunableGroup] = {}
+    for group in groups:
+        if group.kind == "attention_heads":
+            owners |= dict.fromkeys((group.module, *(a.module for a in group.attributes)), group)
+        for part in slices_of(group):
+            owner = part.path.rpartition(".")[0]
+            if not isinstance(model.get_submodule(owner), WEIGHTED):
+                owners.setdefault(owner, group)
+    for path in between:
+        above = path
+        while above and above not in owners:
+            above = above.rpartition(".")[0]
+        if above in owners and not (above != path and isinstance(model.get_submodule(path), WEIGHTED)):
+            yield path, owners[above]

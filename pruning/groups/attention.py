@@ -37,7 +37,7 @@ RIGID = {
         ("AttnAddedKVProcessor", "AttnAddedKVProcessor2_0", "XFormersAttnAddedKVProcessor"),
         "its processor reshapes the heads to the width of the residual stream",
     ),
-    "CustomDiffusionAttnProcessor": "its processor has projections of its own",
+    "SanaWMCrossAttnProcessor": "its processor reshapes the heads to the width of the residual stream",
 }
 """Processors under which heads cannot go, and why."""
 
@@ -89,7 +89,7 @@ class Parts:
             where, layer = _unwrapped(name, child)
             said = words(name)
             if is_norm(layer):
-                if said & (QUERY | KEY):
+                if said & (QUERY | KEY) and "pre" not in said:
                     parts.norms[where] = layer
             elif not isinstance(layer, nn.Linear):
                 parts.unknown.append(where)

@@ -21,6 +21,9 @@ from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of,
 
 FORMAT_VERSION = 1
 
+LOADED_AS = {"Transformer2DModel": ("DiTTransformer2DModel", "PixArtTransformer2DModel")}
+"""Class in a checkpoint -> classes as which diffusers loads it, since it has split that one up."""
+
 
 def reshape(model: nn.Module, entry: Any) -> nn.Module:
     """Shrink the stock `model` in place to the shapes that `entry` records; doing it twice changes nothing.
@@ -95,9 +98,9 @@ def _check_entry(model: nn.Module, entry: Any) -> tuple[Mapping[str, Any], list[
             f"{PRUNING_KEY}.format_version: {version!r} is unknown, this version of sinkprune reads "
             f"{FORMAT_VERSION}; upgrade sinkprune or export the checkpoint again"
         )
-    made_for = entry.get("class_name", type(model).__name__)
-    if made_for != type(model).__name__:
-        raise PruningError(f"{PRUNING_KEY}.class_name: made for {made_for!r}, not for {type(model).__name__}")
+    made_for, name = entry.get("class_name", type(model).__name__), type(model).__name__
+    if made_for != name and name not in LOADED_AS.get(made_for, ()):
+        raise PruningError(f"{PRUNING_KEY}.class_name: made for {made_for!r}, not for {name}")
     modules, removed = entry.get("modules"), entry.get("removed_blocks")
     if not isinstance(modules, Mapping) or not all(isinstance(p, str) for p in modules):
         raise PruningError(
