@@ -7,7 +7,9 @@ from typing import Any
 from tests.zoo.base import BATCH, Draw, Tiny
 
 
-def _config(down: list[str], up: list[str], channels: tuple[int, ...] = (16, 24, 36), **more: Any) -> dict[str, Any]:
+def _config(
+    down: list[str], up: list[str], channels: tuple[int, ...] = (16, 24, 36), **more: Any
+) -> dict[str, Any]:
     return {
         "sample_size": 16,
         "in_channels": 3,

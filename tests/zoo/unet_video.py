@@ -54,7 +54,10 @@ def _i2vgen(draw: Draw) -> dict[str, Any]:
 
 def _motion(draw: Draw) -> dict[str, Any]:
     # The pipelines repeat the text by frame; the model does so with the time only.
-    return {**_call(draw), "encoder_hidden_states": draw.normal(BATCH, 7, TEXT).repeat_interleave(FRAMES, dim=0)}
+    return {
+        **_call(draw),
+        "encoder_hidden_states": draw.normal(BATCH, 7, TEXT).repeat_interleave(FRAMES, dim=0),
+    }
 
 
 def _motion_sdxl(draw: Draw) -> dict[str, Any]:
@@ -62,7 +65,12 @@ def _motion_sdxl(draw: Draw) -> dict[str, Any]:
     return {**_motion(draw), "added_cond_kwargs": {"text_embeds": draw.normal(BATCH, 10), "time_ids": sizes}}
 
 
-_MOTION = {"norm_num_groups": 4, "num_attention_heads": 4, "motion_num_attention_heads": 2, "motion_max_seq_length": 6}
+_MOTION = {
+    "norm_num_groups": 4,
+    "num_attention_heads": 4,
+    "motion_num_attention_heads": 2,
+    "motion_max_seq_length": 6,
+}
 
 MODELS = {
     # damo-vilab/text-to-video-ms-1.7b; here `attention_head_dim` is a size.
