@@ -120,4 +120,24 @@ MODELS = {
         },
         _motion_sdxl,
     ),
+    # The part of UNet3DConditionModel that looks along time; text where the config gives it a width.
+    "transformer-temporal": Tiny(
+        "TransformerTemporalModel",
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
+            "in_channels": 12,
+            "num_layers": 3,
+            "norm_num_groups": 4,
+            "cross_attention_dim": TEXT,
+            "double_self_attention": False,
+            "positional_embeddings": "sinusoidal",
+            "num_positional_embeddings": FRAMES,
+        },
+        lambda draw: {
+            "hidden_states": draw.normal(BATCH * FRAMES, 12, 4, 4),
+            "encoder_hidden_states": draw.normal(BATCH * 16, 7, TEXT),
+            "num_frames": FRAMES,
+        },
+    ),
 }
