@@ -41,6 +41,12 @@ CONFIG23: dict[str, Any] = CONFIG2 | {
     "use_prompt_embeddings": False,
     "perturbed_attn": True,
 }
+CONFIG25: dict[str, Any] = CONFIG23 | {
+    "ff_bias": False,
+    "audio_ff_bias": False,
+    "use_prompt_adaln_single": False,
+    "use_keyframes_abs_pos_embedding": True,
+}
 
 
 def _text(draw: Draw) -> dict[str, Any]:
@@ -104,6 +110,13 @@ def _skipped_attention(draw: Draw) -> dict[str, Any]:
     }
 
 
+def _keyframes(draw: Draw) -> dict[str, Any]:
+    """LTX-2.5: the tokens of the first frame are marked as given."""
+    return _connected(draw) | {
+        "video_keyframes_mask": (torch.arange(24) < 12).float()[None, :, None].repeat(BATCH, 1, 1)
+    }
+
+
 MODELS = {
     "ltx": Tiny("LTXVideoTransformer3DModel", CONFIG, _text),
     "ltx_token_times": Tiny("LTXVideoTransformer3DModel", CONFIG, _token_times),
@@ -112,5 +125,6 @@ MODELS = {
         "LTX2VideoTransformer3DModel", CONFIG2 | {"rope_type": "interleaved"}, _video_audio
     ),
     "ltx23": Tiny("LTX2VideoTransformer3DModel", CONFIG23, _connected),
+    "ltx25": Tiny("LTX2VideoTransformer3DModel", CONFIG25, _keyframes),
     "ltx23_perturbed": Tiny("LTX2VideoTransformer3DModel", CONFIG23, _skipped_attention),
 }
