@@ -15,20 +15,21 @@ def _call(draw: Draw) -> dict[str, Any]:
     }
 
 
-_CONFIG = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "num_mmdit_layers": 3,
-    "num_single_dit_layers": 4,
-    "attention_head_dim": 8,
-    "num_attention_heads": 3,
-    "joint_attention_dim": 20,
-    "caption_projection_dim": 24,
-    "out_channels": 4,
-    "pos_embed_max_size": 16,
-}
-
 MODELS = {
-    "auraflow": Tiny("AuraFlowTransformer2DModel", _CONFIG, _call),
-    "auraflow-joint": Tiny("AuraFlowTransformer2DModel", {**_CONFIG, "num_single_dit_layers": 0}, _call),
+    "auraflow": Tiny(
+        "AuraFlowTransformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "num_mmdit_layers": 3,
+            "num_single_dit_layers": 4,
+            "attention_head_dim": 8,
+            "num_attention_heads": 3,
+            "joint_attention_dim": 20,
+            "caption_projection_dim": 24,
+            "out_channels": 4,
+            "pos_embed_max_size": 16,
+        },
+        _call,
+    ),
 }

@@ -38,7 +38,10 @@ def _pixart(draw: Draw) -> dict[str, Any]:
 
 
 def _pixart_sizes(draw: Draw) -> dict[str, Any]:
-    sizes = {"resolution": torch.tensor([[64.0, 64.0], [96.0, 32.0]]), "aspect_ratio": torch.tensor([[1.0], [3.0]])}
+    sizes = {
+        "resolution": torch.tensor([[64.0, 64.0], [96.0, 32.0]]),
+        "aspect_ratio": torch.tensor([[1.0], [3.0]]),
+    }
     return {**_pixart(draw), "added_cond_kwargs": sizes}
 
 
@@ -99,7 +102,9 @@ def _vectors(draw: Draw) -> dict[str, Any]:
     return {
         "hidden_states": draw.integers(33, BATCH, 16),
         "encoder_hidden_states": draw.normal(BATCH, 7, TEXT),
-        "timestep": torch.tensor(70),  # one for the batch: its norms split the embedding along the batch otherwise
+        "timestep": torch.tensor(
+            70
+        ),  # one for the batch: its norms split the embedding along the batch otherwise
     }
 
 
@@ -110,16 +115,30 @@ MODELS = {
     "dit": Tiny("DiTTransformer2DModel", {**WIDTH, **PATCHES, "num_embeds_ada_norm": 1000}, _dit),
     "dit-no-bias": Tiny(
         "DiTTransformer2DModel",
-        {**WIDTH, **PATCHES, "attention_bias": False, "activation_fn": "geglu", "norm_elementwise_affine": True},
+        {
+            **WIDTH,
+            **PATCHES,
+            "attention_bias": False,
+            "activation_fn": "geglu",
+            "norm_elementwise_affine": True,
+        },
         _dit,
     ),
     # PixArt-Sigma, and PixArt-Alpha at 1024, which is told sizes.
     "pixart": Tiny("PixArtTransformer2DModel", {**_PIXART, "use_additional_conditions": False}, _pixart),
-    "pixart-sizes": Tiny("PixArtTransformer2DModel", {**_PIXART, "use_additional_conditions": True}, _pixart_sizes),
+    "pixart-sizes": Tiny(
+        "PixArtTransformer2DModel", {**_PIXART, "use_additional_conditions": True}, _pixart_sizes
+    ),
     "latte": Tiny("LatteTransformer3DModel", {**_LATTE, "num_layers": 3}, _latte),
     "latte-no-bias": Tiny(
         "LatteTransformer3DModel",
-        {**_LATTE, "num_layers": 3, "attention_bias": False, "activation_fn": "geglu", "norm_elementwise_affine": True},
+        {
+            **_LATTE,
+            "num_layers": 3,
+            "attention_bias": False,
+            "activation_fn": "geglu",
+            "norm_elementwise_affine": True,
+        },
         _latte,
     ),
     "allegro": Tiny(

@@ -11,7 +11,13 @@ from tests.zoo.base import BATCH, Draw, Tiny
 TEXT = 20
 TOKENS = 7
 SIDE = 4
-WIDTH = {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 3, "num_single_layers": 4, "in_channels": 6}
+WIDTH = {
+    "num_attention_heads": 3,
+    "attention_head_dim": 8,
+    "num_layers": 3,
+    "num_single_layers": 4,
+    "in_channels": 6,
+}
 CONFIG = {**WIDTH, "joint_attention_dim": TEXT, "axes_dims_rope": (2, 2, 4)}
 
 
@@ -68,7 +74,12 @@ def _fibo(draw: Draw) -> dict[str, Any]:
     return {**_tokens(draw), "text_encoder_layers": [draw.normal(BATCH, TOKENS, 14) for _ in range(3 + 4)]}
 
 
-_FLUX2 = {**WIDTH, "joint_attention_dim": TEXT, "axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 16}
+_FLUX2 = {
+    **WIDTH,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (2, 2, 2, 2),
+    "timestep_guidance_channels": 16,
+}
 _FLUX3 = {**WIDTH, "joint_attention_dim": TEXT, "axes_dims_rope": (2, 2, 2, 2), "cond_in_channels": 10}
 _APPROXIMATOR = {"approximator_num_channels": 16, "approximator_hidden_dim": 28, "approximator_layers": 3}
 
@@ -81,13 +92,21 @@ MODELS = {
     # FLUX.1-Fill: what goes in is wider than what comes out.
     "flux-fill": Tiny(
         "FluxTransformer2DModel",
-        {**CONFIG, "pooled_projection_dim": 10, "guidance_embeds": True, "in_channels": 15, "out_channels": 6},
+        {
+            **CONFIG,
+            "pooled_projection_dim": 10,
+            "guidance_embeds": True,
+            "in_channels": 15,
+            "out_channels": 6,
+        },
         lambda draw: {**_flux_dev(draw), "hidden_states": draw.normal(BATCH, SIDE * SIDE, 15)},
     ),
     "flux2": Tiny("Flux2Transformer2DModel", _FLUX2, _flux2),
     # FLUX.2-klein has no guidance.
     "flux2-klein": Tiny(
-        "Flux2Transformer2DModel", {**_FLUX2, "guidance_embeds": False}, lambda draw: _flux2(draw, guidance=False)
+        "Flux2Transformer2DModel",
+        {**_FLUX2, "guidance_embeds": False},
+        lambda draw: _flux2(draw, guidance=False),
     ),
     "flux3": Tiny("Flux3Transformer2DModel", _FLUX3, _flux3),
     # Distilled for few steps: it is told the time to jump to.

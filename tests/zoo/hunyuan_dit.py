@@ -29,7 +29,9 @@ def _call(draw: Draw) -> dict[str, Any]:
 def _with_sizes(draw: Draw) -> dict[str, Any]:
     return {
         **_call(draw),
-        "image_meta_size": torch.tensor([[64.0, 64.0, 64.0, 64.0, 0.0, 0.0], [48.0, 96.0, 64.0, 32.0, 8.0, 4.0]]),
+        "image_meta_size": torch.tensor(
+            [[64.0, 64.0, 64.0, 64.0, 0.0, 0.0], [48.0, 96.0, 64.0, 32.0, 8.0, 4.0]]
+        ),
         "style": torch.zeros(BATCH, dtype=torch.long),
     }
 
@@ -56,7 +58,12 @@ MODELS = {
     # Version 1.1 is told sizes and a style, of which there is one.
     "hunyuan-dit11": Tiny(
         "HunyuanDiT2DModel",
-        {**_CONFIG, "use_style_cond_and_image_meta_size": True, "learn_sigma": False, "activation_fn": "geglu"},
+        {
+            **_CONFIG,
+            "use_style_cond_and_image_meta_size": True,
+            "learn_sigma": False,
+            "activation_fn": "geglu",
+        },
         _with_sizes,
     ),
 }

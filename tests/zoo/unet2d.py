@@ -7,7 +7,9 @@ from typing import Any
 from tests.zoo.base import BATCH, Draw, Tiny
 
 
-def _config(down: list[str], up: list[str], channels: tuple[int, ...] = (16, 24, 36), **more: Any) -> dict[str, Any]:
+def _config(
+    down: list[str], up: list[str], channels: tuple[int, ...] = (16, 24, 36), **more: Any
+) -> dict[str, Any]:
     return {
         "sample_size": 16,
         "in_channels": 3,
@@ -85,7 +87,7 @@ MODELS = {
             freq_shift=None,
             mid_block_scale_factor=1.4142135623730951,
         ),
-        lambda draw: {**_call(draw), "timestep": draw.times(5.0)},
+        lambda draw: {**_call(draw), "timestep": draw.times(50.0)},
     ),
     # No attention in the middle; a second time as label; samplers without weights.
     "unet2d-plain": Tiny(

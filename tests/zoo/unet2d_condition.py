@@ -71,7 +71,10 @@ def _masked(draw: Draw) -> dict[str, Any]:
 
 def _text_time(draw: Draw, text: int = TEXT) -> dict[str, Any]:
     sizes = torch.tensor([[32.0, 48.0, 0.0, 4.0, 64.0, 64.0], [64.0, 24.0, 8.0, 0.0, 48.0, 64.0]])
-    return {**_call(draw, text=text), "added_cond_kwargs": {"text_embeds": draw.normal(BATCH, 10), "time_ids": sizes}}
+    return {
+        **_call(draw, text=text),
+        "added_cond_kwargs": {"text_embeds": draw.normal(BATCH, 10), "time_ids": sizes},
+    }
 
 
 def _gligen(draw: Draw) -> dict[str, Any]:
@@ -201,7 +204,10 @@ MODELS = {
         ),
         lambda draw: {
             **_call(draw, text=14),
-            "added_cond_kwargs": {"image_embeds": draw.normal(BATCH, TEXT), "text_embeds": draw.normal(BATCH, TEXT)},
+            "added_cond_kwargs": {
+                "image_embeds": draw.normal(BATCH, TEXT),
+                "text_embeds": draw.normal(BATCH, TEXT),
+            },
         },
     ),
     # Cross-attention alone everywhere; resnets that take the time without activation and scale their output.
@@ -237,7 +243,11 @@ MODELS = {
             norm_num_groups=None,
             only_cross_attention=False,
         ),
-        lambda draw: {**_call(draw), "timestep": draw.times(3.0) - 1.0, "timestep_cond": draw.normal(BATCH, 12)},
+        lambda draw: {
+            **_call(draw),
+            "timestep": draw.times(3.0) - 1.0,
+            "timestep_cond": draw.normal(BATCH, 12),
+        },
     ),
     # Self-attention stages without text and a middle without attention.
     "unet-condition-attention": Tiny(

@@ -204,7 +204,9 @@ MODELS = {
     # amused/amused-256 predicts tokens; it is told no time.
     "amused": Tiny("UVit2DModel", _AMUSED, _amused),
     # amused/amused-512 works at half the size.
-    "amused-sampled": Tiny("UVit2DModel", {**_AMUSED, "downsample": True, "upsample": True, "use_bias": True}, _amused),
+    "amused-sampled": Tiny(
+        "UVit2DModel", {**_AMUSED, "downsample": True, "upsample": True, "use_bias": True}, _amused
+    ),
     # One key and value head, separable convolutions, stages without self-attention.
     "dreamlite": Tiny("DreamLiteUNetModel", _DREAMLITE, _text_to_image),
     # Its wide form: ordinary convolutions, as many key heads as query heads, linear projections, a long middle.

@@ -54,7 +54,10 @@ def _i2vgen(draw: Draw) -> dict[str, Any]:
 
 def _motion(draw: Draw) -> dict[str, Any]:
     # The pipelines repeat the text by frame; the model does so with the time only.
-    return {**_call(draw), "encoder_hidden_states": draw.normal(BATCH, 7, TEXT).repeat_interleave(FRAMES, dim=0)}
+    return {
+        **_call(draw),
+        "encoder_hidden_states": draw.normal(BATCH, 7, TEXT).repeat_interleave(FRAMES, dim=0),
+    }
 
 
 def _motion_sdxl(draw: Draw) -> dict[str, Any]:
@@ -62,7 +65,12 @@ def _motion_sdxl(draw: Draw) -> dict[str, Any]:
     return {**_motion(draw), "added_cond_kwargs": {"text_embeds": draw.normal(BATCH, 10), "time_ids": sizes}}
 
 
-_MOTION = {"norm_num_groups": 4, "num_attention_heads": 4, "motion_num_attention_heads": 2, "motion_max_seq_length": 6}
+_MOTION = {
+    "norm_num_groups": 4,
+    "num_attention_heads": 4,
+    "motion_num_attention_heads": 2,
+    "motion_max_seq_length": 6,
+}
 
 MODELS = {
     # damo-vilab/text-to-video-ms-1.7b; here `attention_head_dim` is a size.
@@ -111,5 +119,25 @@ MODELS = {
             "projection_class_embeddings_input_dim": 6 * 8 + 10,
         },
         _motion_sdxl,
+    ),
+    # The part of UNet3DConditionModel that looks along time; text where the config gives it a width.
+    "transformer-temporal": Tiny(
+        "TransformerTemporalModel",
+        {
+            "num_attention_heads": 3,
+            "attention_head_dim": 8,
+            "in_channels": 12,
+            "num_layers": 3,
+            "norm_num_groups": 4,
+            "cross_attention_dim": TEXT,
+            "double_self_attention": False,
+            "positional_embeddings": "sinusoidal",
+            "num_positional_embeddings": FRAMES,
+        },
+        lambda draw: {
+            "hidden_states": draw.normal(BATCH * FRAMES, 12, 4, 4),
+            "encoder_hidden_states": draw.normal(BATCH * 16, 7, TEXT),
+            "num_frames": FRAMES,
+        },
     ),
 }
