@@ -7,10 +7,11 @@ the real model; a test holds the two within 0.1 %.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,18 +52,15 @@ class CostModel:
             call: Arguments of one call, e.g. from `models.example_call`; only their shapes matter.
             groups: Result of `find_groups(model)` with all kinds that plans will name.
         """
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), ExitStack() as stack:
-            applications = _count_applications(model, stack)
-            _run(model, call, counter, applications)
+        counts = _counted(model, call)
         cut = defaultdict(list)
         for group in groups:
             for part in slices_of(group):
                 cut[part.path].append((group, part.dim, part.unit_size))
-        between = _own_products(model, counter, applications)
+        between = counts.own_products(model)
         return cls(
             shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
-            applications=dict(applications),
+            applications=dict(counts.applications),
             between=between,
             groups=tuple(groups),
             _cut=dict(cut),
@@ -136,66 +134,80 @@ def _to_meta(value: Any) -> Any:
     return value
 
 
-def _run(
-    model: nn.Module, call: Mapping[str, Any], counter: FlopCounterMode, applications: dict[str, int]
-) -> None:
-    """Run one call under `counter`: on the meta device, or where that cannot be, since values decide, as it is."""
+class _Counts:
+    """What a run of a model costs, by module; the model keeps its hooks.
+
+    Attributes:
+        counter: Counts floating point operations while it is entered.
+        applications: How often each weight is applied, by parameter path.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.applications: defaultdict[str, int] = defaultdict(int)
+        self._flops: defaultdict[str, int] = defaultdict(int)
+        self._open, self._seen = [""], 0
+        for path, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, p=path: self._enter(p))
+            module.register_forward_hook(self._leave(path))
+
+    def own_products(self, model: nn.Module) -> dict[str, int]:
+        """Return the MACs that each module computes itself, without those of weights that are counted already."""
+        self._settle()
+        for path, module in model.named_modules():
+            if isinstance(module, WEIGHTED):
+                self._flops[path] -= 2 * module.weight.numel() * self.applications[f"{path}.weight"]
+        return {path: flops // 2 for path, flops in self._flops.items() if flops}
+
+    def _settle(self) -> None:
+        """Book what was computed since the last time on the module that is running."""
+        total = self.counter.get_total_flops()
+        self._flops[self._open[-1]] += total - self._seen
+        self._seen = total
+
+    def _enter(self, path: str) -> None:
+        self._settle()
+        self._open.append(path)
+
+    def _leave(self, path: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            self._settle()
+            self._open.pop()
+            if isinstance(module, WEIGHTED):
+                channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+                self.applications[f"{path}.weight"] += output.numel() // channels
+
+        return hook
+
+
+@torch.no_grad()
+def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
+    """Run one call and count: on the meta device, or where that cannot be, since values decide, as the model is."""
+    if "return_dict" in inspect.signature(model.forward).parameters:
+        call = {**call, "return_dict": False}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
     try:
-        with counter:
-            torch.func.functional_call(model, meta, (), {**_to_meta(call), "return_dict": False})
-        return
-    except (NotImplementedError, RuntimeError) as error:
+        shell, counts = _shell(model, tensors)
+        with counts.counter:
+            torch.func.functional_call(shell, meta, (), _to_meta(call))
+        return counts
+    except (NotImplementedError, RuntimeError, ValueError) as error:
         if any(tensor.is_meta for tensor in tensors.values()):
             raise PruningError(
                 f"the cost of {type(model).__name__} cannot be traced without weights, since values decide what it "
                 f"computes ({str(error).partition(chr(10))[0]}); load the model with its weights"
             ) from error
-    applications.clear()
-    with counter:
-        model(**{**call, "return_dict": False})
+    shell, counts = _shell(model, tensors)
+    with counts.counter:
+        torch.func.functional_call(shell, {name: t.detach() for name, t in tensors.items()}, (), dict(call))
+    return counts
 
 
-def _count_applications(model: nn.Module, hooks: ExitStack) -> dict[str, int]:
-    """Return a mapping that a run of `model` fills with how often each weight is applied; hooks go with the stack."""
-    applications: defaultdict[str, int] = defaultdict(int)
-
-    def counted(path: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
-            applications[path] += output.numel() // channels
-
-        return hook
-
-    for path, module in model.named_modules():
-        if isinstance(module, WEIGHTED):
-            hooks.callback(module.register_forward_hook(counted(f"{path}.weight")).remove)
-    return applications
-
-
-def _own_products(
-    model: nn.Module, counter: FlopCounterMode, applications: Mapping[str, int]
-) -> dict[str, int]:
-    """Return the MACs that each module computes itself, outside the modules in it and without counted weights."""
-    prefix = type(model).__name__
-    flops = {
-        name.removeprefix(prefix).removeprefix("."): sum(by_operation.values())
-        for name, by_operation in counter.get_flop_counts().items()
-        if name != "Global"
-    }
-    flops[""] = counter.get_total_flops()
-    own = dict(flops)
-    for path, count in flops.items():
-        if path:
-            parent = path.rpartition(".")[0]
-            while parent and parent not in own:  # a list of modules is never called
-                parent = parent.rpartition(".")[0]
-            own[parent] -= count
-    for path, module in model.named_modules():
-        if isinstance(module, WEIGHTED) and path in own:
-            own[path] -= 2 * module.weight.numel() * applications[f"{path}.weight"]
-    return {path: count // 2 for path, count in own.items() if count}
+def _shell(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, _Counts]:
+    """Return a copy of `model` that shares its tensors, so that tables which a run caches do not stay, and its counts."""
+    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors.values()})
+    return shell, _Counts(shell)
 
 
 def _scaled_by(

@@ -41,7 +41,12 @@ RIGID = {
 }
 """Processors under which heads cannot go, and why."""
 
-RESHAPED_TO = {"OmniGenAttnProcessor2_0": "out_dim"}
+ONE_STREAM = {
+    "EasyAnimateAttnProcessor2_0": "it hands the heads of the text on as they are, since they have no projection of their own"
+}
+"""Processors under which heads cannot go where the module does not project a second stream, and why."""
+
+RESHAPED_TO = {"OmniGenAttnProcessor2_0": "out_dim", "CosmosAttnProcessor2_5": "out_dim"}
 """Processors that reshape the heads to a width which the module holds under another name."""
 
 
@@ -260,6 +265,8 @@ def _fault(module: nn.Module, parts: Parts, sizes: _Sizes) -> str:
     processor = type(getattr(module, "processor", None)).__name__
     if processor in RIGID:
         return RIGID[processor]
+    if processor in ONE_STREAM and not any("add" in words(name) for name in parts.queries):
+        return ONE_STREAM[processor]
     if getattr(module, "fused_projections", False):
         return "its projections are fused; call unfuse_qkv_projections() first"
     if parts.unknown:
