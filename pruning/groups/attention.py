@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, rows
+from pruning.groups.base import columns, handler, recorded, rows
 from pruning.groups.words import in_list, is_norm, words
 from pruning.types import ModuleAttribute, NarrowedInput, ParamSlice, PrunableGroup
 
@@ -176,6 +176,8 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
         return sizes
     if fault := _fault(module, parts, sizes):
         return fault
+    if sizes.key_heads == 1 and any(recorded(model, f"{path}.{name}") for name in parts.keys):
+        return "a single key/value head is left of it"
     produced, attributes = _cut(path, module, parts, sizes)
     if partner:
         beside = model.get_submodule(partner)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
 from pruning.errors import PruningError
 from pruning.registry import Registry
 from pruning.settings import KINDS
-from pruning.types import ParamSlice, PrunableGroup
+from pruning.types import PRUNING_KEY, ParamSlice, PrunableGroup, config_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,14 @@ def discover(model: nn.Module) -> Iterator[PrunableGroup]:
     for path, module in model.named_modules():
         for _, find in handlers:
             yield from find(path, module, model)
+
+
+def recorded(model: nn.Module, path: str) -> Mapping[str, Any]:
+    """Return what the model's config records of an earlier cut of the module at `path`; nothing if it was not cut."""
+    entry = config_of(model).get(PRUNING_KEY) if hasattr(model, "config") else None
+    modules = entry.get("modules") if isinstance(entry, Mapping) else None
+    found = modules.get(path) if isinstance(modules, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def rows(path: str, module: nn.Module, unit_size: int, offset: int = 0) -> list[ParamSlice]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, rows
+from pruning.groups.base import columns, handler, recorded, rows
 from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -59,13 +59,13 @@ RESAMPLERS = ("down_sample", "up_sample")
 @handler("resnet")
 def resnet_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the inner channels of a ResNet block."""
-    found = [group for width in WIDTHS if (group := _group(path, module, width))]
+    found = [group for width in WIDTHS if (group := _group(path, module, model, width))]
     for index, group in enumerate(found):
         name = f"{path}:resnet_channels" + (f".{index + 1}" if len(found) > 1 else "")
         yield PrunableGroup(name=name, module=path, kind="resnet_channels", **group)
 
 
-def _group(path: str, module: nn.Module, width: Width) -> dict[str, Any] | None:
+def _group(path: str, module: nn.Module, model: nn.Module, width: Width) -> dict[str, Any] | None:
     made, norm, read = (_part(module, name) for name in (width.made, width.norm, width.read))
     plain = all(isinstance(conv, CONVOLUTIONS) and conv.groups == 1 for conv in (made, read))
     if not plain or _resampled(module, width):
@@ -77,6 +77,8 @@ def _group(path: str, module: nn.Module, width: Width) -> dict[str, Any] | None:
     if normed is None:
         return None
     groups, slices, attributes = normed
+    if groups == 1 and any("num_groups" in recorded(model, a.module).get("attributes", {}) for a in attributes):
+        return None  # a single group is left of it
     units = groups if groups > 1 else channels
     unit = channels // units
     produced = rows(f"{path}.{width.made}", made, unit)
