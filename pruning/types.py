@@ -325,7 +325,8 @@ def size_of(module: torch.nn.Module, name: str) -> int | None:
 
 def set_size(module: torch.nn.Module, name: str, value: int) -> None:
     """Set a size that `size_of` reads, in the form that it has."""
-    setattr(module, name, (value,) if isinstance(getattr(module, name), tuple) else value)
+    found: Any = (value,) if isinstance(getattr(module, name), tuple) else value
+    setattr(module, name, found)
 
 
 def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:

@@ -84,7 +84,7 @@ def sync_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = weight.shape[0]
     elif isinstance(getattr(module, "normalized_shape", None), tuple):
-        module.normalized_shape = tuple(weight.shape)
+        setattr(module, "normalized_shape", tuple(weight.shape))  # noqa: B010 (RMSNorm and LayerNorm have no common type)
     elif hasattr(module, "dim"):  # diffusers' RMSNorm
         module.dim = weight.shape
 
@@ -103,9 +103,7 @@ def _check_entry(model: nn.Module, entry: Any) -> tuple[Mapping[str, Any], list[
         raise PruningError(f"{PRUNING_KEY}.class_name: made for {made_for!r}, not for {name}")
     modules, removed = entry.get("modules"), entry.get("removed_blocks")
     if not isinstance(modules, Mapping) or not all(isinstance(p, str) for p in modules):
-        raise PruningError(
-            f"{PRUNING_KEY}.modules: must map module paths to records, found {shown(modules)}"
-        )
+        raise PruningError(f"{PRUNING_KEY}.modules: must map module paths to records, found {shown(modules)}")
     if not isinstance(removed, (list, tuple)) or not all(isinstance(p, str) for p in removed):
         raise PruningError(
             f"{PRUNING_KEY}.removed_blocks: must be a list of module paths, found {shown(removed)}"
@@ -174,7 +172,9 @@ def _check_inputs(
     kept = found.get("kept") if isinstance(found, Mapping) else None
     whole = isinstance(kept, (list, tuple)) and all(type(unit) is int for unit in kept)
     if not whole or not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
-        raise PruningError(f"{place}.kept: must be sorted distinct units in 0..{units - 1}, found {shown(kept)}")
+        raise PruningError(
+            f"{place}.kept: must be sorted distinct units in 0..{units - 1}, found {shown(kept)}"
+        )
     if before is not None and before.kept != tuple(kept):
         raise PruningError(f"{place}.kept: the module keeps {list(before.kept)} already, not {shown(kept)}")
     if owner is not None and before is None:

@@ -19,7 +19,8 @@ UNLOADABLE = {
 }
 
 UNCOUNTED = dict.fromkeys(
-    ("kandinsky6_sr", "anyflow-far", "anyflow-far-clean"), "flex attention, whose products diffusers hides from counting"
+    ("kandinsky6_sr", "anyflow-far", "anyflow-far-clean"),
+    "flex attention, whose products diffusers hides from counting",
 )
 
 

@@ -13,7 +13,6 @@ from pruning.groups import discover
 from pruning.types import PrunableGroup
 from tests.zoo import ZOO, build, run
 
-
 FIRST = list({tiny.cls: name for name, tiny in reversed(ZOO.items())}.values())[::-1]
 """One tiny model of every class, for what need not be seen in every variant."""
 

@@ -161,7 +161,10 @@ TAMPERED = {
         "'__class__.__init__' is not a module",
     ),
     "not removable": (lambda c: _entry(c)["removed_blocks"].append("conv_in"), "not a removable block"),
-    "record type": (lambda c: _entry(c)["modules"].update({"conv_in": 3}), "must hold 'attributes', 'parameters' and"),
+    "record type": (
+        lambda c: _entry(c)["modules"].update({"conv_in": 3}),
+        "must hold 'attributes', 'parameters' and",
+    ),
     "record key": (lambda c: _module(c).update(code="print()"), "must hold 'attributes', 'parameters' and"),
     "attribute name": (
         lambda c: _module(c).update(attributes={"training": 1}),
