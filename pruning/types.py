@@ -48,11 +48,32 @@ class ParamSlice:
 
 @dataclass(frozen=True)
 class ModuleAttribute:
-    """An integer on a module that falls by `per_unit` for every removed unit (``heads``, ``num_groups``, …)."""
+    """A size on a module that falls by `per_unit` for every removed unit (``heads``, ``num_groups``, …).
+
+    It is an integer, or a tuple of one (``normalized_shape``); see `size_of`.
+    """
 
     module: str
     name: str
     per_unit: int
+
+
+@dataclass(frozen=True)
+class NarrowedInput:
+    """An argument of a module that has entries for every unit, computed elsewhere for all of them (a rotary table).
+
+    Where units go, the module is given the entries of those that stay. Unit ``k`` owns `unit_size` entries of each
+    tensor in the argument, along `axis`, which repeats `num_units * unit_size` entries any number of times.
+
+    Attributes:
+        argument: Name of the parameter of the module's forward.
+        axis: Dimension of the tensors.
+        unit_size: Entries of a unit.
+    """
+
+    argument: str
+    axis: int
+    unit_size: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +89,8 @@ class PrunableGroup:
         produced_by: Slices whose rows make the unit.
         consumed_by: Slices whose columns read the unit; zeroing them masks the unit. There are several where several
             modules read it (joint attention); what is measured, scored and compensated is so at each: see `consumers`.
-        attributes: Integers that fall with the units.
+        attributes: Sizes that fall with the units.
+        narrowed: Arguments of `module` that keep their entries for all units.
         removal: Only for blocks.
     """
 
@@ -80,6 +102,7 @@ class PrunableGroup:
     produced_by: tuple[ParamSlice, ...] = ()
     consumed_by: tuple[ParamSlice, ...] = ()
     attributes: tuple[ModuleAttribute, ...] = ()
+    narrowed: tuple[NarrowedInput, ...] = ()
     removal: BlockRemoval | None = None
 
     @property
@@ -277,6 +300,19 @@ class PruningPlan:
 def inside(path: str, block: str) -> bool:
     """Tell whether `path` is the module at `block` or lies in it."""
     return path == block or path.startswith(block + ".")
+
+
+def size_of(module: torch.nn.Module, name: str) -> int | None:
+    """Return the size that attribute `name` of a module holds, an integer or a tuple of one; None if it is neither."""
+    value = getattr(module, name, None)
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    return value if type(value) is int else None
+
+
+def set_size(module: torch.nn.Module, name: str, value: int) -> None:
+    """Set a size that `size_of` reads, in the form that it has."""
+    setattr(module, name, (value,) if isinstance(getattr(module, name), tuple) else value)
 
 
 def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:

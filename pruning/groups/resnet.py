@@ -1,46 +1,151 @@
 """Inner channels of ResNet blocks, in whole norm groups.
 
-The unit is one group of ``norm2``: with whole groups the cut model equals the masked one, because the group
-statistics of the kept channels do not change; ``num_groups`` falls with the units.
+The unit is one group of the norm that the channels go through: with whole groups the cut model equals the masked one,
+because the group statistics of the kept channels do not change; ``num_groups`` falls with the units. Where one group
+holds all channels, the unit is a channel, and the norm goes over those that stay.
+
+A further kind of block is one line of `WIDTHS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from diffusers.models.normalization import AdaGroupNorm
-from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
 from pruning.groups.base import columns, handler, rows
-from pruning.types import ModuleAttribute, PrunableGroup
+from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Width:
+    """Channels between two convolutions, by paths below the block.
+
+    Attributes:
+        made: The convolution that makes them.
+        norm: The norm that they go through: a GroupNorm, or one whose scale and shift come from an embedding.
+        read: The convolution that reads them.
+        embedding: A linear layer that adds to them, or scales and shifts them.
+        through: A depthwise convolution between.
+    """
+
+    made: str
+    norm: str
+    read: str
+    embedding: str = ""
+    through: str = ""
+
+
+WIDTHS = (
+    Width("conv1", "norm2", "conv2", embedding="time_emb_proj"),  # in two dimensions, and over time
+    Width("conv1.pointwise", "norm2", "conv2.pointwise", "time_emb_proj", through="conv2.depthwise"),
+    *(Width(f"conv{k}.{last}", f"conv{k + 1}.0", f"conv{k + 1}.3") for k, last in ((1, 2), (2, 3), (3, 3))),
+    *(
+        Width(f"resnet_blocks.{k}.projection", f"resnet_blocks.{k + 1}.group_norm", f"resnet_blocks.{k + 1}.projection")
+        for k in range(3)
+    ),
+    Width("conv_1", "group_norm_1", "conv_2"),
+    Width("conv_in.conv1d", "conv_in.group_norm", "conv_out.conv1d", embedding="time_emb"),
+)
+
+RESAMPLERS = ("down_sample", "up_sample")
+"""What Kandinsky 3 puts after the convolution that makes channels, or before the one that reads them."""
 
 
 @handler("resnet")
 def resnet_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
-    """Yield the inner channels of a ResNet block with at least two norm groups."""
-    if not isinstance(module, (ResnetBlock2D, ResnetBlockCondNorm2D)):
-        return
-    norm, channels = module.norm2, module.conv1.out_channels
-    if not isinstance(norm, (nn.GroupNorm, AdaGroupNorm)) or norm.num_groups < 2:
-        return  # a spatial norm reads a second feature map
-    unit = channels // norm.num_groups
-    produced = rows(f"{path}.conv1", module.conv1, unit)
+    """Yield the inner channels of a ResNet block."""
+    found = [group for width in WIDTHS if (group := _group(path, module, width))]
+    for index, group in enumerate(found):
+        name = f"{path}:resnet_channels" + (f".{index + 1}" if len(found) > 1 else "")
+        yield PrunableGroup(name=name, module=path, kind="resnet_channels", **group)
+
+
+def _group(path: str, module: nn.Module, width: Width) -> dict[str, Any] | None:
+    made, norm, read = (_part(module, name) for name in (width.made, width.norm, width.read))
+    plain = all(isinstance(conv, CONVOLUTIONS) and conv.groups == 1 for conv in (made, read))
+    if not plain or _resampled(module, width):
+        return None
+    channels = len(made.weight)
+    if read.weight.shape[1] != channels:
+        return None
+    normed = _norm(f"{path}.{width.norm}", norm, channels)
+    if normed is None:
+        return None
+    groups, slices, attributes = normed
+    units = groups if groups > 1 else channels
+    unit = channels // units
+    produced = rows(f"{path}.{width.made}", made, unit)
+    for layer_path, layer in slices:
+        produced += _each(layer_path, layer, channels, unit)
+    if isinstance(embedding := _part(module, width.embedding), nn.Linear):
+        produced += _each(f"{path}.{width.embedding}", embedding, channels, unit)
+    if width.through:
+        between = _part(module, width.through)
+        if not isinstance(between, CONVOLUTIONS) or between.groups != channels:
+            return None
+        produced += rows(f"{path}.{width.through}", between, unit)
+    return {
+        "num_units": units,
+        "unit_size": unit,
+        "produced_by": tuple(produced),
+        "consumed_by": (columns(f"{path}.{width.read}", unit),),
+        "attributes": attributes if groups > 1 else (),
+    }
+
+
+def _part(module: nn.Module, name: str) -> Any:
+    """Return the module at `name` below `module`; None if there is none."""
+    for part in name.split(".") if name else ():
+        children = dict(module.named_children())
+        if part not in children:
+            return None
+        module = children[part]
+    return module if name else None
+
+
+def _resampled(module: nn.Module, width: Width) -> bool:
+    """Tell whether something with weights stands beside one of the two convolutions, which would read the channels."""
+    places = {name.rpartition(".")[0] for name in (width.made, width.read)}
+    after, before = RESAMPLERS
+    blocks = [_part(module, place) for place in sorted(places) if place]
+    resampled = [
+        getattr(block, name, None)
+        for block, name in zip(blocks, (after, before), strict=False)
+        if isinstance(block, nn.Module)
+    ]
+    return any(isinstance(part, nn.Module) and next(part.parameters(), None) is not None for part in resampled)
+
+
+def _norm(
+    path: str, norm: Any, channels: int
+) -> tuple[int, list[tuple[str, nn.Module]], tuple[ModuleAttribute, ...]] | None:
+    """Return a norm's number of groups, the layers with rows for its channels, and the sizes that fall with a group."""
     if isinstance(norm, nn.GroupNorm):
-        produced += rows(f"{path}.norm2", norm, unit)
-        embedding, embedding_path = module.time_emb_proj, f"{path}.time_emb_proj"
-    else:
-        embedding, embedding_path = norm.linear, f"{path}.norm2.linear"
-    if isinstance(embedding, nn.Linear):  # rows once for a shift, twice for scale and shift
-        for offset in range(0, embedding.out_features, channels):
-            produced += rows(embedding_path, embedding, unit, offset)
-    yield PrunableGroup(
-        name=f"{path}:resnet_channels",
-        module=path,
-        kind="resnet_channels",
-        num_units=norm.num_groups,
-        unit_size=unit,
-        produced_by=tuple(produced),
-        consumed_by=(columns(f"{path}.conv2", unit),),
-        attributes=(ModuleAttribute(f"{path}.norm2", "num_groups", 1),),
-    )
+        return norm.num_groups, [(path, norm)], (ModuleAttribute(path, "num_groups", 1),)
+    groups = getattr(norm, "num_groups", None)
+    if type(groups) is int and isinstance(getattr(norm, "linear", None), nn.Linear):  # AdaGroupNorm
+        if groups < 2:
+            return None
+        return groups, [(f"{path}.linear", norm.linear)], (ModuleAttribute(path, "num_groups", 1),)
+    inner, context = getattr(norm, "norm", None), getattr(norm, "context_mlp", None)
+    if isinstance(inner, nn.GroupNorm) and isinstance(context, nn.Sequential) and inner.num_groups > 1:
+        unit = channels // inner.num_groups
+        sizes = (
+            ModuleAttribute(f"{path}.norm", "num_groups", 1),
+            ModuleAttribute(f"{path}.norm", "num_channels", unit),
+        )
+        return inner.num_groups, [(f"{path}.context_mlp.1", context[1])], sizes
+    return None
+
+
+def _each(path: str, layer: nn.Module, channels: int, unit: int) -> list[ParamSlice]:
+    """Return the rows of a layer: once for a shift, twice for scale and shift."""
+    weight: Any = getattr(layer, "weight", None)
+    if weight is None:
+        return []
+    return [part for offset in range(0, len(weight), channels) for part in rows(path, layer, unit, offset)]

@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from pruning.groups import find_groups
 from pruning.surgery.check import check_plan, outermost
 from pruning.surgery.identity import replace_by_identity
+from pruning.surgery.inputs import narrow_inputs
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
 from pruning.surgery.storage import Cutter
-from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_of, inside, slices_of
+from pruning.types import (
+    PRUNING_KEY,
+    ModuleAttribute,
+    PrunableGroup,
+    PruningPlan,
+    config_of,
+    inside,
+    set_size,
+    size_of,
+    slices_of,
+)
 
 
 def apply_plan(
@@ -40,12 +51,18 @@ def apply_plan(
     check_plan(model, groups, plan)
     key = _previous_key(model, plan)
     removed = plan.cuts(groups)
-    touched = _cut_parameters(model, removed)
+    touched = cut_parameters(model, removed)
     for group, units in removed.items():
         for attribute in group.attributes:
             module = model.get_submodule(attribute.module)
-            setattr(module, attribute.name, getattr(module, attribute.name) - attribute.per_unit * len(units))
+            shrink(module, attribute, len(units))
             touched[attribute.module].add(attribute.name)
+        if group.narrowed:
+            hook = narrow_inputs(model.get_submodule(group.module), group, plan.kept_units(group))
+            key["modules"].setdefault(group.module, {})["inputs"] = {
+                "kept": list(hook.kept),
+                "units": hook.units,
+            }
     _record(model, key["modules"], touched)
     _remove_blocks(model, groups, plan, key)
     if key["modules"] or key["removed_blocks"]:
@@ -68,7 +85,14 @@ def _previous_key(model: nn.Module, plan: PruningPlan) -> dict[str, Any]:
     return key
 
 
-def _cut_parameters(
+def shrink(module: nn.Module, attribute: ModuleAttribute, units: int) -> None:
+    """Let a size fall by what `units` units are of it."""
+    size = size_of(module, attribute.name)
+    assert size is not None
+    set_size(module, attribute.name, size - attribute.per_unit * units)
+
+
+def cut_parameters(
     model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]]
 ) -> defaultdict[str, set[str]]:
     """Cut all parameters; return the touched module paths (with an empty set of attributes each)."""
@@ -100,7 +124,7 @@ def _record(model: nn.Module, modules: dict[str, Any], touched: Mapping[str, set
         module = model.get_submodule(path)
         entry = modules.setdefault(path, {})
         if names:
-            attributes = {name: int(getattr(module, name)) for name in sorted(names)}
+            attributes = {name: size_of(module, name) for name in sorted(names)}
             entry["attributes"] = {**entry.get("attributes", {}), **attributes}
         shapes = {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
         if shapes:

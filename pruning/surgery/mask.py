@@ -6,10 +6,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.groups import find_groups
+from pruning.groups.words import is_norm
 from pruning.surgery.check import check_plan, outermost
+from pruning.surgery.cut import cut_parameters, shrink
 from pruning.surgery.identity import replace_by_identity
 from pruning.types import PrunableGroup, PruningPlan
 
@@ -20,8 +22,8 @@ def mask_plan(
 ) -> nn.Module:
     """Return a copy of `model` in which removed units are zeroed where they are read and blocks do nothing.
 
-    Shapes stay dense and no hooks are left. The copy computes what `apply_plan` computes, with one exception:
-    a query/key norm *across heads* takes its statistics over the masked heads too.
+    Shapes stay dense and no hooks are left. Norms whose statistics go over several units (query/key norms across
+    heads) take them over the kept ones. The copy computes what `apply_plan` computes.
 
     Raises:
         PruningError: If the plan does not fit the model.
@@ -30,6 +32,8 @@ def mask_plan(
     check_plan(model, groups, plan)
     masked = copy.deepcopy(model)
     silence(masked, groups, plan)
+    for group, units in plan.cuts(groups).items():
+        _restrict_norms(masked, group, units)
     blocks = {group.module: group for group in groups if group.kind == "blocks"}
     for path in outermost(plan.removed_blocks):
         replace_by_identity(masked, blocks[path])
@@ -43,3 +47,69 @@ def silence(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan
         for part in group.consumed_by:
             weight = model.get_parameter(part.path)
             weight.index_fill_(part.dim, part.indices(units).to(weight.device), 0.0)
+
+
+class RestrictedNorm(nn.Module):
+    """A norm over some of its channels; the others come out as zero.
+
+    Args:
+        norm: The norm of the kept channels.
+        kept: Which channels these are, int64.
+        axis: Dimension of the channels.
+    """
+
+    def __init__(self, norm: nn.Module, kept: Tensor, axis: int) -> None:
+        super().__init__()
+        self.norm, self.axis = norm, axis
+        self.register_buffer("kept", kept, persistent=False)
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Return the normed channels in their places."""
+        normed = self.norm(x.index_select(self.axis, self.kept), *args, **kwargs)
+        return torch.zeros_like(x, dtype=normed.dtype).index_copy(self.axis, self.kept, normed)
+
+
+def _restrict_norms(model: nn.Module, group: PrunableGroup, units: Sequence[int]) -> None:
+    """Let the norms of a group go over its kept channels."""
+    tree = dict(model.named_modules())
+    rows = {path: size for path, size in _norm_rows(group).items() if is_norm(tree[path])}
+    for path, unit_size in rows.items():
+        norm = tree[path]
+        if next(norm.children(), None) is not None:
+            continue  # adaptive: its channels come from a projection; whole norm groups go, so it is exact
+        removed = torch.zeros(group.num_units, dtype=torch.bool)
+        removed[list(units)] = True
+        kept = (~removed).repeat_interleave(unit_size).nonzero().flatten()
+        own = [part for part in group.produced_by if part.path.rpartition(".")[0] == path]
+        sizes = [attribute for attribute in group.attributes if attribute.module == path]
+        slim = nn.Module()
+        slim.norm = copy.deepcopy(norm)
+        inside = group.__class__(
+            name=group.name,
+            module="norm",
+            kind=group.kind,
+            num_units=group.num_units,
+            unit_size=group.unit_size,
+            produced_by=tuple(part.__class__(f"norm.{part.path.rpartition('.')[2]}", *_place(part)) for part in own),
+        )
+        cut_parameters(slim, {inside: units})
+        for attribute in sizes:
+            shrink(slim.norm, attribute, len(units))
+        parent, _, name = path.rpartition(".")
+        axis = 1 if isinstance(norm, nn.GroupNorm) else -1
+        setattr(model.get_submodule(parent), name, RestrictedNorm(slim.norm, kept.to(_device(norm)), axis))
+
+
+def _norm_rows(group: PrunableGroup) -> dict[str, int]:
+    """Return paths of modules whose parameters or shape are cut with a group, and the channels of a unit there."""
+    rows = {part.path.rpartition(".")[0]: part.unit_size for part in group.produced_by}
+    shapes = {a.module: a.per_unit for a in group.attributes if a.name == "normalized_shape"}
+    return {**rows, **shapes}
+
+
+def _place(part: object) -> tuple[int, int, int]:
+    return part.dim, part.unit_size, part.offset  # type: ignore[attr-defined]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

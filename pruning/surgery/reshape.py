@@ -7,19 +7,19 @@ shape may exceed the stock one, and nothing in the entry is ever executed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 from pruning.groups import discover
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
-from pruning.types import PRUNING_KEY, PrunableGroup, inside, slices_of
+from pruning.surgery.inputs import kept_inputs, narrow_inputs
+from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
-ATTRIBUTES = ("heads", "inner_dim", "inner_kv_dim", "sliceable_head_dim", "num_groups")
 
 
 def reshape(model: nn.Module, entry: Any) -> nn.Module:
@@ -36,7 +36,8 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
     """
     modules, removed_blocks = _check_entry(model, entry)
     tree = dict(model.named_modules())
-    removable = {g.module: g for g in discover(model) if g.kind == "blocks"} if removed_blocks else {}
+    groups = list(discover(model))
+    removable = {group.module: group for group in groups if group.kind == "blocks"}
     gone = []
     for path in removed_blocks:
         if isinstance(tree.get(path), IdentityBlock):
@@ -49,13 +50,16 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
     for path, record in modules.items():
         if path not in tree:
             raise PruningError(f"{PRUNING_KEY}.modules: {path!r} is not a module of {type(model).__name__}")
-        _check_module(path, tree[path], record)
-    _check_agreement(model, modules, removed_blocks)
+        _check_module(path, tree[path], record, groups)
+    _check_agreement(model, groups, modules, removed_blocks)
     for path in gone:
         replace_by_identity(model, removable[path])
     for path, record in modules.items():
         for name, value in record.get("attributes", {}).items():
-            setattr(tree[path], name, value)
+            set_size(tree[path], name, value)
+        if "inputs" in record and kept_inputs(tree[path]) is None:
+            owner = next(group for group in groups if group.module == path and group.narrowed)
+            narrow_inputs(tree[path], owner, record["inputs"]["kept"])
         for name, shape in record.get("parameters", {}).items():
             _resize(tree[path], name, shape)
         sync_sizes(tree[path])
@@ -69,11 +73,14 @@ def sync_sizes(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        module.out_channels = weight.shape[0]
+        if module.groups > 1 and weight.shape[1] == 1:  # depthwise: every channel is a group of its own
+            module.groups = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(getattr(module, "normalized_shape", None), tuple):
         module.normalized_shape = tuple(weight.shape)
     elif hasattr(module, "dim"):  # diffusers' RMSNorm
         module.dim = weight.shape
@@ -94,28 +101,35 @@ def _check_entry(model: nn.Module, entry: Any) -> tuple[Mapping[str, Any], list[
     modules, removed = entry.get("modules"), entry.get("removed_blocks")
     if not isinstance(modules, Mapping) or not all(isinstance(p, str) for p in modules):
         raise PruningError(
-            f"{PRUNING_KEY}.modules: must map module paths to records, found {_short(modules)}"
+            f"{PRUNING_KEY}.modules: must map module paths to records, found {shown(modules)}"
         )
     if not isinstance(removed, (list, tuple)) or not all(isinstance(p, str) for p in removed):
         raise PruningError(
-            f"{PRUNING_KEY}.removed_blocks: must be a list of module paths, found {_short(removed)}"
+            f"{PRUNING_KEY}.removed_blocks: must be a list of module paths, found {shown(removed)}"
         )
     return modules, list(removed)
 
 
-def _check_module(path: str, module: nn.Module, record: Any) -> None:
+def _check_module(path: str, module: nn.Module, record: Any, groups: Sequence[PrunableGroup]) -> None:
     place = f"{PRUNING_KEY}.modules[{path!r}]"
-    if not isinstance(record, Mapping) or not set(record) <= {"attributes", "parameters"}:
-        raise PruningError(f"{place}: must hold 'attributes' and 'parameters' only, found {_short(record)}")
+    if not isinstance(record, Mapping) or not set(record) <= {"attributes", "parameters", "inputs"}:
+        raise PruningError(
+            f"{place}: must hold 'attributes', 'parameters' and 'inputs' only, found {shown(record)}"
+        )
     attributes, parameters = record.get("attributes", {}), record.get("parameters", {})
     if not isinstance(attributes, Mapping) or not isinstance(parameters, Mapping):
         raise PruningError(f"{place}: 'attributes' and 'parameters' must be mappings")
+    may_fall = {a.name for group in groups for a in group.attributes if a.module == path}
     for name, value in attributes.items():
-        stock = getattr(module, name, None) if name in ATTRIBUTES else None
-        if type(stock) is not int:
-            raise PruningError(f"{place}: {name!r} is not an integer attribute of {type(module).__name__}")
+        stock = size_of(module, name) if isinstance(name, str) and not name.startswith("__") else None
+        if stock is None or (name not in may_fall and value != stock):
+            raise PruningError(
+                f"{place}: {shown(name)} is not a size of {type(module).__name__} that pruning changes"
+            )
         if type(value) is not int or not 1 <= value <= stock:
-            raise PruningError(f"{place}.{name}: must be an integer in 1..{stock}, found {_short(value)}")
+            raise PruningError(f"{place}.{name}: must be an integer in 1..{stock}, found {shown(value)}")
+    if "inputs" in record:
+        _check_inputs(f"{place}.inputs", path, module, record, groups)
     own = dict(module.named_parameters(recurse=False))
     for name, shape in parameters.items():
         _check_shape(f"{place}.{name}", module, own, name, shape, parameters)
@@ -131,12 +145,12 @@ def _check_shape(
 ) -> None:
     sizes = isinstance(shape, (list, tuple)) and all(type(size) is int and size >= 1 for size in shape)
     if not sizes:
-        raise PruningError(f"{place}: a shape is a list of positive integers, found {_short(shape)}")
+        raise PruningError(f"{place}: a shape is a list of positive integers, found {shown(shape)}")
     if name in own:
         stock = tuple(own[name].shape)
         if len(shape) != len(stock) or any(new > old for new, old in zip(shape, stock, strict=True)):
             raise PruningError(
-                f"{place}: shape {_short(shape)} does not fit into the stock shape {list(stock)}"
+                f"{place}: shape {shown(shape)} does not fit into the stock shape {list(stock)}"
             )
         return
     weight = recorded.get("weight")
@@ -145,37 +159,88 @@ def _check_shape(
         raise PruningError(f"{place}: {type(module).__name__} has no such parameter and cannot gain it")
 
 
-def _check_agreement(model: nn.Module, modules: Mapping[str, Any], gone: list[str]) -> None:
-    """All slices and integers of a group must have lost the same number of units."""
-    for group in discover(model):
-        if group.kind == "blocks" or any(inside(group.module, block) for block in gone):
-            continue
-        lost = _units_lost(model, modules, group)
-        (reference, expected), *others = lost.items()
-        for place, units in others:
-            if units != expected:
-                raise PruningError(
-                    f"{PRUNING_KEY}.modules: the shapes of {group.name!r} contradict each other: {place} lost "
-                    f"{units:g} units, {reference} lost {expected:g}"
-                )
+def _check_inputs(
+    place: str, path: str, module: nn.Module, record: Mapping[str, Any], groups: Sequence[PrunableGroup]
+) -> None:
+    """Check which entries of its arguments a module keeps."""
+    found, before = record["inputs"], kept_inputs(module)
+    owner = next((group for group in groups if group.module == path and group.narrowed), None)
+    if before is None and owner is None:
+        raise PruningError(f"{place}: no argument of {type(module).__name__} has entries for each unit")
+    units = before.units if before else owner.num_units if owner else 0
+    kept = found.get("kept") if isinstance(found, Mapping) else None
+    whole = isinstance(kept, (list, tuple)) and all(type(unit) is int for unit in kept)
+    if not whole or not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
+        raise PruningError(f"{place}.kept: must be sorted distinct units in 0..{units - 1}, found {shown(kept)}")
+    if before is not None and before.kept != tuple(kept):
+        raise PruningError(f"{place}.kept: the module keeps {list(before.kept)} already, not {shown(kept)}")
+    if owner is not None and before is None:
+        heads = next(a for a in owner.attributes if a.module == path)
+        left = record.get("attributes", {}).get(heads.name, size_of(module, heads.name))
+        if left != heads.per_unit * len(kept):
+            raise PruningError(
+                f"{place}.kept: {len(kept)} units stay, but {heads.name} is {shown(left)}; expected "
+                f"{heads.per_unit * len(kept)}"
+            )
 
 
-def _units_lost(model: nn.Module, modules: Mapping[str, Any], group: PrunableGroup) -> dict[str, float]:
-    """Return how many units each part of `group` lost by the record, keyed by the part's path."""
-    per_unit: dict[tuple[str, int], int] = {}
-    for part in slices_of(group):
-        per_unit[part.path, part.dim] = per_unit.get((part.path, part.dim), 0) + part.unit_size
-    lost = {}
-    for (path, dim), size in per_unit.items():
-        owner, _, name = path.rpartition(".")
-        stock = model.get_parameter(path).shape
-        new = modules.get(owner, {}).get("parameters", {}).get(name, stock)
-        lost[path] = (stock[dim] - new[dim]) / size
-    for attribute in group.attributes:
-        stock = getattr(model.get_submodule(attribute.module), attribute.name)
-        new = modules.get(attribute.module, {}).get("attributes", {}).get(attribute.name, stock)
-        lost[f"{attribute.module}.{attribute.name}"] = (stock - new) / attribute.per_unit
-    return lost
+def _check_agreement(
+    model: nn.Module, groups: Sequence[PrunableGroup], modules: Mapping[str, Any], gone: list[str]
+) -> None:
+    """All slices and sizes of a group must have lost the same number of units.
+
+    Where several groups share a dimension of a parameter (a fused projection), it must have lost what they lost
+    together.
+    """
+    groups = [
+        group
+        for group in groups
+        if group.kind != "blocks" and not any(inside(group.module, block) for block in gone)
+    ]
+    owners: dict[tuple[str, int], dict[str, int]] = {}
+    for group in groups:
+        for part in slices_of(group):
+            sizes = owners.setdefault((part.path, part.dim), {})
+            sizes[group.name] = sizes.get(group.name, 0) + part.unit_size
+    lost: dict[str, tuple[str, float]] = {}
+
+    def agree(name: str, place: str, units: float) -> None:
+        reference, expected = lost.setdefault(name, (place, units))
+        if units != expected:
+            raise PruningError(
+                f"{PRUNING_KEY}.modules: the shapes of {name!r} contradict each other: {place} lost "
+                f"{units:g} units, {reference} lost {expected:g}"
+            )
+
+    for group in groups:
+        for attribute in group.attributes:
+            stock = size_of(model.get_submodule(attribute.module), attribute.name)
+            assert stock is not None
+            new = modules.get(attribute.module, {}).get("attributes", {}).get(attribute.name, stock)
+            place = f"{attribute.module}.{attribute.name}"
+            agree(group.name, place, (stock - new) / attribute.per_unit)
+    for (path, dim), sizes in owners.items():
+        if len(sizes) == 1:
+            ((name, size),) = sizes.items()
+            agree(name, path, _rows_lost(model, modules, path, dim) / size)
+    for (path, dim), sizes in owners.items():
+        found = _rows_lost(model, modules, path, dim)
+        unknown = [name for name in sizes if name not in lost]
+        if len(unknown) == 1:  # what the others leave is this one's
+            others = sum(lost[name][1] * size for name, size in sizes.items() if name in lost)
+            agree(unknown[0], path, (found - others) / sizes[unknown[0]])
+        expected = sum(lost[name][1] * size for name, size in sizes.items() if name in lost)
+        if found != expected:
+            raise PruningError(
+                f"{PRUNING_KEY}.modules: {path} lost {found:g} of dimension {dim}, but {' and '.join(sizes)} lost "
+                f"{expected:g}"
+            )
+
+
+def _rows_lost(model: nn.Module, modules: Mapping[str, Any], path: str, dim: int) -> int:
+    owner, _, name = path.rpartition(".")
+    stock = model.get_parameter(path).shape
+    return stock[dim] - modules.get(owner, {}).get("parameters", {}).get(name, stock)[dim]
 
 
 def _resize(module: nn.Module, name: str, shape: list[int]) -> None:
@@ -185,8 +250,3 @@ def _resize(module: nn.Module, name: str, shape: list[int]) -> None:
     like = module.weight if old is None else old
     new = torch.empty(shape, dtype=like.dtype, device=like.device)  # type: ignore[union-attr]
     setattr(module, name, nn.Parameter(new, requires_grad=bool(like.requires_grad)))  # type: ignore[union-attr]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

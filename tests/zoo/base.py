@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,10 @@ def build(tiny: Tiny, seed: int = 0) -> nn.Module:
 @torch.no_grad()
 def run(tiny: Tiny, model: nn.Module, seed: int = 1) -> Tensor:
     """Return all that the model puts out on fixed inputs, in one flat tensor."""
-    output = model(**tiny.call(Draw(seed)), return_dict=False)
+    call = tiny.call(Draw(seed))
+    if "return_dict" in inspect.signature(model.forward).parameters:
+        call["return_dict"] = False
+    output = model(**call)
     return torch.cat([part.flatten().float() for part in tensors_in(output)])
 
 

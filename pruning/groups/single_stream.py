@@ -1,0 +1,63 @@
+"""Hidden channels of blocks in which attention and feed-forward share one output projection.
+
+In Flux and its relatives the block's ``proj_out`` reads the heads and after them the hidden channels: two groups, column
+slices of one weight. Flux 2 shares the first projection too: queries, keys, values, and then value and gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from pruning.groups.base import columns, handler, rows
+from pruning.groups.feed_forward import single_stream
+from pruning.types import ModuleAttribute, PrunableGroup
+
+SIZES = ("mlp_hidden_dim", "mlp_dim")
+
+
+@handler("single_stream")
+def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
+    """Yield the hidden channels of a single-stream block."""
+    yield from single_stream(path, module, model, "proj_mlp", "proj_out", SIZES)
+
+
+@handler("parallel_attention")
+def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
+    """Yield heads and hidden channels of an attention module that is a whole single-stream block."""
+    first, last = getattr(module, "to_qkv_mlp_proj", None), getattr(module, "to_out", None)
+    heads, hidden = getattr(module, "heads", None), getattr(module, "mlp_hidden_dim", None)
+    if not (isinstance(first, nn.Linear) and isinstance(last, nn.Linear) and heads and hidden):
+        return
+    width = last.in_features - hidden
+    size = width // heads
+    if heads > 1:
+        yield PrunableGroup(
+            name=f"{path}:attention_heads",
+            module=path,
+            kind="attention_heads",
+            num_units=heads,
+            unit_size=size,
+            produced_by=tuple(
+                part
+                for offset in range(0, 3 * width, width)
+                for part in rows(f"{path}.to_qkv_mlp_proj", first, size, offset)
+            ),
+            consumed_by=(columns(f"{path}.to_out", size),),
+            attributes=(ModuleAttribute(path, "heads", 1), ModuleAttribute(path, "inner_dim", size)),
+        )
+    yield PrunableGroup(
+        name=f"{path}:ffn_channels",
+        module=path,
+        kind="ffn_channels",
+        num_units=hidden,
+        unit_size=1,
+        produced_by=tuple(
+            part
+            for offset in range(3 * width, first.out_features, hidden)
+            for part in rows(f"{path}.to_qkv_mlp_proj", first, 1, offset)
+        ),
+        consumed_by=(columns(f"{path}.to_out", 1, width),),
+        attributes=(ModuleAttribute(path, "mlp_hidden_dim", 1),),
+    )
