@@ -41,6 +41,12 @@ CONFIG23: dict[str, Any] = CONFIG2 | {
     "use_prompt_embeddings": False,
     "perturbed_attn": True,
 }
+CONFIG25: dict[str, Any] = CONFIG23 | {
+    "ff_bias": False,
+    "audio_ff_bias": False,
+    "use_prompt_adaln_single": False,
+    "use_keyframes_abs_pos_embedding": True,
+}
 
 
 def _text(draw: Draw) -> dict[str, Any]:
@@ -73,14 +79,13 @@ def _token_times(draw: Draw) -> dict[str, Any]:
 
 
 def _video_audio(draw: Draw, widths: tuple[int, int] = (20, 20)) -> dict[str, Any]:
-    times, mask = draw.times(), torch.arange(7) < torch.tensor([[7], [5]])
+    mask = torch.arange(7) < torch.tensor([[7], [5]])
     return {
         "hidden_states": draw.normal(BATCH, 24, 10),
         "audio_hidden_states": draw.normal(BATCH, 9, 6),
         "encoder_hidden_states": draw.normal(BATCH, 7, widths[0]),
         "audio_encoder_hidden_states": draw.normal(BATCH, 7, widths[1]),
-        "timestep": times,
-        "sigma": times,
+        "timestep": draw.times(),
         "encoder_attention_mask": mask,
         "audio_encoder_attention_mask": mask,
         "num_frames": 2,
@@ -92,8 +97,8 @@ def _video_audio(draw: Draw, widths: tuple[int, int] = (20, 20)) -> dict[str, An
 
 
 def _connected(draw: Draw) -> dict[str, Any]:
-    """LTX-2.3: the text comes in the width of each stream."""
-    return _video_audio(draw, (48, 32))
+    """LTX-2.3: the text comes in the width of each stream and is modulated by the noise level."""
+    return _video_audio(draw, (48, 32)) | {"sigma": draw.times()}
 
 
 def _skipped_attention(draw: Draw) -> dict[str, Any]:
@@ -101,6 +106,13 @@ def _skipped_attention(draw: Draw) -> dict[str, Any]:
     return _connected(draw) | {
         "spatio_temporal_guidance_blocks": [1],
         "perturbation_mask": torch.tensor([1.0, 0.0]),
+    }
+
+
+def _keyframes(draw: Draw) -> dict[str, Any]:
+    """LTX-2.5: the tokens of the first frame are marked as given."""
+    return _video_audio(draw, (48, 32)) | {
+        "video_keyframes_mask": (torch.arange(24) < 12).float()[None, :, None].repeat(BATCH, 1, 1)
     }
 
 
@@ -112,5 +124,6 @@ MODELS = {
         "LTX2VideoTransformer3DModel", CONFIG2 | {"rope_type": "interleaved"}, _video_audio
     ),
     "ltx23": Tiny("LTX2VideoTransformer3DModel", CONFIG23, _connected),
+    "ltx25": Tiny("LTX2VideoTransformer3DModel", CONFIG25, _keyframes),
     "ltx23_perturbed": Tiny("LTX2VideoTransformer3DModel", CONFIG23, _skipped_attention),
 }

@@ -14,7 +14,7 @@ CONFIG: dict[str, Any] = {
     "in_channels": 5,
     "hidden_size": 48,
     "num_layers": 3,
-    "num_refiner_layers": 2,
+    "num_refiner_layers": 3,
     "num_attention_heads": 4,
     "num_kv_heads": 2,
     "multiple_of": 8,

@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {
     "num_layers": 3,
     "num_single_layers": 5,
     "num_decoder_layers": 2,
-    "mlp_ratio": 3.0,
+    "mlp_ratio": 2.0,
     "text_embed_dim": 20,
     "rope_axes_dim": (4, 4, 4),
     "enable_text_cross_attention_dual": True,

@@ -34,7 +34,13 @@ WORLD: dict[str, Any] = {
     "caption_channels": 20,
     "mlp_ratio": 1.5,
 }
-WORLD_PLAIN: dict[str, Any] = {"qk_norm": False, "k_conv_only": False, "use_chunk_plucker_post_attn": False}
+WORLD_PLAIN: dict[str, Any] = {
+    "qk_norm": False,
+    "k_conv_only": False,
+    "ffn_type": "mlp",
+    "cross_norm": False,
+    "use_chunk_plucker_post_attn": False,
+}
 REFINER: dict[str, Any] = {
     "in_channels": 10,
     "out_channels": 10,
@@ -102,6 +108,12 @@ def _refiner(draw: Draw) -> dict[str, Any]:
     }
 
 
+def _refiner_interleaved(draw: Draw) -> dict[str, Any]:
+    """Tables over all heads at once, each angle twice."""
+    angles = draw.normal(1, 24, 24).repeat_interleave(2, dim=-1).repeat(BATCH, 1, 1)
+    return _refiner(draw) | {"video_rotary_emb": (angles.cos(), angles.sin())}
+
+
 MODELS = {
     "sana_video": Tiny("SanaVideoTransformer3DModel", VIDEO, _video),
     "sana_video_i2v": Tiny("SanaVideoTransformer3DModel", VIDEO | {"qk_norm": None}, _token_times),
@@ -109,4 +121,9 @@ MODELS = {
     "sana_wm": Tiny("SanaWMTransformer3DModel", WORLD, _world_rays),
     "sana_wm_plain": Tiny("SanaWMTransformer3DModel", WORLD | WORLD_PLAIN, _world),
     "sana_wm_refiner": Tiny("SanaWMLTX2RefinerTransformer3DModel", REFINER, _refiner),
+    "sana_wm_refiner_interleaved": Tiny(
+        "SanaWMLTX2RefinerTransformer3DModel",
+        REFINER | {"rope_type": "interleaved", "gated_attn": True},
+        _refiner_interleaved,
+    ),
 }

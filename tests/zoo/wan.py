@@ -22,12 +22,12 @@ CONFIG: dict[str, Any] = {
     "rope_max_seq_len": 16,
 }
 IMAGE: dict[str, Any] = {"in_channels": 11, "image_dim": 14, "added_kv_proj_dim": 48}
-VACE: dict[str, Any] = CONFIG | {"vace_layers": (0, 2), "vace_in_channels": 9}
+VACE: dict[str, Any] = CONFIG | {"num_layers": 5, "vace_layers": (0, 2, 4), "vace_in_channels": 9}
 ANIMATE: dict[str, Any] = CONFIG | {
     "num_attention_heads": 3,
     "in_channels": 14,
     "latent_channels": 5,
-    "num_layers": 4,
+    "num_layers": 6,
     "image_dim": 14,
     "added_kv_proj_dim": 36,
     "motion_encoder_channel_sizes": {"16": 8, "8": 10, "4": 12},
@@ -88,7 +88,7 @@ def _concat(draw: Draw) -> dict[str, Any]:
 def _vace(draw: Draw) -> dict[str, Any]:
     return _text(draw) | {
         "control_hidden_states": draw.normal(BATCH, 9, 3, 4, 6),
-        "control_hidden_states_scale": torch.tensor([1.0, 0.6]),
+        "control_hidden_states_scale": torch.tensor([1.0, 0.6, 0.8]),
     }
 
 

@@ -10,7 +10,7 @@ CONFIG: dict[str, Any] = {
     "in_channels": 5,
     "dim": 48,
     "n_layers": 3,
-    "n_refiner_layers": 2,
+    "n_refiner_layers": 3,
     "n_heads": 4,
     "n_kv_heads": 4,
     "cap_feat_dim": 20,
