@@ -81,7 +81,7 @@ def _has_matrices(module: nn.Module) -> bool:
 def _removal(
     path: str, module: nn.Module, model: nn.Module, callers: Callers, signatures: dict[str, int]
 ) -> BlockRemoval | str:
-    calls = callers.calls.get(path)
+    calls = callers.of(path)
     if not calls:
         return "no call of it was found in the model's code"
     arguments = arguments_of(forward_names(module), calls)
@@ -93,26 +93,35 @@ def _removal(
         if narrowed is None or not _concatenated(path, model, narrowed, callers):
             return found
         found = narrowed
-    return _read_from_outside(path, model, callers) or found
+    shown = _shown(path, model, callers)
+    return shown if isinstance(shown, str) else replace(found, shown=shown)
 
 
-def _read_from_outside(path: str, model: nn.Module, callers: Callers) -> str | None:
-    """Return the reason if code outside the block reads something of it."""
-    for read, readers in callers.readers.items():
+def _shown(path: str, model: nn.Module, callers: Callers) -> tuple[str, ...] | str:
+    """Return what code outside the block reads of it and the identity can show, or why it cannot.
+
+    It can show objects without weights, such as the processor of an attention, but nothing that is run.
+    """
+    shown = []
+    for read, readers in callers.reads.items():
         if read != path and not read.startswith(path + "."):
             continue
-        for reader, name in readers.items():
-            if path not in enclosing(reader):
-                who = type(model.get_submodule(reader)).__name__
-                return f"{who} reads {name!r} of {read}"
-    return None
+        for reader, names in readers.items():
+            if path in enclosing(reader):
+                continue
+            for name, kind in names.items():
+                called = any(who == reader for who, _ in callers.calls.get(f"{read}.{name}", ()))
+                if kind == "inner" or called:
+                    return f"{type(model.get_submodule(reader)).__name__} reads {name!r} of {read}"
+                shown.append(f"{read}.{name}"[len(path) + 1 :])
+    return tuple(sorted(set(shown)))
 
 
 def _concatenated(path: str, model: nn.Module, removal: BlockRemoval, callers: Callers) -> bool:
     """Tell whether every caller concatenates skipped channels to a stream of the width that the block returns."""
     (handed,) = removal.returns
     names = forward_names(model.get_submodule(path))
-    for call in callers.calls[path]:
+    for call in callers.of(path):
         given: dict[str, Value] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
         atom = the_atom(given.get(handed.arguments[0], Known(None)))
         if atom is None or atom[0] != "cat" or atom[1] != 1 or not isinstance(atom[2][0], Sum):

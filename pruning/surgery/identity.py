@@ -37,5 +37,22 @@ def replace_by_identity(model: nn.Module, block: PrunableGroup) -> None:
     for attribute, value in vars(old).items():
         if isinstance(value, (bool, int, float, str)) and not attribute.startswith("_") and attribute != "training":
             setattr(identity, attribute, value)
+    for path in block.removal.shown:
+        _show(identity, old, path)
     identity.train(old.training)
     setattr(model.get_submodule(parent), name, identity)
+
+
+def _show(identity: nn.Module, old: nn.Module, path: str) -> None:
+    """Give the identity what stands at `path` of the block: an empty module, or an object that is none."""
+    owner, name = identity, ""
+    value: Any = old
+    for name in path.split("."):
+        value = getattr(value, name)
+        if isinstance(value, nn.Module):
+            if not hasattr(owner, name):
+                setattr(owner, name, nn.Module())
+            owner = getattr(owner, name)
+        else:
+            setattr(owner, name, value)
+            return

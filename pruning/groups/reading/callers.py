@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class Uses:
     """What one module's ``forward`` does with the modules in it, by path relative to that module."""
 
     calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
-    reads: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    reads: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    """Names of the attributes that are read of a module, and what each is: ``module``, ``object`` or ``inner``."""
 
 
 class _Watch:
@@ -39,11 +41,18 @@ class _Watch:
     def read(self, module: nn.Module, name: str, value: Any) -> None:
         path = self._paths.get(id(module))
         if path and name not in CALLS and not isinstance(value, PLAIN) and not _container(module):
-            self.uses.reads[path].append(name)
+            self.uses.reads[path][name] = _kind(value)
 
 
 def _container(module: nn.Module) -> bool:
     return isinstance(module, (nn.ModuleList, nn.ModuleDict))
+
+
+def _kind(value: Any) -> str:
+    """Return ``module``, ``object`` for one that holds no weights, or ``inner`` for all that a block must be there for."""
+    if isinstance(value, nn.Module):
+        return "module"
+    return "inner" if isinstance(value, (torch.Tensor, types.MethodType, dict, list, tuple)) else "object"
 
 
 def uses_of(owner: nn.Module) -> Uses:
@@ -56,21 +65,25 @@ def uses_of(owner: nn.Module) -> Uses:
 
 @dataclass(frozen=True)
 class Callers:
-    """All calls and reads of the modules of a model, by path.
+    """All calls and reads of the modules of a model, by path and by who does it.
 
     Attributes:
-        calls: How each module is called.
-        readers: By path of a module, the paths of those whose code reads something of it (not only calls it).
+        calls: By path of a module, how it is called, and the path of the module whose code calls it.
+        reads: By path of a module and of a reader, what is read; see `Uses.reads`.
     """
 
-    calls: Mapping[str, list[Call]]
-    readers: Mapping[str, Mapping[str, str]]
+    calls: Mapping[str, list[tuple[str, Call]]]
+    reads: Mapping[str, Mapping[str, Mapping[str, str]]]
+
+    def of(self, path: str) -> list[Call]:
+        """Return how a module is called."""
+        return [call for _, call in self.calls.get(path, ())]
 
 
 def callers_in(model: nn.Module, signatures: Mapping[str, int], cache: dict[Any, Any]) -> Callers:
     """Read the code of every module of a model that has code of its own."""
-    calls: dict[str, list[Call]] = defaultdict(list)
-    readers: dict[str, dict[str, str]] = defaultdict(dict)
+    calls: dict[str, list[tuple[str, Call]]] = defaultdict(list)
+    reads: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for path, module in model.named_modules():
         if not has_own_forward(module) or not any(True for _ in module.children()):
             continue
@@ -78,10 +91,10 @@ def callers_in(model: nn.Module, signatures: Mapping[str, int], cache: dict[Any,
         if key not in cache:
             cache[key] = uses_of(module)
         for inner, found in cache[key].calls.items():
-            calls[_join(path, inner)] += found
+            calls[_join(path, inner)] += [(path, call) for call in found]
         for inner, names in cache[key].reads.items():
-            readers[_join(path, inner)][path] = names[0]
-    return Callers(calls, readers)
+            reads[_join(path, inner)][path] = names
+    return Callers(calls, reads)
 
 
 def _join(path: str, inner: str) -> str:

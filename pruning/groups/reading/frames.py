@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from pruning.groups.reading.values import Known, Value, free, join
+from pruning.groups.reading.values import Entries, Items, Known, Value, join
 
 Env = dict[str, Value]
 
@@ -63,20 +63,15 @@ def merge(one: Env | None, other: Env | None, absent: str | None = None) -> Env 
     """Return the variables after two ways, of which None is one that does not go on."""
     if one is None or other is None:
         return one if other is None else other
-    merged = {}
-    for name in {**one, **other}:
-        if name in one and name in other:
-            same = one[name] is other[name]
-            merged[name] = one[name] if same else join(one[name], other[name], absent)
-        else:
-            merged[name] = free()
+    merged = {**one, **other}  # a variable that one way does not set is not read after it
+    for name in one.keys() & other.keys():
+        if one[name] is not other[name]:
+            merged[name] = join(one[name], other[name], absent)
     return merged
 
 
 def truth(value: Value) -> bool | None:
     """Return whether a value counts as true, or None where that is not known."""
-    from pruning.groups.reading.values import Entries, Items
-
     if isinstance(value, Known):
         try:
             return bool(value.value)

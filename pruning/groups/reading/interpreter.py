@@ -31,6 +31,7 @@ from pruning.groups.reading.values import (
     argument,
     as_sum,
     free,
+    is_zero,
     join,
     single,
     the_atom,
@@ -88,7 +89,9 @@ class Reader:
         self.owner, self.zeros, self.watcher, self.shortcut = owner, zeros, watcher, shortcut
         self._depth = 0
         self._written: dict[tuple[int, str], Value] = {}
-        self._shortcuts = {id(m) for name, m in owner.named_children() if shortcut and "shortcut" in name}
+        self._shortcuts = {
+            id(module) for path, module in owner.named_modules() if shortcut and "shortcut" in path.rpartition(".")[2]
+        }
         self._parameters = {id(p) for p in owner.parameters()} if zeros else set()
 
     def run(self, arguments: Mapping[str, Value]) -> Value:
@@ -329,6 +332,8 @@ class Reader:
         decided = truth(self._value(test, env, frame))
         if decided is not None:
             return self._block(body if decided else orelse, env, frame)
+        if self.zeros and _is_mask_test(test):
+            return self._block(orelse, env, frame)  # a mask marks padding: what is computed there is not used
         absent, given = self._none_test(test, env)
         one, other = dict(env), dict(env)
         if given is not None:
@@ -564,6 +569,12 @@ class Reader:
         name = func.attr
         if isinstance(owner, Sum) and name in ("get", "pop", "copy", "items", "keys", "values"):
             return free()  # a dictionary
+        if isinstance(owner, Sum) and name == "append" and not (args and is_zero(args[0]) and is_zero(owner)):
+            if isinstance(func.value, ast.Name):
+                env[func.value.id] = free(sure=True)
+            return NONE
+        if isinstance(owner, Sum) and name == "append":
+            return NONE
         if isinstance(owner, (Sum, Shape)):
             result = leaves.call(name, (owner, *args), kwargs) if isinstance(owner, Sum) else free(sure=True)
             if name.endswith("_") and not name.endswith("__") and isinstance(func.value, ast.Name):
@@ -833,6 +844,13 @@ def _assigned(body: Sequence[ast.stmt]) -> Env:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
     return {name: free() for name in names}
+
+
+def _is_mask_test(test: ast.expr) -> bool:
+    match test:
+        case ast.Compare(left=ast.Name(id=name), ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return "mask" in name
+    return False
 
 
 def _as_load(target: ast.expr) -> ast.expr:

@@ -36,7 +36,7 @@ SAME = {
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
 
 KEEPS_ZERO = {
-    "chunk", "split", "unbind", "tensor_split", "expand", "repeat", "repeat_interleave", "expand_as", "roll", "flip",
+    "split", "unbind", "tensor_split", "expand", "repeat", "repeat_interleave", "expand_as", "roll", "flip",
     "tanh", "relu", "silu", "gelu", "mish", "leaky_relu", "elu", "hardswish", "sum", "mean", "stack", "pad", "neg",
     "interpolate", "avg_pool2d", "avg_pool1d", "movedim", "index_select", "gather", "abs", "square", "sqrt", "narrow",
     "select", "masked_select", "clip", "clamp", "nan_to_num", "softsign", "t", "unfold", "fold", "pixel_shuffle",
@@ -94,6 +94,8 @@ def call(name: str, args: Sequence[Value], kwargs: Mapping[str, Value]) -> Value
         return ZERO
     if name in ("split", "split_with_sizes") and len(args) > 1:
         return _split(x, args[1], kwargs.get("dim", args[2] if len(args) > 2 else Known(0)))
+    if name == "chunk" and len(args) > 1:
+        return _chunk(x, args[1], kwargs.get("dim", args[2] if len(args) > 2 else Known(0)))
     if name in KEEPS_ZERO:
         parts = x.items if isinstance(x, Items) else (x,)
         return ZERO if all(is_zero(part) for part in parts) else free(sure=True)
@@ -162,21 +164,30 @@ def _part(value: Sum, index: Value) -> Value:
         if not (place == Known(...) or _whole(place))
     ]
     atom = the_atom(value)
-    if len(cuts) != 1 or atom is None or atom[0] != "cat":
+    if len(cuts) != 1 or atom is None:
         return free(sure=True)
     axis, place = cuts[0]
-    after = len(places) - axis if any(place == Known(...) for place in places[:axis]) else 0
+    if any(place == Known(...) for place in places[:axis]):
+        axis -= len(places)
+    if not (isinstance(place, Items) and place.kind is slice) or place.items[2] != NONE:
+        return free(sure=True)
+    start, stop, _ = place.items
+    if atom[0] == "cat" and atom[1] == axis and (chosen := _of_cat(atom, start, stop)) is not None:
+        return chosen
+    ends = [None if end in (NONE, Known(0)) else _key(end) for end in (start, stop)]
+    if (start not in (NONE, Known(0)) and ends[0] is None) or (stop != NONE and ends[1] is None):
+        return free(sure=True)
+    return single(("part", atom, axis, *ends))
+
+
+def _of_cat(atom: Any, start: Value, stop: Value) -> Value | None:
+    """Return the parts of a concatenation between two of its seams; None for other places."""
     _, dim, parts = atom
-    if (-after if after else axis) != dim or not (isinstance(place, Items) and place.kind is slice):
-        return free(sure=True)
-    start, stop, step = place.items
-    if step != NONE:
-        return free(sure=True)
     bounds = _bounds(parts, dim)
     first = 0 if start in (NONE, Known(0)) else bounds.get(_key(start))
     last = len(parts) if stop == NONE else bounds.get(_key(stop))
     if first is None or last is None or first >= last:
-        return free(sure=True)
+        return None
     chosen = parts[first:last]
     return chosen[0] if len(chosen) == 1 else single(("cat", dim, chosen))
 
@@ -204,6 +215,8 @@ def _whole(place: Value) -> bool:
 
 
 def _cat(parts: Value, dim: Value) -> Value:
+    if is_zero(parts):
+        return ZERO
     if not isinstance(parts, Items) or not isinstance(dim, Known):
         return free(sure=True)
     sums = [as_sum(part) for part in parts.items]
@@ -211,19 +224,55 @@ def _cat(parts: Value, dim: Value) -> Value:
         return ZERO
     if any(part is None for part in sums):
         return free(sure=True)
-    return single(("cat", dim.value, tuple(sums))) if len(sums) > 1 else sums[0]  # type: ignore[return-value]
+    if len(sums) == 1:
+        return sums[0]  # type: ignore[return-value]
+    atoms = [the_atom(part) for part in sums]  # type: ignore[arg-type]
+    whole = _rejoined(atoms, dim.value)
+    return whole if whole is not None else single(("cat", dim.value, tuple(sums)))
+
+
+def _rejoined(parts: Sequence[Any], dim: int) -> Value | None:
+    """Return what was cut into these parts, if they are all of it and in order."""
+    if not all(part is not None and part[0] == "part" and part[1:3] == (parts[0][1], dim) for part in parts):
+        return None
+    ends = [None, *(part[4] for part in parts)]
+    starts = [*(part[3] for part in parts), None]
+    return single(parts[0][1]) if starts == ends else None
 
 
 def _split(value: Value, sizes: Value, dim: Value) -> Value:
-    """Split a concatenation at its own seams."""
+    """Split a tensor, a concatenation at its own seams."""
     if is_zero(value):
         count = len(sizes.items) if isinstance(sizes, Items) else None
         return Items((ZERO,) * count) if count else ZERO
     atom = the_atom(value)
-    if atom is None or atom[0] != "cat" or not isinstance(sizes, Items) or dim != Known(atom[1]):
+    if atom is None or not isinstance(sizes, Items) or not isinstance(dim, Known):
         return free(sure=True)
-    own = [_key(single(("size", part, atom[1]))) for part in atom[2]]
-    return Items(atom[2]) if [_key(size) for size in sizes.items] == own else free(sure=True)
+    if atom[0] == "cat" and dim == Known(atom[1]):
+        own = [_key(single(("size", part, atom[1]))) for part in atom[2]]
+        if [_key(size) for size in sizes.items] == own:
+            return Items(atom[2])
+    ends: list[Any] = [None]
+    place = ZERO
+    for size in sizes.items[:-1]:
+        length = as_sum(size)
+        if length is None:
+            return free(sure=True)
+        place = add(place, length)
+        ends.append(place.terms)
+    ends.append(None)
+    return Items(tuple(single(("part", atom, dim.value, a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+
+
+def _chunk(value: Value, count: Value, dim: Value) -> Value:
+    """Return so many equal parts of a tensor."""
+    atom = the_atom(value)
+    if is_zero(value):
+        return ZERO
+    if atom is None or not isinstance(count, Known) or not isinstance(dim, Known):
+        return free(sure=True)
+    ends = [None, *(("chunk", k, count.value) for k in range(1, count.value)), None]
+    return Items(tuple(single(("part", atom, dim.value, a, b)) for a, b in zip(ends, ends[1:], strict=False)))
 
 
 def _sizes(places: Sequence[Value]) -> Any:

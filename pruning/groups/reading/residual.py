@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from pruning.groups.reading.interpreter import Reader
 from pruning.groups.reading.structure import forward_names
-from pruning.groups.reading.values import Items, Known, Sum, Value, straight
+from pruning.groups.reading.values import Atom, Items, Known, Sum, Value, is_zero, straight
 from pruning.removal import BlockRemoval, Handed
 
 
@@ -24,22 +25,23 @@ def residual(block: nn.Module, arguments: Mapping[str, Value]) -> BlockRemoval |
     if isinstance(value, Items) and value.kind not in (tuple, list):
         return f"it returns a {value.kind.__name__}"
     names = forward_names(block)
-    returns = []
+    handed = [_handed(part, names) for part in parts]
+    streams = [part for part in handed if part is not None and part.arguments]
+    if not streams:
+        return "it returns nothing that is one of its arguments plus an update"
     for place, part in enumerate(parts):
-        handed = _handed(part, names)
-        if handed is None:
-            which = f"value {place + 1} of {len(parts)} that it returns" if len(parts) > 1 else "what it returns"
-            return f"{which} is not one of its arguments plus an update"
-        returns.append(handed)
-    if not any(part.arguments for part in returns):
-        return "it returns nothing that it is given"
+        if is_zero(part):  # an update that is returned beside the stream
+            handed[place] = replace(streams[0], factor=0.0)
+        elif handed[place] is None:
+            return f"value {place + 1} of {len(parts)} that it returns is not one of its arguments plus an update"
+    returns = [part for part in handed if part is not None]
     form = value.kind.__name__ if isinstance(value, Items) else "tensor"
     return BlockRemoval(tuple(returns), form)
 
 
 def first_channels(block: nn.Module, arguments: Mapping[str, Value]) -> BlockRemoval | None:
     """Return how a block leaves that changes the number of channels, and does so for its shortcut too, if it does."""
-    if not any("shortcut" in name for name, _ in block.named_children()):
+    if not any("shortcut" in path.rpartition(".")[2] for path, _ in block.named_modules()):
         return None
     value = straight(Reader(block, zeros=True, shortcut=True).run(arguments))
     if not isinstance(value, Sum) or len(value.terms) != 1:
@@ -58,7 +60,22 @@ def _handed(value: Value, names: list[str]) -> Handed | None:
     if not isinstance(value, Sum) or not value.terms:
         return None
     factors = {factor for _, factor in value.terms}
-    if len(factors) != 1 or not all(len(atoms) == 1 and atoms[0][0] == "arg" for atoms, _ in value.terms):
+    split = [_stream_and_masks(atoms, names) for atoms, _ in value.terms]
+    masks = {mask for _, mask in split}
+    if len(factors) != 1 or len(masks) != 1 or not all(stream for stream, _ in split):
         return None
-    given = sorted((names.index(atoms[0][1]), atoms[0][1]) for atoms, _ in value.terms)
-    return Handed(tuple(name for _, name in given), tuple(place for place, _ in given), factors.pop())
+    given = sorted((names.index(name), name) for name, _ in split)
+    return Handed(
+        tuple(name for _, name in given),
+        tuple(place for place, _ in given),
+        factors.pop(),
+        tuple((name, names.index(name)) for name in sorted(masks.pop())),
+    )
+
+
+def _stream_and_masks(atoms: Sequence[Atom], names: Sequence[str]) -> tuple[str, frozenset[str]]:
+    """Return the one argument in a product, and those that stand in it with an axis added; no name for others."""
+    streams = [atom[1] for atom in atoms if atom[0] == "arg"]
+    masks = [atom[1][1] for atom in atoms if atom[0] == "view" and atom[1][0] == "arg" and "mask" in atom[1][1]]
+    whole = len(streams) == 1 and len(streams) + len(masks) == len(atoms)
+    return (streams[0] if whole and streams[0] in names else ""), frozenset(masks)

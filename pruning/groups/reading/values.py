@@ -189,7 +189,10 @@ def straight(value: Value) -> Value:
     if not isinstance(value, Sum):
         return value
     return Sum(
-        frozenset((tuple(_straight(atom) for atom in atoms), factor) for atoms, factor in value.terms),
+        frozenset(
+            (tuple(_straight(atom) for atom in atoms) if len(atoms) == 1 else atoms, factor)
+            for atoms, factor in value.terms
+        ),
         value.sure,
     )
 
@@ -219,7 +222,10 @@ def join(one: Value, other: Value, absent: str | None = None) -> Value:
         if one.kind is other.kind and len(one.items) == len(other.items):
             pairs = zip(one.items, other.items, strict=True)
             return Items(tuple(join(a, b, absent) for a, b in pairs), one.kind)
-        return free(sure=True)
+        every = (*one.items, *other.items)
+        return ZERO if every and all(is_zero(item) for item in every) else free(sure=True)
+    if any(is_zero(a) and isinstance(b, Items) and all(map(is_zero, b.items)) for a, b in ((one, other), (other, one))):
+        return ZERO  # a list of zeros, however long
     plain, second = straight(one), straight(other)
     if plain == second:
         return plain
