@@ -20,7 +20,7 @@ from pruning.groups.reading.callers import Callers, arguments_of, callers_in, en
 from pruning.groups.reading.counts import config_field
 from pruning.groups.reading.residual import first_channels, residual
 from pruning.groups.reading.structure import forward_names, has_own_forward, signatures_of
-from pruning.groups.reading.values import Known, Sum, Value, the_atom
+from pruning.groups.reading.values import Value, the_atom
 from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup
 
@@ -30,6 +30,8 @@ MATRICES = 2
 _FOUND: WeakKeyDictionary[nn.Module, Blocks] = WeakKeyDictionary()
 _READ: dict[Any, Any] = {}
 """What was read of a module's source, by its structure: blocks that are built alike are read once."""
+_ZEROS: dict[Any, Value] = {}
+"""Modules whose output is zero with zero weights, by structure and arguments."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def blocks_of(model: nn.Module) -> Blocks:
     signatures = signatures_of(model)
     if len(_READ) > 4096:
         _READ.clear()
+        _ZEROS.clear()
     callers = callers_in(model, signatures, _READ)
     removals: dict[str, BlockRemoval] = {}
     why_not: dict[str, str] = {}
@@ -85,14 +88,19 @@ def _removal(
     if not calls:
         return "no call of it was found in the model's code"
     arguments = arguments_of(forward_names(module), calls)
-    key = ("residual", signatures[path], tuple(sorted((n, repr(v)) for n, v in arguments.items())))
-    if key not in _READ:
-        _READ[key] = residual(module, arguments), first_channels(module, arguments)
-    found, narrowed = _READ[key]
+    given = (signatures[path], tuple(sorted((name, repr(value)) for name, value in arguments.items())))
+    if ("residual", *given) not in _READ:
+        by_id = {id(m): signatures[p] for p, m in model.named_modules()}
+        _READ["residual", *given] = residual(module, arguments, by_id, _ZEROS)
+    found = _READ["residual", *given]
+    if isinstance(found, str) and _concatenated(path, model, callers):
+        if ("channels", *given) not in _READ:
+            _READ["channels", *given] = first_channels(module, arguments)
+        narrowed = _READ["channels", *given]
+        if narrowed is not None and narrowed.channels == _channels_before(path, model):
+            found = narrowed
     if isinstance(found, str):
-        if narrowed is None or not _concatenated(path, model, narrowed, callers):
-            return found
-        found = narrowed
+        return found
     shown = _shown(path, model, callers)
     return shown if isinstance(shown, str) else replace(found, shown=shown)
 
@@ -117,16 +125,15 @@ def _shown(path: str, model: nn.Module, callers: Callers) -> tuple[str, ...] | s
     return tuple(sorted(set(shown)))
 
 
-def _concatenated(path: str, model: nn.Module, removal: BlockRemoval, callers: Callers) -> bool:
-    """Tell whether every caller concatenates skipped channels to a stream of the width that the block returns."""
-    (handed,) = removal.returns
-    names = forward_names(model.get_submodule(path))
+def _concatenated(path: str, model: nn.Module, callers: Callers) -> bool:
+    """Tell whether every caller concatenates channels to the stream that is the block's first argument."""
+    name = forward_names(model.get_submodule(path))[0]
     for call in callers.of(path):
-        given: dict[str, Value] = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
-        atom = the_atom(given.get(handed.arguments[0], Known(None)))
-        if atom is None or atom[0] != "cat" or atom[1] != 1 or not isinstance(atom[2][0], Sum):
+        value = call.args[0] if call.args else call.kwargs.get(name)
+        atom = the_atom(value) if value is not None else None
+        if atom is None or atom[0] != "cat" or atom[1] != 1:
             return False
-    return _channels_before(path, model) == removal.channels
+    return True
 
 
 def _channels_before(path: str, model: nn.Module) -> int | None:
@@ -152,8 +159,12 @@ def _channels_before(path: str, model: nn.Module) -> int | None:
 
 
 def _channels_behind(module: nn.Module) -> int | None:
+    """Return the channels that leave a block, or the blocks that it is made of if they agree."""
     removal = getattr(module, "removal", None)
-    channels = removal.channels if isinstance(removal, BlockRemoval) else getattr(module, "out_channels", None)
+    if isinstance(removal, BlockRemoval) and removal.channels is not None:
+        return removal.channels
+    found = {getattr(part, "out_channels", None) for part in (module, *module.children())} - {None}
+    channels = getattr(module, "out_channels", found.pop() if len(found) == 1 else None)
     return channels if isinstance(channels, int) else None
 
 

@@ -81,12 +81,23 @@ class Reader:
         watcher: Told what is done with modules.
         shortcut: Convolutions named as the shortcut of a block with fewer channels behind it count as handing on the
             first of their input's channels.
+        signatures: Of modules by `id`; those that are alike are followed once where their output is zero.
+        memo: Such outputs.
     """
 
     def __init__(
-        self, owner: nn.Module, *, zeros: bool, watcher: Watcher | None = None, shortcut: bool = False
+        self,
+        owner: nn.Module,
+        *,
+        zeros: bool,
+        watcher: Watcher | None = None,
+        shortcut: bool = False,
+        signatures: Mapping[int, int] | None = None,
+        memo: dict[Any, Value] | None = None,
     ) -> None:
         self.owner, self.zeros, self.watcher, self.shortcut = owner, zeros, watcher, shortcut
+        self.signatures = signatures or {}
+        self.memo: dict[Any, Value] = {} if memo is None else memo
         self._depth = 0
         self._written: dict[tuple[int, str], Value] = {}
         self._shortcuts = {
@@ -131,7 +142,22 @@ class Reader:
             return leaves.layer(module, args or tuple(kwargs.values()))
         if self._depth > DEPTH:
             return free(sure=True)
-        return self._function(own, (Known(module), *args), kwargs, more)
+        key = self._key(module, args, kwargs, more)
+        if key is not None and key in self.memo:
+            return self.memo[key]
+        value = self._function(own, (Known(module), *args), kwargs, more)
+        if key is not None and _is_fixed(value):
+            self.memo[key] = value
+        return value
+
+    def _key(self, module: nn.Module, args: tuple[Value, ...], kwargs: dict[str, Value], more: bool) -> Any:
+        """Return what decides on the output of a module that is zero whatever the numbers that it is given."""
+        signature = self.signatures.get(id(module))
+        if signature is None or self.shortcut:
+            return None
+        values = [*args, *kwargs.values()]
+        same = tuple(values.index(value) for value in values)
+        return signature, tuple(_sort(value) for value in values), tuple(kwargs), same, more
 
     def _function(
         self, function: Callable[..., Any], args: tuple[Value, ...], kwargs: dict[str, Value], more: bool
@@ -844,6 +870,28 @@ def _assigned(body: Sequence[ast.stmt]) -> Env:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
     return {name: free() for name in names}
+
+
+def _sort(value: Value) -> Any:
+    """Return of an argument what may decide which way the code goes."""
+    if isinstance(value, Known):
+        held = value.value
+        return ("known", type(held).__name__, held if isinstance(held, (bool, int, float, str, type(None))) else id(held))
+    if isinstance(value, Items):
+        return ("items", value.kind.__name__, tuple(_sort(item) for item in value.items))
+    if isinstance(value, Entries):
+        return ("entries", value.open, tuple((str(key), _sort(item)) for key, item in value.pairs))
+    if isinstance(value, Shape):
+        return ("shape",)
+    atom = the_atom(value)
+    return ("sum", value.sure, not value.terms, atom[0] if atom else None)
+
+
+def _is_fixed(value: Value) -> bool:
+    """Tell whether nothing in a value depends on a number."""
+    if isinstance(value, Items):
+        return bool(value.items) and all(_is_fixed(item) for item in value.items)
+    return (isinstance(value, Sum) and not value.terms) or value == NONE
 
 
 def _is_mask_test(test: ast.expr) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -13,14 +14,21 @@ from pruning.groups.reading.values import Atom, Items, Known, Sum, Value, is_zer
 from pruning.removal import BlockRemoval, Handed
 
 
-def residual(block: nn.Module, arguments: Mapping[str, Value]) -> BlockRemoval | str:
+def residual(
+    block: nn.Module,
+    arguments: Mapping[str, Value],
+    signatures: Mapping[int, int] | None = None,
+    memo: dict[Any, Value] | None = None,
+) -> BlockRemoval | str:
     """Return what is left of a block whose parameters are all zero, or why that is not its input.
 
     Args:
         block: The block.
         arguments: How it is called; see `pruning.groups.reading.callers.arguments_of`.
+        signatures: As of `Reader`.
+        memo: As of `Reader`.
     """
-    value = straight(Reader(block, zeros=True).run(arguments))
+    value = straight(Reader(block, zeros=True, signatures=signatures, memo=memo).run(arguments))
     parts = value.items if isinstance(value, Items) else (value,)
     if isinstance(value, Items) and value.kind not in (tuple, list):
         return f"it returns a {value.kind.__name__}"
