@@ -84,7 +84,7 @@ class Parts:
         parts = cls()
         parts.unknown += [name for name, _ in module.named_parameters(recurse=False)]
         for name, child in module.named_children():
-            if name == "processor" or next(child.parameters(), None) is None and not is_norm(child):
+            if name == "processor" or (next(child.parameters(), None) is None and not is_norm(child)):
                 continue
             where, layer = _unwrapped(name, child)
             said = words(name)

@@ -155,7 +155,9 @@ def _channels_before(path: str, model: nn.Module) -> int | None:
         items = model.get_submodule(before)
     except AttributeError:
         return None
-    return _channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
+    return (
+        _channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
+    )
 
 
 def _channels_behind(module: nn.Module) -> int | None:
@@ -183,9 +185,7 @@ def _counted(path: str, model: nn.Module, signatures: dict[str, int]) -> str | N
     if not index.isdigit() or not isinstance(model.get_submodule(parent), nn.ModuleList):
         return None
     siblings: Any = model.get_submodule(parent)
-    alike = {
-        signatures[f"{parent}.{k}"] for k, item in enumerate(siblings) if not hasattr(item, "removal")
-    }
+    alike = {signatures[f"{parent}.{k}"] for k, item in enumerate(siblings) if not hasattr(item, "removal")}
     key = ("count", signatures[""], parent)
     if key not in _READ:
         _READ[key] = config_field(model, parent, len(alike) == 1)

@@ -35,7 +35,11 @@ def replace_by_identity(model: nn.Module, block: PrunableGroup) -> None:
     parent, _, name = block.module.rpartition(".")
     old, identity = model.get_submodule(block.module), IdentityBlock(block.removal)
     for attribute, value in vars(old).items():
-        if isinstance(value, (bool, int, float, str)) and not attribute.startswith("_") and attribute != "training":
+        if (
+            isinstance(value, (bool, int, float, str))
+            and not attribute.startswith("_")
+            and attribute != "training"
+        ):
             setattr(identity, attribute, value)
     for path in block.removal.shown:
         _show(identity, old, path)

@@ -81,4 +81,6 @@ def test_blocks_cut_together_are_masked_and_load_again(name: str, tmp_path: Path
     save(cut, tmp_path)
     reloaded = type(model).from_pretrained(tmp_path)
     assert torch.equal(run(tiny, reloaded), pruned)
-    assert {n: p.shape for n, p in reloaded.named_parameters()} == {n: p.shape for n, p in cut.named_parameters()}
+    assert {n: p.shape for n, p in reloaded.named_parameters()} == {
+        n: p.shape for n, p in cut.named_parameters()
+    }

@@ -13,8 +13,8 @@ from torch import nn
 
 from pruning.groups.reading.frames import Call
 from pruning.groups.reading.interpreter import Reader
-from pruning.groups.reading.values import Value, argument, free
 from pruning.groups.reading.structure import forward_names, has_own_forward
+from pruning.groups.reading.values import Value, argument, free
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 CALLS = ("forward", "__call__", "training")

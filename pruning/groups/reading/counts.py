@@ -21,7 +21,9 @@ def config_field(model: nn.Module, name: str, built_alike: bool) -> str | None:
     """Return the config entry that counts the list ``model.name``, or None if blocks cannot be deleted from it."""
     if not built_alike or "." in name:
         return None
-    trees = [tree for cls in type(model).__mro__ if "forward" in vars(cls) and (tree := _own(cls)) is not None]
+    trees = [
+        tree for cls in type(model).__mro__ if "forward" in vars(cls) and (tree := _own(cls)) is not None
+    ]
     found = {field for tree in trees for field in _range_of(tree, name)}
     if len(found) != 1:
         return None
@@ -58,7 +60,9 @@ def _range_of(tree: ast.ClassDef, name: str) -> Iterator[str | None]:
                     )
                 ]
             ):
-                free = all(not (isinstance(part, ast.Name) and part.id == index) for part in ast.walk(element))
+                free = all(
+                    not (isinstance(part, ast.Name) and part.id == index) for part in ast.walk(element)
+                )
                 yield _entry(count) if free else None
             case _:
                 yield None
@@ -82,7 +86,8 @@ def _is_list(node: ast.AST, name: str) -> bool:
 
 def _mentions(tree: ast.ClassDef, field: str) -> int:
     return sum(
-        (isinstance(node, ast.Name) and node.id == field) or (isinstance(node, ast.Attribute) and node.attr == field)
+        (isinstance(node, ast.Name) and node.id == field)
+        or (isinstance(node, ast.Attribute) and node.attr == field)
         for node in ast.walk(tree)
     )
 
@@ -96,7 +101,9 @@ def _in_order(tree: ast.ClassDef, name: str) -> bool:
         if isinstance(node, ast.Assign):
             fine |= {id(target) for target in node.targets if _is_list(target, name)}
         match node:  # read of the first block, which then is no group
-            case ast.Attribute(value=ast.Subscript(value=held, slice=ast.Constant(value=0))) if _is_list(held, name):
+            case ast.Attribute(value=ast.Subscript(value=held, slice=ast.Constant(value=0))) if _is_list(
+                held, name
+            ):
                 fine.add(id(held))
     return all(id(node) in fine for node in ast.walk(tree) if _is_list(node, name))
 
@@ -109,7 +116,9 @@ def _looped(loop: ast.For, name: str) -> ast.expr | None:
         case ast.Call(func=ast.Name(id="enumerate"), args=[over]) if _is_list(over, name):
             if isinstance(loop.target, ast.Tuple) and isinstance(loop.target.elts[0], ast.Name):
                 index = loop.target.elts[0].id
-                used = any(isinstance(n, ast.Name) and n.id == index for part in loop.body for n in ast.walk(part))
+                used = any(
+                    isinstance(n, ast.Name) and n.id == index for part in loop.body for n in ast.walk(part)
+                )
                 return None if used else over
     return None
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from pruning.groups.reading.values import Entries, Items, Known, Value, join
+from pruning.groups.reading.values import Value, join
 
 Env = dict[str, Value]
 
@@ -68,17 +68,3 @@ def merge(one: Env | None, other: Env | None, absent: str | None = None) -> Env 
         if one[name] is not other[name]:
             merged[name] = join(one[name], other[name], absent)
     return merged
-
-
-def truth(value: Value) -> bool | None:
-    """Return whether a value counts as true, or None where that is not known."""
-    if isinstance(value, Known):
-        try:
-            return bool(value.value)
-        except Exception:
-            return None
-    if isinstance(value, Items):
-        return bool(value.items)
-    if isinstance(value, Entries):
-        return True if value.pairs else None if value.open else False
-    return None

@@ -17,7 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from pruning.groups.reading import leaves
-from pruning.groups.reading.frames import Call, Env, Frame, Local, Watcher, merge, truth
+from pruning.groups.reading.containers import (
+    DICT_METHODS,
+    LIST_METHODS,
+    dict_method,
+    is_fixed,
+    list_method,
+    listed,
+    sort_of,
+    unpacked,
+)
+from pruning.groups.reading.frames import Call, Env, Frame, Local, Watcher, merge
+from pruning.groups.reading.operators import binary, compare, instance, truth, unary
 from pruning.groups.reading.source import loops, plain_function, tree_of
 from pruning.groups.reading.values import (
     NONE,
@@ -28,10 +39,7 @@ from pruning.groups.reading.values import (
     Shape,
     Sum,
     Value,
-    argument,
-    as_sum,
     free,
-    is_zero,
     join,
     single,
     the_atom,
@@ -39,32 +47,24 @@ from pruning.groups.reading.values import (
 from pruning.removal import BlockRemoval
 
 DEPTH = 24
-OPERATORS: Mapping[type, str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.MatMult: "@",
-}  # fmt: skip
-NUMBERS: Mapping[type, Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.FloorDiv: lambda a, b: a // b,
-    ast.Mod: lambda a, b: a % b,
-    ast.Pow: lambda a, b: a**b,
+COMPUTED = {
+    len,
+    int,
+    float,
+    str,
+    bool,
+    min,
+    max,
+    abs,
+    round,
+    range,
+    isinstance,
+    hasattr,
+    type,
+    callable,
+    issubclass,
+    sum,
 }
-COMPARES: Mapping[type, Callable[[Any, Any], Any]] = {
-    ast.Eq: lambda a, b: a == b,
-    ast.NotEq: lambda a, b: a != b,
-    ast.Lt: lambda a, b: a < b,
-    ast.LtE: lambda a, b: a <= b,
-    ast.Gt: lambda a, b: a > b,
-    ast.GtE: lambda a, b: a >= b,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-    ast.Is: lambda a, b: a is b,
-    ast.IsNot: lambda a, b: a is not b,
-}
-PLAIN = (bool, int, float, str, type(None), tuple, list, torch.dtype)
-COMPUTED = {len, int, float, str, bool, min, max, abs, round, range, isinstance, hasattr, type, callable, issubclass, sum}
 
 
 class Raised(Exception):
@@ -101,7 +101,9 @@ class Reader:
         self._depth = 0
         self._written: dict[tuple[int, str], Value] = {}
         self._shortcuts = {
-            id(module) for path, module in owner.named_modules() if shortcut and "shortcut" in path.rpartition(".")[2]
+            id(module)
+            for path, module in owner.named_modules()
+            if shortcut and "shortcut" in path.rpartition(".")[2]
         }
         self._parameters = {id(p) for p in owner.parameters()} if zeros else set()
 
@@ -120,7 +122,9 @@ class Reader:
 
     # Calls
 
-    def _module(self, module: nn.Module, args: tuple[Value, ...], kwargs: dict[str, Value], more: bool) -> Value:
+    def _module(
+        self, module: nn.Module, args: tuple[Value, ...], kwargs: dict[str, Value], more: bool
+    ) -> Value:
         if self.watcher is not None:
             self.watcher.called(Call(module, args, kwargs, more))
         if not self.zeros:
@@ -146,7 +150,7 @@ class Reader:
         if key is not None and key in self.memo:
             return self.memo[key]
         value = self._function(own, (Known(module), *args), kwargs, more)
-        if key is not None and _is_fixed(value):
+        if key is not None and is_fixed(value):
             self.memo[key] = value
         return value
 
@@ -157,7 +161,7 @@ class Reader:
             return None
         values = [*args, *kwargs.values()]
         same = tuple(values.index(value) for value in values)
-        return signature, tuple(_sort(value) for value in values), tuple(kwargs), same, more
+        return signature, tuple(sort_of(value) for value in values), tuple(kwargs), same, more
 
     def _function(
         self, function: Callable[..., Any], args: tuple[Value, ...], kwargs: dict[str, Value], more: bool
@@ -217,7 +221,22 @@ class Reader:
         return self._function(target, args, kwargs, more)
 
     def _construct(self, target: type, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Value:
-        if target in (tuple, list, int, float, str, bool, dict, zip, enumerate, range, reversed, set, type, super):
+        if target in (
+            tuple,
+            list,
+            int,
+            float,
+            str,
+            bool,
+            dict,
+            zip,
+            enumerate,
+            range,
+            reversed,
+            set,
+            type,
+            super,
+        ):
             return self._builtin(target.__name__, target, args, kwargs)
         if hasattr(target, "__dataclass_fields__"):
             return Items((*args, *kwargs.values()), target)
@@ -245,7 +264,7 @@ class Reader:
         if name == "len" and len(args) == 1 and isinstance(args[0], Items):
             return Known(len(args[0].items))
         if name == "isinstance" and len(args) == 2 and isinstance(args[1], (Known, Items)):
-            return self._isinstance(*args)
+            return instance(*args)
         if name == "getattr" and len(args) >= 2 and isinstance(args[1], Known):
             if isinstance(args[0], Known) and not hasattr(args[0].value, args[1].value) and len(args) > 2:
                 return args[2]
@@ -260,20 +279,6 @@ class Reader:
         if name in ("int", "float") and len(args) == 1 and isinstance(args[0], Sum):
             return args[0]
         return free(sure=name not in ("next", "getattr"))
-
-    @staticmethod
-    def _isinstance(value: Value, kinds: Value) -> Value:
-        wanted = [kind.value for kind in (kinds.items if isinstance(kinds, Items) else (kinds,)) if isinstance(kind, Known)]
-        wanted = [kind for one in wanted for kind in (one if isinstance(one, tuple) else (one,))]
-        if not all(isinstance(kind, type) for kind in wanted):
-            return free()
-        if isinstance(value, Known):
-            return Known(isinstance(value.value, tuple(wanted)))
-        if isinstance(value, Items):
-            return Known(issubclass(value.kind, tuple(wanted)))
-        if isinstance(value, Sum) and value.sure and not value.terms:
-            return Known(any(issubclass(Tensor, kind) for kind in wanted))
-        return free()
 
     # Statements
 
@@ -298,7 +303,7 @@ class Reader:
                 self._assign(target, self._value(value, env, frame), env, frame)
             case ast.AugAssign(target=target, op=op, value=value):
                 loaded = self._value(_as_load(target), env, frame)
-                self._assign(target, self._binary(op, loaded, self._value(value, env, frame)), env, frame)
+                self._assign(target, binary(op, loaded, self._value(value, env, frame)), env, frame)
             case ast.Expr(value=value):
                 self._value(value, env, frame)
             case ast.Return(value=value):
@@ -354,7 +359,9 @@ class Reader:
 
         return Known(Local(node, frame, env, call))
 
-    def _if(self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt], env: Env, frame: Frame) -> Env | None:
+    def _if(
+        self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt], env: Env, frame: Frame
+    ) -> Env | None:
         decided = truth(self._value(test, env, frame))
         if decided is not None:
             return self._block(body if decided else orelse, env, frame)
@@ -373,13 +380,17 @@ class Reader:
     def _none_test(test: ast.expr, env: Env) -> tuple[str | None, str | None]:
         """Return, for ``x is not None`` (perhaps ``and`` more), the argument that `x` is, and the variable's name."""
         match test:
-            case ast.Compare(left=ast.Name(id=name), ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            case ast.Compare(
+                left=ast.Name(id=name), ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]
+            ):
                 atom = the_atom(env.get(name, NONE))
                 if atom is not None and atom[0] == "arg":
                     return atom[1], name
         return None, None
 
-    def _for(self, target: ast.expr, over: ast.expr, body: list[ast.stmt], env: Env, frame: Frame) -> Env | None:
+    def _for(
+        self, target: ast.expr, over: ast.expr, body: list[ast.stmt], env: Env, frame: Frame
+    ) -> Env | None:
         found = self._list(self._value(over, env, frame))
         if found is None:
             self._assign(target, free(sure=True), env, frame)
@@ -416,7 +427,9 @@ class Reader:
             case ast.Name(id=name):
                 env[name] = value
             case ast.Tuple(elts=elts) | ast.List(elts=elts):
-                for part, found in zip(elts, self._unpacked(value, elts), strict=True):
+                starred = next((k for k, part in enumerate(elts) if isinstance(part, ast.Starred)), None)
+                parts = unpacked(value, self._list(value), len(elts), starred)
+                for part, found in zip(elts, parts, strict=True):
                     self._assign(part.value if isinstance(part, ast.Starred) else part, found, env, frame)
             case ast.Subscript(value=ast.Name(id=name), slice=index):
                 held, key = env.get(name), self._value(index, env, frame)
@@ -433,36 +446,8 @@ class Reader:
             case _:
                 pass
 
-    def _unpacked(self, value: Value, targets: Sequence[ast.expr]) -> list[Value]:
-        count = len(targets)
-        if isinstance(value, Shape):
-            if any(isinstance(target, ast.Starred) for target in targets):
-                return [free(sure=True)] * count
-            return [single(("size", value.of, k)) for k in range(count)]
-        if isinstance(value, Sum) and not value.terms:
-            return [ZERO] * count
-        found = self._list(value)
-        starred = [k for k, target in enumerate(targets) if isinstance(target, ast.Starred)]
-        if found is None or (not starred and len(found) != count) or (starred and len(found) < count - 1):
-            return [free() for _ in range(count)]
-        if not starred:
-            return list(found)
-        before, after = starred[0], count - starred[0] - 1
-        rest = found[before : len(found) - after]
-        return [*found[:before], Items(rest, list), *found[len(found) - after :]]
-
     def _list(self, value: Value) -> tuple[Value, ...] | None:
-        """Return the items of a list whose length is known."""
-        if isinstance(value, Items):
-            return value.items
-        if isinstance(value, Entries) and not value.open:
-            return tuple(Known(key) for key, _ in value.pairs)
-        if isinstance(value, Known):
-            if isinstance(value.value, nn.ModuleDict):
-                return tuple(Known(key) for key in value.value)
-            if isinstance(value.value, (nn.ModuleList, nn.Sequential, list, tuple, range)):
-                return tuple(self._known(item) for item in value.value)
-        return None
+        return listed(value, self._known)
 
     # Expressions
 
@@ -477,13 +462,16 @@ class Reader:
             case ast.Call():
                 return self._call_node(node, env, frame)
             case ast.BinOp(left=left, op=op, right=right):
-                return self._binary(op, self._value(left, env, frame), self._value(right, env, frame))
+                return binary(op, self._value(left, env, frame), self._value(right, env, frame))
             case ast.UnaryOp(op=op, operand=operand):
-                return self._unary(op, self._value(operand, env, frame))
+                return unary(op, self._value(operand, env, frame))
             case ast.BoolOp(op=op, values=values):
                 return self._bool(op, values, env, frame)
             case ast.Compare():
-                return self._compare(node, env, frame)
+                if len(node.ops) != 1:
+                    return free(sure=True)
+                left = self._value(node.left, env, frame)
+                return compare(node.ops[0], left, self._value(node.comparators[0], env, frame))
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 decided = truth(self._value(test, env, frame))
                 if decided is not None:
@@ -590,106 +578,50 @@ class Reader:
         return free()
 
     def _method(
-        self, owner: Value, func: ast.Attribute, args: list[Value], kwargs: dict[str, Value], env: Env, frame: Frame
+        self,
+        owner: Value,
+        func: ast.Attribute,
+        args: list[Value],
+        kwargs: dict[str, Value],
+        env: Env,
+        frame: Frame,
     ) -> Value:
         name = func.attr
-        if isinstance(owner, Sum) and name in ("get", "pop", "copy", "items", "keys", "values"):
-            return free()  # a dictionary
-        if isinstance(owner, Sum) and name == "append" and not (args and is_zero(args[0]) and is_zero(owner)):
-            if isinstance(func.value, ast.Name):
-                env[func.value.id] = free(sure=True)
-            return NONE
-        if isinstance(owner, Sum) and name == "append":
-            return NONE
-        if isinstance(owner, (Sum, Shape)):
-            result = leaves.call(name, (owner, *args), kwargs) if isinstance(owner, Sum) else free(sure=True)
-            if name.endswith("_") and not name.endswith("__") and isinstance(func.value, ast.Name):
-                env[func.value.id] = result
+        variable = func.value.id if isinstance(func.value, ast.Name) else None
+        if (isinstance(owner, (Items, Sum)) and name in ("append", "extend", "insert")) or isinstance(
+            owner, Items
+        ):
+            held, result = list_method(owner, name, args) if name in LIST_METHODS else (owner, free())
+            if variable is not None:
+                env[variable] = held
             return result
-        if isinstance(owner, Items) and name in ("append", "extend", "insert", "pop", "remove", "reverse", "clear"):
-            return self._list_method(owner, func, args, env)
+        if isinstance(owner, Sum) and name in DICT_METHODS:
+            return free()
+        if isinstance(owner, Shape):
+            return free(sure=True)
+        if isinstance(owner, Sum):
+            result = leaves.call(name, (owner, *args), kwargs)
+            if name.endswith("_") and not name.endswith("__") and variable is not None:
+                env[variable] = result
+            return result
         entries = owner
         if isinstance(owner, Known) and isinstance(owner.value, dict):
             entries = Entries(tuple((key, self._known(value)) for key, value in owner.value.items()))
         if isinstance(entries, Entries):
-            return self._dict_method(entries, func, args, env)
-        if isinstance(owner, Known) and isinstance(owner.value, str) and all(isinstance(a, Known) for a in args):
+            held, result = dict_method(entries, name, args)
+            if variable is not None and isinstance(owner, Entries):
+                env[variable] = held
+            return result
+        if (
+            isinstance(owner, Known)
+            and isinstance(owner.value, str)
+            and all(isinstance(a, Known) for a in args)
+        ):
             try:
                 return Known(getattr(owner.value, name)(*(a.value for a in args)))  # type: ignore[union-attr]
             except Exception:
                 return free()
         return free()
-
-    @staticmethod
-    def _list_method(owner: Items, func: ast.Attribute, args: list[Value], env: Env) -> Value:
-        items, name = owner.items, func.attr
-        result: Value = NONE
-        if name == "append":
-            items = (*items, args[0])
-        elif name == "extend" and isinstance(args[0], Items):
-            items = (*items, *args[0].items)
-        elif name == "pop" and items and not args:
-            *rest, result = items
-            items = tuple(rest)
-        elif name == "pop" and items and args == [Known(0)]:
-            result, *rest = items
-            items = tuple(rest)
-        else:
-            result = free()
-            if isinstance(func.value, ast.Name):
-                env[func.value.id] = free(sure=True)
-            return result
-        if isinstance(func.value, ast.Name):
-            env[func.value.id] = Items(items, owner.kind)
-        return result
-
-    @staticmethod
-    def _dict_method(owner: Entries, func: ast.Attribute, args: list[Value], env: Env) -> Value:
-        name = func.attr
-        if name in ("get", "pop") and args and isinstance(args[0], Known):
-            found = owner.get(args[0].value)
-            if name == "pop" and isinstance(func.value, ast.Name):
-                pairs = tuple(pair for pair in owner.pairs if pair[0] != args[0].value)
-                env[func.value.id] = Entries(pairs, owner.open)
-            if found is not None:
-                return found
-            return free() if owner.open else args[1] if len(args) > 1 else NONE
-        if name == "copy":
-            return owner
-        if name == "update" and isinstance(func.value, ast.Name):
-            more = args[0] if args else Entries(open=True)
-            pairs = more.pairs if isinstance(more, Entries) else ()
-            unknown = not isinstance(more, Entries) or more.open
-            env[func.value.id] = Entries((*owner.pairs, *pairs), owner.open or unknown)
-            return NONE
-        if name in ("items", "values", "keys") and not owner.open:
-            kinds = {"items": lambda k, v: Items((Known(k), v)), "values": lambda k, v: v, "keys": lambda k, v: Known(k)}
-            return Items(tuple(kinds[name](key, value) for key, value in owner.pairs), list)
-        return free()
-
-    def _binary(self, op: ast.operator, left: Value, right: Value) -> Value:
-        if isinstance(left, Known) and isinstance(right, Known) and type(op) in NUMBERS:
-            try:
-                return Known(NUMBERS[type(op)](left.value, right.value))
-            except Exception:
-                return free()
-        if isinstance(op, ast.Add) and isinstance(left, Items) and isinstance(right, Items):
-            return Items((*left.items, *right.items), left.kind)
-        if isinstance(op, ast.Mult) and isinstance(left, Items) and isinstance(right, Known):
-            return Items(left.items * right.value, left.kind) if isinstance(right.value, int) else free()
-        operator = OPERATORS.get(type(op))
-        return leaves.arithmetic(operator, left, right) if operator else free(sure=True)
-
-    @staticmethod
-    def _unary(op: ast.unaryop, value: Value) -> Value:
-        if isinstance(op, ast.Not):
-            decided = truth(value)
-            return free(sure=True) if decided is None else Known(not decided)
-        if isinstance(op, ast.USub) and as_sum(value) is not None:
-            if isinstance(value, Known):
-                return Known(-value.value)
-            return leaves.arithmetic("*", Known(-1), value)
-        return free(sure=True)
 
     def _bool(self, op: ast.boolop, values: Sequence[ast.expr], env: Env, frame: Frame) -> Value:
         """Return the value of ``and`` and ``or``; one that decides ends it, however unknown those before it are."""
@@ -710,34 +642,6 @@ class Reader:
         if not undecided:
             return last
         return undecided[0] if len(values) == 1 else free()
-
-    def _compare(self, node: ast.Compare, env: Env, frame: Frame) -> Value:
-        if len(node.ops) != 1:
-            return free(sure=True)
-        op = node.ops[0]
-        left, right = self._value(node.left, env, frame), self._value(node.comparators[0], env, frame)
-        if isinstance(op, (ast.Is, ast.IsNot)) and NONE in (left, right):
-            other = right if left == NONE else left
-            sure = isinstance(other, (Items, Entries, Shape)) or (isinstance(other, Sum) and other.sure)
-            if sure or isinstance(other, Known):
-                return Known((other == NONE) is isinstance(op, ast.Is))
-            return free(sure=True)
-        if type(op) in COMPARES and _plain(left) and _plain(right):
-            try:
-                return Known(bool(COMPARES[type(op)](_python(left), _python(right))))
-            except Exception:
-                return free(sure=True)
-        if isinstance(op, ast.Eq) and left == Known(torch.float32) and right == Known(torch.float16):
-            return Known(False)
-        if isinstance(op, (ast.In, ast.NotIn)) and isinstance(right, Entries) and isinstance(left, Known):
-            if right.get(left.value) is not None or not right.open:
-                return Known((right.get(left.value) is not None) is isinstance(op, ast.In))
-        if isinstance(op, (ast.In, ast.NotIn)) and isinstance(left, Known) and isinstance(right, Known):
-            try:
-                return Known((left.value in right.value) is isinstance(op, ast.In))
-            except TypeError:
-                return free(sure=True)
-        return free(sure=True)
 
     def _items(self, elts: Sequence[ast.expr], kind: type, env: Env, frame: Frame) -> Value:
         items: list[Value] = []
@@ -789,9 +693,17 @@ class Reader:
         found = self._list(owner)
         if found is None:
             return leaves.item(owner, index)
-        if isinstance(index, Known) and isinstance(index.value, int) and -len(found) <= index.value < len(found):
+        if (
+            isinstance(index, Known)
+            and isinstance(index.value, int)
+            and -len(found) <= index.value < len(found)
+        ):
             return found[index.value]
-        if isinstance(index, Items) and index.kind is slice and all(isinstance(b, Known) for b in index.items):
+        if (
+            isinstance(index, Items)
+            and index.kind is slice
+            and all(isinstance(b, Known) for b in index.items)
+        ):
             bounds = [b.value for b in index.items]  # type: ignore[union-attr]
             return Items(tuple(found[slice(*bounds)]), list if not isinstance(owner, Items) else owner.kind)
         if self.watcher is not None and isinstance(owner, Known):
@@ -821,7 +733,9 @@ class Reader:
 @functools.cache
 def _defaults(function: types.FunctionType) -> Mapping[str, Value]:
     parameters = inspect.signature(function).parameters
-    return {name: Known(p.default) for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return {
+        name: Known(p.default) for name, p in parameters.items() if p.default is not inspect.Parameter.empty
+    }
 
 
 def bind(
@@ -858,7 +772,11 @@ def _identity(removal: BlockRemoval, args: tuple[Value, ...], kwargs: Mapping[st
         for value in given[1:]:
             total = leaves.arithmetic("+", total, value)
         parts.append(total if handed.factor == 1.0 else leaves.arithmetic("*", total, Known(handed.factor)))
-    return parts[0] if removal.form == "tensor" else Items(tuple(parts), tuple if removal.form == "tuple" else list)
+    return (
+        parts[0]
+        if removal.form == "tensor"
+        else Items(tuple(parts), tuple if removal.form == "tuple" else list)
+    )
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Env:
@@ -870,28 +788,6 @@ def _assigned(body: Sequence[ast.stmt]) -> Env:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
     return {name: free() for name in names}
-
-
-def _sort(value: Value) -> Any:
-    """Return of an argument what may decide which way the code goes."""
-    if isinstance(value, Known):
-        held = value.value
-        return ("known", type(held).__name__, held if isinstance(held, (bool, int, float, str, type(None))) else id(held))
-    if isinstance(value, Items):
-        return ("items", value.kind.__name__, tuple(_sort(item) for item in value.items))
-    if isinstance(value, Entries):
-        return ("entries", value.open, tuple((str(key), _sort(item)) for key, item in value.pairs))
-    if isinstance(value, Shape):
-        return ("shape",)
-    atom = the_atom(value)
-    return ("sum", value.sure, not value.terms, atom[0] if atom else None)
-
-
-def _is_fixed(value: Value) -> bool:
-    """Tell whether nothing in a value depends on a number."""
-    if isinstance(value, Items):
-        return bool(value.items) and all(_is_fixed(item) for item in value.items)
-    return (isinstance(value, Sum) and not value.terms) or value == NONE
 
 
 def _is_mask_test(test: ast.expr) -> bool:
@@ -912,20 +808,5 @@ def _as_load(target: ast.expr) -> ast.expr:
     return target
 
 
-def _plain(value: Value) -> bool:
-    if isinstance(value, Items) and value.kind in (tuple, list):
-        return all(_plain(item) for item in value.items)
-    return isinstance(value, Known) and isinstance(value.value, PLAIN)
-
-
-def _python(value: Value) -> Any:
-    if isinstance(value, Items):
-        return value.kind(_python(item) for item in value.items)
-    return value.value  # type: ignore[union-attr]
-
-
 def _hashable(value: Any) -> bool:
     return isinstance(value, (str, int, float, bool, type(None)))
-
-
-__all__ = ["Reader", "argument", "bind"]

@@ -158,11 +158,7 @@ def _part(value: Sum, index: Value) -> Value:
     places = index.items if isinstance(index, Items) and index.kind is tuple else (index,)
     if all(place == NONE or _whole(place) or place == Known(...) for place in places):
         return viewed(value, "r")
-    cuts = [
-        (axis, place)
-        for axis, place in enumerate(places)
-        if not (place == Known(...) or _whole(place))
-    ]
+    cuts = [(axis, place) for axis, place in enumerate(places) if not (place == Known(...) or _whole(place))]
     atom = the_atom(value)
     if len(cuts) != 1 or atom is None:
         return free(sure=True)

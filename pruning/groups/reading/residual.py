@@ -84,6 +84,8 @@ def _handed(value: Value, names: list[str]) -> Handed | None:
 def _stream_and_masks(atoms: Sequence[Atom], names: Sequence[str]) -> tuple[str, frozenset[str]]:
     """Return the one argument in a product, and those that stand in it with an axis added; no name for others."""
     streams = [atom[1] for atom in atoms if atom[0] == "arg"]
-    masks = [atom[1][1] for atom in atoms if atom[0] == "view" and atom[1][0] == "arg" and "mask" in atom[1][1]]
+    masks = [
+        atom[1][1] for atom in atoms if atom[0] == "view" and atom[1][0] == "arg" and "mask" in atom[1][1]
+    ]
     whole = len(streams) == 1 and len(streams) + len(masks) == len(atoms)
     return (streams[0] if whole and streams[0] in names else ""), frozenset(masks)

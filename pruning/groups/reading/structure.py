@@ -19,7 +19,10 @@ def signatures_of(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def visit(path: str, module: nn.Module) -> int:
-        children = [(name, visit(f"{path}.{name}" if path else name, child)) for name, child in module.named_children()]
+        children = [
+            (name, visit(f"{path}.{name}" if path else name, child))
+            for name, child in module.named_children()
+        ]
         found[path] = hash((type(module), _attributes(module), _shapes(module), tuple(children)))
         return found[path]
 
@@ -63,6 +66,10 @@ def forward_names(module: nn.Module) -> list[str]:
 
 @functools.cache
 def _names(cls: type[nn.Module]) -> tuple[str, ...]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)

@@ -123,9 +123,7 @@ def multiply(left: Sum, right: Sum) -> Sum:
     """Return the pointwise product."""
     if len(left.terms) * len(right.terms) > 64:
         return free(sure=True)
-    return _collect(
-        (tuple(sorted((*a, *b), key=repr)), x * y) for a, x in left.terms for b, y in right.terms
-    )
+    return _collect((tuple(sorted((*a, *b), key=repr)), x * y) for a, x in left.terms for b, y in right.terms)
 
 
 def the_atom(value: Value) -> Atom | None:
@@ -224,7 +222,10 @@ def join(one: Value, other: Value, absent: str | None = None) -> Value:
             return Items(tuple(join(a, b, absent) for a, b in pairs), one.kind)
         every = (*one.items, *other.items)
         return ZERO if every and all(is_zero(item) for item in every) else free(sure=True)
-    if any(is_zero(a) and isinstance(b, Items) and all(map(is_zero, b.items)) for a, b in ((one, other), (other, one))):
+    if any(
+        is_zero(a) and isinstance(b, Items) and all(map(is_zero, b.items))
+        for a, b in ((one, other), (other, one))
+    ):
         return ZERO  # a list of zeros, however long
     plain, second = straight(one), straight(other)
     if plain == second:
