@@ -49,7 +49,7 @@ def _container(module: nn.Module) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return ``module``, ``object`` for one that holds no weights, or ``inner`` for all that a block must be there for."""
+    """Return ``module``, ``object`` for one without weights, or ``inner`` for what only the block itself has."""
     if isinstance(value, nn.Module):
         return "module"
     return "inner" if isinstance(value, (torch.Tensor, types.MethodType, dict, list, tuple)) else "object"

@@ -41,7 +41,7 @@ def _own(cls: type) -> ast.ClassDef | None:
 
 
 def _range_of(tree: ast.ClassDef, name: str) -> Iterator[str | None]:
-    """Yield what is counted in each ``self.name = nn.ModuleList([... for _ in range(field)])``, None for other lists."""
+    """Yield what counts each ``self.name = nn.ModuleList([... for _ in range(field)])``, None for other lists."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or not any(_is_list(target, name) for target in node.targets):
             continue

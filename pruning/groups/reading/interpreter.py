@@ -214,7 +214,7 @@ class Reader:
         if home == "builtins" or target in COMPUTED:
             return self._builtin(name, target, args)
         if home.startswith("torch") or name in leaves.ATTENTION or not isinstance(target, types.FunctionType):
-            own_call = getattr(type(target), "__call__", None)
+            own_call = inspect.getattr_static(type(target), "__call__", None)
             if isinstance(own_call, types.FunctionType) and not home.startswith("torch"):
                 return self._function(own_call, (Known(target), *args), kwargs, more)  # a processor
             return leaves.call(name, args, kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -257,7 +258,7 @@ def _split(value: Value, sizes: Value, dim: Value) -> Value:
         place = add(place, length)
         ends.append(place.terms)
     ends.append(None)
-    return Items(tuple(single(("part", atom, dim.value, a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+    return Items(tuple(single(("part", atom, dim.value, a, b)) for a, b in pairwise(ends)))
 
 
 def _chunk(value: Value, count: Value, dim: Value) -> Value:
@@ -268,7 +269,7 @@ def _chunk(value: Value, count: Value, dim: Value) -> Value:
     if atom is None or not isinstance(count, Known) or not isinstance(dim, Known):
         return free(sure=True)
     ends = [None, *(("chunk", k, count.value) for k in range(1, count.value)), None]
-    return Items(tuple(single(("part", atom, dim.value, a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+    return Items(tuple(single(("part", atom, dim.value, a, b)) for a, b in pairwise(ends)))
 
 
 def _sizes(places: Sequence[Value]) -> Any:
