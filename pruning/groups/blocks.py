@@ -19,13 +19,10 @@ from pruning.groups.base import handler
 from pruning.groups.reading.callers import Callers, arguments_of, callers_in, enclosing
 from pruning.groups.reading.counts import config_field
 from pruning.groups.reading.residual import first_channels, residual
-from pruning.groups.reading.structure import forward_names, has_own_forward, signatures_of
+from pruning.groups.reading.structure import forward_names, may_be_block, signatures_of
 from pruning.groups.reading.values import Value, the_atom
 from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup
-
-MATRICES = 2
-"""Weights of two dimensions or more that a block has at least: fewer are a norm or a projection."""
 
 _FOUND: WeakKeyDictionary[nn.Module, Blocks] = WeakKeyDictionary()
 _READ: dict[Any, Any] = {}
@@ -62,7 +59,7 @@ def blocks_of(model: nn.Module) -> Blocks:
     removals: dict[str, BlockRemoval] = {}
     why_not: dict[str, str] = {}
     for path, module in model.named_modules():
-        if not path or not has_own_forward(module) or not _has_matrices(module):
+        if not path or not may_be_block(module):
             continue
         found = _removal(path, module, model, callers, signatures)
         if isinstance(found, BlockRemoval):
@@ -77,10 +74,6 @@ def blocks_of(model: nn.Module) -> Blocks:
     return Blocks(removals, why_not)
 
 
-def _has_matrices(module: nn.Module) -> bool:
-    return sum(parameter.ndim > 1 for parameter in module.parameters()) >= MATRICES
-
-
 def _removal(
     path: str, module: nn.Module, model: nn.Module, callers: Callers, signatures: dict[str, int]
 ) -> BlockRemoval | str:
@@ -90,7 +83,7 @@ def _removal(
     arguments = arguments_of(forward_names(module), calls)
     given = (signatures[path], tuple(sorted((name, repr(value)) for name, value in arguments.items())))
     if ("residual", *given) not in _READ:
-        by_id = {id(m): signatures[p] for p, m in model.named_modules()}
+        by_id = {id(m): signatures[f"{path}.{p}" if p else path] for p, m in module.named_modules()}
         _READ["residual", *given] = residual(module, arguments, by_id, _ZEROS)
     found = _READ["residual", *given]
     if isinstance(found, str) and _concatenated(path, model, callers):

@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning.groups.reading.frames import Call
 from pruning.groups.reading.interpreter import Reader
-from pruning.groups.reading.structure import forward_names, has_own_forward
+from pruning.groups.reading.structure import forward_names, has_own_forward, may_be_block
 from pruning.groups.reading.values import Value, argument, free
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
@@ -84,8 +84,10 @@ def callers_in(model: nn.Module, signatures: Mapping[str, int], cache: dict[Any,
     """Read the code of every module of a model that has code of its own."""
     calls: dict[str, list[tuple[str, Call]]] = defaultdict(list)
     reads: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    candidates = [path for path, module in model.named_modules() if path and may_be_block(module)]
+    around = {parent for path in candidates for parent in enclosing(path.rpartition(".")[0])} | {""}
     for path, module in model.named_modules():
-        if not has_own_forward(module) or not any(True for _ in module.children()):
+        if path not in around or not has_own_forward(module):
             continue
         key = ("uses", signatures[path])
         if key not in cache:

@@ -7,6 +7,7 @@ through the list without looking at positions: neither an index, nor a counter, 
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 
 from torch import nn
@@ -21,17 +22,19 @@ def config_field(model: nn.Module, name: str, built_alike: bool) -> str | None:
     """Return the config entry that counts the list ``model.name``, or None if blocks cannot be deleted from it."""
     if not built_alike or "." in name:
         return None
-    trees = [
-        tree for cls in type(model).__mro__ if "forward" in vars(cls) and (tree := _own(cls)) is not None
-    ]
+    field = _field(type(model), name)
+    config = getattr(model, "config", {})
+    return field if field is not None and config.get(field) == len(getattr(model, name)) else None
+
+
+@functools.cache
+def _field(model: type[nn.Module], name: str) -> str | None:
+    trees = [tree for cls in model.__mro__ if "forward" in vars(cls) and (tree := _own(cls)) is not None]
     found = {field for tree in trees for field in _range_of(tree, name)}
     if len(found) != 1:
         return None
     field = found.pop()
     if field is None or sum(_mentions(tree, field) for tree in trees) != 1:
-        return None
-    length = len(getattr(model, name))
-    if getattr(model, "config", {}).get(field) != length:
         return None
     return field if all(_in_order(tree, name) for tree in trees) else None
 

@@ -218,6 +218,8 @@ class Reader:
             if isinstance(own_call, types.FunctionType) and not home.startswith("torch"):
                 return self._function(own_call, (Known(target), *args), kwargs, more)  # a processor
             return leaves.call(name, args, kwargs)
+        if not self.zeros and not any(_has_modules(value) for value in (*args, *kwargs.values())):
+            return free()  # nothing to watch
         return self._function(target, args, kwargs, more)
 
     def _construct(self, target: type, args: tuple[Value, ...], kwargs: dict[str, Value]) -> Value:
@@ -788,6 +790,12 @@ def _assigned(body: Sequence[ast.stmt]) -> Env:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
     return {name: free() for name in names}
+
+
+def _has_modules(value: Value) -> bool:
+    if isinstance(value, Items):
+        return any(_has_modules(item) for item in value.items)
+    return isinstance(value, Known) and (isinstance(value.value, nn.Module) or callable(value.value))
 
 
 def _is_mask_test(test: ast.expr) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning.groups.reading import leaves
-from pruning.groups.reading.values import NONE, Entries, Items, Known, Shape, Sum, Value, as_sum, free
+from pruning.groups.reading.values import NONE, Entries, Items, Known, Shape, Sum, Value, as_sum, free, single
 
 OPERATORS: Mapping[type, str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.MatMult: "@",
@@ -65,7 +65,12 @@ def binary(op: ast.operator, left: Value, right: Value) -> Value:
     if isinstance(op, ast.Mult) and isinstance(left, Items) and isinstance(right, Known):
         return Items(left.items * right.value, left.kind) if isinstance(right.value, int) else free()
     operator = OPERATORS.get(type(op))
-    return leaves.arithmetic(operator, left, right) if operator else free(sure=True)
+    if operator is not None:
+        return leaves.arithmetic(operator, left, right)
+    one, other = as_sum(left), as_sum(right)
+    if one is None or other is None:
+        return free(sure=True)
+    return single(("computed", type(op).__name__, one, other))  # the same wherever it is written
 
 
 def unary(op: ast.unaryop, value: Value) -> Value:

@@ -73,3 +73,8 @@ def _names(cls: type[nn.Module]) -> tuple[str, ...]:
     )
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def may_be_block(module: nn.Module) -> bool:
+    """Tell whether a module runs code of its own on at least two weights: one is a norm or a projection."""
+    return has_own_forward(module) and sum(p.ndim > 1 for p in module.parameters()) >= 2
