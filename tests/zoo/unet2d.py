@@ -87,7 +87,7 @@ MODELS = {
             freq_shift=None,
             mid_block_scale_factor=1.4142135623730951,
         ),
-        lambda draw: {**_call(draw), "timestep": draw.times(5.0)},
+        lambda draw: {**_call(draw), "timestep": draw.times(50.0)},
     ),
     # No attention in the middle; a second time as label; samplers without weights.
     "unet2d-plain": Tiny(
