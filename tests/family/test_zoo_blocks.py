@@ -93,3 +93,18 @@ def test_blocks_cut_together_are_masked_and_load_again(name: str, tmp_path: Path
     assert {n: p.shape for n, p in reloaded.named_parameters()} == {
         n: p.shape for n, p in cut.named_parameters()
     }
+
+
+@pytest.mark.parametrize("name", ["wan", "latte", "dit"])
+def test_a_list_never_ends_empty(name: str, tmp_path: Path) -> None:
+    tiny = ZOO[name]
+    model = build(tiny)
+    groups = _blocks(model)
+    plan = PruningPlan(removed_blocks=tuple(sorted(group.module for group in groups)))
+    masked = run(tiny, mask_plan(model, plan, groups))
+    cut = apply_plan(model, plan, groups)
+    assert all(len(part) for part in cut.modules() if isinstance(part, nn.ModuleList))
+    install_hook()
+    save(cut, tmp_path)
+    reloaded = run(tiny, type(model).from_pretrained(tmp_path))
+    assert _near(reloaded, masked, 1e-6)
