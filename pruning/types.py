@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 from pruning.hook import PRUNING_KEY
+from pruning.removal import BlockRemoval as BlockRemoval
 
 PLAN_VERSION = 1
 
@@ -73,20 +74,6 @@ class NarrowedInput:
     argument: str
     axis: int
     unit_size: int
-
-
-@dataclass(frozen=True)
-class BlockRemoval:
-    """How a block of kind ``blocks`` leaves the model.
-
-    Attributes:
-        config_field: Name of the config entry that counts the blocks of its ``ModuleList`` (then the block is
-            deleted from the list and the entry falls by one), or None: an identity takes its place.
-        returns_tuple: The identity returns ``(hidden_states,)``, as the block does with ``return_dict=False``.
-    """
-
-    config_field: str | None = None
-    returns_tuple: bool = False
 
 
 @dataclass(frozen=True)
