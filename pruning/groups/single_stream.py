@@ -25,10 +25,10 @@ def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> It
     if not (isinstance(up, nn.Linear) and isinstance(down, nn.Linear)):
         return
     queries = [
-        child.to_q for child in module.children() if isinstance(getattr(child, "to_q", None), nn.Linear)
+        layer for child in module.children() if isinstance(layer := layer_at(child, "to_q"), nn.Linear)
     ]
-    width = queries[0].out_features if queries else 0  # type: ignore[union-attr]
-    channels = down.in_features - int(width)
+    width = queries[0].out_features if queries else 0
+    channels = down.in_features - width
     if not width or channels < 2 or up.out_features % channels:
         return
     yield PrunableGroup(
