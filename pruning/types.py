@@ -83,7 +83,7 @@ class PrunableGroup:
     Attributes:
         name: Unique name, ``<module path>:<kind>``.
         module: Path of the module that owns the group (the attention, the feed-forward, the resnet, the block).
-        kind: One of `pruning.settings.KINDS`.
+        kind: A name that `pruning.groups.kind` gave.
         num_units: Units in the dense model.
         unit_size: Channels per unit on the consuming side (head_dim, 1 for FFN, channels of a norm group).
         produced_by: Slices whose rows make the unit.

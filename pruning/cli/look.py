@@ -18,7 +18,7 @@ from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
-from pruning.settings import KINDS, knobs_of, type_words
+from pruning.settings import knobs_of, type_words
 from pruning.stages.folder import RunFolder
 from pruning.stages.summary import measured, summary_of
 from pruning.store import OWNER, STORE, Store, changes
@@ -137,7 +137,7 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Outcome:
     listings: dict[str, Callable[[], Listing]] = {
         "recipes": _recipes,
         "criteria": lambda: _meanings(names_of("criterion")),
-        "kinds": lambda: _meanings(KINDS),
+        "kinds": lambda: _meanings(names_of("group kind")),
         "metrics": _metrics,
         "results": lambda: _results(folder),
         "runs": lambda: _runs(folder or Path("runs")),

@@ -17,9 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, recorded, rows
+from pruning.groups.base import columns, handler, kind, recorded, rows
 from pruning.groups.words import in_list, is_norm, words
 from pruning.types import ModuleAttribute, NarrowedInput, ParamSlice, PrunableGroup
+
+ATTENTION_HEADS = kind("attention_heads", "Heads of attention layers.")
 
 QUERY, KEY, VALUE = {"q", "query"}, {"k", "key"}, {"v", "value"}
 FUSED = {"qkv", "kv"}
@@ -195,7 +197,7 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
     return PrunableGroup(
         name=f"{path}:attention_heads",
         module=path,
-        kind="attention_heads",
+        kind=ATTENTION_HEADS,
         num_units=sizes.units,
         unit_size=sizes.per_unit * sizes.head_dim,
         produced_by=tuple(produced),

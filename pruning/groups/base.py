@@ -9,8 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.registry import Registry
-from pruning.settings import KINDS
+from pruning.registry import Registry, names_of, unknown
 from pruning.types import PRUNING_KEY, ParamSlice, PrunableGroup, config_of
 
 logger = logging.getLogger(__name__)
@@ -18,6 +17,14 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[str, nn.Module, nn.Module], Iterable[PrunableGroup]]
 
 HANDLERS: Registry[Handler] = Registry("group handler")
+
+KINDS: Registry[str] = Registry("group kind")
+"""What the units of each kind of group are, in words."""
+
+
+def kind(name: str, words: str) -> str:
+    """Register a kind of group, and return its name; `words` say what its units are."""
+    return KINDS.register(name)(words) and name
 
 
 def handler(name: str) -> Callable[[Handler], Handler]:
@@ -30,7 +37,7 @@ def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) ->
 
     Args:
         model: A diffusers denoiser, on any device (the meta device too).
-        kinds: Restrict to this kind, or these; None for all of `pruning.settings.KINDS`.
+        kinds: Restrict to this kind, or these; None for all.
 
     Returns:
         Groups of two units or more, and blocks (one unit each).
@@ -38,12 +45,12 @@ def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) ->
     Raises:
         PruningError: For an unknown kind or none, or if nothing can be removed.
     """
-    wanted = (kinds,) if isinstance(kinds, str) else tuple(KINDS if kinds is None else kinds)
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(names_of("group kind") if kinds is None else kinds)
     if not wanted:
         raise PruningError(f"kinds is empty; name at least one of {', '.join(KINDS)}, or None for all")
-    unknown = [kind for kind in wanted if kind not in KINDS]
-    if unknown:
-        raise PruningError(f"unknown group kind {unknown[0]!r}; valid: {', '.join(KINDS)}")
+    for name in wanted:
+        if name not in KINDS:
+            raise PruningError(unknown("group kind", name, KINDS))
     name = type(model).__name__
     if not type(model).__module__.startswith("diffusers."):
         logger.warning("%s is not a class of diffusers; nothing of it was tested, so check the result", name)

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from pruning.groups.attention import ATTENTION_HEADS
 from pruning.groups.base import all_rows, columns, handler, rows
+from pruning.groups.feed_forward import FFN_CHANNELS
 from pruning.groups.words import layer_at
 from pruning.types import ModuleAttribute, PrunableGroup
 
@@ -34,7 +36,7 @@ def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> It
     yield PrunableGroup(
         name=f"{path}:ffn_channels",
         module=path,
-        kind="ffn_channels",
+        kind=FFN_CHANNELS,
         num_units=channels,
         unit_size=1,
         produced_by=tuple(all_rows(f"{path}.proj_mlp", up, channels)),
@@ -60,7 +62,7 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
         yield PrunableGroup(
             name=f"{path}:attention_heads",
             module=path,
-            kind="attention_heads",
+            kind=ATTENTION_HEADS,
             num_units=heads,
             unit_size=size,
             produced_by=tuple(
@@ -75,7 +77,7 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
         yield PrunableGroup(
             name=f"{path}:ffn_channels",
             module=path,
-            kind="ffn_channels",
+            kind=FFN_CHANNELS,
             num_units=hidden,
             unit_size=1,
             produced_by=tuple(
