@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -14,7 +15,16 @@ from pruning.types import PRUNING_KEY, ParamSlice, PrunableGroup, config_of
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[str, nn.Module, nn.Module], Iterable[PrunableGroup]]
+Find = Callable[[str, nn.Module, nn.Module], Iterable[PrunableGroup]]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function ``(path, module, model) -> groups that this module owns``, and the kinds of groups it may find."""
+
+    find: Find
+    kinds: frozenset[str]
+
 
 HANDLERS: Registry[Handler] = Registry("group handler")
 
@@ -27,9 +37,14 @@ def kind(name: str, words: str) -> str:
     return KINDS.register(name)(words) and name
 
 
-def handler(name: str) -> Callable[[Handler], Handler]:
-    """Register a handler: ``(path, module, model) -> groups that this module owns`` (often none)."""
-    return HANDLERS.register(name)
+def handler(name: str, *kinds: str) -> Callable[[Find], Find]:
+    """Register a function ``(path, module, model) -> groups that this module owns`` (often none), of these kinds."""
+
+    def decorate(find: Find) -> Find:
+        HANDLERS.register(name)(Handler(find, frozenset(kinds)))
+        return find
+
+    return decorate
 
 
 def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) -> list[PrunableGroup]:
@@ -54,18 +69,20 @@ def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) ->
     name = type(model).__name__
     if not type(model).__module__.startswith("diffusers."):
         logger.warning("%s is not a class of diffusers; nothing of it was tested, so check the result", name)
-    groups = [group for group in discover(model) if group.kind in wanted]
+    groups = list(discover(model, wanted))
     if not groups:
         raise PruningError(f"{name} has no prunable groups of kind {', '.join(wanted)}")
     return groups
 
 
-def discover(model: nn.Module) -> Iterator[PrunableGroup]:
-    """Yield every group of `model` in module order; nothing is an answer too."""
-    handlers = HANDLERS.items()
+def discover(model: nn.Module, kinds: Collection[str] | None = None) -> Iterator[PrunableGroup]:
+    """Yield every group of `model`, of these kinds or all, in module order; nothing is an answer too."""
+    asked = [one for _, one in HANDLERS.items() if kinds is None or one.kinds & {*kinds}]
     for path, module in model.named_modules():
-        for _, find in handlers:
-            yield from find(path, module, model)
+        for one in asked:
+            yield from (
+                group for group in one.find(path, module, model) if kinds is None or group.kind in kinds
+            )
 
 
 def recorded(model: nn.Module, path: str) -> Mapping[str, Any]:

@@ -42,7 +42,7 @@ class Blocks:
 BLOCKS = kind("blocks", "Whole residual blocks, which become the identity.")
 
 
-@handler("blocks")
+@handler("blocks", BLOCKS)
 def blocks(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield `module` itself if it is a residual block that can become the identity."""
     if not path or model not in _FOUND:

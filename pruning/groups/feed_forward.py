@@ -64,7 +64,7 @@ SPELLINGS = (
 )
 
 
-@handler("feed_forward")
+@handler("feed_forward", FFN_CHANNELS)
 def ffn_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the hidden channels of a feed-forward layer that is part of a list of blocks."""
     if not in_list(path):

@@ -63,7 +63,7 @@ RESAMPLERS = ("down_sample", "up_sample")
 """What Kandinsky 3 puts after the convolution that makes channels, or before the one that reads them."""
 
 
-@handler("resnet")
+@handler("resnet", RESNET_CHANNELS)
 def resnet_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the inner channels of a ResNet block."""
     found = [group for width in WIDTHS if (group := _group(path, module, model, width))]

@@ -20,7 +20,7 @@ SIZES = ("mlp_hidden_dim", "mlp_dim")
 """Attributes under which such blocks keep the number of hidden channels."""
 
 
-@handler("single_stream")
+@handler("single_stream", FFN_CHANNELS)
 def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the hidden channels of a block whose ``proj_out`` reads the heads first."""
     up, down = getattr(module, "proj_mlp", None), getattr(module, "proj_out", None)
@@ -47,7 +47,7 @@ def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> It
     )
 
 
-@handler("parallel_attention")
+@handler("parallel_attention", ATTENTION_HEADS, FFN_CHANNELS)
 def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield heads and hidden channels of an attention module that is a whole single-stream block."""
     first, last = getattr(module, "to_qkv_mlp_proj", None), getattr(module, "to_out", None)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pruning.errors import PruningError, shown
-from pruning.groups import discover
+from pruning.groups import KINDS, discover
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
@@ -39,7 +39,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
     """
     modules, removed_blocks = _check_entry(model, entry)
     tree = dict(model.named_modules())
-    groups = list(discover(model))
+    groups = list(discover(model, None if removed_blocks else {*KINDS} - {"blocks"}))
     removable = {group.module: group for group in groups if group.kind == "blocks"}
     gone = []
     for path in removed_blocks:
