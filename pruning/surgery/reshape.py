@@ -21,6 +21,8 @@ from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of,
 
 FORMAT_VERSION = 1
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 LOADED_AS = {"Transformer2DModel": ("DiTTransformer2DModel", "PixArtTransformer2DModel")}
 """Class in a checkpoint -> classes as which diffusers loads it, since it has split that one up."""
 
@@ -76,7 +78,7 @@ def sync_sizes(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    elif isinstance(module, LAYERS[1:]):
         module.out_channels = weight.shape[0]
         if module.groups > 1 and weight.shape[1] == 1:  # depthwise: every channel is a group of its own
             module.groups = weight.shape[0]
@@ -103,9 +105,7 @@ def _check_entry(model: nn.Module, entry: Any) -> tuple[Mapping[str, Any], list[
         raise PruningError(f"{PRUNING_KEY}.class_name: made for {made_for!r}, not for {name}")
     modules, removed = entry.get("modules"), entry.get("removed_blocks")
     if not isinstance(modules, Mapping) or not all(isinstance(p, str) for p in modules):
-        raise PruningError(
-            f"{PRUNING_KEY}.modules: must map module paths to records, found {shown(modules)}"
-        )
+        raise PruningError(f"{PRUNING_KEY}.modules: must map module paths to records, found {shown(modules)}")
     if not isinstance(removed, (list, tuple)) or not all(isinstance(p, str) for p in removed):
         raise PruningError(
             f"{PRUNING_KEY}.removed_blocks: must be a list of module paths, found {shown(removed)}"
@@ -157,7 +157,7 @@ def _check_shape(
             )
         return
     weight = recorded.get("weight")
-    may_gain_bias = name == "bias" and isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is None
+    may_gain_bias = name == "bias" and isinstance(module, LAYERS) and module.bias is None
     if not may_gain_bias or not isinstance(weight, (list, tuple)) or list(shape) != list(weight[:1]):
         raise PruningError(f"{place}: {type(module).__name__} has no such parameter and cannot gain it")
 
@@ -174,7 +174,9 @@ def _check_inputs(
     kept = found.get("kept") if isinstance(found, Mapping) else None
     whole = isinstance(kept, (list, tuple)) and all(type(unit) is int for unit in kept)
     if not whole or not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
-        raise PruningError(f"{place}.kept: must be sorted distinct units in 0..{units - 1}, found {shown(kept)}")
+        raise PruningError(
+            f"{place}.kept: must be sorted distinct units in 0..{units - 1}, found {shown(kept)}"
+        )
     if before is not None and before.kept != tuple(kept):
         raise PruningError(f"{place}.kept: the module keeps {list(before.kept)} already, not {shown(kept)}")
     if owner is not None and before is None:
