@@ -65,7 +65,7 @@ class ProductCapture:
         whole = parameter_path(path)
         parameter = self._model.get_parameter(whole)
         stack = self._stacks.setdefault(whole, _Stack(parameter))
-        return stack, matrix_of(parameter, path).storage_offset() // parameter.stride(0)
+        return stack, int(matrix_of(parameter, path).storage_offset()) // parameter.stride(0)
 
     def __enter__(self) -> ProductCapture:
         with ExitStack() as stack:
