@@ -222,7 +222,13 @@ class Driver:
                 check_finite(tensor, f"the output of {type(module).__name__}", self.step.describe)
 
     def _attend(self, call: AttentionCall) -> None:
-        row_of = self.step.row_of(call.query.shape[0], f"attention {call.path!r}")
+        count, batch = len(call.query), len(self.step.samples)
+        if count % batch:
+            raise PruningError(
+                f"attention {call.path!r} sees a batch of {count}, which is no multiple of the denoiser's batch of "
+                f"{batch}, and attention is measured sample by sample; calibrate with a batch size of 1"
+            )
+        row_of = self.step.row_of(count, f"attention {call.path!r}")
         tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}
         for tell in self.attention[call.path]:
             tell(replace(call, **tensors), self.step, row_of)

@@ -15,6 +15,7 @@ from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups import HANDLERS
 from pruning.importance import score
+from pruning.models.families import FAMILIES, denoise
 from pruning.models.outputs import predict
 from pruning.settings import Prune, Score
 from pruning.surgery import apply_plan
@@ -55,7 +56,7 @@ def noised(tiny: Tiny, model: nn.Module) -> list[NoisedBatch]:
     for seed in (1, 2):
         call = tiny.call(Draw(seed))
         with torch.no_grad():
-            said = predict(model, call, BATCH)
+            said = denoise(model, call) if tiny.cls in FAMILIES else predict(model, call, BATCH)
         target = said + torch.randn(said.shape, generator=torch.Generator().manual_seed(seed))
         samples = torch.tensor([2 * seed, 2 * seed + 1])
         batches.append(NoisedBatch(call, target, 0, samples, Draw().times()))

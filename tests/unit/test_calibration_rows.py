@@ -76,6 +76,10 @@ class Denoiser(nn.Module):
         return (self.blocks[0](hidden),)
 
 
+def stack_of(model: Denoiser) -> Tensor:
+    return model.get_parameter(DOWN)
+
+
 def experts() -> PrunableGroup:
     return PrunableGroup(
         "blocks.0:ffn_channels",
@@ -106,7 +110,7 @@ def test_a_stack_is_as_many_consumers_as_it_has_matrices() -> None:
     assert {one.consumer for one in group.consumers} == {"blocks.0"}
     with pytest.raises(PruningError, match="has 3 consumers"):
         _ = group.read_by
-    whole = Denoiser().blocks[0].down_proj
+    whole = stack_of(Denoiser())
     assert torch.equal(matrix_of(whole, KEYS[1]), whole[1].T)
     assert torch.equal(matrix_of(whole, f"{DOWN}[1]"), whole[1])
     assert parameter_path(KEYS[1]) == parameter_path(DOWN) == DOWN
@@ -147,7 +151,7 @@ def test_an_expert_without_rows_scores_nothing_and_says_so(caplog: pytest.LogCap
 def test_magnitude_counts_a_stack_once() -> None:
     model = Denoiser()
     found = score(model, [experts()], criterion="magnitude").values[experts().name]
-    expected = model.blocks[0].down_proj.detach().double().square().sum((0, 2)).sqrt()
+    expected = stack_of(model).detach().double().square().sum((0, 2)).sqrt()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -155,12 +159,12 @@ def test_least_squares_in_a_stack_goes_about_zero_for_want_of_a_bias() -> None:
     group, model = experts(), Denoiser()
     stats = calibrate(model, [group], source(), needs=NEEDS)
     plan = PruningPlan(kept={group.name: (0, 2, 3)})
-    before = model.blocks[0].down_proj.detach().clone()
+    before = stack_of(model).detach().clone()
     folded = copy.deepcopy(model)
     compensate(folded, [group], plan, stats, "fold")
-    assert torch.equal(folded.blocks[0].down_proj[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    assert torch.equal(stack_of(folded)[:, [0, 2, 3]], before[:, [0, 2, 3]])
     report = compensate(model, [group], plan, stats, "least_squares", ridge=0.0)[group.name]
-    after, kept = model.blocks[0].down_proj.detach(), [0, 2, 3]
+    after, kept = stack_of(model).detach(), [0, 2, 3]
     error = 0.0
     for expert, rows in enumerate((inputs()[:, :2], inputs()[:, 2:])):
         x, old = rows.flatten(0, 1).double(), before[expert].double()
@@ -230,7 +234,7 @@ def test_a_consumer_whose_model_switches_gradients_off_is_refused() -> None:
 
 def test_experts_compute_the_same_with_gradients() -> None:
     model = build(ZOO["hidream"])
-    experts = model.double_stream_blocks[0].block.ff_i  # type: ignore[index,union-attr]
+    experts = model.get_submodule("double_stream_blocks.0.block.ff_i")
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     plain = experts(x)
     with experts_with_gradients(model):

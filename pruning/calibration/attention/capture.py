@@ -73,12 +73,20 @@ class AttentionCapture:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self._open.pop()
         if not call.seen:
-            processor = type(getattr(module, "processor", module)).__name__
+            what = (
+                f"its processor {type(module.processor).__name__}"
+                if hasattr(module, "processor")
+                else f"{type(module).__name__}"
+            )
+            way_out = (
+                "give it AttnProcessor2_0 (its set_processor) and switch off slicing, xformers and other attention "
+                "back ends while calibrating"
+                if hasattr(module, "set_processor")
+                else "choose a criterion and a weighting that read no attention, or leave its group out"
+            )
             raise PruningError(
-                f"attention module {call.path!r}: its processor {processor} does not call "
-                "F.scaled_dot_product_attention, so its attention cannot be seen; "
-                "give it AttnProcessor2_0 (its set_processor) and switch off slicing, xformers and "
-                "other attention back ends while calibrating"
+                f"attention module {call.path!r}: {what} does not call F.scaled_dot_product_attention, so its "
+                f"attention cannot be seen; {way_out}"
             )
 
     def _report(self, call: AttentionCall) -> None:
