@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 from pruning.hook import PRUNING_KEY
+from pruning.removal import BlockRemoval as BlockRemoval
 
 PLAN_VERSION = 1
 
@@ -87,20 +88,6 @@ class NarrowedInput:
     argument: str
     axis: int
     unit_size: int
-
-
-@dataclass(frozen=True)
-class BlockRemoval:
-    """How a block of kind ``blocks`` leaves the model.
-
-    Attributes:
-        config_field: Name of the config entry that counts the blocks of its ``ModuleList`` (then the block is
-            deleted from the list and the entry falls by one), or None: an identity takes its place.
-        returns_tuple: The identity returns ``(hidden_states,)``, as the block does with ``return_dict=False``.
-    """
-
-    config_field: str | None = None
-    returns_tuple: bool = False
 
 
 @dataclass(frozen=True)
@@ -374,7 +361,8 @@ def size_of(module: torch.nn.Module, name: str) -> int | None:
 
 def set_size(module: torch.nn.Module, name: str, value: int) -> None:
     """Set a size that `size_of` reads, in the form that it has."""
-    setattr(module, name, (value,) if isinstance(getattr(module, name), tuple) else value)
+    found: Any = (value,) if isinstance(getattr(module, name), tuple) else value
+    setattr(module, name, found)
 
 
 def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:

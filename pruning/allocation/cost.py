@@ -90,8 +90,8 @@ class CostModel:
     def unit_costs(self, measure: str) -> dict[str, float]:
         """Return what one unit of each group costs in the dense model, as ``"macs"`` or ``"params"``.
 
-        For a block: what goes when the whole block goes. A weight is cut along one dimension by these groups
-        (inner dimensions only), so the cost of a channel group is linear in its units.
+        For a block: what goes when the whole block goes. The cost of a group is linear in its units, but for
+        weights that two groups cut, one along each dimension.
         """
         assert measure in ("macs", "params")
         costs = {}
@@ -205,7 +205,7 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
 
 
 def _shell(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, _Counts]:
-    """Return a copy of `model` that shares its tensors, so that tables which a run caches do not stay, and its counts."""
+    """Return a copy of `model` that shares its tensors and forgets what a run caches, and the counts of its runs."""
     shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors.values()})
     return shell, _Counts(shell)
 

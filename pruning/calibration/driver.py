@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.calibration.attention.capture import AttentionCapture
 from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.gradients import Gradients
-from pruning.calibration.hooks import block_input, bypassed, frozen, main_tensor, parameter_gradients
+from pruning.calibration.hooks import bypassed, frozen, parameter_gradients
 from pruning.calibration.products import OnOperand, ProductCapture
 from pruning.calibration.routing import experts_with_gradients, in_batch_order
 from pruning.calibration.step import Step, StepReader, check_finite
@@ -23,7 +23,7 @@ from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.models.families import FAMILIES, denoise
 from pruning.models.outputs import joined, predict, tensors_in
-from pruning.types import parameter_path
+from pruning.types import PrunableGroup, parameter_path
 
 Progress = Callable[[int], None]
 OnTensor = Callable[[Tensor, Step, Tensor], None]
@@ -70,7 +70,7 @@ class Driver:
             entry of the call's batch belongs.
         inputs: Told what enters a module, by its path; see `OnTensor`.
         outputs: Told what leaves a module.
-        blocks: Told what enters and what leaves a block, by its path; see `OnChange`.
+        blocks: Told what enters and what leaves a block; see `OnChange`.
         ablations: Told the model's output with and without a block, at the price of a forward pass.
         gradients: Tells gradients; see there.
     """
@@ -82,8 +82,8 @@ class Driver:
         self.attention: dict[str, list[Callable[[AttentionCall, Step, Tensor], None]]] = defaultdict(list)
         self.inputs: dict[str, list[OnTensor]] = defaultdict(list)
         self.outputs: dict[str, list[OnTensor]] = defaultdict(list)
-        self.blocks: dict[str, list[OnChange]] = defaultdict(list)
-        self.ablations: dict[str, list[OnChange]] = defaultdict(list)
+        self.blocks: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
+        self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.gradients = Gradients(seed)
         self._step: Step | None = None
         self._paused = self._differentiates = False
@@ -103,9 +103,9 @@ class Driver:
             for path, hook in self._of_modules(self.outputs, self._output).items():
                 module = self._model.get_submodule(path)
                 stack.callback(module.register_forward_hook(_result_of(hook)).remove)
-            for path, told in self.blocks.items():
-                hook = self._model.get_submodule(path).register_forward_hook
-                stack.callback(hook(self._block(path, told), with_kwargs=True).remove)
+            for block, told in self.blocks.items():
+                hook = self._model.get_submodule(block.module).register_forward_hook
+                stack.callback(hook(self._block(block, told), with_kwargs=True).remove)
             self._capture = AttentionCapture(self._model, self.attention, self._unless_paused(self._attend))
             stack.enter_context(self._capture)
             of_products = (
@@ -146,10 +146,10 @@ class Driver:
         output = self._run_both_ways(batch) if self.gradients.wanted else self._run_forwards(batch)
         full, self._paused = output.detach(), True  # nobody is told of further forwards
         try:
-            for path, told in self.ablations.items():
-                with bypassed(self._model, path), torch.no_grad():
+            for block, told in self.ablations.items():
+                with bypassed(self._model, block), torch.no_grad():
                     without = self._predict(batch)
-                check_finite(without, f"the output without block {path!r}", self.step.describe)
+                check_finite(without, f"the output without block {block.module!r}", self.step.describe)
                 for tell in told:
                     tell(summable(full), summable(without), self.step)
         finally:
@@ -259,10 +259,13 @@ class Driver:
 
         return self._unless_paused(see)
 
-    def _block(self, path: str, told: list[OnChange]) -> Callable[..., None]:
+    def _block(self, block: PrunableGroup, told: list[OnChange]) -> Callable[..., None]:
+        removal = block.removal
+        assert removal is not None
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            before, after = block_input(args, kwargs), main_tensor(output)
-            check_finite(after, f"the output of {path!r}", self.step.describe)
+            before, after = removal.stream(args, kwargs), removal.leaving(output)
+            check_finite(after, f"the output of {block.module!r}", self.step.describe)
             for tell in told:
                 tell(summable(before), summable(after), self.step)
 

@@ -8,10 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-
-def block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the hidden states that a block's call gets: its first argument."""
-    return args[0] if args else kwargs["hidden_states"]
+from pruning.types import PrunableGroup
 
 
 def main_tensor(output: Any) -> Tensor:
@@ -20,20 +17,19 @@ def main_tensor(output: Any) -> Tensor:
 
 
 @contextmanager
-def bypassed(model: nn.Module, path: str) -> Iterator[None]:
-    """Make the block at `path` hand on its input, as the identity that surgery would put in its place."""
-
-    def skip(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        hidden = block_input(args, kwargs)
-        if isinstance(output, Tensor):
-            return hidden
-        return (hidden, *output[1:]) if isinstance(output, tuple) else type(output)(hidden)
-
-    handle = model.get_submodule(path).register_forward_hook(skip, with_kwargs=True)
+def bypassed(model: nn.Module, block: PrunableGroup) -> Iterator[None]:
+    """Make a block hand on its streams, as the identity that surgery would put in its place; it does not run."""
+    removal, module = block.removal, model.get_submodule(block.module)
+    assert removal is not None
+    before = vars(module).get("forward")
+    module.forward = lambda *args, **kwargs: removal.packed(removal.streams(args, kwargs))
     try:
         yield
     finally:
-        handle.remove()
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class Step:
         return bool((self.buckets == self.buckets[0]).all() and (self.weights == self.weights[0]).all())
 
     def describe(self, rows: Sequence[int]) -> str:
-        """Say which samples and timestep buckets `rows` are, for error messages."""
+        """Say which samples and timestep buckets `rows` are, all where they are no rows of the batch, for messages."""
+        rows = rows if max(rows) < len(self.samples) else range(len(self.samples))
         samples = sorted({self.samples[r] for r in rows})
         buckets = sorted({int(self.buckets[r]) for r in rows})
         return f"sample {', '.join(map(str, samples))}, timestep bucket {', '.join(map(str, buckets))}"

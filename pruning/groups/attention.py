@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, rows
+from pruning.groups.base import columns, handler, recorded, rows
 from pruning.groups.words import in_list, is_norm, words
 from pruning.types import ModuleAttribute, NarrowedInput, ParamSlice, PrunableGroup
 
@@ -42,7 +42,7 @@ RIGID = {
 """Processors under which heads cannot go, and why."""
 
 ONE_STREAM = {
-    "EasyAnimateAttnProcessor2_0": "it hands the heads of the text on as they are, since they have no projection of their own"
+    "EasyAnimateAttnProcessor2_0": "it hands the heads of the text on as they are, without a projection"
 }
 """Processors under which heads cannot go where the module does not project a second stream, and why."""
 
@@ -89,7 +89,7 @@ class Parts:
         parts = cls()
         parts.unknown += [name for name, _ in module.named_parameters(recurse=False)]
         for name, child in module.named_children():
-            if name == "processor" or next(child.parameters(), None) is None and not is_norm(child):
+            if name == "processor" or (next(child.parameters(), None) is None and not is_norm(child)):
                 continue
             where, layer = _unwrapped(name, child)
             said = words(name)
@@ -176,6 +176,8 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
         return sizes
     if fault := _fault(module, parts, sizes):
         return fault
+    if sizes.key_heads == 1 and any(recorded(model, f"{path}.{name}") for name in parts.keys):
+        return "a single key/value head is left of it"
     produced, attributes = _cut(path, module, parts, sizes)
     if partner:
         beside = model.get_submodule(partner)
@@ -186,7 +188,9 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
     elif not parts.outs and (beside := _beside(path, model)):  # it reads the heads, and adds to them
         other = Parts.of(model.get_submodule(beside))
         unit = sizes.per_unit * sizes.head_dim
-        produced += [part for name, layer in other.outs.items() for part in rows(f"{beside}.{name}", layer, unit)]
+        produced += [
+            part for name, layer in other.outs.items() for part in rows(f"{beside}.{name}", layer, unit)
+        ]
         consumed = {**consumed, **_below(beside, other.queries)}
     return PrunableGroup(
         name=f"{path}:attention_heads",
@@ -210,7 +214,10 @@ def _reader(
         return f"its heads are those of {lone!r}" if lone else ("", _below(path, parts.outs))
     block = path.rpartition(".")[0]
     around = model.get_submodule(block)
-    for name, child in around.named_children():  # one layer reads the heads and the hidden channels of the block
+    for (
+        name,
+        child,
+    ) in around.named_children():  # one layer reads the heads and the hidden channels of the block
         if isinstance(child, nn.Linear) and words(name) & OUT and words(name) & {"out"}:
             return "", {f"{block}.{name}": child}
     if (beside := _beside(path, model)) and isinstance(getattr(around, "gate", None), nn.Parameter):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.registry import Registry
 from pruning.settings import KINDS
-from pruning.types import ParamSlice, PrunableGroup
+from pruning.types import PRUNING_KEY, ParamSlice, PrunableGroup, config_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,24 @@ def discover(model: nn.Module) -> Iterator[PrunableGroup]:
             yield from find(path, module, model)
 
 
+def recorded(model: nn.Module, path: str) -> Mapping[str, Any]:
+    """Return what the model's config records of an earlier cut of the module at `path`; nothing if it was not cut."""
+    entry = config_of(model).get(PRUNING_KEY) if hasattr(model, "config") else None
+    modules = entry.get("modules") if isinstance(entry, Mapping) else None
+    found = modules.get(path) if isinstance(modules, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def rows(path: str, module: nn.Module, unit_size: int, offset: int = 0) -> list[ParamSlice]:
     """Return the slices of `module`'s weight and bias rows (dimension 0), for producers and norms."""
     names = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
     return [ParamSlice(f"{path}.{name}", 0, unit_size, offset) for name in names]
+
+
+def all_rows(path: str, module: nn.Module, channels: int, unit_size: int = 1) -> list[ParamSlice]:
+    """Return the rows of a layer for `channels` channels: once, or once for each of its parts (value and gate, …)."""
+    count = len(cast(Tensor, module.weight)) if getattr(module, "weight", None) is not None else 0
+    return [part for offset in range(0, count, channels) for part in rows(path, module, unit_size, offset)]
 
 
 def columns(path: str, unit_size: int, offset: int = 0) -> ParamSlice:

@@ -1,56 +1,185 @@
 """Whole residual blocks that can become the identity: input and output have the same shape.
 
-A block whose submodules are read from outside it is not a group. Where the stock config counts the blocks of
-a list (``num_layers``), a removed block is deleted from the list, else an identity takes its place.
+No class is named here: the source of a block's ``forward`` says whether it hands on its input plus an update that is
+zero with zero weights, and the source of the code around it says how it is called and whether anything of it is read
+from outside; such a block is not a group. Where the stock config counts the blocks of a list (``num_layers``) and
+nothing depends on their positions, a removed block is deleted from the list, else an identity takes its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from pruning.groups.base import handler
-from pruning.types import BlockRemoval, PrunableGroup, config_of
+from pruning.groups.reading.callers import Callers, arguments_of, callers_in, enclosing
+from pruning.groups.reading.counts import config_field
+from pruning.groups.reading.residual import first_channels, residual
+from pruning.groups.reading.structure import forward_names, may_be_block, signatures_of
+from pruning.groups.reading.values import Value, the_atom
+from pruning.removal import BlockRemoval
+from pruning.types import PrunableGroup
 
-# DiT's forward takes the conditioning of its output layer from the first block's norm.
-READ_FROM_OUTSIDE = {"DiTTransformer2DModel": ("transformer_blocks.0",)}
+_FOUND: WeakKeyDictionary[nn.Module, Blocks] = WeakKeyDictionary()
+_READ: dict[Any, Any] = {}
+"""What was read of a module's source, by its structure: blocks that are built alike are read once."""
+_ZEROS: dict[Any, Value] = {}
+"""Modules whose output is zero with zero weights, by structure and arguments."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a model by path, and why other modules that look like blocks are none."""
+
+    removals: dict[str, BlockRemoval]
+    why_not: dict[str, str]
 
 
 @handler("blocks")
 def blocks(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield `module` itself if it is a residual block that can become the identity."""
-    if not path or path in READ_FROM_OUTSIDE.get(type(model).__name__, ()):
-        return
-    removal = _removal(path, module, model)
+    if not path or model not in _FOUND:
+        _FOUND[model] = blocks_of(model)
+    removal = _FOUND[model].removals.get(path)
     if removal is not None:
         yield PrunableGroup(f"{path}:blocks", path, "blocks", num_units=1, unit_size=1, removal=removal)
 
 
-def _removal(path: str, module: nn.Module, model: nn.Module) -> BlockRemoval | None:
-    if isinstance(module, ResnetBlock2D):
-        same_shape = module.in_channels == module.conv2.out_channels and module.conv_shortcut is None
-        resamples = module.upsample is not None or module.downsample is not None
-        return BlockRemoval() if same_shape and not resamples else None
-    if isinstance(module, Attention):
-        return BlockRemoval() if module.residual_connection and module.out_dim == module.query_dim else None
-    if isinstance(module, Transformer2DModel):
-        same_shape = module.is_input_continuous and module.out_channels == module.in_channels
-        return BlockRemoval(returns_tuple=True) if same_shape else None
-    if isinstance(module, BasicTransformerBlock):
-        return _transformer_block(path, model)
-    return None
+def blocks_of(model: nn.Module) -> Blocks:
+    """Find the residual blocks of a model, and say of the other modules in lists why they are none."""
+    signatures = signatures_of(model)
+    if len(_READ) > 4096:
+        _READ.clear()
+        _ZEROS.clear()
+    callers = callers_in(model, signatures, _READ)
+    removals: dict[str, BlockRemoval] = {}
+    why_not: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if not path or not may_be_block(module):
+            continue
+        found = _removal(path, module, model, callers, signatures)
+        if isinstance(found, BlockRemoval):
+            removals[path] = found
+        else:
+            why_not[path] = found
+    for path in [path for path in removals if _alone(path, removals)]:
+        del removals[path]
+        why_not[path] = "it is the one block of a module that is a block itself"
+    counted = {path: _counted(path, model, signatures) for path in removals}
+    removals = {path: replace(removal, config_field=counted[path]) for path, removal in removals.items()}
+    return Blocks(removals, why_not)
 
 
-def _transformer_block(path: str, model: nn.Module) -> BlockRemoval | None:
-    """One of several blocks in a list; a lone block goes with the module around it."""
+def _removal(
+    path: str, module: nn.Module, model: nn.Module, callers: Callers, signatures: dict[str, int]
+) -> BlockRemoval | str:
+    calls = callers.of(path)
+    if not calls:
+        return "no call of it was found in the model's code"
+    arguments = arguments_of(forward_names(module), calls)
+    given = (signatures[path], tuple(sorted((name, repr(value)) for name, value in arguments.items())))
+    if ("residual", *given) not in _READ:
+        by_id = {id(m): signatures[f"{path}.{p}" if p else path] for p, m in module.named_modules()}
+        _READ["residual", *given] = residual(module, arguments, by_id, _ZEROS)
+    found = _READ["residual", *given]
+    if isinstance(found, str) and _concatenated(path, model, callers):
+        if ("channels", *given) not in _READ:
+            _READ["channels", *given] = first_channels(module, arguments)
+        narrowed = _READ["channels", *given]
+        if narrowed is not None and narrowed.channels == _channels_before(path, model):
+            found = narrowed
+    if isinstance(found, str):
+        return found
+    shown = _shown(path, model, callers)
+    return shown if isinstance(shown, str) else replace(found, shown=shown)
+
+
+def _shown(path: str, model: nn.Module, callers: Callers) -> tuple[str, ...] | str:
+    """Return what code outside the block reads of it and the identity can show, or why it cannot.
+
+    It can show objects without weights, such as the processor of an attention, but nothing that is run.
+    """
+    shown = []
+    for read, readers in callers.reads.items():
+        if read != path and not read.startswith(path + "."):
+            continue
+        for reader, names in readers.items():
+            if path in enclosing(reader):
+                continue
+            for name, kind in names.items():
+                called = any(who == reader for who, _ in callers.calls.get(f"{read}.{name}", ()))
+                if kind == "inner" or called:
+                    return f"{type(model.get_submodule(reader)).__name__} reads {name!r} of {read}"
+                shown.append(f"{read}.{name}"[len(path) + 1 :])
+    return tuple(sorted(set(shown)))
+
+
+def _concatenated(path: str, model: nn.Module, callers: Callers) -> bool:
+    """Tell whether every caller concatenates channels to the stream that is the block's first argument."""
+    name = forward_names(model.get_submodule(path))[0]
+    for call in callers.of(path):
+        value = call.args[0] if call.args else call.kwargs.get(name)
+        atom = the_atom(value) if value is not None else None
+        if atom is None or atom[0] != "cat" or atom[1] != 1:
+            return False
+    return True
+
+
+def _channels_before(path: str, model: nn.Module) -> int | None:
+    """Return the channels of the stream that reaches an item of a list: those behind the item before it.
+
+    Before the first item of an up stage these are the channels behind the stage before, or behind the middle.
+    """
     parent, _, index = path.rpartition(".")
-    siblings = model.get_submodule(parent)
-    if not (index.isdigit() and isinstance(siblings, nn.ModuleList) and len(siblings) > 1):
+    if not index.isdigit():
         return None
-    counted = parent == "transformer_blocks" and config_of(model).get("num_layers") == len(siblings)
-    return BlockRemoval(config_field="num_layers" if counted else None)
+    if int(index):
+        return _channels_behind(model.get_submodule(f"{parent}.{int(index) - 1}"))
+    stage, _, name = parent.rpartition(".")
+    stages, _, number = stage.rpartition(".")
+    if not number.isdigit():
+        return None
+    before = f"{stages}.{int(number) - 1}.{name}" if int(number) else f"mid_block.{name}"
+    try:
+        items = model.get_submodule(before)
+    except AttributeError:
+        return None
+    return (
+        _channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
+    )
+
+
+def _channels_behind(module: nn.Module) -> int | None:
+    """Return the channels that leave a block, or the blocks that it is made of if they agree."""
+    removal = getattr(module, "removal", None)
+    if isinstance(removal, BlockRemoval) and removal.channels is not None:
+        return removal.channels
+    found = {getattr(part, "out_channels", None) for part in (module, *module.children())} - {None}
+    channels = getattr(module, "out_channels", found.pop() if len(found) == 1 else None)
+    return channels if isinstance(channels, int) else None
+
+
+def _alone(path: str, removals: dict[str, BlockRemoval]) -> bool:
+    """Tell whether a block is all that the block around it has: one of the two is enough."""
+    parent, _, index = path.rpartition(".")
+    around = parent.rpartition(".")[0]
+    if not index.isdigit() or around not in removals:
+        return False
+    inner = [other for other in removals if other.startswith(around + ".") and not other.startswith(path)]
+    return not inner
+
+
+def _counted(path: str, model: nn.Module, signatures: dict[str, int]) -> str | None:
+    parent, _, index = path.rpartition(".")
+    if not index.isdigit() or not isinstance(model.get_submodule(parent), nn.ModuleList):
+        return None
+    siblings: Any = model.get_submodule(parent)
+    alike = {signatures[f"{parent}.{k}"] for k, item in enumerate(siblings) if not hasattr(item, "removal")}
+    key = ("count", signatures[""], parent)
+    if key not in _READ:
+        _READ[key] = config_field(model, parent, len(alike) == 1)
+    return _READ[key]

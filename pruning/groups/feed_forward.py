@@ -8,14 +8,15 @@ A further spelling is one line of `SPELLINGS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, rows
-from pruning.groups.words import in_list, is_norm
-from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
+from pruning.groups.base import all_rows, columns, handler
+from pruning.groups.words import in_list, is_norm, layer_at
+from pruning.types import ParamSlice, PrunableGroup
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -90,20 +91,22 @@ def _sequence(module: nn.Sequential) -> Spelling | None:
 
 
 def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | None:
-    parts = [_layer(module, name) for name in (*spelling.up, spelling.down)]
+    if layer_at(module, spelling.down) is None:
+        return None
+    parts = [layer_at(module, name) for name in (*spelling.up, spelling.down)]
     if not all(isinstance(part, LAYERS) and getattr(part, "groups", 1) == 1 for part in parts):
         return None
     if not spelling.beside and not _alone(module, spelling):
         return None
-    *ups, down = parts
+    ups, down = [cast(nn.Linear, part) for part in parts[:-1]], cast(nn.Linear, parts[-1])
     channels = down.weight.shape[1]
     produced = []
     for name, up in zip(spelling.up, ups, strict=True):
         if len(up.weight) % channels:
             return None
-        produced += _all_rows(f"{path}.{name}", up, channels)
+        produced += all_rows(f"{path}.{name}", up, channels)
     for name in spelling.between:
-        layer = _layer(module, name)
+        layer = layer_at(module, name)
         if layer is None:
             continue
         found = _between(f"{path}.{name}", layer, channels)
@@ -123,15 +126,6 @@ def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | 
     )
 
 
-def _layer(module: nn.Module, name: str) -> nn.Module | None:
-    for part in name.split("."):
-        children = dict(module.named_children())
-        if part not in children:
-            return None
-        module = children[part]
-    return module
-
-
 def _alone(module: nn.Module, spelling: Spelling) -> bool:
     """Tell whether a module holds nothing with parameters besides its parts and norms of its input."""
     own = {name.split(".")[0] for name in (*spelling.up, spelling.down, *spelling.between)}
@@ -141,17 +135,11 @@ def _alone(module: nn.Module, spelling: Spelling) -> bool:
     )
 
 
-def _all_rows(path: str, layer: nn.Module, channels: int) -> list[ParamSlice]:
-    """Return the rows of a projection for the hidden channels: once, or once for each of value and gate."""
-    count = len(layer.weight)  # type: ignore[arg-type]
-    return [part for offset in range(0, count, channels) for part in rows(path, layer, 1, offset)]
-
-
 def _between(path: str, layer: nn.Module, channels: int) -> list[ParamSlice] | None:
     """Return the slices of a depthwise convolution or a norm over the hidden channels; None for anything else."""
     if isinstance(layer, LAYERS):
         depthwise = getattr(layer, "groups", 1) == len(layer.weight) and layer.weight.shape[1] == 1
-        return _all_rows(path, layer, channels) if depthwise else None
+        return all_rows(path, layer, channels) if depthwise else None
     return norm_slices(path, layer, channels)
 
 
@@ -166,29 +154,3 @@ def norm_slices(path: str, norm: nn.Module, channels: int) -> list[ParamSlice] |
             return None
         found.append(ParamSlice(f"{path}.{name}", dims[0], 1))
     return found
-
-
-def single_stream(
-    path: str, module: nn.Module, model: nn.Module, up: str, down: str, sizes: Sequence[str]
-) -> Iterator[PrunableGroup]:
-    """Yield hidden channels whose reader, `down`, reads the heads of attention first."""
-    first, last = _layer(module, up), _layer(module, down)
-    if not (isinstance(first, nn.Linear) and isinstance(last, nn.Linear)):
-        return
-    attention = next((child for child in module.children() if hasattr(child, "to_q")), None)
-    width = attention.to_q.out_features if attention is not None else 0  # type: ignore[union-attr]
-    channels = last.in_features - width
-    if not width or channels < 2 or first.out_features % channels:
-        return
-    yield PrunableGroup(
-        name=f"{path}:ffn_channels",
-        module=path,
-        kind="ffn_channels",
-        num_units=channels,
-        unit_size=1,
-        produced_by=tuple(_all_rows(f"{path}.{up}", first, channels)),
-        consumed_by=(columns(f"{path}.{down}", 1, width),),
-        attributes=tuple(
-            ModuleAttribute(path, name, 1) for name in sizes if getattr(module, name, None) == channels
-        ),
-    )

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, rows
-from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
+from pruning.groups.base import all_rows, columns, handler, recorded, rows
+from pruning.groups.words import layer_at
+from pruning.types import ModuleAttribute, PrunableGroup
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -45,7 +46,11 @@ WIDTHS = (
     Width("conv1.pointwise", "norm2", "conv2.pointwise", "time_emb_proj", through="conv2.depthwise"),
     *(Width(f"conv{k}.{last}", f"conv{k + 1}.0", f"conv{k + 1}.3") for k, last in ((1, 2), (2, 3), (3, 3))),
     *(
-        Width(f"resnet_blocks.{k}.projection", f"resnet_blocks.{k + 1}.group_norm", f"resnet_blocks.{k + 1}.projection")
+        Width(
+            f"resnet_blocks.{k}.projection",
+            f"resnet_blocks.{k + 1}.group_norm",
+            f"resnet_blocks.{k + 1}.projection",
+        )
         for k in range(3)
     ),
     Width("conv_1", "group_norm_1", "conv_2"),
@@ -59,14 +64,16 @@ RESAMPLERS = ("down_sample", "up_sample")
 @handler("resnet")
 def resnet_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the inner channels of a ResNet block."""
-    found = [group for width in WIDTHS if (group := _group(path, module, width))]
+    found = [group for width in WIDTHS if (group := _group(path, module, model, width))]
     for index, group in enumerate(found):
         name = f"{path}:resnet_channels" + (f".{index + 1}" if len(found) > 1 else "")
         yield PrunableGroup(name=name, module=path, kind="resnet_channels", **group)
 
 
-def _group(path: str, module: nn.Module, width: Width) -> dict[str, Any] | None:
-    made, norm, read = (_part(module, name) for name in (width.made, width.norm, width.read))
+def _group(path: str, module: nn.Module, model: nn.Module, width: Width) -> dict[str, Any] | None:
+    if layer_at(module, width.norm) is None:
+        return None
+    made, norm, read = (cast(Any, layer_at(module, name)) for name in (width.made, width.norm, width.read))
     plain = all(isinstance(conv, CONVOLUTIONS) and conv.groups == 1 for conv in (made, read))
     if not plain or _resampled(module, width):
         return None
@@ -77,15 +84,19 @@ def _group(path: str, module: nn.Module, width: Width) -> dict[str, Any] | None:
     if normed is None:
         return None
     groups, slices, attributes = normed
+    if groups == 1 and any(
+        "num_groups" in recorded(model, a.module).get("attributes", {}) for a in attributes
+    ):
+        return None  # a single group is left of it
     units = groups if groups > 1 else channels
     unit = channels // units
     produced = rows(f"{path}.{width.made}", made, unit)
     for layer_path, layer in slices:
-        produced += _each(layer_path, layer, channels, unit)
-    if isinstance(embedding := _part(module, width.embedding), nn.Linear):
-        produced += _each(f"{path}.{width.embedding}", embedding, channels, unit)
+        produced += all_rows(layer_path, layer, channels, unit)
+    if isinstance(embedding := layer_at(module, width.embedding), nn.Linear):
+        produced += all_rows(f"{path}.{width.embedding}", embedding, channels, unit)
     if width.through:
-        between = _part(module, width.through)
+        between = layer_at(module, width.through)
         if not isinstance(between, CONVOLUTIONS) or between.groups != channels:
             return None
         produced += rows(f"{path}.{width.through}", between, unit)
@@ -98,27 +109,19 @@ def _group(path: str, module: nn.Module, width: Width) -> dict[str, Any] | None:
     }
 
 
-def _part(module: nn.Module, name: str) -> Any:
-    """Return the module at `name` below `module`; None if there is none."""
-    for part in name.split(".") if name else ():
-        children = dict(module.named_children())
-        if part not in children:
-            return None
-        module = children[part]
-    return module if name else None
-
-
 def _resampled(module: nn.Module, width: Width) -> bool:
     """Tell whether something with weights stands beside one of the two convolutions, which would read the channels."""
     places = {name.rpartition(".")[0] for name in (width.made, width.read)}
     after, before = RESAMPLERS
-    blocks = [_part(module, place) for place in sorted(places) if place]
+    blocks = [layer_at(module, place) for place in sorted(places) if place]
     resampled = [
         getattr(block, name, None)
         for block, name in zip(blocks, (after, before), strict=False)
         if isinstance(block, nn.Module)
     ]
-    return any(isinstance(part, nn.Module) and next(part.parameters(), None) is not None for part in resampled)
+    return any(
+        isinstance(part, nn.Module) and next(part.parameters(), None) is not None for part in resampled
+    )
 
 
 def _norm(
@@ -141,11 +144,3 @@ def _norm(
         )
         return inner.num_groups, [(f"{path}.context_mlp.1", context[1])], sizes
     return None
-
-
-def _each(path: str, layer: nn.Module, channels: int, unit: int) -> list[ParamSlice]:
-    """Return the rows of a layer: once for a shift, twice for scale and shift."""
-    weight: Any = getattr(layer, "weight", None)
-    if weight is None:
-        return []
-    return [part for offset in range(0, len(weight), channels) for part in rows(path, layer, unit, offset)]

@@ -1,7 +1,7 @@
 """Hidden channels of blocks in which attention and feed-forward share one output projection.
 
-In Flux and its relatives the block's ``proj_out`` reads the heads and after them the hidden channels: two groups, column
-slices of one weight. Flux 2 shares the first projection too: queries, keys, values, and then value and gate.
+In Flux and its relatives the block's ``proj_out`` reads the heads and after them the hidden channels: two groups, which
+are column slices of one weight. Flux 2 shares the first projection too: queries, keys, values, then value and gate.
 """
 
 from __future__ import annotations
@@ -10,17 +10,39 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, rows
-from pruning.groups.feed_forward import single_stream
+from pruning.groups.base import all_rows, columns, handler, rows
+from pruning.groups.words import layer_at
 from pruning.types import ModuleAttribute, PrunableGroup
 
 SIZES = ("mlp_hidden_dim", "mlp_dim")
+"""Attributes under which such blocks keep the number of hidden channels."""
 
 
 @handler("single_stream")
 def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
-    """Yield the hidden channels of a single-stream block."""
-    yield from single_stream(path, module, model, "proj_mlp", "proj_out", SIZES)
+    """Yield the hidden channels of a block whose ``proj_out`` reads the heads first."""
+    up, down = getattr(module, "proj_mlp", None), getattr(module, "proj_out", None)
+    if not (isinstance(up, nn.Linear) and isinstance(down, nn.Linear)):
+        return
+    queries = [
+        layer for child in module.children() if isinstance(layer := layer_at(child, "to_q"), nn.Linear)
+    ]
+    width = queries[0].out_features if queries else 0
+    channels = down.in_features - width
+    if not width or channels < 2 or up.out_features % channels:
+        return
+    yield PrunableGroup(
+        name=f"{path}:ffn_channels",
+        module=path,
+        kind="ffn_channels",
+        num_units=channels,
+        unit_size=1,
+        produced_by=tuple(all_rows(f"{path}.proj_mlp", up, channels)),
+        consumed_by=(columns(f"{path}.proj_out", 1, width),),
+        attributes=tuple(
+            ModuleAttribute(path, name, 1) for name in SIZES if getattr(module, name, None) == channels
+        ),
+    )
 
 
 @handler("parallel_attention")
@@ -28,7 +50,9 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
     """Yield heads and hidden channels of an attention module that is a whole single-stream block."""
     first, last = getattr(module, "to_qkv_mlp_proj", None), getattr(module, "to_out", None)
     heads, hidden = getattr(module, "heads", None), getattr(module, "mlp_hidden_dim", None)
-    if not (isinstance(first, nn.Linear) and isinstance(last, nn.Linear) and heads and hidden):
+    if not (isinstance(first, nn.Linear) and isinstance(last, nn.Linear)):
+        return
+    if type(heads) is not int or type(hidden) is not int:
         return
     width = last.in_features - hidden
     size = width // heads
@@ -47,17 +71,18 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
             consumed_by=(columns(f"{path}.to_out", size),),
             attributes=(ModuleAttribute(path, "heads", 1), ModuleAttribute(path, "inner_dim", size)),
         )
-    yield PrunableGroup(
-        name=f"{path}:ffn_channels",
-        module=path,
-        kind="ffn_channels",
-        num_units=hidden,
-        unit_size=1,
-        produced_by=tuple(
-            part
-            for offset in range(3 * width, first.out_features, hidden)
-            for part in rows(f"{path}.to_qkv_mlp_proj", first, 1, offset)
-        ),
-        consumed_by=(columns(f"{path}.to_out", 1, width),),
-        attributes=(ModuleAttribute(path, "mlp_hidden_dim", 1),),
-    )
+    if hidden > 1:
+        yield PrunableGroup(
+            name=f"{path}:ffn_channels",
+            module=path,
+            kind="ffn_channels",
+            num_units=hidden,
+            unit_size=1,
+            produced_by=tuple(
+                part
+                for offset in range(3 * width, first.out_features, hidden)
+                for part in rows(f"{path}.to_qkv_mlp_proj", first, 1, offset)
+            ),
+            consumed_by=(columns(f"{path}.to_out", 1, width),),
+            attributes=(ModuleAttribute(path, "mlp_hidden_dim", 1),),
+        )

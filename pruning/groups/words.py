@@ -19,6 +19,14 @@ def is_norm(module: nn.Module) -> bool:
     return any(word in type(module).__name__.lower() for word in ("norm", "grn"))
 
 
+def layer_at(module: nn.Module, name: str) -> nn.Module | None:
+    """Return the module at the dotted path `name` below `module`; None if there is none, or for an empty name."""
+    found: nn.Module | None = module
+    for part in name.split("."):
+        found = None if found is None else found._modules.get(part)
+    return found
+
+
 def in_list(path: str) -> bool:
     """Tell whether a module is part of a list: of the blocks, that is, and not of what embeds timesteps and texts."""
     return any(part.isdigit() for part in path.split("."))

@@ -137,12 +137,13 @@ def _remove_blocks(
     """Take the removed blocks out, and bring the recorded paths and counts up to date."""
     blocks = {group.module: group for group in groups if group.kind == "blocks"}
     counted: list[tuple[str, str]] = []
+    spared = _spared(model, plan)
     for path in outermost(plan.removed_blocks):
         how = blocks[path].removal
         assert how is not None
         key["modules"] = {p: e for p, e in key["modules"].items() if not inside(p, path)}
         key["removed_blocks"] = [p for p in key["removed_blocks"] if not inside(p, path)]
-        if how.config_field is None:
+        if how.config_field is None or path == spared.get(path.rpartition(".")[0]):
             replace_by_identity(model, blocks[path])
             key["removed_blocks"].append(path)
         else:
@@ -156,6 +157,21 @@ def _remove_blocks(
         model.register_to_config(**{config_field: len(siblings)})  # type: ignore[arg-type]
         key["modules"] = {_shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
         key["removed_blocks"] = [_shifted(p, parent, int(index)) for p in key["removed_blocks"]]
+
+
+def _spared(model: nn.Module, plan: PruningPlan) -> dict[str, str]:
+    """Return, by list, the first block of each list that would end empty: an identity keeps its place.
+
+    Not every model runs, nor is built, with a count of zero.
+    """
+    gone: defaultdict[str, list[str]] = defaultdict(list)
+    for path in plan.removed_blocks:
+        gone[path.rpartition(".")[0]].append(path)
+    return {
+        parent: min(paths, key=lambda path: int(path.rsplit(".", 1)[1]))
+        for parent, paths in gone.items()
+        if isinstance(siblings := model.get_submodule(parent), nn.ModuleList) and len(siblings) == len(paths)
+    }
 
 
 def _shifted(path: str, parent: str, removed_index: int) -> str:

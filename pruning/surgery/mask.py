@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ class RestrictedNorm(nn.Module):
     def __init__(self, norm: nn.Module, kept: Tensor, axis: int) -> None:
         super().__init__()
         self.norm, self.axis = norm, axis
+        self.kept: Tensor
         self.register_buffer("kept", kept, persistent=False)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -71,33 +73,28 @@ class RestrictedNorm(nn.Module):
 
 def _restrict_norms(model: nn.Module, group: PrunableGroup, units: Sequence[int]) -> None:
     """Let the norms of a group go over its kept channels."""
-    tree = dict(model.named_modules())
-    rows = {path: size for path, size in _norm_rows(group).items() if is_norm(tree[path])}
-    for path, unit_size in rows.items():
-        norm = tree[path]
-        if next(norm.children(), None) is not None:
-            continue  # adaptive: its channels come from a projection; whole norm groups go, so it is exact
-        removed = torch.zeros(group.num_units, dtype=torch.bool)
-        removed[list(units)] = True
-        kept = (~removed).repeat_interleave(unit_size).nonzero().flatten()
-        own = [part for part in group.produced_by if part.path.rpartition(".")[0] == path]
-        sizes = [attribute for attribute in group.attributes if attribute.module == path]
-        slim = nn.Module()
-        slim.norm = copy.deepcopy(norm)
-        inside = group.__class__(
-            name=group.name,
-            module="norm",
-            kind=group.kind,
-            num_units=group.num_units,
-            unit_size=group.unit_size,
-            produced_by=tuple(part.__class__(f"norm.{part.path.rpartition('.')[2]}", *_place(part)) for part in own),
-        )
-        cut_parameters(slim, {inside: units})
-        for attribute in sizes:
-            shrink(slim.norm, attribute, len(units))
-        parent, _, name = path.rpartition(".")
+    for path, unit_size in _norm_rows(group).items():
+        norm = model.get_submodule(path)
+        if not is_norm(norm) or next(norm.children(), None) is not None:
+            continue  # an adaptive norm goes over whole norm groups, of which all or nothing is kept
+        kept = torch.ones(group.num_units, dtype=torch.bool)
+        kept[list(units)] = False
+        index = kept.repeat_interleave(unit_size).nonzero().flatten()
+        around = nn.Module()
+        around.norm = copy.deepcopy(norm)
+        own = [
+            replace(part, path=f"norm.{part.path.rpartition('.')[2]}")
+            for part in group.produced_by
+            if part.path.rpartition(".")[0] == path
+        ]
+        cut_parameters(around, {replace(group, produced_by=tuple(own), consumed_by=()): units})
+        for size in group.attributes:
+            if size.module == path:
+                shrink(around.norm, size, len(units))
+        device = next((p.device for p in norm.parameters()), index.device)
         axis = 1 if isinstance(norm, nn.GroupNorm) else -1
-        setattr(model.get_submodule(parent), name, RestrictedNorm(slim.norm, kept.to(_device(norm)), axis))
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, RestrictedNorm(around.norm, index.to(device), axis))
 
 
 def _norm_rows(group: PrunableGroup) -> dict[str, int]:
@@ -105,11 +102,3 @@ def _norm_rows(group: PrunableGroup) -> dict[str, int]:
     rows = {part.path.rpartition(".")[0]: part.unit_size for part in group.produced_by}
     shapes = {a.module: a.per_unit for a in group.attributes if a.name == "normalized_shape"}
     return {**rows, **shapes}
-
-
-def _place(part: object) -> tuple[int, int, int]:
-    return part.dim, part.unit_size, part.offset  # type: ignore[attr-defined]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -86,7 +86,7 @@ def sync_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = weight.shape[0]
     elif isinstance(getattr(module, "normalized_shape", None), tuple):
-        module.normalized_shape = tuple(weight.shape)
+        setattr(module, "normalized_shape", tuple(weight.shape))  # noqa: B010 (RMSNorm and LayerNorm have no common type)
     elif hasattr(module, "dim"):  # diffusers' RMSNorm
         module.dim = weight.shape
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from pruning.calibration import calibrate
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
-from pruning.groups import HANDLERS
 from pruning.importance import score
 from pruning.models.families import FAMILIES, denoise
 from pruning.models.outputs import predict
@@ -21,6 +20,7 @@ from pruning.settings import Prune, Score
 from pruning.surgery import apply_plan
 from pruning.surgery.compensation import compensate, needs_for
 from pruning.types import PrunableGroup, PruningPlan
+from tests.family.zoo_setup import widths
 from tests.zoo import BATCH, ZOO, Draw, Tiny, build
 
 NO_GRADIENTS = {
@@ -39,15 +39,14 @@ NORMS_OVER_ALL = {
 
 def channel_groups(model: nn.Module, known: set[tuple[str, ...]]) -> Iterator[PrunableGroup]:
     """Yield one group of each sort that is not known yet, by what the module is and where but for numbers."""
-    finders = [find for name, find in HANDLERS.items() if name != "blocks"]
-    for path, module in model.named_modules():
-        for group in (group for find in finders for group in find(path, module, model)):
-            readers = [type(model.get_submodule(one.consumer)).__name__ for one in group.consumers]
-            processor = type(getattr(module, "processor", None)).__name__
-            sort = (re.sub(r"\d+", "#", group.name), type(module).__name__, processor, *readers)
-            if sort not in known:
-                known.add(sort)
-                yield group
+    for group in widths(model):
+        module = model.get_submodule(group.module)
+        readers = [type(model.get_submodule(one.consumer)).__name__ for one in group.consumers]
+        processor = type(getattr(module, "processor", None)).__name__
+        sort = (re.sub(r"\d+", "#", group.name), type(module).__name__, processor, *readers)
+        if sort not in known:
+            known.add(sort)
+            yield group
 
 
 def noised(tiny: Tiny, model: nn.Module) -> list[NoisedBatch]:

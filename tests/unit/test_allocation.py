@@ -53,7 +53,7 @@ def test_cost_of_a_dit_by_hand():
     cost = CostModel.trace(model, call(model, batch_size=1), groups)
     tokens, width = 16, 32
     attention = 2 * tokens * tokens * width  # QK^T and AV
-    assert dict(cost.attention) == {"transformer_blocks.0.attn1": attention}
+    assert dict(cost.between) == {"transformer_blocks.0.attn1": attention}
     units = cost.unit_costs("macs")
     head = 4 * tokens * width * 8 + attention / 4  # rows of q, k, v and columns of out
     assert units["transformer_blocks.0.attn1:attention_heads"] == head

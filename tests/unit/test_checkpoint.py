@@ -161,15 +161,18 @@ TAMPERED = {
         "'__class__.__init__' is not a module",
     ),
     "not removable": (lambda c: _entry(c)["removed_blocks"].append("conv_in"), "not a removable block"),
-    "record type": (lambda c: _entry(c)["modules"].update({"conv_in": 3}), "must hold 'attributes' and"),
-    "record key": (lambda c: _module(c).update(code="print()"), "must hold 'attributes' and"),
+    "record type": (
+        lambda c: _entry(c)["modules"].update({"conv_in": 3}),
+        "must hold 'attributes', 'parameters' and",
+    ),
+    "record key": (lambda c: _module(c).update(code="print()"), "must hold 'attributes', 'parameters' and"),
     "attribute name": (
         lambda c: _module(c).update(attributes={"training": 1}),
-        "'training' is not an integer",
+        "'training' is not a size of Conv2d",
     ),
     "attribute dunder": (
         lambda c: _module(c).update(attributes={"__dict__": 1}),
-        "'__dict__' is not an integer",
+        "'__dict__' is not a size of Conv2d",
     ),
     "negative": (
         lambda c: _module(c)["parameters"].update(weight=[16, -4, 3, 3]),

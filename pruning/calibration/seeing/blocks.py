@@ -18,9 +18,14 @@ from pruning.types import PrunableGroup
 
 @dataclass(frozen=True)
 class BlockAt:
-    """A block; `key` is its path."""
+    """A block."""
 
-    key: str
+    group: PrunableGroup
+
+    @property
+    def key(self) -> str:
+        """Its path."""
+        return self.group.module
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,12 @@ class Block(Sight):
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[BlockAt]:
         """Return the blocks."""
-        return [BlockAt(group.module) for group in groups if group.kind == "blocks"]
+        return [BlockAt(group) for group in groups if group.kind == "blocks"]
 
     def watch(self, places: Sequence[BlockAt], observers: Mapping[str, Observer], context: Context) -> None:
         """Hand on the changes by the blocks."""
         for place in places:
-            context.driver.blocks[place.key].append(_compare(place, observers, context))
+            context.driver.blocks[place.group].append(_compare(place, observers, context))
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Ablation(Block):
     def watch(self, places: Sequence[BlockAt], observers: Mapping[str, Observer], context: Context) -> None:
         """Hand on the changes by the lack of the blocks."""
         for place in places:
-            context.driver.ablations[place.key].append(_compare(place, observers, context))
+            context.driver.ablations[place.group].append(_compare(place, observers, context))
 
 
 def _compare(place: BlockAt, observers: Mapping[str, Observer], context: Context) -> OnChange:

@@ -1,0 +1,46 @@
+"""What the tests over all classes share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from pruning.groups import discover
+from pruning.types import PrunableGroup
+from tests.zoo import ZOO, build, run
+
+FIRST = list({tiny.cls: name for name, tiny in reversed(ZOO.items())}.values())[::-1]
+"""One tiny model of every class, for what need not be seen in every variant."""
+
+
+@cache
+def built(name: str) -> tuple[nn.Module, Tensor]:
+    """Return a tiny model, which no test may change, and its output."""
+    model = build(ZOO[name])
+    return model, run(ZOO[name], model)
+
+
+def widths(model: nn.Module) -> list[PrunableGroup]:
+    """Return all groups of units: heads, hidden channels, inner channels."""
+    return [group for group in discover(model) if group.kind != "blocks"]
+
+
+def half(groups: Iterable[PrunableGroup], seed: int = 0) -> dict[str, tuple[int, ...]]:
+    """Keep a random half of the units of each group, at least one."""
+    draw = random.Random(seed)
+    return {g.name: tuple(sorted(draw.sample(range(g.num_units), max(1, g.num_units // 2)))) for g in groups}
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest value or 1."""
+    return float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+
+
+def assert_same(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Assert that two outputs are the same but for rounding."""
+    assert torch.isfinite(found).all()
+    assert error(found, expected) <= tolerance
