@@ -144,7 +144,8 @@ class Driver:
     def _run_batch(self, batch: NoisedBatch) -> None:
         """Run one batch forwards, backwards if gradients are wanted, and once without each block that is ablated."""
         output = self._run_both_ways(batch) if self.gradients.wanted else self._run_forwards(batch)
-        full, self._paused = output.detach(), True  # nobody is told of further forwards
+        full = output.detach()
+        self._paused = self._capture.paused = True  # nobody is told of further forwards
         try:
             for block, told in self.ablations.items():
                 with bypassed(self._model, block), torch.no_grad():
@@ -153,7 +154,7 @@ class Driver:
                 for tell in told:
                     tell(summable(full), summable(without), self.step)
         finally:
-            self._paused = False
+            self._paused = self._capture.paused = False
 
     @torch.no_grad()
     def _run_forwards(self, batch: NoisedBatch) -> Tensor:

@@ -34,11 +34,15 @@ class AttentionCapture:
         model: The denoiser.
         paths: Attention modules to watch.
         listener: Called with each attention call, without gradients.
+
+    Attributes:
+        paused: Modules may run without attention, as blocks do that are passed by.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str], listener: Listener) -> None:
         self._modules = {path: model.get_submodule(path) for path in sorted(set(paths))}
         self._listener = listener
+        self.paused = False
         self._open: list[_OpenCall] = []
         self._stack: ExitStack | None = None
 
@@ -72,7 +76,7 @@ class AttentionCapture:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self._open.pop()
-        if not call.seen:
+        if not (call.seen or self.paused):
             what = (
                 f"its processor {type(module.processor).__name__}"
                 if hasattr(module, "processor")
