@@ -21,6 +21,8 @@ from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of,
 
 FORMAT_VERSION = 1
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 LOADED_AS = {"Transformer2DModel": ("DiTTransformer2DModel", "PixArtTransformer2DModel")}
 """Class in a checkpoint -> classes as which diffusers loads it, since it has split that one up."""
 
@@ -76,7 +78,7 @@ def sync_sizes(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    elif isinstance(module, LAYERS[1:]):
         module.out_channels = weight.shape[0]
         if module.groups > 1 and weight.shape[1] == 1:  # depthwise: every channel is a group of its own
             module.groups = weight.shape[0]
@@ -155,7 +157,7 @@ def _check_shape(
             )
         return
     weight = recorded.get("weight")
-    may_gain_bias = name == "bias" and isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is None
+    may_gain_bias = name == "bias" and isinstance(module, LAYERS) and module.bias is None
     if not may_gain_bias or not isinstance(weight, (list, tuple)) or list(shape) != list(weight[:1]):
         raise PruningError(f"{place}: {type(module).__name__} has no such parameter and cannot gain it")
 
