@@ -75,8 +75,9 @@ def times(draw: Draw, unit: float = 1000.0) -> Tensor:
 
 
 def mask(draw: Draw, tokens: int, dtype: torch.dtype = torch.bool) -> Tensor:
-    """Return a mask (B, tokens) that leaves everything in."""
-    return torch.ones(draw.batch_size, tokens, dtype=dtype, device=draw.device)
+    """Return a mask (B, tokens) that leaves everything in; for a model on the meta device one with values."""
+    device = None if draw.device.type == "meta" else draw.device  # models count what it leaves in
+    return torch.ones(draw.batch_size, tokens, dtype=dtype, device=device)
 
 
 def grid(draw: Draw, *sizes: int) -> Tensor:
