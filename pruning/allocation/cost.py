@@ -53,15 +53,29 @@ class CostModel:
             groups: Result of `find_groups(model)` with all kinds that plans will name.
         """
         counts = _counted(model, call)
+        return cls._of(model, groups, counts.applications, counts.own_products(model))
+
+    @classmethod
+    def untraced(cls, model: nn.Module, groups: Sequence[PrunableGroup]) -> CostModel:
+        """Return the costs of a model of which no call is known: all MACs are 0."""
+        return cls._of(model, groups, {}, {})
+
+    @classmethod
+    def _of(
+        cls,
+        model: nn.Module,
+        groups: Sequence[PrunableGroup],
+        applications: Mapping[str, int],
+        between: Mapping[str, int],
+    ) -> CostModel:
         cut = defaultdict(list)
         for group in groups:
             for part in slices_of(group):
                 cut[part.path].append((group, part.dim, part.unit_size))
-        between = counts.own_products(model)
         return cls(
             shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
-            applications=dict(counts.applications),
-            between=between,
+            applications=dict(applications),
+            between=dict(between),
             groups=tuple(groups),
             _cut=dict(cut),
             _scaled=dict(_scaled_by(model, groups, between)),
@@ -183,11 +197,11 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
         with counts.tracing:
             torch.func.functional_call(shell, meta, (), arguments)
         return counts
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a model may fail in any way on tensors that hold nothing
         if any(tensor.is_meta for tensor in tensors.values()):
             raise PruningError(
-                f"the cost of {type(model).__name__} cannot be traced without weights, since values decide what it "
-                f"computes ({str(error).partition(chr(10))[0]}); load the model with its weights"
+                f"the cost of {type(model).__name__} cannot be traced without weights "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); load the model with its weights"
             ) from error
     shell, counts = _shell(model, tensors)
     with counts.tracing:

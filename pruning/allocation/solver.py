@@ -106,15 +106,15 @@ def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Pru
 def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, dense: int) -> float:
     """Return the MACs or parameters to come to."""
     if target.ratio is not None:
-        return cost.params() - target.ratio * _prunable_params(groups, cost)
+        return cost.params() - target.ratio * prunable(groups, cost, "params")
     kept = target.macs if target.macs is not None else target.params
     assert kept is not None
     return kept * dense
 
 
-def _prunable_params(groups: Sequence[PrunableGroup], cost: CostModel) -> float:
-    """Return the parameters that belong to units; those inside a block that is a group itself count once."""
-    units = cost.unit_costs("params")
+def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> float:
+    """Return what all units cost, as ``"macs"`` or ``"params"``; those inside a block that is a group count once."""
+    units = cost.unit_costs(measure)
     blocks = [group for group in groups if group.kind == "blocks"]
 
     def nested(group: PrunableGroup) -> bool:

@@ -22,7 +22,8 @@ TABLE = 1 << 22
 _TYPES = (torch.bool, torch.int64, torch.int32, torch.uint8)
 _BY_VALUE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
-_CPU = torch.device("cpu")
+_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm}
+_CPU, _META = torch.device("cpu"), torch.device("meta")
 
 
 class Tracing(TorchDispatchMode):
@@ -38,6 +39,10 @@ class Tracing(TorchDispatchMode):
         self._values = WeakTensorKeyDictionary()
         self._lost: dict[int, Tensor] = {}  # by storage: something unknown was written into these values
         self._dtypes: dict[Any, torch.dtype] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would import its compiler to keep it out of here
 
     def to_meta(self, value: Any) -> Any:
         """Return a tree of arguments on the meta device; the values of its tables stay known."""
@@ -56,7 +61,8 @@ class Tracing(TorchDispatchMode):
         """Do an operation and count it; do it on values too, where those of all its tensors are known."""
         kwargs = kwargs or {}
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            out = func(*args, **kwargs)
+            out = _product(func, args) if func._overloadpacket in _PRODUCTS else None
+            out = func(*args, **kwargs) if out is None else out
             self.flops += formula(*args, **kwargs, out_val=out)
             return out
         if func._overloadpacket in _INDEXING:
@@ -113,10 +119,25 @@ class Tracing(TorchDispatchMode):
         whole = max(tensors, key=lambda tensor: (tensor.ndim, tensor.numel()))
         key = (func, *(_type_of(value) for value in args))
         if key in self._dtypes and all(_fits(tensor.shape, whole.shape) for tensor in tensors):
-            return torch.empty_like(whole, dtype=self._dtypes[key], device="meta")
+            return _empty(whole.shape, self._dtypes[key], whole)
         out = func(*args)
         self._dtypes[key] = out.dtype
         return out
+
+
+def _product(func: Any, args: Any) -> Tensor | None:
+    """Return what a product of matrices gives, as a shape on the meta device; PyTorch takes long to derive it."""
+    left, right = args[-2:]
+    if not (left.is_meta and right.is_meta and left.shape[-1] == right.shape[-2]):
+        return None
+    return _empty((*left.shape[:-1], right.shape[-1]), left.dtype)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor | None = None) -> Tensor:
+    """Return a shape on the meta device, laid out in memory as another tensor."""
+    if like is None or like.is_contiguous():
+        return torch.empty(shape, dtype=dtype, device=_META)
+    return torch.empty_like(like, dtype=dtype, device=_META)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

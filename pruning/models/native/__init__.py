@@ -41,7 +41,12 @@ def native_input(model: nn.Module, batch_size: int = 1) -> Native:
             "(a further class is one function in pruning/models/native)"
         )
     first = next(model.parameters())
-    return NATIVE[name](cast(Any, model), Draw(batch_size, first.device, first.dtype))
+    try:
+        return NATIVE[name](cast(Any, model), Draw(batch_size, first.device, first.dtype))
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise PruningError(
+            f"{name}: the config does not say what the model is called with ({type(error).__name__}: {error})"
+        ) from error
 
 
 def example_call(model: nn.Module, batch_size: int = 1) -> dict[str, Any]:
