@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation.tracing import Tracing
+from pruning.allocation.tracing import Tracing, autocast_on_meta
 from pruning.errors import PruningError
 from pruning.types import PrunableGroup, PruningPlan, slices_of
 
@@ -194,7 +194,7 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
     try:
         shell, counts = _shell(model, tensors)
         arguments = counts.tracing.to_meta(call)
-        with counts.tracing:
+        with counts.tracing, autocast_on_meta():
             torch.func.functional_call(shell, meta, (), arguments)
         return counts
     except Exception as error:  # a model may fail in any way on tensors that hold nothing

@@ -1,13 +1,14 @@
 """One call of a model, counted: on the meta device, so that a model of any size costs seconds and little memory.
 
 What PyTorch knows of a tensor there is its shape alone. Some models let values decide what they compute: how many
-tokens a mask leaves in, and where. Small tables of integers and truth values are therefore computed beside it, which is
+tokens a mask leaves in, and where. Small tables are therefore computed beside it, as far as no weight goes in, which is
 enough for the masks and positions of diffusers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
-TABLE = 1 << 22
+TABLE = 1 << 20
 """Most values of a tensor that are computed beside the meta device."""
 
-_TYPES = (torch.bool, torch.int64, torch.int32, torch.uint8)
 _BY_VALUE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
+_HARMLESS = {"alpha", "approximate"}  # arguments by keyword that leave a result's shape and type as they are
 _PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm}
+_SOFTMAX = {torch.ops.aten._softmax, torch.ops.aten._safe_softmax}
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 
 
@@ -73,15 +75,19 @@ class Tracing(TorchDispatchMode):
             return self._known(func, args, kwargs)
         if func._schema.is_mutable and (value := values[0]) is not None and tensors[0].is_meta:
             self._lost[value.untyped_storage()._cdata] = value
-        if torch.Tag.pointwise in func.tags and not (func._schema.is_mutable or kwargs):
-            return self._pointwise(func, args, tensors)
+        if torch.Tag.pointwise in func.tags and not func._schema.is_mutable and set(kwargs) <= _HARMLESS:
+            return self._pointwise(func, args, kwargs, tensors)
+        if func._overloadpacket in _SOFTMAX and not kwargs:
+            return _empty(args[0].shape, args[0].dtype, args[0])
+        if func._overloadpacket is torch.ops.aten.native_layer_norm and args[0].is_meta:
+            return _normed(*args[:2])
         return func(*args, **kwargs)
 
     def _value(self, tensor: Tensor) -> Tensor | None:
         """Return the values of a tensor, if they are known."""
         if not tensor.is_meta:
             return tensor
-        value = self._values.get(tensor) if tensor.dtype in _TYPES else None
+        value = self._values.get(tensor)
         return None if value is None or value.untyped_storage()._cdata in self._lost else value
 
     def _places(self, indices: Any) -> list[Any]:
@@ -114,15 +120,34 @@ class Tracing(TorchDispatchMode):
             return self._value(value)
         return [self._of(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    def _pointwise(self, func: Any, args: Any, tensors: list[Tensor]) -> Tensor:
+    def _pointwise(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Tensor:
         """Return the result's shape alone, once the result's type is known: PyTorch takes long to derive it."""
         whole = max(tensors, key=lambda tensor: (tensor.ndim, tensor.numel()))
         key = (func, *(_type_of(value) for value in args))
         if key in self._dtypes and all(_fits(tensor.shape, whole.shape) for tensor in tensors):
             return _empty(whole.shape, self._dtypes[key], whole)
-        out = func(*args)
+        out = func(*args, **kwargs)
         self._dtypes[key] = out.dtype
         return out
+
+
+@contextmanager
+def autocast_on_meta() -> Iterator[None]:
+    """Let models ask for a precision on the device of their tensors: PyTorch knows none on meta, where none matters."""
+    autocast = torch.amp.autocast_mode.autocast
+    before = autocast.__init__
+
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if device_type == "meta":
+            before(self, "cpu", enabled=False)
+        else:
+            before(self, device_type, *args, **kwargs)
+
+    autocast.__init__ = init
+    try:
+        yield
+    finally:
+        autocast.__init__ = before
 
 
 def _product(func: Any, args: Any) -> Tensor | None:
@@ -131,6 +156,13 @@ def _product(func: Any, args: Any) -> Tensor | None:
     if not (left.is_meta and right.is_meta and left.shape[-1] == right.shape[-2]):
         return None
     return _empty((*left.shape[:-1], right.shape[-1]), left.dtype)
+
+
+def _normed(values: Tensor, normalized: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a layer norm gives: the values, their means and their inverse deviations."""
+    kept = values.ndim - len(normalized)
+    stats = torch.empty((*values.shape[:kept], *(1 for _ in normalized)), dtype=values.dtype, device=_META)
+    return _empty(values.shape, values.dtype), stats, stats
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor | None = None) -> Tensor:
@@ -149,7 +181,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _is_table(tensor: Tensor) -> bool:
-    return tensor.dtype in _TYPES and tensor.numel() <= TABLE
+    return tensor.numel() <= TABLE
 
 
 def _type_of(value: Any) -> Any:
