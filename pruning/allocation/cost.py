@@ -210,7 +210,7 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
 
 
 def _shell(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, _Counts]:
-    """Return a copy of `model` that shares its tensors, so that tables which a run caches do not stay, and its counts."""
+    """Return a copy of `model` that shares its tensors, and its counts: tables which a run caches do not stay."""
     shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors.values()})
     return shell, _Counts(shell)
 

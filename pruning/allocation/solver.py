@@ -133,9 +133,7 @@ def _steps(prices: Sequence[Tensor]) -> Tensor:
     return owners[torch.sort(torch.cat(list(prices)), stable=True).indices]
 
 
-def _nearest(
-    ladders: Sequence[Ladder], steps: Tensor, measure: Callable[[Rungs], int], goal: float
-) -> Rungs:
+def _nearest(ladders: Sequence[Ladder], steps: Tensor, measure: Callable[[Rungs], int], goal: float) -> Rungs:
     """Take steps until the goal is passed, then settle on the rungs that come nearest to it."""
 
     def after(count: int) -> Rungs:

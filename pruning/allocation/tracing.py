@@ -103,7 +103,9 @@ class Tracing(TorchDispatchMode):
         on_meta = any(tensor.is_meta for tensor in _tensors(args))
         values = [self._of(value) for value in args]
         if on_meta and (_BY_VALUE & set(func.tags) or kwargs.get("device") == _CPU):
-            found = func(*values, **kwargs)  # the shape, or something that Python asks for, follows from values
+            found = func(
+                *values, **kwargs
+            )  # the shape, or something that Python asks for, follows from values
             return found if kwargs.get("device") == _CPU else self.to_meta(found)
         out = func(*args, **kwargs)
         tables = [tensor for tensor in _tensors((out,)) if tensor.is_meta]

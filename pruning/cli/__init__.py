@@ -238,7 +238,9 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "ratio": "share of the prunable parameters that goes",
     }.items():
         model.add_argument(f"--{name}", type=float, metavar="SHARE", help=text)
-    model.add_argument("--kinds", metavar="A,B", help="kinds of groups to cut; `sinkprune ls kinds` lists them")
+    model.add_argument(
+        "--kinds", metavar="A,B", help="kinds of groups to cut; `sinkprune ls kinds` lists them"
+    )
     model.add_argument("--round-to", type=int, metavar="N", help="kept channels are a multiple of this")
     model.add_argument("--save", metavar="FILE", help="write the plan as JSON")
 

@@ -77,7 +77,10 @@ def outlook(found: dict[str, Any]) -> list[Table]:
     drawn = [facts(about), _kinds(found["kinds"], title, caption=caption, planned=plan is not None)]
     if plan:
         return [*drawn, _dense_and_slim(found, plan, files)]
-    return [*drawn, table(("", "dense"), [(name, size(dense)) for name, (dense, _) in files.items()], title="")]
+    return [
+        *drawn,
+        table(("", "dense"), [(name, size(dense)) for name, (dense, _) in files.items()], title=""),
+    ]
 
 
 def _kinds(

@@ -193,9 +193,13 @@ def _text_conditioning(model: Any, draw: Draw) -> dict[str, Any]:
     """Return example arguments of UNet2DConditionModel but sample and timestep."""
     config = model.config
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
-    if not isinstance(width, int):
-        width = width[0]
-    call: dict[str, Any] = {"encoder_hidden_states": draw.normal(TEXT_TOKENS, width)}
+    call: dict[str, Any] = {"encoder_hidden_states": None}
+    if isinstance(width, int):
+        call["encoder_hidden_states"] = draw.normal(TEXT_TOKENS, width)
+    elif list(width) != list(
+        config["block_out_channels"]
+    ):  # else there is no text: all is self-attention (AudioLDM)
+        call["encoder_hidden_states"] = draw.normal(TEXT_TOKENS, width[0])
     call |= _class_labels(model, draw)
     if added := _added_conditions(model, draw):
         call["added_cond_kwargs"] = added

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,12 +51,12 @@ def outlook(
         raise PruningError(f"target {settings.target}: {note}; ask for a share of the parameters, or a ratio")
     plan = None if settings is None else _plan(model, groups, cost, settings)
     cuts = cuts_of(plan or PruningPlan(), groups)
-    asked = {}
+    asked: dict[str, float] = {}
     if plan is not None and settings is not None:
         chosen = [group for group in groups if group.kind in settings.kinds]
         dense = cost.macs() if settings.target.measure == "macs" else cost.params()
         ratio = (dense - plan.meta["goal"]) / prunable(chosen, cost, settings.target.measure)
-        asked = dict.fromkeys(settings.kinds, ratio)
+        asked = {kind: ratio for kind in settings.kinds}
     found = {
         "model": source,
         "class": type(model).__name__,
@@ -70,9 +71,9 @@ def outlook(
     }
     if plan is not None:
         figures = plan_figures(plan, groups)
-        if note:
-            figures |= {"macs": None, "macs_ratio": None}
         found["plan"] = {**figures, "bytes": sizes(model, gone=cost.params() - figures["params"])}
+        if note:
+            plan = replace(plan, meta={key: value for key, value in plan.meta.items() if key != "macs"})
     return found, plan
 
 

@@ -14,7 +14,7 @@ def family(model: Any, draw: Draw) -> Native:
     size = sample_shape(model)
     sample, timestep = draw.normal(*size), draw.integers(1000)
     call = denoiser_call(model, sample, timestep, family_of(model).conditioning(model, draw))
-    more = [text_words(TEXT_TOKENS)] if "encoder_hidden_states" in call else []
+    more = [text_words(TEXT_TOKENS)] if call.get("encoder_hidden_states") is not None else []
     if size[0] in (1, 3):  # pixels, or latents of three channels
         return Native(call, ", ".join((f"{shape(*size)} samples", *more)))
     return Native(call, image_words(size, 8, *more))

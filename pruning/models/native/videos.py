@@ -72,7 +72,7 @@ def cogvideox(model: Any, draw: Draw) -> Native:
     latents = -(-latents // joined) * joined
     size = (latents, c["in_channels"], c["sample_height"], c["sample_width"])
     tokens = c["max_text_seq_length"]
-    call = {
+    call: dict[str, Any] = {
         "hidden_states": draw.normal(*size),
         "encoder_hidden_states": draw.normal(tokens, c["text_embed_dim"]),
         "timestep": times(draw),
