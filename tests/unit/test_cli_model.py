@@ -72,8 +72,11 @@ def test_any_target_is_met(workplace, capsys, option, share):
     else:
         assert rows["ffn_channels"]["asked_ratio"] == pytest.approx(share)
     assert rows["attention_heads"]["asked_ratio"] == rows["ffn_channels"]["asked_ratio"]
-    for kind, step in {"attention_heads": 1 / 4, "ffn_channels": 1 / 128}.items():
-        assert rows[kind]["got_ratio"] == pytest.approx(rows[kind]["asked_ratio"], abs=step)
+    for kind in (
+        "attention_heads",
+        "ffn_channels",
+    ):  # four heads: a step is a quarter, and channels make up for it
+        assert rows[kind]["got_ratio"] == pytest.approx(rows[kind]["asked_ratio"], abs=0.25)
     gone = found["params"] - found["plan"]["params"]
     assert found["plan"]["bytes"]["float32"] == found["bytes"]["float32"] - 4 * gone
     kept = PruningPlan.load("plans/plan.json").kept

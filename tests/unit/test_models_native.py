@@ -1,4 +1,4 @@
-"""The input that each denoiser was made for: every class runs on its own, and public models on what they are known for."""
+"""The input that each denoiser was made for: each class runs on its own, public models cost what is known of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from tests.zoo import ZOO, tensors_in
 KNOWN = [name for name, tiny in ZOO.items() if tiny.cls in NATIVE]
 
 PUBLIC = {
-    # GMACs by own sum, products of attention included; DiT's paper (Peebles and Xie, table 4) says 118.6 without the
-    # embeddings and the attention's own products counted as ours.
+    # GMACs, products of attention included. DiT's paper (Peebles and Xie, 2023) says 118.6 "Gflops" for XL/2 at 256 px.
     "dit_xl_2_256": (118.7, "4 x 32 x 32 latents (256 x 256 px)"),
     "sd15_unet": (401.6, "4 x 64 x 64 latents (512 x 512 px), 77 text tokens"),
     "flux1_dev": (37192.3, "4096 x 64 packed latents (1024 x 1024 px), 512 text tokens"),
