@@ -67,7 +67,12 @@ def outlook(found: dict[str, Any]) -> list[Table]:
         "MACs": None if found["macs"] is None else f"{found['macs']:,} for one call",
     }
     free = 1 - sum(row["params_share"] for row in found["kinds"] if row["kind"] != "blocks")
-    caption = f"{100 * free:.1f} % of the parameters are in no group but blocks, which hold the others"
+    others = (
+        ", blocks left out, which hold other groups"
+        if any(r["kind"] == "blocks" for r in found["kinds"])
+        else ""
+    )
+    caption = f"{percent(free)} of the parameters are in no group{others}"
     files = {
         f"file, {name}": (size, plan and plan["bytes"][name])
         for name, size in found["bytes"].items()
@@ -91,7 +96,7 @@ def _kinds(
         "kind": [row["kind"] for row in rows],
         "groups": [row["groups"] for row in rows],
         "units": [f"{row['units']:,}" for row in rows],
-        "of parameters": [percent(row["params_share"]) for row in rows],
+        "of params": [percent(row["params_share"]) for row in rows],
         "of MACs": [percent(row["macs_share"]) for row in rows],
     }
     if planned:

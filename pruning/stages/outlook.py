@@ -56,7 +56,7 @@ def outlook(
         chosen = [group for group in groups if group.kind in settings.kinds]
         dense = cost.macs() if settings.target.measure == "macs" else cost.params()
         ratio = (dense - plan.meta["goal"]) / prunable(chosen, cost, settings.target.measure)
-        asked |= dict.fromkeys(settings.kinds, ratio)
+        asked.update({kind: float(ratio) for kind in settings.kinds})
     found = {
         "model": source,
         "class": type(model).__name__,
