@@ -53,7 +53,7 @@ def plan_model(arguments: argparse.Namespace) -> Outcome:
     settings = _settings(arguments)
 
     def look() -> tuple[dict[str, Any], Any]:
-        from pruning.stages import outlook
+        from pruning.stages.outlook import outlook
 
         return outlook(arguments.recipe, settings)
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pruning.stages.dryrun import dry_run as dry_run
     from pruning.stages.evaluation import evaluate as evaluate
     from pruning.stages.exporting import export as export
-    from pruning.stages.outlook import outlook as outlook
     from pruning.stages.planning import plan as plan
     from pruning.stages.recovering import recover as recover
     from pruning.stages.reporting import report as report
