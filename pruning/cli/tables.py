@@ -67,12 +67,8 @@ def outlook(found: dict[str, Any]) -> list[Table]:
         "MACs": None if found["macs"] is None else f"{found['macs']:,} for one call",
     }
     free = 1 - sum(row["params_share"] for row in found["kinds"] if row["kind"] != "blocks")
-    others = (
-        ", blocks left out, which hold other groups"
-        if any(r["kind"] == "blocks" for r in found["kinds"])
-        else ""
-    )
-    caption = f"{percent(free)} of the parameters are in no group{others}"
+    but = " but blocks" if any(row["kind"] == "blocks" for row in found["kinds"]) else ""
+    caption = f"{percent(free)} of the parameters are in no group{but}"
     files = {
         f"file, {name}": (size, plan and plan["bytes"][name])
         for name, size in found["bytes"].items()

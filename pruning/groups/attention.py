@@ -225,10 +225,7 @@ def _reader(
         return f"its heads are those of {lone!r}" if lone else ("", _below(path, parts.outs))
     block = path.rpartition(".")[0]
     around = model.get_submodule(block)
-    for (
-        name,
-        child,
-    ) in around.named_children():  # one layer reads the heads and the hidden channels of the block
+    for name, child in around.named_children():  # one layer reads the heads, and hidden channels after them
         if isinstance(child, nn.Linear) and words(name) & OUT and words(name) & {"out"}:
             return "", {f"{block}.{name}": child}
     if (beside := _beside(path, model)) and isinstance(getattr(around, "gate", None), nn.Parameter):

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from torch import nn
 
 from pruning.groups.base import handler
+from pruning.groups.feed_forward import FFN_CHANNELS
 from pruning.groups.words import in_list
 from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
 
 SIZES = ("moe_intermediate_dim", "intermediate_size", "hidden_dim")
 
 
-@handler("experts")
+@handler("experts", FFN_CHANNELS)
 def stacked_experts(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the hidden channels of a stack: ``gate_up_proj`` (E, H, 2I) and ``down_proj`` (E, I, H)."""
     own = dict(module.named_parameters(recurse=False))
@@ -29,7 +30,7 @@ def stacked_experts(path: str, module: nn.Module, model: nn.Module) -> Iterator[
     yield PrunableGroup(
         name=f"{path}:ffn_channels",
         module=path,
-        kind="ffn_channels",
+        kind=FFN_CHANNELS,
         num_units=channels,
         unit_size=1,
         produced_by=tuple(ParamSlice(f"{path}.gate_up_proj", 2, 1, offset) for offset in (0, channels)),

@@ -18,7 +18,7 @@ TINY = ZOO["nucleusmoe"]
 
 
 def stacks(model: nn.Module) -> list[PrunableGroup]:
-    find = HANDLERS["experts"]
+    find = HANDLERS["experts"].find
     return [group for path, module in model.named_modules() for group in find(path, module, model)]
 
 
