@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
+
+from pruning.errors import is_unicode
 
 STAGE_HELP = {
     "calibrate": "gather statistics of the dense model",
@@ -259,7 +260,7 @@ def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE", more
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Parse, taking overrides wherever they stand."""
-    if broken := [word for word in argv if re.search(r"[\ud800-\udfff]", word)]:
+    if broken := [word for word in argv if not is_unicode(word)]:
         parser.error(f"the argument {broken[0]!r} is not UTF-8; type it anew, or rename the file")
     arguments, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]

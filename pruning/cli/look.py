@@ -16,6 +16,7 @@ from pruning.cli.console import Console, Outcome, facts, table, text_of
 from pruning.errors import PruningError
 from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
+from pruning.models.sources import DENOISER_FOLDERS
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
 from pruning.settings import knobs_of, type_words
@@ -29,7 +30,7 @@ def show(arguments: argparse.Namespace, console: Console) -> Outcome:
     path = Path(arguments.target).expanduser()
     if (path / OWNER).is_file():
         return _show_run(path)
-    for folder in (path, path / "unet", path / "transformer"):
+    for folder in (path, *(path / name for name in DENOISER_FOLDERS)):
         if (folder / "config.json").is_file():
             return _show_checkpoint(folder)
     if path.is_dir():
