@@ -12,7 +12,7 @@ from pruning.cli import tables
 from pruning.cli.console import Outcome
 from pruning.cli.lean import lean
 from pruning.errors import PruningError
-from pruning.files import write_errors
+from pruning.files import read_json, write_errors
 from pruning.recipe import bundled_recipes
 from pruning.settings import Prune, Target
 
@@ -51,6 +51,7 @@ def plan_model(arguments: argparse.Namespace) -> Outcome:
             f"{', '.join('--' + name.replace('_', '-') for name in OPTIONS)}"
         )
     settings = _settings(arguments)
+    target = None if arguments.save is None else _writable(arguments.save)
 
     def look() -> tuple[dict[str, Any], Any]:
         from pruning.stages.outlook import outlook
@@ -60,13 +61,25 @@ def plan_model(arguments: argparse.Namespace) -> Outcome:
     found, plan = lean(look)
     for text in found["notes"]:
         logger.warning("%s", text)
-    if arguments.save is None:
+    if target is None:
         return Outcome(found, tables.outlook(found))
-    target = Path(arguments.save)
     with write_errors("the plan", target.parent, "Nothing has been changed"):
         target.parent.mkdir(parents=True, exist_ok=True)
         plan.save(target)
     return Outcome(found, tables.outlook(found), str(target))
+
+
+def _writable(word: str) -> Path:
+    """Return where a plan goes; a folder, or a file that holds something else, is a PruningError."""
+    path = Path(word).expanduser()
+    if not word.strip() or path.is_dir():
+        what = "a folder" if word.strip() else "empty"
+        raise PruningError(f"--save: {word!r} is {what}; name a file, such as plan.json")
+    if path.exists():
+        held = read_json(path, "name another file") or {}
+        if not {"version", "kept", "removed_blocks"} <= set(held):
+            raise PruningError(f"--save: {word} holds something that is no plan; name another file")
+    return path
 
 
 def _settings(arguments: argparse.Namespace) -> Prune | None:

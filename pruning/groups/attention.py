@@ -100,7 +100,10 @@ class Parts:
             else:
                 parts.unknown.append(name)
         for name, child in module.named_children():
-            if name == "processor" or (next(child.parameters(), None) is None and not is_norm(child)):
+            if next(child.parameters(), None) is None and not is_norm(child):
+                continue
+            if name == "processor":  # with projections of its own, as those of IP-Adapter
+                parts.unknown.append(name)
                 continue
             where, layer = _unwrapped(name, child)
             said = words(name)
@@ -259,7 +262,7 @@ def _below(path: str, layers: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
 
 def _sizes(module: nn.Module, parts: Parts, consumed: dict[str, nn.Linear]) -> _Sizes | str:
     heads = next((n for name in HEADS if type(n := getattr(module, name, None)) is int), None)
-    if heads is None:
+    if heads is None or heads < 1:
         return "it does not say how many heads it has"
     if parts.outs:
         width = next(iter(consumed.values())).in_features
@@ -291,6 +294,13 @@ def _fault(module: nn.Module, parts: Parts, sizes: _Sizes) -> str:
             return f"{name!r} has {layer.out_features} rows, no multiple of {sizes.width}"
     if parts.fused and sizes.key_heads != sizes.heads:
         return "its fused projection has fewer key than query heads"
+    for name, layer in parts.keys.items():
+        if layer.out_features % (sizes.key_heads * sizes.head_dim):
+            return (
+                f"{name!r} has {layer.out_features} rows, no multiple of {sizes.key_heads * sizes.head_dim}"
+            )
+    if len({layer.out_features for layer in parts.keys.values()}) > 1 and sizes.key_heads != sizes.heads:
+        return "its key and value projections differ in their width"
     for name, scale in parts.scales.items():
         if len(scale) not in (1, sizes.heads if words(name) & QUERY else sizes.key_heads):
             return f"{name!r} has {len(scale)} numbers, which are not one for each head"

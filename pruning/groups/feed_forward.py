@@ -79,17 +79,21 @@ def ffn_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[Pru
 def _sequence(module: nn.Sequential) -> Spelling | None:
     """Read a sequence of two projections, and perhaps a norm, as a spelling."""
     names = [name for name, child in module.named_children() if isinstance(child, LAYERS)]
-    others = [
-        name
-        for name, child in module.named_children()
-        if name not in names and next(child.parameters(), None) is not None
-    ]
     if len(names) != 2:
         return None
-    order = list(dict(module.named_children()))
-    first, last = (order.index(name) for name in names)
-    between = tuple(name for name in others if first < order.index(name) < last)
-    return Spelling((names[0],), names[1], between, beside=True)
+    order = list(module._modules)
+    inner = order[order.index(names[0]) + 1 : order.index(names[1])]
+    mixing = [
+        name for name in inner if is_norm(module.get_submodule(name)) or "softmax" in _class(module, name)
+    ]
+    with_weights = [name for name in inner if next(module.get_submodule(name).parameters(), None) is not None]
+    if not {*mixing} <= {*with_weights}:
+        return None  # it mixes channels, and nothing says which
+    return Spelling((names[0],), names[1], tuple(with_weights), beside=True)
+
+
+def _class(module: nn.Module, name: str) -> str:
+    return type(module.get_submodule(name)).__name__.lower()
 
 
 def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | None:
@@ -102,6 +106,8 @@ def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | 
         return None
     ups, down = [cast(nn.Linear, part) for part in parts[:-1]], cast(nn.Linear, parts[-1])
     channels = down.weight.shape[1]
+    if channels < 2:
+        return None
     produced = []
     for name, up in zip(spelling.up, ups, strict=True):
         if len(up.weight) % channels:
@@ -115,8 +121,6 @@ def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | 
         if found is None:
             return None
         produced += found
-    if channels < 2:
-        return None
     return PrunableGroup(
         name=f"{path}:ffn_channels",
         module=path,
@@ -147,7 +151,7 @@ def _between(path: str, layer: nn.Module, channels: int) -> list[ParamSlice] | N
 
 def norm_slices(path: str, norm: nn.Module, channels: int) -> list[ParamSlice] | None:
     """Return the slices of a norm's parameters, each along its one dimension of the channels; None if it is no norm."""
-    if not is_norm(norm):
+    if not is_norm(norm) or getattr(norm, "num_groups", 1) > 1:
         return None
     found = []
     for name, parameter in norm.named_parameters():

@@ -54,7 +54,7 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
     heads, hidden = getattr(module, "heads", None), getattr(module, "mlp_hidden_dim", None)
     if not (isinstance(first, nn.Linear) and isinstance(last, nn.Linear)):
         return
-    if type(heads) is not int or type(hidden) is not int:
+    if type(heads) is not int or type(hidden) is not int or heads < 1:
         return
     width = last.in_features - hidden
     size = width // heads

@@ -15,6 +15,7 @@ from torch import nn
 
 from pruning.errors import PruningError, shown
 from pruning.groups import KINDS, discover
+from pruning.surgery.check import outermost
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
@@ -44,6 +45,10 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
     groups = list(discover(model, None if removed_blocks else {*KINDS} - {"blocks"}))
     removable = {group.module: group for group in groups if group.kind == "blocks"}
     gone = []
+    if len(outermost(removed_blocks)) < len(removed_blocks) or len({*removed_blocks}) < len(removed_blocks):
+        raise PruningError(
+            f"{PRUNING_KEY}.removed_blocks: a block is named twice, or lies in another of them"
+        )
     for path in removed_blocks:
         if isinstance(tree.get(path), IdentityBlock):
             continue
@@ -56,6 +61,9 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
         if path not in tree:
             raise PruningError(f"{PRUNING_KEY}.modules: {path!r} is not a module of {type(model).__name__}")
         _check_module(path, tree[path], record, groups)
+    for group in groups:
+        if group.narrowed and kept_inputs(tree[group.module]) is None:
+            _check_narrowed(group, modules.get(group.module, {}), tree[group.module])
     _check_agreement(model, groups, modules, removed_blocks)
     for path in gone:
         replace_by_identity(model, removable[path])
@@ -100,8 +108,9 @@ def _check_entry(model: nn.Module, entry: Any) -> tuple[Mapping[str, Any], list[
             f"{PRUNING_KEY}.format_version: {version!r} is unknown, this version of sinkprune reads "
             f"{FORMAT_VERSION}; upgrade sinkprune or export the checkpoint again"
         )
-    made_for, name = entry.get("class_name", type(model).__name__), type(model).__name__
-    if made_for != name and name not in LOADED_AS.get(made_for, ()):
+    name = type(model).__name__
+    made_for = entry.get("class_name", name)
+    if made_for != name and not (isinstance(made_for, str) and name in LOADED_AS.get(made_for, ())):
         raise PruningError(f"{PRUNING_KEY}.class_name: made for {made_for!r}, not for {name}")
     modules, removed = entry.get("modules"), entry.get("removed_blocks")
     if not isinstance(modules, Mapping) or not all(isinstance(p, str) for p in modules):
@@ -124,7 +133,8 @@ def _check_module(path: str, module: nn.Module, record: Any, groups: Sequence[Pr
         raise PruningError(f"{place}: 'attributes' and 'parameters' must be mappings")
     may_fall = {a.name for group in groups for a in group.attributes if a.module == path}
     for name, value in attributes.items():
-        stock = size_of(module, name) if isinstance(name, str) and not name.startswith("__") else None
+        known = isinstance(name, str) and (name in may_fall or name in vars(module))
+        stock = size_of(module, name) if known else None
         if stock is None or (name not in may_fall and value != stock):
             raise PruningError(
                 f"{place}: {shown(name)} is not a size of {type(module).__name__} that pruning changes"
@@ -134,8 +144,15 @@ def _check_module(path: str, module: nn.Module, record: Any, groups: Sequence[Pr
     if "inputs" in record:
         _check_inputs(f"{place}.inputs", path, module, record, groups)
     own = dict(module.named_parameters(recurse=False))
+    owned = {(part.path, part.dim) for group in groups for part in slices_of(group)}
     for name, shape in parameters.items():
         _check_shape(f"{place}.{name}", module, own, name, shape, parameters)
+        for dim, (new, old) in enumerate(zip(shape, own[name].shape if name in own else (), strict=False)):
+            if new < old and (f"{path}.{name}" if path else name, dim) not in owned:
+                raise PruningError(
+                    f"{place}.{name}: dimension {dim} fell from {old} to {new}, and nothing that may be removed "
+                    "has a part in it"
+                )
 
 
 def _check_shape(
@@ -179,6 +196,8 @@ def _check_inputs(
         )
     if before is not None and before.kept != tuple(kept):
         raise PruningError(f"{place}.kept: the module keeps {list(before.kept)} already, not {shown(kept)}")
+    if set(found) != {"kept", "units"} or found["units"] != units:
+        raise PruningError(f"{place}: must hold 'kept' and 'units', which is {units}, found {shown(found)}")
     if owner is not None and before is None:
         heads = next(a for a in owner.attributes if a.module == path)
         left = record.get("attributes", {}).get(heads.name, size_of(module, heads.name))
@@ -187,6 +206,16 @@ def _check_inputs(
                 f"{place}.kept: {len(kept)} units stay, but {heads.name} is {shown(left)}; expected "
                 f"{heads.per_unit * len(kept)}"
             )
+
+
+def _check_narrowed(group: PrunableGroup, record: Mapping[str, Any], module: nn.Module) -> None:
+    """A module that is given entries for all its units must say which it keeps, where units went."""
+    size = next(a for a in group.attributes if a.module == group.module)
+    stock = size_of(module, size.name)
+    if record.get("attributes", {}).get(size.name, stock) != stock and "inputs" not in record:
+        raise PruningError(
+            f"{PRUNING_KEY}.modules[{group.module!r}]: {size.name} fell, but 'inputs' does not say which units stay"
+        )
 
 
 def _check_agreement(

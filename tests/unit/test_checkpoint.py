@@ -192,6 +192,16 @@ TAMPERED = {
         lambda c: _module(c, "down_blocks.0.resnets.0.norm2")["attributes"].update(num_groups=4),
         "contradict each other",
     ),
+    "class name": (lambda c: _entry(c).update(class_name=[]), "made for \\[\\], not for UNet2DModel"),
+    "nested blocks": (
+        lambda c: _entry(c)["removed_blocks"].extend(["mid_block", "mid_block.resnets.0"]),
+        "named twice, or lies in another",
+    ),
+    "not of a group": (
+        lambda c: _entry(c)["modules"].update({"conv_in": {"parameters": {"weight": [16, 1, 1, 3]}}}),
+        "conv_in'\\].weight: dimension 2 fell from 3 to 1",
+    ),
+    "inputs": (lambda c: _module(c).update(inputs={"kept": [0], "units": 2}), "has entries for each unit"),
     "huge heads": (
         lambda c: (
             _entry(c)["modules"].setdefault("mid_block.attentions.0", {}).update(attributes={"heads": 10**9})

@@ -200,3 +200,23 @@ def test_the_largest_models_take_little_memory(name):
     found, megabytes = done.stdout.splitlines()
     assert json.loads(found)["plan"]["hit"]
     assert int(megabytes) < 500
+
+
+def test_a_plan_is_not_saved_over_something_else(workplace, capsys):
+    for word, message in [
+        ("", "is empty"),
+        (".", "is a folder"),
+        ("sd3.json", "holds something that is no plan"),
+    ]:
+        before = Path("sd3.json").read_text()
+        assert main(["plan", "sd3.json", "--ratio", "0.3", "--save", word]) == USER_ERROR
+        assert message in capsys.readouterr().err
+        assert Path("sd3.json").read_text() == before
+    for _ in range(2):
+        assert main(["plan", "sd3.json", "--ratio", "0.3", "--save", "plan.json"]) == 0
+
+
+def test_no_heads_at_all(workplace, capsys):
+    Path("none.json").write_text(json.dumps({**SD3, "num_attention_heads": 0}))
+    assert main(["plan", "none.json"]) == USER_ERROR
+    assert "Traceback" not in capsys.readouterr().err
