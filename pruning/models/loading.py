@@ -104,6 +104,10 @@ def load_meta_denoiser(
         raise PruningError(
             f"{_place(resolved, folder)}: diffusers cannot build {cls.__name__}: {error}"
         ) from error
+    if empty := next((name for name, parameter in model.named_parameters() if not parameter.numel()), None):
+        raise PruningError(
+            f"{_place(resolved, folder)}: {empty} of {cls.__name__} would be empty; a size in it is 0"
+        )
     return model.to("meta").eval()
 
 
