@@ -118,7 +118,7 @@ def _prunable_params(groups: Sequence[PrunableGroup], cost: CostModel) -> float:
     blocks = [group for group in groups if group.kind == "blocks"]
 
     def nested(group: PrunableGroup) -> bool:
-        others = tuple(block.module for block in blocks if block is not group)
+        others = tuple(path for block in blocks if block is not group for path in block.paths)
         return PruningPlan(removed_blocks=others).removes(group.module)
 
     return sum(units[group.name] * group.num_units for group in groups if not nested(group))
@@ -178,7 +178,7 @@ def _plan(ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "") -> Pruni
     blocks = PruningPlan(
         removed_blocks=tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block)),
         base_hash=base_hash,
-    )
+    ).completed(ladder.group for ladder in ladders)
     kept = {
         ladder.group.name: ladder.kept(rung)
         for ladder, rung in down

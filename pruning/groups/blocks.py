@@ -21,6 +21,7 @@ from pruning.groups.reading.counts import config_field
 from pruning.groups.reading.residual import first_channels, residual
 from pruning.groups.reading.structure import forward_names, may_be_block, signatures_of
 from pruning.groups.reading.values import Value, the_atom
+from pruning.groups.stages import channels_behind, inner_stages
 from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup
 
@@ -71,6 +72,9 @@ def blocks_of(model: nn.Module) -> Blocks:
         why_not[path] = "it is the one block of a module that is a block itself"
     counted = {path: _counted(path, model, signatures) for path in removals}
     removals = {path: replace(removal, config_field=counted[path]) for path, removal in removals.items()}
+    stage = inner_stages(model, removals, lambda path: _concatenated(path, model, callers))
+    if stage is not None:
+        removals[stage[0]] = stage[1]
     return Blocks(removals, why_not)
 
 
@@ -138,7 +142,7 @@ def _channels_before(path: str, model: nn.Module) -> int | None:
     if not index.isdigit():
         return None
     if int(index):
-        return _channels_behind(model.get_submodule(f"{parent}.{int(index) - 1}"))
+        return channels_behind(model.get_submodule(f"{parent}.{int(index) - 1}"))
     stage, _, name = parent.rpartition(".")
     stages, _, number = stage.rpartition(".")
     if not number.isdigit():
@@ -149,18 +153,8 @@ def _channels_before(path: str, model: nn.Module) -> int | None:
     except AttributeError:
         return None
     return (
-        _channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
+        channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
     )
-
-
-def _channels_behind(module: nn.Module) -> int | None:
-    """Return the channels that leave a block, or the blocks that it is made of if they agree."""
-    removal = getattr(module, "removal", None)
-    if isinstance(removal, BlockRemoval) and removal.channels is not None:
-        return removal.channels
-    found = {getattr(part, "out_channels", None) for part in (module, *module.children())} - {None}
-    channels = getattr(module, "out_channels", found.pop() if len(found) == 1 else None)
-    return channels if isinstance(channels, int) else None
 
 
 def _alone(path: str, removals: dict[str, BlockRemoval]) -> bool:
