@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from pruning.groups import find_groups
 from pruning.groups.stages import DOWN, UP
 from pruning.surgery.check import check_plan, removed_blocks
+from pruning.surgery.config import forget, write_config
 from pruning.surgery.identity import replace_by_identity
 from pruning.surgery.inputs import narrow_inputs
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
 from pruning.surgery.stages import drop_stage, with_a_stage_less
+from pruning.surgery.stock import as_stock
 from pruning.surgery.storage import Cutter
 from pruning.types import (
     PRUNING_KEY,
@@ -68,8 +70,11 @@ def apply_plan(
             }
     _record(model, key["modules"], touched)
     _remove_blocks(model, groups, plan, key)
+    as_stock(model, key)
     if key["modules"] or key["removed_blocks"]:
-        model.register_to_config(**{PRUNING_KEY: key})  # type: ignore[operator]
+        write_config(model, {PRUNING_KEY: key})
+    elif PRUNING_KEY in config_of(model):
+        forget(model, PRUNING_KEY)
     return model
 
 
@@ -160,7 +165,7 @@ def _remove_blocks(
         parent, _, index = path.rpartition(".")
         siblings = model.get_submodule(parent)
         del siblings[int(index)]  # type: ignore[arg-type]
-        model.register_to_config(**{config_field: len(siblings)})  # type: ignore[arg-type]
+        write_config(model, {config_field: len(siblings)})  # type: ignore[arg-type]
         key["modules"] = {_shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
         key["removed_blocks"] = [_shifted(p, parent, int(index)) for p in key["removed_blocks"]]
     if stages:
@@ -172,7 +177,7 @@ def _remove_stage(model: nn.Module, key: dict[str, Any]) -> None:
     last = len(model.down_blocks) - 1  # type: ignore[arg-type]
     gone = (f"{DOWN}.{last}", f"{DOWN}.{last - 1}.downsamplers", f"{UP}.0")
     drop_stage(model)
-    model.register_to_config(**with_a_stage_less(config_of(model)))  # type: ignore[operator]
+    write_config(model, with_a_stage_less(config_of(model)))
 
     def stays(path: str) -> bool:
         return not any(inside(path, part) for part in gone)
