@@ -21,7 +21,7 @@ from pruning.groups.reading.counts import config_field
 from pruning.groups.reading.residual import first_channels, residual
 from pruning.groups.reading.structure import forward_names, may_be_block, signatures_of
 from pruning.groups.reading.values import Value, the_atom
-from pruning.groups.stages import channels_behind, inner_stages
+from pruning.groups.stages import DOWN, MIDDLE, channels_behind, inner_stages
 from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup
 
@@ -136,7 +136,8 @@ def _concatenated(path: str, model: nn.Module, callers: Callers) -> bool:
 def _channels_before(path: str, model: nn.Module) -> int | None:
     """Return the channels of the stream that reaches an item of a list: those behind the item before it.
 
-    Before the first item of an up stage these are the channels behind the stage before, or behind the middle.
+    Before the first item of an up stage these are the channels behind the stage before; before the first stage behind
+    the middle or, without one, behind the last stage down.
     """
     parent, _, index = path.rpartition(".")
     if not index.isdigit():
@@ -147,14 +148,17 @@ def _channels_before(path: str, model: nn.Module) -> int | None:
     stages, _, number = stage.rpartition(".")
     if not number.isdigit():
         return None
-    before = f"{stages}.{int(number) - 1}.{name}" if int(number) else f"mid_block.{name}"
-    try:
-        items = model.get_submodule(before)
-    except AttributeError:
-        return None
-    return (
-        channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
-    )
+    down = getattr(model, DOWN, None)
+    last = len(down) - 1 if isinstance(down, nn.ModuleList) else -1
+    around = [f"{stages}.{int(number) - 1}"] if int(number) else [MIDDLE, f"{DOWN}.{last}"]
+    for stage in around:
+        try:
+            items = model.get_submodule(f"{stage}.{name}")
+        except AttributeError:
+            continue
+        if isinstance(items, nn.ModuleList) and len(items):
+            return channels_behind(items[len(items) - 1])
+    return None
 
 
 def _alone(path: str, removals: dict[str, BlockRemoval]) -> bool:

@@ -105,8 +105,16 @@ def _take(model: Any, step: _Step, key: dict[str, Any]) -> None:
     key["removed_blocks"] = [where for path in key["removed_blocks"] if (where := step.moved(path))]
 
 
+def _nothing(module: Any) -> bool:
+    """Tell whether nothing is left of a block: neither a factor nor a sum, only the stream."""
+    if not isinstance(module, IdentityBlock):
+        return False
+    parts = module.removal.returns
+    return all(part.factor == 1.0 and len(part.arguments) == 1 and not part.masks for part in parts)
+
+
 def _without_middle(model: nn.Module) -> _Step | None:
-    if "mid_block_type" not in config_of(model) or not isinstance(getattr(model, MIDDLE, None), IdentityBlock):
+    if "mid_block_type" not in config_of(model) or not _nothing(getattr(model, MIDDLE, None)):
         return None
     return _Step(values={"mid_block_type": None}, middle=True)
 
@@ -154,7 +162,7 @@ class _Stage:
         if not layers or any(len(items) != layers for items in lists.values()):
             return None
         gone = frozenset(
-            k for k in range(layers) if all(isinstance(items[k], IdentityBlock) for items in lists.values())
+            k for k in range(layers) if all(_nothing(items[k]) for items in lists.values())
         )
         if name == UP and any(lists["resnets"][k].removal.channels is None for k in gone):
             return None  # no skipped stream goes with the layer
@@ -193,7 +201,7 @@ def _with_fewer_transformers(model: nn.Module) -> _Step | None:
         found = frozenset(
             k
             for k in range(len(blocks))
-            if all(len(items) == len(blocks) and isinstance(items[k], IdentityBlock) for items in lists.values())
+            if all(len(items) == len(blocks) and _nothing(items[k]) for items in lists.values())
         )
         if found:
             gone |= {f"{path}.{name}": found for name in lists}
