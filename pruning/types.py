@@ -255,7 +255,11 @@ class PruningPlan:
         for group in (group for group in blocks if len(group.paths) > 1):
             if group.module in gone or gone.intersection(set(group.paths) - alone):
                 gone.update(group.paths)
-        return self if len(gone) == len(self.removed_blocks) else replace(self, removed_blocks=tuple(sorted(gone)))
+        return (
+            self
+            if len(gone) == len(self.removed_blocks)
+            else replace(self, removed_blocks=tuple(sorted(gone)))
+        )
 
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""

@@ -40,7 +40,9 @@ def inner_stages(
         return None
     # A stage's layers and the sampler before it are what its partner takes back, and nothing beside the stream.
     layers, partners = getattr(inner, "resnets", ()), getattr(behind, "resnets", ())
-    if len(partners) != len(layers) + 1 or any(hasattr(stage, "skip_conv") for stage in (before, inner, behind)):
+    if len(partners) != len(layers) + 1 or any(
+        hasattr(stage, "skip_conv") for stage in (before, inner, behind)
+    ):
         return None
     if not all(concatenated(f"{UP}.0.resnets.{k}") for k in range(len(partners))):
         return None
@@ -64,7 +66,11 @@ def _samplers(stage: nn.Module, name: str) -> int:
 def stage_channels(stage: nn.Module) -> int | None:
     """Return the channels of the stream that leaves the layers of a stage."""
     layers = getattr(stage, "resnets", None)
-    return channels_behind(layers[len(layers) - 1]) if isinstance(layers, nn.ModuleList) and len(layers) else None
+    return (
+        channels_behind(layers[len(layers) - 1])
+        if isinstance(layers, nn.ModuleList) and len(layers)
+        else None
+    )
 
 
 def channels_behind(module: nn.Module) -> int | None:

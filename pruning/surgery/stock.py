@@ -1,4 +1,4 @@
-"""What is left of a UNet as an ordinary UNet: values of its config instead of identities, where diffusers has the words.
+"""What is left of a UNet as an ordinary UNet: values of its config instead of identities, where it has words for it.
 
 A stage counts its layers (``layers_per_block``; one more on the way up), a layer its transformer blocks
 (``transformer_layers_per_block``), and the middle may be none (``mid_block_type``). Whether a config says what is left
@@ -79,16 +79,24 @@ def _fits(model: nn.Module, step: _Step, key: Mapping[str, Any]) -> bool:
     except Exception as error:  # whatever a class has against a config, it then cannot say it
         logger.debug("%s cannot be built with %s: %s", type(model).__name__, dict(step.values), error)
         return False
-    cut = {where: record.get("parameters", {}) for path, record in key["modules"].items() if (where := step.moved(path))}
+    cut = {
+        where: record.get("parameters", {})
+        for path, record in key["modules"].items()
+        if (where := step.moved(path))
+    }
     gone = [where for path in key["removed_blocks"] if (where := step.moved(path))]
-    stock = {name: p.shape for name, p in built.named_parameters() if not any(inside(name, path) for path in gone)}
+    stock = {
+        name: p.shape for name, p in built.named_parameters() if not any(inside(name, path) for path in gone)
+    }
     left = {where: p.shape for name, p in model.named_parameters() if (where := step.moved(name))}
 
     def recorded(name: str) -> bool:
         owner, _, own = name.rpartition(".")
         return own in cut.get(owner, ())
 
-    if any(name not in left for name in stock) or any(name not in stock and not recorded(name) for name in left):
+    if any(name not in left for name in stock) or any(
+        name not in stock and not recorded(name) for name in left
+    ):
         return False
     return all(recorded(name) or shape == left[name] for name, shape in stock.items())
 
@@ -157,13 +165,13 @@ class _Stage:
         """Return a stage; None for one that has other lists than one item for each layer."""
         path = f"{name}.{index}"
         stage = model.get_submodule(path)
-        lists: Any = {n: m for n, m in stage.named_children() if isinstance(m, nn.ModuleList) and n not in SAMPLERS}
+        lists: Any = {
+            n: m for n, m in stage.named_children() if isinstance(m, nn.ModuleList) and n not in SAMPLERS
+        }
         layers = len(lists.get("resnets", ()))
         if not layers or any(len(items) != layers for items in lists.values()):
             return None
-        gone = frozenset(
-            k for k in range(layers) if all(_nothing(items[k]) for items in lists.values())
-        )
+        gone = frozenset(k for k in range(layers) if all(_nothing(items[k]) for items in lists.values()))
         if name == UP and any(lists["resnets"][k].removal.channels is None for k in gone):
             return None  # no skipped stream goes with the layer
         sampled = bool(len(getattr(stage, "downsamplers", None) or ()))
@@ -219,7 +227,9 @@ def _depths(model: nn.Module, step: _Step) -> dict[str, Any]:
     down, up = _counted(model, DOWN, step), _counted(model, UP, step)[::-1]
     asked = config[DEPTH]
     before = asked if isinstance(asked, (list, tuple)) else [asked] * len(down)
-    before = [old[0] if isinstance(old, (list, tuple)) else old for old in before]  # of stages without transformers
+    before = [
+        old[0] if isinstance(old, (list, tuple)) else old for old in before
+    ]  # of stages without transformers
     middle = _count(model, MIDDLE, step)  # it is as deep as the innermost stage
     if middle and not (down[-1] or up[-1]):
         before[-1] = middle[0]
