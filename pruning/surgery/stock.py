@@ -1,8 +1,9 @@
-"""What is left of a UNet as an ordinary UNet: values of its config instead of identities, where it has words for it.
+"""What is left of a model as an ordinary model: values of its config instead of identities, where it has words for it.
 
-A stage counts its layers (``layers_per_block``; one more on the way up), a layer its transformer blocks
-(``transformer_layers_per_block``), and the middle may be none (``mid_block_type``). Whether a config says what is left
-is seen by building it on the meta device: every parameter must have its place there, by name and by shape.
+Lists that are gone through side by side share one count (``num_layers`` of Latte). In a UNet a stage counts its layers
+(``layers_per_block``; one more on the way up), a layer its transformer blocks (``transformer_layers_per_block``), and
+the middle may be none (``mid_block_type``). Whether a config says what is left is seen by building it on the meta
+device: every parameter must have its place there, by name and by shape.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning.groups.reading.counts import shared_count
 from pruning.groups.stages import DOWN, MIDDLE, UP
 from pruning.surgery.config import DEFAULTED, write_config
 from pruning.surgery.identity import IdentityBlock
@@ -60,11 +62,13 @@ class _Step:
 
 
 def as_stock(model: nn.Module, key: dict[str, Any]) -> None:
-    """Let the config of a UNet say what of its removed blocks it can; what it cannot stays in `key`, as identities."""
-    config = config_of(model)
-    if not key["removed_blocks"] or not isinstance(config.get("down_block_types"), (list, tuple)):
+    """Let the config say what of the removed blocks it can; what it cannot stays in `key`, as identities."""
+    if not key["removed_blocks"]:
         return
-    for find in (_without_middle, _with_fewer_layers, _with_fewer_transformers):
+    ways = [_with_fewer_pairs]
+    if isinstance(config_of(model).get("down_block_types"), (list, tuple)):
+        ways = [_without_middle, _with_fewer_layers, _with_fewer_transformers]
+    for find in ways:
         step = find(model)
         if step is not None and _fits(model, step, key):
             _take(model, step, key)
@@ -119,6 +123,20 @@ def _nothing(module: Any) -> bool:
         return False
     parts = module.removal.returns
     return all(part.factor == 1.0 and len(part.arguments) == 1 and not part.masks for part in parts)
+
+
+def _with_fewer_pairs(model: Any) -> _Step | None:
+    """Leave out the places at which nothing is left in any of the lists that share one count."""
+    shared = shared_count(type(model))
+    lists = [getattr(model, name, ()) for name in shared.lists] if shared else []
+    if shared is None or any(len(items) != config_of(model).get(shared.field) for items in lists):
+        return None
+    places = range(len(lists[0]))
+    gone = {k for k in places if all(_nothing(items[k]) for items in lists)}
+    gone -= {0} if shared.first_differs or len(gone) == len(places) else set()
+    if not gone:
+        return None
+    return _Step(dict.fromkeys(shared.lists, frozenset(gone)), {shared.field: len(places) - len(gone)})
 
 
 def _without_middle(model: nn.Module) -> _Step | None:

@@ -1,4 +1,4 @@
-"""UNets whose blocks went: the innermost stages go together, and what is left is an ordinary UNet where it can be."""
+"""Models whose blocks went: inner stages of a U go together, and what is left is an ordinary model if it can be."""
 
 from __future__ import annotations
 
@@ -193,3 +193,31 @@ def test_a_cut_of_units_keeps_its_record_beside_the_stock_values(tmp_path: Path)
     )
     masked = run(tiny, mask_plan(cut, whole, again))
     assert_same(run(tiny, apply_plan(cut, whole, again)), masked)
+
+
+@pytest.mark.parametrize(
+    ("places", "layers", "identities"),
+    [
+        ([(0, 1), (1, 1)], 2, []),
+        ([(0, 1), (1, 1), (0, 2)], 2, ["transformer_blocks.1"]),
+        ([(0, 1), (1, 2)], 3, ["temporal_transformer_blocks.2", "transformer_blocks.1"]),
+        # A table of positions is added at the first place, whatever the blocks there.
+        ([(0, 0), (1, 0), (0, 2), (1, 2)], 2, ["temporal_transformer_blocks.0", "transformer_blocks.0"]),
+    ],
+)
+def test_two_lists_with_one_count_are_cut_in_pairs(
+    places: list[tuple[int, int]], layers: int, identities: list[str], tmp_path: Path
+) -> None:
+    tiny = ZOO["latte"]
+    model = build(tiny)
+    lists = ("transformer_blocks", "temporal_transformer_blocks")
+    removed = {f"{lists[which]}.{place}" for which, place in places}
+    plan = PruningPlan(removed_blocks=tuple(sorted(removed)))
+    masked = run(tiny, mask_plan(model, plan))
+    cut = apply_plan(model, plan)
+    assert_same(run(tiny, cut), masked, 1e-6)
+    assert cut.config["num_layers"] == len(cut.transformer_blocks) == layers
+    assert (cut.config.get(PRUNING_KEY) or {"removed_blocks": []})["removed_blocks"] == identities
+    install_hook()
+    save(cut, tmp_path)
+    assert_same(run(tiny, type(cut).from_pretrained(tmp_path)), masked, 1e-6)
