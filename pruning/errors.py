@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 
 class PruningError(ValueError):
     """A user's mistake or an impossible request; the message names value, rule and place."""
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8; other bytes come from a terminal as halves of pairs."""
+    return not re.search(r"[\ud800-\udfff]", text)
 
 
 def shown(value: Any, most: int = 60) -> str:

@@ -19,8 +19,8 @@ from pruning.errors import PruningError, shown
 
 T = TypeVar("T")
 
-_FOLDERS = {"criterion": "importance", "exporter": "export"}
-"""Folder of the plug-ins of a kind; the decorator that registers them has the name of the kind."""
+_FOLDERS = {"criterion": "importance", "exporter": "export", "group kind": "groups"}
+"""Folder of the plug-ins of a kind; what registers them has the last word of the kind as its name."""
 
 _OPEN: dict[str, Registry[Any]] = {}
 """Registries whose modules have been imported, by kind."""
@@ -79,21 +79,30 @@ def names_of(kind: str) -> dict[str, str]:
     Those of this package are read from its files, which imports nothing; others are known where they were registered.
     """
     mine = _declared(kind)
-    others = {name: "" for name in _OPEN.get(kind, ()) if name not in mine}
+    entries = _OPEN[kind].items() if kind in _OPEN else ()
+    others = {name: entry if isinstance(entry, str) else "" for name, entry in entries if name not in mine}
     return dict(sorted({**mine, **others}.items()))
 
 
 @functools.cache
 def _declared(kind: str) -> dict[str, str]:
-    """Return name and first docstring line of every function decorated with ``@<kind>("name", …)`` in its folder."""
+    """Return the names that are registered in the folder of a kind, and what they mean.
+
+    These are functions decorated with ``@criterion("name", …)``, of which the first docstring line says it, and
+    constants ``NAME = kind("name", "meaning")``.
+    """
     found = {}
-    for path in (Path(__file__).parent / _FOLDERS[kind]).glob("*.py"):
+    word = kind.rpartition(" ")[2]
+    for path in sorted((Path(__file__).parent / _FOLDERS[kind]).glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for call in getattr(node, "decorator_list", ()):
-                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == kind:
-                    assert isinstance(node, ast.FunctionDef)
-                    name = ast.literal_eval(call.args[0])
-                    found[name] = (ast.get_docstring(node) or "").partition("\n")[0]
+            said = getattr(node, "decorator_list", None) or [getattr(node, "value", None)]
+            for call in said:
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == word:
+                    name, *meaning = (ast.literal_eval(argument) for argument in call.args)
+                    text = (
+                        (ast.get_docstring(node) or "") if isinstance(node, ast.FunctionDef) else meaning[0]
+                    )
+                    found[name] = text.partition("\n")[0]
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,12 +34,25 @@ class ParamSlice:
         dim: Dimension that is cut.
         unit_size: Rows or columns per unit.
         offset: First row or column of unit 0; a fused projection is several slices of one parameter.
+        stack: Of a parameter that stacks one matrix for each of its experts along dimension 0: how many. All are cut
+            alike, but each reads rows of its own; see `entries`.
     """
 
     path: str
     dim: int
     unit_size: int
     offset: int = 0
+    stack: int = 0
+
+    @property
+    def entries(self) -> tuple[ParamSlice, ...]:
+        """The slices of columns (dimension 1) that read rows: this one, or one for each matrix of a stack.
+
+        The path of a matrix is that of its parameter with ``[index]``, and ``.T`` where channels are its rows.
+        """
+        turned = ".T" if self.dim == 1 else ""
+        matrices = (f"{self.path}[{index}]{turned}" for index in range(self.stack))
+        return tuple(ParamSlice(path, 1, self.unit_size, self.offset) for path in matrices) or (self,)
 
     def indices(self, units: Iterable[int]) -> Tensor:
         """Return the rows or columns owned by `units`, shape ``(len(units) * unit_size,)``, int64."""
@@ -83,7 +97,7 @@ class PrunableGroup:
     Attributes:
         name: Unique name, ``<module path>:<kind>``.
         module: Path of the module that owns the group (the attention, the feed-forward, the resnet, the block).
-        kind: One of `pruning.settings.KINDS`.
+        kind: A name that `pruning.groups.kind` gave.
         num_units: Units in the dense model.
         unit_size: Channels per unit on the consuming side (head_dim, 1 for FFN, channels of a norm group).
         produced_by: Slices whose rows make the unit.
@@ -107,10 +121,20 @@ class PrunableGroup:
 
     @property
     def consumers(self) -> tuple[PrunableGroup, ...]:
-        """The group as each of its consumers reads it: copies with one entry in `consumed_by`; empty for blocks."""
-        if len(self.consumed_by) == 1:
-            return (self,)
-        return tuple(replace(self, consumed_by=(part,)) for part in self.consumed_by)
+        """The group as each of its consumers reads it: copies with one entry in `consumed_by`; empty for blocks.
+
+        Each matrix of a stack is a consumer.
+        """
+        parts = self._read_parts
+        return (
+            (self,)
+            if parts == self.consumed_by and len(parts) == 1
+            else tuple(replace(self, consumed_by=(part,)) for part in parts)
+        )
+
+    @property
+    def _read_parts(self) -> tuple[ParamSlice, ...]:
+        return tuple(entry for part in self.consumed_by for entry in part.entries)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -120,8 +144,8 @@ class PrunableGroup:
     @property
     def read_by(self) -> ParamSlice:
         """The columns that read the units; a group with several consumers, or none, is a PruningError."""
-        if len(self.consumed_by) != 1:
-            count = len(self.consumed_by) or "no"
+        if len(self._read_parts) != 1 or self.consumed_by[0].stack:
+            count = len(self._read_parts) or "no"
             raise PruningError(
                 f"group {self.name!r} of kind {self.kind!r} has {count} consumers, and one was asked for; go through "
                 "group.consumers"
@@ -130,15 +154,22 @@ class PrunableGroup:
 
     @property
     def consumer(self) -> str:
-        """Path of the module whose input carries the units, e.g. ``…attn1.to_out.0``; as `read_by`."""
-        return self.read_by.path.rsplit(".", 1)[0]
+        """Path of the module whose input carries the units, e.g. ``…attn1.to_out.0``; as `read_by`.
+
+        For a matrix of a stack, the module that holds the stack.
+        """
+        return parameter_path(self.read_by.path).rpartition(".")[0]
 
     @property
     def consumer_key(self) -> str:
-        """Name of the slice that is read: the consumer's path, with ``[start:stop]`` where it does not start at 0."""
-        start = self.read_by.offset
+        """Name of the slice that is read: the consumer's path, with ``[start:stop]`` where it does not start at 0.
+
+        For a matrix of a stack, the matrix' path in place of the consumer's.
+        """
+        path, start = self.read_by.path, self.read_by.offset
+        place = self.consumer if path == parameter_path(path) else path
         stop = start + self.num_units * self.read_by.unit_size
-        return f"{self.consumer}[{start}:{stop}]" if start else self.consumer
+        return f"{place}[{start}:{stop}]" if start else place
 
 
 @dataclass
@@ -160,7 +191,7 @@ class CalibrationStats:
     def of(self, group: PrunableGroup) -> CalibrationStats:
         """Return, under the group's name, what is known of a group and, if it has a single one, of its consumer."""
         places = [group.name, group.module]
-        if len(group.consumed_by) == 1:
+        if group.consumers == (group,):
             places.append(group.consumer_key)
         found = {name: value for place in places for name, value in self.values.get(place, {}).items()}
         return CalibrationStats({group.name: found} if found else {}, self.meta)
@@ -322,6 +353,24 @@ class PruningPlan:
 def inside(path: str, block: str) -> bool:
     """Tell whether `path` is the module at `block` or lies in it."""
     return path == block or path.startswith(block + ".")
+
+
+_MATRIX = re.compile(r"(?P<path>.+)\[(?P<index>\d+)\](?P<turned>\.T)?")
+
+
+def parameter_path(path: str) -> str:
+    """Return the path of the parameter that `path` names, wholly or one matrix of it; see `ParamSlice.entries`."""
+    found = _MATRIX.fullmatch(path)
+    return found["path"] if found else path
+
+
+def matrix_of(parameter: Tensor, path: str) -> Tensor:
+    """Return what `path` names of its parameter, with channels along dimension 1: all of it, or one matrix, a view."""
+    found = _MATRIX.fullmatch(path)
+    if found is None:
+        return parameter
+    matrix = parameter[int(found["index"])]
+    return matrix.T if found["turned"] else matrix
 
 
 def size_of(module: torch.nn.Module, name: str) -> int | None:

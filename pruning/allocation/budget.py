@@ -18,7 +18,7 @@ def covers(limit: Limit, group: PrunableGroup) -> bool:
     return limit.match == group.kind or any(fnmatchcase(n, limit.match) for n in (group.name, group.module))
 
 
-def sizes(group: PrunableGroup, settings: Prune) -> list[int]:
+def sizes(group: PrunableGroup, settings: Prune) -> Sequence[int]:
     """Return the numbers of units that `group` may keep, from all of them downwards.
 
     Apart from the dense size, the kept channels are multiples of lcm(unit_size, round_to). For a block: 1, 0.
@@ -30,8 +30,10 @@ def sizes(group: PrunableGroup, settings: Prune) -> list[int]:
         return [1, 0] if may_go == 1.0 and not asked else [1]
     floor = max(settings.min_units, asked, math.ceil(group.num_units * (1 - may_go) - 1e-9), 1)
     step = math.lcm(group.unit_size, settings.round_to) // group.unit_size
-    largest = (group.num_units - 1) // step * step
-    return [group.num_units, *(n for n in range(largest, 0, -step) if n >= floor)]
+    if group.num_units % step == 0:
+        return range(group.num_units, min(floor, group.num_units) - 1, -step)
+    largest = group.num_units // step * step
+    return [group.num_units, *range(largest, floor - 1, -step)]
 
 
 def check_limits(groups: Sequence[PrunableGroup], limits: Sequence[Limit]) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from pruning.allocation.tracing import Tracing, autocast_on_meta
 from pruning.errors import PruningError
 from pruning.types import PrunableGroup, PruningPlan, slices_of
 
@@ -53,15 +53,29 @@ class CostModel:
             groups: Result of `find_groups(model)` with all kinds that plans will name.
         """
         counts = _counted(model, call)
+        return cls._of(model, groups, counts.applications, counts.own_products(model))
+
+    @classmethod
+    def untraced(cls, model: nn.Module, groups: Sequence[PrunableGroup]) -> CostModel:
+        """Return the costs of a model of which no call is known: all MACs are 0."""
+        return cls._of(model, groups, {}, {})
+
+    @classmethod
+    def _of(
+        cls,
+        model: nn.Module,
+        groups: Sequence[PrunableGroup],
+        applications: Mapping[str, int],
+        between: Mapping[str, int],
+    ) -> CostModel:
         cut = defaultdict(list)
         for group in groups:
             for part in slices_of(group):
                 cut[part.path].append((group, part.dim, part.unit_size))
-        between = counts.own_products(model)
         return cls(
             shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
-            applications=dict(counts.applications),
-            between=between,
+            applications=dict(applications),
+            between=dict(between),
             groups=tuple(groups),
             _cut=dict(cut),
             _scaled=dict(_scaled_by(model, groups, between)),
@@ -124,26 +138,16 @@ class CostModel:
         return shape
 
 
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to("meta")
-    if isinstance(value, Mapping):
-        return {key: _to_meta(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_meta(item) for item in value)
-    return value
-
-
 class _Counts:
     """What a run of a model costs, by module; the model keeps its hooks.
 
     Attributes:
-        counter: Counts floating point operations while it is entered.
+        tracing: Counts floating point operations while it is entered.
         applications: How often each weight is applied, by parameter path.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.counter = FlopCounterMode(display=False)
+        self.tracing = Tracing()
         self.applications: defaultdict[str, int] = defaultdict(int)
         self._flops: defaultdict[str, int] = defaultdict(int)
         self._open, self._seen = [""], 0
@@ -161,7 +165,7 @@ class _Counts:
 
     def _settle(self) -> None:
         """Book what was computed since the last time on the module that is running."""
-        total = self.counter.get_total_flops()
+        total = self.tracing.flops
         self._flops[self._open[-1]] += total - self._seen
         self._seen = total
 
@@ -189,17 +193,18 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
     meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
     try:
         shell, counts = _shell(model, tensors)
-        with counts.counter:
-            torch.func.functional_call(shell, meta, (), _to_meta(call))
+        arguments = counts.tracing.to_meta(call)
+        with counts.tracing, autocast_on_meta():
+            torch.func.functional_call(shell, meta, (), arguments)
         return counts
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a model may fail in any way on tensors that hold nothing
         if any(tensor.is_meta for tensor in tensors.values()):
             raise PruningError(
-                f"the cost of {type(model).__name__} cannot be traced without weights, since values decide what it "
-                f"computes ({str(error).partition(chr(10))[0]}); load the model with its weights"
+                f"the cost of {type(model).__name__} cannot be traced without weights "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); load the model with its weights"
             ) from error
     shell, counts = _shell(model, tensors)
-    with counts.counter:
+    with counts.tracing:
         torch.func.functional_call(shell, {name: t.detach() for name, t in tensors.items()}, (), dict(call))
     return counts
 

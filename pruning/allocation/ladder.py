@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
+from torch import Tensor
 
 from pruning.types import PrunableGroup, Scores
 
@@ -38,16 +39,18 @@ class Ladder:
     """
 
     group: PrunableGroup
-    sizes: list[int]
-    order: list[int]
+    sizes: Sequence[int]
+    order: Sequence[int]
     scores: list[float]
     unit_cost: float
 
     @classmethod
-    def of(cls, group: PrunableGroup, scores: Scores | None, sizes: list[int], unit_cost: float) -> Ladder:
+    def of(
+        cls, group: PrunableGroup, scores: Scores | None, sizes: Sequence[int], unit_cost: float
+    ) -> Ladder:
         """Order the units of a group by their scores; the last go first without any."""
         if scores is None:
-            return cls(group, sizes, list(range(group.num_units))[::-1], [0.0] * group.num_units, unit_cost)
+            return cls(group, sizes, range(group.num_units)[::-1], [0.0] * group.num_units, unit_cost)
         values, order = torch.sort(scores.values[group.name].double(), stable=True)
         return cls(group, sizes, order.tolist(), values.tolist(), unit_cost)
 
@@ -65,34 +68,37 @@ class Ladder:
         return (self.sizes[rung] - self.sizes[rung + 1]) * self.unit_cost
 
 
-def global_prices(ladders: Sequence[Ladder], per_cost: bool) -> list[list[float]]:
+def global_prices(ladders: Sequence[Ladder], per_cost: bool) -> list[Tensor]:
     """Return the price of each step: the scores of the units that go, by the cost freed or by their number.
 
     Within a group it is the largest so far, so that it never falls.
     """
 
-    def prices(ladder: Ladder) -> list[float]:
+    def prices(ladder: Ladder) -> Tensor:
         total, unit = ladder.group.num_units, ladder.unit_cost if per_cost else 1
         ratios = [
             sum(ladder.scores[total - above : total - below]) / max((above - below) * unit, 1e-12)
             for above, below in pairwise(ladder.sizes)
         ]
-        return list(accumulate(ratios, max))
+        return torch.tensor(list(accumulate(ratios, max)), dtype=torch.float64)
 
     return [prices(ladder) for ladder in ladders]
 
 
-def local_prices(ladders: Sequence[Ladder]) -> list[list[float]]:
+def local_prices(ladders: Sequence[Ladder]) -> list[Tensor]:
     """Return the fraction of the units that are gone after each step: all groups lose about as much at any time.
 
     Blocks count as the units of one group, which go in the order of their scores.
     """
     blocks = sorted((x for x in ladders if x.is_block and len(x.sizes) > 1), key=lambda x: x.scores[0])
     gone = {x.group.name: (place + 1) / len(blocks) for place, x in enumerate(blocks)}
-    return [
-        [gone.get(x.group.name, (x.group.num_units - size) / x.group.num_units) for size in x.sizes[1:]]
-        for x in ladders
-    ]
+
+    def prices(ladder: Ladder) -> Tensor:
+        units, left = ladder.group.num_units, torch.tensor(ladder.sizes[1:], dtype=torch.float64)
+        share = gone.get(ladder.group.name)
+        return (units - left) / units if share is None else torch.full_like(left, share)
+
+    return [prices(ladder) for ladder in ladders]
 
 
 def have_a_zero(ladders: Sequence[Ladder], scores: Scores) -> bool:

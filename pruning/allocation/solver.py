@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from pruning.allocation.budget import TOLERANCE, check_limits, sizes
 from pruning.allocation.cost import CostModel
 from pruning.allocation.ladder import Ladder, global_prices, have_a_zero, local_prices
@@ -69,7 +72,7 @@ def allocate(
     goal = _goal(target, groups, cost, total())
 
     def measure(rungs: Rungs) -> int:
-        return total(_plan(ladders, rungs))
+        return total(_plan(ladders, rungs, sizes_only=True))
 
     plan = _plan(ladders, _nearest(ladders, steps, measure, goal), base_hash)
     got = total(plan)
@@ -106,15 +109,15 @@ def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Pru
 def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, dense: int) -> float:
     """Return the MACs or parameters to come to."""
     if target.ratio is not None:
-        return cost.params() - target.ratio * _prunable_params(groups, cost)
+        return cost.params() - target.ratio * prunable(groups, cost, "params")
     kept = target.macs if target.macs is not None else target.params
     assert kept is not None
     return kept * dense
 
 
-def _prunable_params(groups: Sequence[PrunableGroup], cost: CostModel) -> float:
-    """Return the parameters that belong to units; those inside a block that is a group itself count once."""
-    units = cost.unit_costs("params")
+def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> float:
+    """Return what all units cost, as ``"macs"`` or ``"params"``; those inside a block that is a group count once."""
+    units = cost.unit_costs(measure)
     blocks = [group for group in groups if group.kind == "blocks"]
 
     def nested(group: PrunableGroup) -> bool:
@@ -124,20 +127,17 @@ def _prunable_params(groups: Sequence[PrunableGroup], cost: CostModel) -> float:
     return sum(units[group.name] * group.num_units for group in groups if not nested(group))
 
 
-def _steps(prices: Sequence[Sequence[float]]) -> list[int]:
-    """Return which ladder goes down one rung at each step, the cheapest first."""
-    every = [(price, index, rung) for index, own in enumerate(prices) for rung, price in enumerate(own)]
-    return [index for _, index, _ in sorted(every)]
+def _steps(prices: Sequence[Tensor]) -> Tensor:
+    """Return which ladder goes down one rung at each step, the cheapest first, as int64 (steps,)."""
+    owners = torch.repeat_interleave(torch.tensor([len(own) for own in prices], dtype=torch.int64))
+    return owners[torch.sort(torch.cat(list(prices)), stable=True).indices]
 
 
-def _nearest(
-    ladders: Sequence[Ladder], steps: Sequence[int], measure: Callable[[Rungs], int], goal: float
-) -> Rungs:
+def _nearest(ladders: Sequence[Ladder], steps: Tensor, measure: Callable[[Rungs], int], goal: float) -> Rungs:
     """Take steps until the goal is passed, then settle on the rungs that come nearest to it."""
 
     def after(count: int) -> Rungs:
-        taken = Counter(steps[:count])
-        return [taken[index] for index in range(len(ladders))]
+        return torch.bincount(steps[:count], minlength=len(ladders)).tolist()
 
     low, high = 0, len(steps)
     while low < high:  # the cost falls with every step
@@ -152,13 +152,13 @@ def _nearest(
 def _refine(
     ladders: Sequence[Ladder],
     rungs: Rungs,
-    steps: Sequence[int],
+    steps: Tensor,
     measure: Callable[[Rungs], int],
     goal: float,
 ) -> Rungs:
     """Come nearer to the goal from above: one rung may be coarse (a block, a head), a later one finer."""
     reached = measure(rungs)
-    for index in steps:
+    for index in steps.tolist():
         if rungs[index] + 1 == len(ladders[index].sizes):
             continue
         if reached - ladders[index].freed(rungs[index]) < goal * (1 - NEAR):
@@ -172,15 +172,20 @@ def _refine(
     return rungs
 
 
-def _plan(ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "") -> PruningPlan:
-    """Return the plan of these rungs; units in a removed block are not planned."""
+def _plan(
+    ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "", *, sizes_only: bool = False
+) -> PruningPlan:
+    """Return the plan of these rungs; units in a removed block are not planned.
+
+    With `sizes_only` the kept units are any, as many as they are: a cost asks for no more.
+    """
     down = [(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True) if rung]
     blocks = PruningPlan(
         removed_blocks=tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block)),
         base_hash=base_hash,
     ).completed(ladder.group for ladder in ladders)
     kept = {
-        ladder.group.name: ladder.kept(rung)
+        ladder.group.name: (0,) * ladder.sizes[rung] if sizes_only else ladder.kept(rung)
         for ladder, rung in down
         if not (ladder.is_block or blocks.removes(ladder.group.module))
     }

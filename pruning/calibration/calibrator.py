@@ -15,6 +15,7 @@ from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
 from pruning.calibration.observer import ALWAYS, VARIANTS, Observer, find
+from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
 from pruning.calibration.sinks.weights import TokenWeights, weights_need_first_pass
@@ -155,10 +156,13 @@ class Calibrator:
         self._samples.index_add_(0, step.buckets, torch.ones(len(step.samples), dtype=torch.float64))
 
     def identify(
-        self, samples: Sequence[int] | Tensor, buckets: int | Sequence[int] | Tensor | None = None
+        self,
+        samples: Sequence[int] | Tensor,
+        buckets: int | Sequence[int] | Tensor | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
     ) -> None:
         """Say whose rows come next, until it is said again; see `StepReader.identify`."""
-        self._reader.identify(samples, buckets)
+        self._reader.identify(samples, buckets, timesteps)
 
     def gather(
         self, source: NoisedBatches | SamplingRun, progress: Progress | None = None
@@ -181,6 +185,8 @@ class Calibrator:
             values.setdefault(site, {}).update(found)
         for watch in self._watches:
             for place in watch.places:
+                if isinstance(place, Consumer):
+                    self._add_zeros(values.setdefault(place.key, {}), watch.observers, place)
                 _add_parts(values.get(place.key, {}), watch.observers, place)
         for found in values.values():
             found[ALWAYS] = self._samples.clone()
@@ -198,6 +204,16 @@ class Calibrator:
             samples=self._samples.tolist(),
             samples_seen=samples_seen,
         )
+
+    def _add_zeros(
+        self, found: dict[str, Tensor], observers: Mapping[str, Observer], place: Consumer
+    ) -> None:
+        """Add the sums of what no row or gradient reached, such as an expert to which no token was sent."""
+        buckets = self._settings.timestep_buckets
+        for name, observer in observers.items():
+            if name not in found:
+                shape = (*((buckets,) if observer.by == "bucket" else ()), *observer.shape(place))
+                found[name] = torch.zeros(shape or (1,), dtype=torch.float64)
 
 
 def _add_parts(found: dict[str, Tensor], observers: Mapping[str, Observer], place: Any) -> None:

@@ -14,18 +14,23 @@ from torch import Tensor, nn
 from pruning.calibration.attention.capture import AttentionCapture
 from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.gradients import Gradients
-from pruning.calibration.hooks import bypassed, frozen, main_tensor, parameter_gradients
+from pruning.calibration.hooks import bypassed, frozen, parameter_gradients
+from pruning.calibration.products import OnOperand, ProductCapture
+from pruning.calibration.routing import experts_with_gradients, in_batch_order
 from pruning.calibration.step import Step, StepReader, check_finite
 from pruning.calibration.sums import summable
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
-from pruning.models.families import denoise
+from pruning.models.families import FAMILIES, denoise
+from pruning.models.outputs import joined, predict, tensors_in
 from pruning.removal import BlockRemoval
-from pruning.types import PrunableGroup
+from pruning.types import PrunableGroup, parameter_path
 
 Progress = Callable[[int], None]
 OnTensor = Callable[[Tensor, Step, Tensor], None]
 """Is told a tensor (S, ...), the step, and to which of the step's rows each of the S belongs."""
+Told = list[OnTensor]
+Make = Callable[[str, Told], OnOperand]
 OnChange = Callable[[Tensor, Tensor, Step], None]
 """Is told two tensors (B, ...) and the step."""
 
@@ -82,7 +87,7 @@ class Driver:
         self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.gradients = Gradients(seed)
         self._step: Step | None = None
-        self._paused = False
+        self._paused = self._differentiates = False
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Driver:
@@ -93,12 +98,12 @@ class Driver:
             start, end = self._unless_paused(self._start), self._unless_paused(self._end)
             stack.callback(self._model.register_forward_pre_hook(start, with_kwargs=True).remove)
             stack.callback(self._model.register_forward_hook(end).remove)
-            for path, told in self.inputs.items():
-                hook = self._model.get_submodule(path).register_forward_pre_hook
-                stack.callback(hook(self._input(path, told), with_kwargs=True).remove)
-            for path, told in self.outputs.items():
-                hook = self._model.get_submodule(path).register_forward_hook
-                stack.callback(hook(self._output(path, told)).remove)
+            for path, hook in self._of_modules(self.inputs, self._input).items():
+                module = self._model.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(_first_of(hook), with_kwargs=True).remove)
+            for path, hook in self._of_modules(self.outputs, self._output).items():
+                module = self._model.get_submodule(path)
+                stack.callback(module.register_forward_hook(_result_of(hook)).remove)
             for block, told in self.blocks.items():
                 assert block.removal is not None
                 first, last = block.removal.between or (block.module, block.module)
@@ -108,6 +113,11 @@ class Driver:
                 stack.callback(self._model.get_submodule(last).register_forward_hook(leave).remove)
             self._capture = AttentionCapture(self._model, self.attention, self._unless_paused(self._attend))
             stack.enter_context(self._capture)
+            of_products = (
+                self._of_products(self.inputs, self._input),
+                self._of_products(self.outputs, self._output),
+            )
+            stack.enter_context(ProductCapture(self._model, *of_products))
             self._stack = stack.pop_all()
         return self
 
@@ -131,27 +141,62 @@ class Driver:
                 source.generate()
             return
         for batch in source:
-            self._reader.identify(batch.sample_ids, batch.bucket)
+            self._reader.identify(batch.sample_ids, batch.bucket, batch.timesteps)
             self._run_batch(batch)
             if progress is not None:
                 progress(len(batch.sample_ids))
 
     def _run_batch(self, batch: NoisedBatch) -> None:
         """Run one batch forwards, backwards if gradients are wanted, and once without each block that is ablated."""
-        with torch.set_grad_enabled(self.gradients.wanted):
-            output = denoise(self._model, batch.call)
-            if self.gradients.wanted:
-                self.gradients.backward(output, batch.target, self.step)
-        full, self._paused = output.detach(), True  # nobody is told of further forwards
+        output = self._run_both_ways(batch) if self.gradients.wanted else self._run_forwards(batch)
+        full = output.detach()
+        self._paused = self._capture.paused = True  # nobody is told of further forwards
         try:
             for block, told in self.ablations.items():
                 with bypassed(self._model, block), torch.no_grad():
-                    without = denoise(self._model, batch.call)
+                    without = self._predict(batch)
                 check_finite(without, f"the output without block {block.module!r}", self.step.describe)
                 for tell in told:
                     tell(summable(full), summable(without), self.step)
         finally:
-            self._paused = False
+            self._paused = self._capture.paused = False
+
+    @torch.no_grad()
+    def _run_forwards(self, batch: NoisedBatch) -> Tensor:
+        return self._predict(batch)
+
+    @torch.enable_grad()
+    def _run_both_ways(self, batch: NoisedBatch) -> Tensor:
+        self._differentiates = bool(self.gradients.ends)
+        target = batch.target if self._is_known else joined(batch.target, len(batch.timesteps))
+        try:
+            with experts_with_gradients(self._model):
+                output = self._predict(batch)
+                self.gradients.backward(output, target, self.step)
+        except NotImplementedError as error:
+            raise PruningError(
+                f"no gradient can be taken of {type(self._model).__name__} on this device ({error}); choose a "
+                "criterion that needs none, such as obs, or calibrate on another device"
+            ) from error
+        finally:
+            self._differentiates = False
+        return output
+
+    @property
+    def _is_known(self) -> bool:
+        return type(self._model).__name__ in FAMILIES
+
+    def _predict(self, batch: NoisedBatch) -> Tensor:
+        """Return the prediction, or, of a class that is not registered, all that it puts out."""
+        if self._is_known:
+            return denoise(self._model, batch.call)
+        return predict(self._model, batch.call, len(batch.timesteps))
+
+    def _of_modules(self, told: Mapping[str, Told], make: Make) -> dict[str, OnOperand]:
+        return {path: make(path, all_told) for path, all_told in told.items() if parameter_path(path) == path}
+
+    def _of_products(self, told: Mapping[str, Told], make: Make) -> dict[str, OnOperand]:
+        return {path: make(path, all_told) for path, all_told in told.items() if parameter_path(path) != path}
 
     def _unless_paused(self, hook: Callable[..., None]) -> Callable[..., None]:
         return lambda *args: None if self._paused else hook(*args)
@@ -178,31 +223,47 @@ class Driver:
             tell(self._step)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        check_finite(main_tensor(output), f"the output of {type(module).__name__}", self.step.describe)
+        for tensor in tensors_in(output):
+            if tensor.is_floating_point() and tensor.numel():
+                check_finite(tensor, f"the output of {type(module).__name__}", self.step.describe)
 
     def _attend(self, call: AttentionCall) -> None:
-        row_of = self.step.row_of(call.query.shape[0], f"attention {call.path!r}")
+        count, batch = len(call.query), len(self.step.samples)
+        if count % batch:
+            raise PruningError(
+                f"attention {call.path!r} sees a batch of {count}, which is no multiple of the denoiser's batch of "
+                f"{batch}, and attention is measured sample by sample; calibrate with a batch size of 1"
+            )
+        row_of = self.step.row_of(count, f"attention {call.path!r}")
         tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}
         for tell in self.attention[call.path]:
             tell(replace(call, **tensors), self.step, row_of)
 
-    def _input(self, path: str, told: list[OnTensor]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            row_of = self.step.row_of(x.shape[0], path)
+    def _input(self, path: str, told: Told) -> OnOperand:
+        in_order = in_batch_order(self._model, path)
+
+        def see(x: Tensor) -> None:
+            row_of = self.step.row_of(len(x), path, in_order)
+            if self._differentiates and not torch.is_grad_enabled():
+                raise PruningError(
+                    f"{path!r} runs without gradients, which its model switches off; choose a criterion that needs "
+                    "none, or leave its group out"
+                )
             check_finite(x, f"the input of {path!r}", lambda rows: self.step.describe(row_of[rows].tolist()))
             for tell in told:
                 tell(x, self.step, row_of)
 
-        return self._unless_paused(hook)
+        return self._unless_paused(see)
 
-    def _output(self, path: str, told: list[OnTensor]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            row_of = self.step.row_of(output.shape[0], path)
+    def _output(self, path: str, told: Told) -> OnOperand:
+        in_order = in_batch_order(self._model, path)
+
+        def see(y: Tensor) -> None:
+            row_of = self.step.row_of(len(y), path, in_order)
             for tell in told:
-                tell(output, self.step, row_of)
+                tell(y, self.step, row_of)
 
-        return self._unless_paused(hook)
+        return self._unless_paused(see)
 
     def _block(
         self, block: PrunableGroup, removal: BlockRemoval, told: list[OnChange]
@@ -220,3 +281,16 @@ class Driver:
                 tell(summable(before), summable(after), self.step)
 
         return self._unless_paused(enter), self._unless_paused(leave)
+
+
+def _first_of(tell: OnOperand) -> Callable[..., None]:
+    """Return a hook that tells a module's first argument."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        tell(args[0] if args else next(iter(kwargs.values())))
+
+    return hook
+
+
+def _result_of(tell: OnOperand) -> Callable[..., None]:
+    return lambda module, args, output: tell(output)

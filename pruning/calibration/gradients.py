@@ -91,9 +91,14 @@ class Gradients:
             step: The denoiser's call.
 
         Raises:
-            PruningError: If a loss or gradient holds NaN or infinity, or nothing came by of which the gradient is
-                wanted.
+            PruningError: If output and target differ in shape, a loss or gradient holds NaN or infinity, or nothing
+                came by of which the gradient is wanted.
         """
+        if output.shape != target.shape:
+            raise PruningError(
+                f"the target has shape {tuple(target.shape)}, but the model's output {tuple(output.shape)}; give a "
+                "batch whose target has the form of the output"
+            )
         names = sorted({*self.ends, "data"} if self.listeners else self.ends)
         losses = {name: LOSSES[name](output, target, step, self._seed) for name in names}
         for name, by_row in losses.items():

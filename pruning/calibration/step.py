@@ -15,6 +15,9 @@ from pruning.errors import PruningError
 
 MAX_BRANCHES = 8
 
+TIMES = ("timestep", "timesteps")
+"""Names of a denoiser's argument for the timestep, from 0 to ``num_train_timesteps``."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -34,22 +37,43 @@ class Step:
     buckets: Tensor
     weights: Tensor
 
-    def row_of(self, count: int, where: str) -> Tensor:
+    def row_of(self, count: int, where: str, in_order: bool = True) -> Tensor:
         """Return to which of the B rows each of a tensor's `count` leading entries belongs, int64 (count,).
 
+        Entries that do not follow the batch (samples packed one after the other, tokens routed to an expert) are those
+        of the call as a whole, and stand under its first row, if all its rows have one bucket and weight.
+
+        Args:
+            count: Leading entries.
+            where: What the tensor is.
+            in_order: The entries follow the batch, if their number is a multiple of B.
+
         Raises:
-            PruningError: If `count` is no multiple of B.
+            PruningError: If it cannot be told which timestep entries have.
         """
         batch = len(self.samples)
-        if count % batch:
-            raise PruningError(
-                f"{where} sees a batch of {count}, which is no multiple of the denoiser's batch of {batch}; "
-                "calibration cannot tell whose rows these are"
+        if count % batch == 0 and (in_order or batch == 1):
+            return torch.arange(batch).repeat_interleave(count // batch)
+        if not self.is_even:
+            how = (
+                f"sees a batch of {count}, which is no multiple of the denoiser's batch of {batch}"
+                if in_order
+                else f"sees {count} entries that do not follow the order of the denoiser's batch of {batch}"
             )
-        return torch.arange(batch).repeat_interleave(count // batch)
+            raise PruningError(
+                f"{where} {how}, so calibration cannot tell at which of the call's timesteps these are; give all rows "
+                "of a call one timestep bucket"
+            )
+        return torch.zeros(count, dtype=torch.long)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all rows have the same bucket and weight."""
+        return bool((self.buckets == self.buckets[0]).all() and (self.weights == self.weights[0]).all())
 
     def describe(self, rows: Sequence[int]) -> str:
-        """Say which samples and timestep buckets `rows` are, for error messages."""
+        """Say which samples and timestep buckets `rows` are, all where they are no rows of the batch, for messages."""
+        rows = rows if max(rows) < len(self.samples) else range(len(self.samples))
         samples = sorted({self.samples[r] for r in rows})
         buckets = sorted({int(self.buckets[r]) for r in rows})
         return f"sample {', '.join(map(str, samples))}, timestep bucket {', '.join(map(str, buckets))}"
@@ -62,45 +86,53 @@ class StepReader:
     before, with the same number of samples, continues its trajectory; any other call starts new samples.
 
     Args:
-        model: The denoiser; its forward has an argument named ``timestep``.
+        model: The denoiser.
         num_train_timesteps: Upper end of the timesteps.
         weights: w_tau, float64 (T,).
-
-    Raises:
-        PruningError: If the model's forward takes no timestep.
     """
 
     def __init__(self, model: nn.Module, num_train_timesteps: float, weights: Tensor) -> None:
         self._signature = inspect.signature(type(model).forward)
         self._name = type(model).__name__
-        if "timestep" not in self._signature.parameters:
-            raise PruningError(
-                f"{self._name}.forward has no argument 'timestep' (it has {', '.join(self._signature.parameters)}); "
-                "calibration reads the timestep from the denoiser's own call"
-            )
+        self._time = next((name for name in TIMES if name in self._signature.parameters), None)
         self._limit = num_train_timesteps
         self._weights = weights
         self._given: tuple[int, ...] | None = None
         self._buckets: Tensor | None = None
+        self._times: Tensor | None = None
         self._next = 0
         self._last: tuple[float, int] | None = None
 
     def identify(
-        self, samples: Sequence[int] | Tensor, buckets: int | Sequence[int] | Tensor | None = None
+        self,
+        samples: Sequence[int] | Tensor,
+        buckets: int | Sequence[int] | Tensor | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
     ) -> None:
         """Say whose rows come next, until it is said again.
 
         Args:
             samples: Sample index of each row; with guidance branches, of one branch.
-            buckets: Timestep buckets, if they are known; else they are computed from the call's timesteps.
+            buckets: Timestep buckets, if they are known; else they are computed from the timesteps.
+            timesteps: Those of all rows of the call, which is then not looked at: its arguments may be of any names,
+                scales and forms.
 
         Raises:
-            PruningError: For negative indices, or buckets out of range or not as many as samples.
+            PruningError: For negative indices, buckets out of range or not as many as samples, or timesteps that are
+                no multiple of them.
         """
         given = tuple(int(s) for s in samples)
         if not given or min(given) < 0:
             raise PruningError(f"sample indices must be non-negative and at least one, found {list(given)}")
         self._given = given
+        self._times = None if timesteps is None else _times(timesteps)
+        if self._times is not None and not bool(self._times.isfinite().all()):
+            raise PruningError(f"timesteps must be finite numbers, found {self._times.tolist()}")
+        if self._times is not None and len(self._times) % len(given):
+            raise PruningError(
+                f"{len(self._times)} timesteps were said for {len(given)} samples; a call has one row per sample, "
+                "times the guidance branches"
+            )
         self._buckets = None
         if buckets is not None:
             many = torch.as_tensor(buckets, dtype=torch.long).cpu().reshape(-1)
@@ -119,25 +151,57 @@ class StepReader:
         Raises:
             PruningError: If the timestep is missing or out of range, or the batch does not fit the samples said.
         """
+        times = self._times
+        if times is None:
+            sample, times = self._read(args, kwargs)
+            ids, branches = self._whose(sample, times)
+        else:
+            assert self._given is not None
+            ids, branches = self._given, len(times) // len(self._given)
+        if self._times is None or self._buckets is None:
+            self._check(times)
+        buckets = self._bucket(times, branches)
+        keys = tuple(s * MAX_BRANCHES + b for b in range(branches) for s in ids)
+        return Step(ids * branches, keys, times, buckets, self._weights[buckets])
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the first tensor of a call, and its timesteps by row of the batch, (B,)."""
+        if self._time is None:
+            raise PruningError(
+                f"{self._name}.forward has no argument named {' or '.join(TIMES)} (it has "
+                f"{', '.join(self._signature.parameters)}), so calibration cannot read the timesteps; say samples, "
+                "buckets and timesteps of each call by identify(...)"
+            )
         bound = self._signature.bind_partial(None, *args, **kwargs).arguments
         sample = next((v for v in bound.values() if isinstance(v, Tensor)), None)
-        timestep = bound.get("timestep")
+        timestep = bound.get(self._time)
         if sample is None or timestep is None:
             raise PruningError(
                 f"{self._name} was called without a sample or a timestep; calibration needs both"
             )
-        batch = sample.shape[0]
-        times = torch.as_tensor(timestep).detach().to("cpu", torch.float64).reshape(-1)
+        batch, times = sample.shape[0], _times(timestep)
         times = times.expand(batch).clone() if times.numel() == 1 else times
         if times.numel() != batch:
             raise PruningError(
                 f"{self._name} was called with {times.numel()} timesteps for a batch of {batch}"
             )
-        self._check(times)
-        ids, branches = self._whose(sample, times)
-        buckets = self._bucket(times, branches)
-        keys = tuple(s * MAX_BRANCHES + b for b in range(branches) for s in ids)
-        return Step(ids * branches, keys, times, buckets, self._weights[buckets])
+        self._check_scale(times, torch.as_tensor(timestep).is_floating_point())
+        return sample, times
+
+    def _check_scale(self, times: Tensor, real: bool) -> None:
+        """Refuse times from 0 to 1 where they should go up to the limit; a trajectory may end there, not begin."""
+        if self._buckets is not None or not real or self._limit <= 1 or not 0 <= float(times.max()) <= 1:
+            return
+        if self._given is None:
+            starts = self._last is None or float(times.max()) > self._last[0]
+        else:
+            starts = bool((times != times.round()).any())
+        if starts:
+            raise PruningError(
+                f"{self._name} was called with timesteps from {float(times.min()):g} to {float(times.max()):g}, but "
+                f"num_train_timesteps is {self._limit:g}: it takes times from 0 to 1, and their direction is its own; "
+                "say the buckets by identify(samples, buckets), bucket 0 being the least noise"
+            )
 
     def _check(self, times: Tensor) -> None:
         low, high = float(times.min()), float(times.max())
@@ -171,6 +235,10 @@ class StepReader:
             self._next += 0 if self._last is None else self._last[1]
         self._last = (latest, count)
         return tuple(range(self._next, self._next + count)), branches
+
+
+def _times(timesteps: Any) -> Tensor:
+    return torch.as_tensor(timesteps).detach().to("cpu", torch.float64).reshape(-1)
 
 
 def _guidance_branches(sample: Tensor) -> int:

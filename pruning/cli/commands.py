@@ -14,6 +14,7 @@ from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
+from pruning.cli.model import OPTIONS, names_model, plan_model
 from pruning.errors import PruningError
 from pruning.files import write_errors, write_text
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
@@ -49,6 +50,19 @@ def _dry_run(recipe: Recipe, progress: bool) -> dict[str, Any]:
     from pruning.stages import Run, dry_run
 
     return dry_run(Run(recipe, progress=progress))
+
+
+def plan(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Do the stage of a recipe, or say what a model is and what a target would make of it."""
+    if names_model(arguments.recipe):
+        return plan_model(arguments)
+    if given := [name for name in OPTIONS if getattr(arguments, name) is not None]:
+        option = given[0].replace("_", "-")
+        raise PruningError(
+            f"--{option} is for a model, and {arguments.recipe!r} is a recipe, or nothing that is here; a recipe says "
+            "that under prune.*, e.g. prune.target.macs=0.7"
+        )
+    return run(arguments, console)
 
 
 def report(arguments: argparse.Namespace, console: Console) -> Outcome:
@@ -193,6 +207,7 @@ def _beside(runs: list[Path]) -> Path:
 
 COMMANDS: dict[str, Command] = {
     **dict.fromkeys(("run", *STAGE_HELP), run),
+    "plan": plan,
     "report": report,
     "show": show,
     "diff": diff,

@@ -75,17 +75,17 @@ class Console:
             logger, logger.handlers, level, logger.propagate = self._before.pop()
             logger.setLevel(level)
 
-    def finish(self, command: str, result: Outcome) -> None:
+    def finish(self, command: str, outcome: Outcome) -> None:
         """Print the end of a command: its tables and its path, or one line of JSON."""
         if self._json:
-            path = {} if result.path is None else {"path": result.path}
-            line = {"command": command, **result.data, **path}
+            path = {} if outcome.path is None else {"path": outcome.path}
+            line = {"command": command, **outcome.data, **path}
             print(json.dumps(line, ensure_ascii=not _says_all(sys.stdout), default=str))
             return
-        for table in result.tables:
+        for table in outcome.tables:
             self._out.print(table)
-        if result.path is not None:
-            self._out.print(f"[bold]{escape(result.path)}[/]")
+        if outcome.path is not None:
+            self._out.print(f"[bold]{escape(outcome.path)}[/]")
 
     def error(self, error: BaseException) -> None:
         """Print one clear message."""

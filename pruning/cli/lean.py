@@ -23,6 +23,9 @@ DEFERRED = ("torchvision", "torchvision.transforms", "scipy.integrate", "scipy.s
 
 Answer = TypeVar("Answer")
 
+looked: list[bool] = []
+"""Not empty once this process has looked at a model: it does nothing else, and may end at once."""
+
 
 def lean(look: Callable[[], Answer]) -> Answer:
     """Return what `look` returns, which imports diffusers and looks at the structure of a model.
@@ -30,6 +33,7 @@ def lean(look: Callable[[], Answer]) -> Answer:
     It is for a process that does nothing else: diffusers then believes until the end that `HIDDEN` are not installed.
     If `look` does need what is left out, it is called again with everything there.
     """
+    looked.append(True)
     if "diffusers" not in sys.modules:
         try:
             with _without():

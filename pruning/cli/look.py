@@ -16,9 +16,10 @@ from pruning.cli.console import Console, Outcome, facts, table, text_of
 from pruning.errors import PruningError
 from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
+from pruning.models.sources import DENOISER_FOLDERS
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
-from pruning.settings import KINDS, knobs_of, type_words
+from pruning.settings import knobs_of, type_words
 from pruning.stages.folder import RunFolder
 from pruning.stages.summary import measured, summary_of
 from pruning.store import OWNER, STORE, Store, changes
@@ -29,7 +30,7 @@ def show(arguments: argparse.Namespace, console: Console) -> Outcome:
     path = Path(arguments.target).expanduser()
     if (path / OWNER).is_file():
         return _show_run(path)
-    for folder in (path, path / "unet", path / "transformer"):
+    for folder in (path, *(path / name for name in DENOISER_FOLDERS)):
         if (folder / "config.json").is_file():
             return _show_checkpoint(folder)
     if path.is_dir():
@@ -137,7 +138,7 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Outcome:
     listings: dict[str, Callable[[], Listing]] = {
         "recipes": _recipes,
         "criteria": lambda: _meanings(names_of("criterion")),
-        "kinds": lambda: _meanings(KINDS),
+        "kinds": lambda: _meanings(names_of("group kind")),
         "metrics": _metrics,
         "results": lambda: _results(folder),
         "runs": lambda: _runs(folder or Path("runs")),

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pruning.cli.console import count, table, text_of
+from pruning.cli.console import count, facts, table, text_of
 from pruning.files import size
 from pruning.stages.folder import RunFolder
 from pruning.stages.summary import summary_of
@@ -47,38 +47,69 @@ def subjects(metrics: dict[str, dict[str, Any]]) -> Table:
 def dry_run(found: dict[str, Any]) -> list[Table]:
     """Return what may be cut by kind, and the size to be had."""
     plan = found["plan"]
-    kinds = [
-        (
-            row["kind"],
-            row["groups"],
-            f"{row['units']:,}",
-            f"{row['removed']:,}",
-            f"{100 * row['params_share']:.1f} %",
-            f"{100 * row['macs_share']:.1f} %",
-        )
-        for row in found["kinds"]
-    ]
     how = "by the scores of this run" if found["basis"] == "scores" else "at a uniform ratio"
-    budget = table(
-        ("kind", "groups", "units", "would go", "has of all parameters", "of all MACs"),
-        kinds,
-        title=f"\n{found['class']} {found['model']}: what may be cut, and how many units would go {how}",
-    )
-    sizes = [
-        (name, show(found[key]), show(plan[key]), f"{100 * plan[ratio]:.1f} %")
-        for name, key, show, ratio in (
-            ("parameters", "params", count, "params_ratio"),
-            ("MACs", "macs", count, "macs_ratio"),
-            ("file", "bytes", size, "params_ratio"),
-        )
-    ]
-    title = f"\nasked: {plan['asked']}" + ("" if plan["hit"] else " (not hit; this is the nearest)")
+    title = f"\n{found['class']} {found['model']}: what may be cut, and how many units would go {how}"
     groups = [(cut["group"], cut["total"], cut["kept"]) for cut in found["groups"]]
     return [
         table(("group", "units", "would stay"), groups),
-        budget,
-        table(("", "dense", "slim", "left"), sizes, title),
+        _kinds(found["kinds"], title),
+        _dense_and_slim(found, plan, {"file": (found["bytes"], plan["bytes"])}),
     ]
+
+
+def outlook(found: dict[str, Any]) -> list[Table]:
+    """Return what a model is at the input that it was made for, what may be cut, and the size to be had."""
+    plan, assumed = found["plan"], found["input"]
+    about = {
+        "class": found["class"],
+        "input": None if assumed is None else f"1 sample: {assumed}",
+        "parameters": f"{found['params']:,}",
+        "MACs": None if found["macs"] is None else f"{found['macs']:,} for one call",
+    }
+    free = 1 - sum(row["params_share"] for row in found["kinds"] if row["kind"] != "blocks")
+    but = " but blocks" if any(row["kind"] == "blocks" for row in found["kinds"]) else ""
+    caption = f"{percent(free)} of the parameters are in no group{but}"
+    files = {
+        f"file, {name}": (size, plan and plan["bytes"][name])
+        for name, size in found["bytes"].items()
+        if name != "float16"
+    }
+    title = "\nwhat may be cut" + (", and how much would go at a uniform ratio" if plan else "")
+    drawn = [facts(about), _kinds(found["kinds"], title, caption=caption, planned=plan is not None)]
+    if plan:
+        return [*drawn, _dense_and_slim(found, plan, files)]
+    return [
+        *drawn,
+        table(("", "dense"), [(name, size(dense)) for name, (dense, _) in files.items()], title=""),
+    ]
+
+
+def _kinds(
+    rows: list[dict[str, Any]], title: str, *, caption: str | None = None, planned: bool = True
+) -> Table:
+    """Return one row per kind of group; with what goes of it, if anything is planned."""
+    shown = {
+        "kind": [row["kind"] for row in rows],
+        "groups": [row["groups"] for row in rows],
+        "units": [f"{row['units']:,}" for row in rows],
+        "of params": [percent(row["params_share"]) for row in rows],
+        "of MACs": [percent(row["macs_share"]) for row in rows],
+    }
+    if planned:
+        shown["would go"] = [f"{row['removed']:,}" for row in rows]
+        if any(row["asked_ratio"] is not None for row in rows):
+            shown["asked"] = [percent(row["asked_ratio"]) for row in rows]
+        shown["got"] = [percent(row["got_ratio"]) for row in rows]
+    return table(tuple(shown), list(zip(*shown.values(), strict=True)), title, caption)
+
+
+def _dense_and_slim(found: dict[str, Any], plan: dict[str, Any], files: dict[str, tuple[int, int]]) -> Table:
+    """Return parameters, MACs and sizes of files (by name: dense, slim), dense and under the plan."""
+    rows = [("parameters", count(found["params"]), count(plan["params"]), percent(plan["params_ratio"]))]
+    rows.append(("MACs", count(found["macs"]), count(plan["macs"]), percent(plan["macs_ratio"])))
+    rows += [(name, size(dense), size(slim), percent(slim / dense)) for name, (dense, slim) in files.items()]
+    title = f"\nasked: {plan['asked']}" + ("" if plan["hit"] else " (not hit; this is the nearest)")
+    return table(("", "dense", "slim", "left"), rows, title)
 
 
 def comparison(runs: list[Path]) -> Table:
@@ -103,3 +134,8 @@ def figures(run: Path) -> tuple[str, ...]:
 def speedup(value: float | None) -> str:
     """Return how many times as fast a model is."""
     return "–" if value is None else f"{value:.2f} ×"
+
+
+def percent(value: float | None) -> str:
+    """Return a share in per cent."""
+    return "–" if value is None else f"{100 * value:.1f} %"

@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.files import read_json
-from pruning.models.loading import DENOISER_FOLDERS
+from pruning.models.sources import DENOISER_FOLDERS
 from pruning.models.weights import CONVERT, PICKLES, only_pickled
 
 INDEX = "model_index.json"

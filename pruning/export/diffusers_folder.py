@@ -13,7 +13,7 @@ from pruning.errors import PruningError
 from pruning.export.base import ExportRequest, exporter
 from pruning.export.card import model_card
 from pruning.export.components import SCHEDULER, check_components, copy_components, denoiser_folder
-from pruning.models.families import example_call
+from pruning.models.native import example_call
 
 OUTPUT_ERROR = {torch.float32: 1e-5, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest relative error of the outputs, ||written - model|| / ||model||, by the type of the written weights."""

@@ -5,9 +5,9 @@ It works on the meta device, needs no example input and no forward pass. A new k
 here with a function decorated by `handler`.
 """
 
-from pruning.groups.base import HANDLERS, discover, find_groups, handler
+from pruning.groups.base import HANDLERS, KINDS, discover, find_groups, handler, kind
 from pruning.registry import import_submodules
 
 import_submodules(__name__, __path__)
 
-__all__ = ["HANDLERS", "discover", "find_groups", "handler"]
+__all__ = ["HANDLERS", "KINDS", "discover", "find_groups", "handler", "kind"]

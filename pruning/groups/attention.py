@@ -17,13 +17,15 @@ from typing import Any
 
 from torch import nn
 
-from pruning.groups.base import columns, handler, recorded, rows
+from pruning.groups.base import columns, handler, kind, recorded, rows
 from pruning.groups.words import in_list, is_norm, words
 from pruning.types import ModuleAttribute, NarrowedInput, ParamSlice, PrunableGroup
 
+ATTENTION_HEADS = kind("attention_heads", "Heads of attention layers.")
+
 QUERY, KEY, VALUE = {"q", "query"}, {"k", "key"}, {"v", "value"}
 FUSED = {"qkv", "kv"}
-GATE = {"gate", "g"}
+GATE = {"gate", "g", "bias"}
 OUT = {"out", "o", "proj"}
 
 HEADS = ("heads", "num_heads", "num_attention_heads", "n_heads")
@@ -32,13 +34,16 @@ QUERY_WIDTHS = ("inner_dim", "channels")
 KEY_WIDTHS = ("inner_kv_dim", "kv_inner_dim")
 SLICED = ("sliceable_head_dim",)
 
-RIGID = {
-    **dict.fromkeys(
-        ("AttnAddedKVProcessor", "AttnAddedKVProcessor2_0", "XFormersAttnAddedKVProcessor"),
-        "its processor reshapes the heads to the width of the residual stream",
+RIGID = dict.fromkeys(
+    (
+        "AttnAddedKVProcessor",
+        "AttnAddedKVProcessor2_0",
+        "XFormersAttnAddedKVProcessor",
+        "RFD4ProteinaPairAttnProcessor",
+        "SanaWMCrossAttnProcessor",
     ),
-    "SanaWMCrossAttnProcessor": "its processor reshapes the heads to the width of the residual stream",
-}
+    "its processor reshapes the heads to the width of the residual stream",
+)
 """Processors under which heads cannot go, and why."""
 
 ONE_STREAM = {
@@ -72,7 +77,8 @@ class Parts:
     """What an attention module is made of, by role: paths below the module, and the layers.
 
     Attributes:
-        unknown: Layers with parameters whose role is not known.
+        scales: Parameters with a number for each head, or one for all.
+        unknown: Parameters, and layers with parameters, whose role is not known.
     """
 
     queries: dict[str, nn.Linear] = field(default_factory=dict)
@@ -81,13 +87,18 @@ class Parts:
     gates: dict[str, nn.Linear] = field(default_factory=dict)
     outs: dict[str, nn.Linear] = field(default_factory=dict)
     norms: dict[str, nn.Module] = field(default_factory=dict)
+    scales: dict[str, nn.Parameter] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, module: nn.Module) -> Parts:
         """Sort the children of `module`."""
         parts = cls()
-        parts.unknown += [name for name, _ in module.named_parameters(recurse=False)]
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 1 and words(name) & (QUERY | KEY | VALUE):
+                parts.scales[name] = parameter
+            else:
+                parts.unknown.append(name)
         for name, child in module.named_children():
             if name == "processor" or (next(child.parameters(), None) is None and not is_norm(child)):
                 continue
@@ -124,7 +135,7 @@ def _unwrapped(name: str, child: nn.Module) -> tuple[str, nn.Module]:
     return name, child
 
 
-@handler("attention")
+@handler("attention", ATTENTION_HEADS)
 def attention_heads(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the head group of an attention module with at least two heads."""
     found = _read(path, module, model)
@@ -195,7 +206,7 @@ def _read(path: str, module: nn.Module, model: nn.Module) -> PrunableGroup | str
     return PrunableGroup(
         name=f"{path}:attention_heads",
         module=path,
-        kind="attention_heads",
+        kind=ATTENTION_HEADS,
         num_units=sizes.units,
         unit_size=sizes.per_unit * sizes.head_dim,
         produced_by=tuple(produced),
@@ -214,10 +225,7 @@ def _reader(
         return f"its heads are those of {lone!r}" if lone else ("", _below(path, parts.outs))
     block = path.rpartition(".")[0]
     around = model.get_submodule(block)
-    for (
-        name,
-        child,
-    ) in around.named_children():  # one layer reads the heads and the hidden channels of the block
+    for name, child in around.named_children():  # one layer reads the heads, and hidden channels after them
         if isinstance(child, nn.Linear) and words(name) & OUT and words(name) & {"out"}:
             return "", {f"{block}.{name}": child}
     if (beside := _beside(path, model)) and isinstance(getattr(around, "gate", None), nn.Parameter):
@@ -277,12 +285,15 @@ def _fault(module: nn.Module, parts: Parts, sizes: _Sizes) -> str:
     if getattr(module, "fused_projections", False):
         return "its projections are fused; call unfuse_qkv_projections() first"
     if parts.unknown:
-        return f"the role of {parts.unknown[0]!r} is not known"
+        return f"what {parts.unknown[0]!r} does to the heads is not known"
     for name, layer in [*parts.queries.items(), *parts.fused.items()]:
         if layer.out_features % sizes.width:
             return f"{name!r} has {layer.out_features} rows, no multiple of {sizes.width}"
     if parts.fused and sizes.key_heads != sizes.heads:
         return "its fused projection has fewer key than query heads"
+    for name, scale in parts.scales.items():
+        if len(scale) not in (1, sizes.heads if words(name) & QUERY else sizes.key_heads):
+            return f"{name!r} has {len(scale)} numbers, which are not one for each head"
     for name, layer in parts.gates.items():
         if layer.out_features not in (sizes.width, sizes.heads):
             return f"{name!r} has {layer.out_features} rows, which are neither of heads nor of their channels"
@@ -308,6 +319,10 @@ def _cut(
     for name, layer in parts.gates.items():
         size = unit if layer.out_features == sizes.width else sizes.per_unit
         produced += rows_of(name, layer, layer.out_features, size)
+    for name, scale in parts.scales.items():
+        query = bool(words(name) & QUERY)
+        if len(scale) > 1 and (query or not one_key):
+            produced.append(ParamSlice(f"{path}.{name}", 0, sizes.per_unit if query else 1))
     for name, norm in parts.norms.items():
         query = bool(words(name) & QUERY)
         if _norm_width(norm) != (sizes.width if query else key_width) or (one_key and not query):

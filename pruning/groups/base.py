@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.registry import Registry
-from pruning.settings import KINDS
+from pruning.registry import Registry, names_of, unknown
 from pruning.types import PRUNING_KEY, ParamSlice, PrunableGroup, config_of
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[str, nn.Module, nn.Module], Iterable[PrunableGroup]]
+Find = Callable[[str, nn.Module, nn.Module], Iterable[PrunableGroup]]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function ``(path, module, model) -> groups that this module owns``, and the kinds of groups it may find."""
+
+    find: Find
+    kinds: frozenset[str]
+
 
 HANDLERS: Registry[Handler] = Registry("group handler")
 
+KINDS: Registry[str] = Registry("group kind")
+"""What the units of each kind of group are, in words."""
 
-def handler(name: str) -> Callable[[Handler], Handler]:
-    """Register a handler: ``(path, module, model) -> groups that this module owns`` (often none)."""
-    return HANDLERS.register(name)
+
+def kind(name: str, words: str) -> str:
+    """Register a kind of group, and return its name; `words` say what its units are."""
+    return KINDS.register(name)(words) and name
+
+
+def handler(name: str, *kinds: str) -> Callable[[Find], Find]:
+    """Register a function ``(path, module, model) -> groups that this module owns`` (often none), of these kinds."""
+
+    def decorate(find: Find) -> Find:
+        HANDLERS.register(name)(Handler(find, frozenset(kinds)))
+        return find
+
+    return decorate
 
 
 def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) -> list[PrunableGroup]:
@@ -30,7 +52,7 @@ def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) ->
 
     Args:
         model: A diffusers denoiser, on any device (the meta device too).
-        kinds: Restrict to this kind, or these; None for all of `pruning.settings.KINDS`.
+        kinds: Restrict to this kind, or these; None for all.
 
     Returns:
         Groups of two units or more, and blocks (one unit each).
@@ -38,27 +60,29 @@ def find_groups(model: nn.Module, kinds: str | Collection[str] | None = None) ->
     Raises:
         PruningError: For an unknown kind or none, or if nothing can be removed.
     """
-    wanted = (kinds,) if isinstance(kinds, str) else tuple(KINDS if kinds is None else kinds)
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(names_of("group kind") if kinds is None else kinds)
     if not wanted:
         raise PruningError(f"kinds is empty; name at least one of {', '.join(KINDS)}, or None for all")
-    unknown = [kind for kind in wanted if kind not in KINDS]
-    if unknown:
-        raise PruningError(f"unknown group kind {unknown[0]!r}; valid: {', '.join(KINDS)}")
+    for name in wanted:
+        if name not in KINDS:
+            raise PruningError(unknown("group kind", name, KINDS))
     name = type(model).__name__
     if not type(model).__module__.startswith("diffusers."):
         logger.warning("%s is not a class of diffusers; nothing of it was tested, so check the result", name)
-    groups = [group for group in discover(model) if group.kind in wanted]
+    groups = list(discover(model, wanted))
     if not groups:
         raise PruningError(f"{name} has no prunable groups of kind {', '.join(wanted)}")
     return groups
 
 
-def discover(model: nn.Module) -> Iterator[PrunableGroup]:
-    """Yield every group of `model` in module order; nothing is an answer too."""
-    handlers = HANDLERS.items()
+def discover(model: nn.Module, kinds: Collection[str] | None = None) -> Iterator[PrunableGroup]:
+    """Yield every group of `model`, of these kinds or all, in module order; nothing is an answer too."""
+    asked = [one for _, one in HANDLERS.items() if kinds is None or one.kinds & {*kinds}]
     for path, module in model.named_modules():
-        for _, find in handlers:
-            yield from find(path, module, model)
+        for one in asked:
+            yield from (
+                group for group in one.find(path, module, model) if kinds is None or group.kind in kinds
+            )
 
 
 def recorded(model: nn.Module, path: str) -> Mapping[str, Any]:

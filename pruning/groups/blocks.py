@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from pruning.groups.base import handler
+from pruning.groups.base import handler, kind
 from pruning.groups.reading.callers import Callers, arguments_of, callers_in, enclosing
 from pruning.groups.reading.counts import config_field
 from pruning.groups.reading.residual import first_channels, residual
@@ -40,14 +40,17 @@ class Blocks:
     why_not: dict[str, str]
 
 
-@handler("blocks")
+BLOCKS = kind("blocks", "Whole residual blocks, which become the identity.")
+
+
+@handler("blocks", BLOCKS)
 def blocks(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield `module` itself if it is a residual block that can become the identity."""
     if not path or model not in _FOUND:
         _FOUND[model] = blocks_of(model)
     removal = _FOUND[model].removals.get(path)
     if removal is not None:
-        yield PrunableGroup(f"{path}:blocks", path, "blocks", num_units=1, unit_size=1, removal=removal)
+        yield PrunableGroup(f"{path}:blocks", path, BLOCKS, num_units=1, unit_size=1, removal=removal)
 
 
 def blocks_of(model: nn.Module) -> Blocks:
@@ -114,9 +117,9 @@ def _shown(path: str, model: nn.Module, callers: Callers) -> tuple[str, ...] | s
         for reader, names in readers.items():
             if path in enclosing(reader):
                 continue
-            for name, kind in names.items():
+            for name, how in names.items():
                 called = any(who == reader for who, _ in callers.calls.get(f"{read}.{name}", ()))
-                if kind == "inner" or called:
+                if how == "inner" or called:
                     return f"{type(model.get_submodule(reader)).__name__} reads {name!r} of {read}"
                 shown.append(f"{read}.{name}"[len(path) + 1 :])
     return tuple(sorted(set(shown)))

@@ -14,9 +14,11 @@ from typing import cast
 
 from torch import nn
 
-from pruning.groups.base import all_rows, columns, handler
+from pruning.groups.base import all_rows, columns, handler, kind
 from pruning.groups.words import in_list, is_norm, layer_at
 from pruning.types import ParamSlice, PrunableGroup
+
+FFN_CHANNELS = kind("ffn_channels", "Hidden channels of feed-forward layers.")
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -62,7 +64,7 @@ SPELLINGS = (
 )
 
 
-@handler("feed_forward")
+@handler("feed_forward", FFN_CHANNELS)
 def ffn_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the hidden channels of a feed-forward layer that is part of a list of blocks."""
     if not in_list(path):
@@ -118,7 +120,7 @@ def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | 
     return PrunableGroup(
         name=f"{path}:ffn_channels",
         module=path,
-        kind="ffn_channels",
+        kind=FFN_CHANNELS,
         num_units=channels,
         unit_size=1,
         produced_by=tuple(produced),

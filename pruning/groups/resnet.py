@@ -15,9 +15,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from pruning.groups.base import all_rows, columns, handler, recorded, rows
+from pruning.groups.base import all_rows, columns, handler, kind, recorded, rows
 from pruning.groups.words import layer_at
 from pruning.types import ModuleAttribute, PrunableGroup
+
+RESNET_CHANNELS = kind("resnet_channels", "Inner channels of ResNet blocks, in whole norm groups.")
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -61,13 +63,13 @@ RESAMPLERS = ("down_sample", "up_sample")
 """What Kandinsky 3 puts after the convolution that makes channels, or before the one that reads them."""
 
 
-@handler("resnet")
+@handler("resnet", RESNET_CHANNELS)
 def resnet_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the inner channels of a ResNet block."""
     found = [group for width in WIDTHS if (group := _group(path, module, model, width))]
     for index, group in enumerate(found):
         name = f"{path}:resnet_channels" + (f".{index + 1}" if len(found) > 1 else "")
-        yield PrunableGroup(name=name, module=path, kind="resnet_channels", **group)
+        yield PrunableGroup(name=name, module=path, kind=RESNET_CHANNELS, **group)
 
 
 def _group(path: str, module: nn.Module, model: nn.Module, width: Width) -> dict[str, Any] | None:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from pruning.groups.attention import ATTENTION_HEADS
 from pruning.groups.base import all_rows, columns, handler, rows
+from pruning.groups.feed_forward import FFN_CHANNELS
 from pruning.groups.words import layer_at
 from pruning.types import ModuleAttribute, PrunableGroup
 
@@ -18,7 +20,7 @@ SIZES = ("mlp_hidden_dim", "mlp_dim")
 """Attributes under which such blocks keep the number of hidden channels."""
 
 
-@handler("single_stream")
+@handler("single_stream", FFN_CHANNELS)
 def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield the hidden channels of a block whose ``proj_out`` reads the heads first."""
     up, down = getattr(module, "proj_mlp", None), getattr(module, "proj_out", None)
@@ -34,7 +36,7 @@ def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> It
     yield PrunableGroup(
         name=f"{path}:ffn_channels",
         module=path,
-        kind="ffn_channels",
+        kind=FFN_CHANNELS,
         num_units=channels,
         unit_size=1,
         produced_by=tuple(all_rows(f"{path}.proj_mlp", up, channels)),
@@ -45,7 +47,7 @@ def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> It
     )
 
 
-@handler("parallel_attention")
+@handler("parallel_attention", ATTENTION_HEADS, FFN_CHANNELS)
 def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
     """Yield heads and hidden channels of an attention module that is a whole single-stream block."""
     first, last = getattr(module, "to_qkv_mlp_proj", None), getattr(module, "to_out", None)
@@ -60,7 +62,7 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
         yield PrunableGroup(
             name=f"{path}:attention_heads",
             module=path,
-            kind="attention_heads",
+            kind=ATTENTION_HEADS,
             num_units=heads,
             unit_size=size,
             produced_by=tuple(
@@ -75,7 +77,7 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
         yield PrunableGroup(
             name=f"{path}:ffn_channels",
             module=path,
-            kind="ffn_channels",
+            kind=FFN_CHANNELS,
             num_units=hidden,
             unit_size=1,
             produced_by=tuple(

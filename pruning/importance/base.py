@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pruning.calibration import view
 from pruning.errors import PruningError
-from pruning.importance.moments import Weights
+from pruning.importance.moments import Weights, no_rows
 from pruning.registry import Registry
 from pruning.settings import WEIGHTINGS
 from pruning.types import CalibrationStats, PrunableGroup, Scores
@@ -178,7 +178,21 @@ def score_group(
     """
     entry = _criterion_for(criterion, group.kind)
     judged = [group] if entry.whole or not group.consumed_by else group.consumers
-    found = [entry.fn(one, weights, stats.of(one), generator).to("cpu", torch.float64) for one in judged]
+    found, unreached = [], []
+    for one in judged:
+        own = stats.of(one)
+        if entry.needs and no_rows(one, own):
+            unreached.append(one.read_by.path)
+            found.append(torch.zeros(group.num_units, dtype=torch.float64))
+        else:
+            found.append(entry.fn(one, weights, own, generator).to("cpu", torch.float64))
+    if unreached:
+        logger.warning(
+            "group %s: no row of the calibration reached %s, where its units score 0; calibrate on other or more "
+            "samples, or leave the group out",
+            group.name,
+            ", ".join(unreached[:3]) + (", …" if len(unreached) > 3 else ""),
+        )
     return torch.stack(found).sum(0)
 
 

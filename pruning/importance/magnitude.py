@@ -50,7 +50,7 @@ def _unit_sq_norms(weight: Tensor, where: ParamSlice, units: int) -> Tensor:
         norms = torch.linalg.vector_norm(part, dim=others, dtype=dtype) if others else part.abs()
         squares = norms.to("cpu", torch.float64).square()
     else:
-        squares = _column_squares(part.flatten(1), dtype).cpu()
+        squares = _column_squares(part.transpose(1, where.dim).flatten(1), dtype).cpu()
     return squares.unflatten(0, (units, -1)).sum(1)
 
 

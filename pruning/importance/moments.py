@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
-from pruning.types import CalibrationStats, PrunableGroup
+from pruning.types import CalibrationStats, PrunableGroup, matrix_of, parameter_path
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,15 @@ Weights = Mapping[str, Tensor]
 
 
 def parameter(weights: Weights, path: str, group: PrunableGroup) -> Tensor:
-    """Return the parameter at `path`, or raise PruningError naming it and the group."""
-    if path not in weights:
+    """Return the parameter at `path`, or one matrix of it; if it is absent, a PruningError names it and the group."""
+    if path in weights:
+        return weights[path].detach()
+    whole = parameter_path(path)
+    if whole not in weights:
         raise PruningError(
-            f"group {group.name!r}: parameter {path!r} is not among the weights; pass all of them"
+            f"group {group.name!r}: parameter {whole!r} is not among the weights; pass all of them"
         )
-    return weights[path].detach()
+    return matrix_of(weights[whole].detach(), path)
 
 
 def consumer_columns(group: PrunableGroup, weights: Weights) -> Tensor:
@@ -80,6 +83,15 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
             "asks, calibrate this model anew"
         )
     return value.to("cpu", torch.float64) / rows
+
+
+def no_rows(group: PrunableGroup, stats: CalibrationStats) -> bool:
+    """Tell whether calibration looked at the consumer's rows and saw none (an expert without tokens)."""
+    if not (stats.has(group.name, "row_weight") and stats.has(group.name, "samples")):
+        return False
+    if not bool(stats.get(group.name, "samples").any()):
+        return False
+    return not bool(stats.get(group.name, "row_weight").any())
 
 
 def _unfolded(group: PrunableGroup, asked: tuple[int, ...], found: tuple[int, ...]) -> str:

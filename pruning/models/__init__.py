@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from pruning.models.families import autoencoder_of as autoencoder_of
     from pruning.models.families import denoise as denoise
     from pruning.models.families import denoiser_call as denoiser_call
-    from pruning.models.families import example_call as example_call
     from pruning.models.families import has_open_null_class as has_open_null_class
     from pruning.models.families import null_class as null_class
     from pruning.models.families import num_classes as num_classes
@@ -23,6 +22,10 @@ if TYPE_CHECKING:
     from pruning.models.loading import load_meta_denoiser as load_meta_denoiser
     from pruning.models.loading import load_pipeline as load_pipeline
     from pruning.models.loading import load_scheduler as load_scheduler
+    from pruning.models.native import Native as Native
+    from pruning.models.native import example_call as example_call
+    from pruning.models.native import has_native_input as has_native_input
+    from pruning.models.native import native_input as native_input
     from pruning.models.sources import bundled as bundled
     from pruning.models.sources import resolve_source as resolve_source
 

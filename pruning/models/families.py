@@ -30,8 +30,14 @@ class Draw:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int) -> Tensor:
-        """Return a standard normal draw of shape ``(B, *shape)``."""
+        """Return a standard normal draw of shape ``(B, *shape)``; on the meta device nothing is drawn."""
+        if self.device.type == "meta":  # a video is a hundred megabytes
+            return torch.empty(self.batch_size, *shape, device=self.device, dtype=self.dtype)
         return torch.randn(self.batch_size, *shape, generator=self.generator).to(self.device, self.dtype)
+
+    def uniform(self) -> Tensor:
+        """Return a draw from (0, 1) a sample, shape ``(B,)``."""
+        return torch.rand(self.batch_size, generator=self.generator).to(self.device, self.dtype)
 
     def integers(self, high: int) -> Tensor:
         """Return int64 draws below `high`, shape ``(B,)``."""
@@ -142,22 +148,6 @@ def denoise(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
     return out[:, :channels] if out.shape[1] == 2 * channels else out
 
 
-def example_call(model: nn.Module, batch_size: int = 1) -> dict[str, Any]:
-    """Return plausible arguments for one call of the denoiser, for tracing cost and measuring latency.
-
-    Args:
-        model: Any registered denoiser; the tensors are of its type and on its device, which may be ``meta``.
-        batch_size: B.
-
-    Raises:
-        PruningError: For an unknown class, or a config that leaves the sample size open.
-    """
-    family, first = family_of(model), next(model.parameters())
-    draw = Draw(batch_size, first.device, first.dtype)
-    sample, timestep = draw.normal(*sample_shape(model)), draw.integers(1000)
-    return denoiser_call(model, sample, timestep, family.conditioning(model, draw))
-
-
 def _class_labels(model: Any, draw: Draw) -> dict[str, Any]:
     """Return example ``class_labels`` for the UNets, by ``class_embed_type``; nothing if the model takes none."""
     config = model.config
@@ -203,9 +193,13 @@ def _text_conditioning(model: Any, draw: Draw) -> dict[str, Any]:
     """Return example arguments of UNet2DConditionModel but sample and timestep."""
     config = model.config
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
-    if not isinstance(width, int):
-        width = width[0]
-    call: dict[str, Any] = {"encoder_hidden_states": draw.normal(TEXT_TOKENS, width)}
+    call: dict[str, Any] = {"encoder_hidden_states": None}
+    if isinstance(width, int):
+        call["encoder_hidden_states"] = draw.normal(TEXT_TOKENS, width)
+    elif list(width) != list(
+        config["block_out_channels"]
+    ):  # else there is no text: all is self-attention (AudioLDM)
+        call["encoder_hidden_states"] = draw.normal(TEXT_TOKENS, width[0])
     call |= _class_labels(model, draw)
     if added := _added_conditions(model, draw):
         call["added_cond_kwargs"] = added

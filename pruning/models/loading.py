@@ -14,12 +14,10 @@ from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.models.hub import MEND, fetch_json
 from pruning.models.schedulers import build_scheduler
-from pruning.models.sources import resolve_source
+from pruning.models.sources import DENOISER_FOLDERS, resolve_source
 from pruning.models.weights import weight_names, weights_fault
 
 logger = logging.getLogger(__name__)
-
-DENOISER_FOLDERS = ("unet", "transformer")
 
 
 def load_denoiser(

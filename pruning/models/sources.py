@@ -14,6 +14,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?$")
 
 
+DENOISER_FOLDERS = ("unet", "transformer")
+"""Folders of a pipeline that hold its denoiser."""
+
+
 def bundled_root() -> Path:
     """Return the folder of the bundled recipes: inside an installed wheel, else beside the package."""
     inside = _PACKAGE / "recipes"

@@ -7,7 +7,7 @@ from pruning.settings.section import knobs_of as knobs_of
 from pruning.settings.section import type_words as type_words
 from pruning.settings.sections import COMPENSATIONS as COMPENSATIONS
 from pruning.settings.sections import DIGITS as DIGITS
-from pruning.settings.sections import KINDS as KINDS
+from pruning.settings.sections import DTYPES as DTYPES
 from pruning.settings.sections import WEIGHTINGS as WEIGHTINGS
 from pruning.settings.sections import Calibrate as Calibrate
 from pruning.settings.sections import Data as Data

@@ -17,13 +17,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, dataclass_transform
 
-from pruning.errors import PruningError, shown
+from pruning.errors import PruningError, is_unicode, shown
 
 T = TypeVar("T")
 
@@ -173,6 +172,6 @@ def _fault(value: Any, rules: tuple[Rule, ...]) -> str | None:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} must be a finite number"
-    if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):
+    if isinstance(value, str) and not is_unicode(value):
         return f"{shown(value)} cannot be written as UTF-8; type it anew"
     return next((text for rule in rules if (text := rule(value))), None)

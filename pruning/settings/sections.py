@@ -9,13 +9,6 @@ from pruning.settings.section import Problem, Section, knob, section
 
 DIGITS = "digits"
 """The source of data that is embedded."""
-KINDS = {
-    "attention_heads": "Heads of attention layers.",
-    "ffn_channels": "Hidden channels of feed-forward layers.",
-    "resnet_channels": "Inner channels of ResNet blocks, in whole norm groups.",
-    "blocks": "Whole residual blocks, which become the identity.",
-}
-"""Kinds of groups, and what each of them is."""
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTINGS = ("off", "on", "permuted", "influence", "influence_permuted", "guided")
 COMPENSATIONS = ("none", "fold", "least_squares")
@@ -220,8 +213,8 @@ class Prune(Section):
 
     kinds: list[str] = knob(
         ["attention_heads", "ffn_channels", "resnet_channels"],
-        "Kinds of groups that may be cut.",
-        one_of(*KINDS),
+        "Kinds of groups that may be cut; ``sinkprune ls kinds`` lists them.",
+        registered("group kind"),
     )
     target: Target = knob(Target, "How slim.")
     scope: str = knob(

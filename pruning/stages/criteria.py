@@ -13,7 +13,7 @@ from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.moments import Weights
 from pruning.stages.planning import cuts_of, hushed, make_plan
 from pruning.stages.run import Run
-from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, matrix_of, parameter_path
 
 GREEDY = "input_moment"
 """Who reads this P x P statistic removes units one by one and solves for what stays, which takes P^3 steps."""
@@ -100,4 +100,8 @@ def reason_against(
 def _width(group: PrunableGroup, weights: Weights) -> int:
     """Return P, the columns of the weight of the group's one consumer, convolutions unfolded."""
     part = group.read_by
-    return group.num_units * part.unit_size * weights[part.path].shape[2:].numel()
+    return (
+        group.num_units
+        * part.unit_size
+        * matrix_of(weights[parameter_path(part.path)], part.path).shape[2:].numel()
+    )

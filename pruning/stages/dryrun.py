@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-
 from pruning.errors import PruningError
 from pruning.stages.caveats import caveats
-from pruning.stages.planning import by_kind, cuts_of, make_plan, plan_figures
+from pruning.stages.outlook import kinds_of, sizes
+from pruning.stages.planning import cuts_of, make_plan, plan_figures
 from pruning.stages.preflight import look_ahead
 from pruning.stages.run import Run
 from pruning.stages.runner import due
@@ -36,16 +35,16 @@ def dry_run(run: Run) -> dict[str, Any]:
     cuts = cuts_of(plan, run.groups)
     for text in (*look_ahead(run), *caveats(run)):
         logger.warning("%s", text)
-    size = getattr(torch, run.recipe.export.dtype).itemsize
     figures = plan_figures(plan, run.groups)
+    gone, dtype = run.cost.params() - figures["params"], run.recipe.export.dtype
     return {
         "model": run.recipe.model.source,
         "class": type(run.meta).__name__,
         "params": run.cost.params(),
         "macs": run.cost.macs(),
-        "bytes": size * run.cost.params(),
-        "kinds": _kinds(run, cuts),
-        "plan": {**figures, "bytes": size * figures["params"]},
+        "bytes": sizes(run.meta)[dtype],
+        "kinds": kinds_of(run.cost, cuts),
+        "plan": {**figures, "bytes": sizes(run.meta, gone=gone)[dtype]},
         "basis": "scores" if scored else "uniform",
         "groups": cuts,
     }
@@ -58,19 +57,3 @@ def _has_scores(run: Run) -> bool:
         return not due(run, ("calibrate", "score"), touch=False)
     except PruningError:
         return False
-
-
-def _kinds(run: Run, cuts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per kind: how much of the model it is, and how much of it goes."""
-    params, macs = run.cost.unit_costs("params"), run.cost.unit_costs("macs")
-    return [
-        {
-            "kind": kind,
-            "groups": len(own),
-            "units": sum(cut["total"] for cut in own),
-            "removed": sum(cut["total"] - cut["kept"] for cut in own),
-            "params_share": sum(params[cut["group"]] * cut["total"] for cut in own) / run.cost.params(),
-            "macs_share": sum(macs[cut["group"]] * cut["total"] for cut in own) / run.cost.macs(),
-        }
-        for kind, own in by_kind(cuts).items()
-    ]

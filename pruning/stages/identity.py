@@ -9,7 +9,7 @@ from typing import Any
 from pruning.data.identity import data_fingerprint
 from pruning.files import read_json
 from pruning.models import resolve_source
-from pruning.models.loading import DENOISER_FOLDERS
+from pruning.models.sources import DENOISER_FOLDERS
 from pruning.recipe import Recipe
 from pruning.store import Hashes, hash_of
 

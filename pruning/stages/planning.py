@@ -46,14 +46,14 @@ def make_plan(run: Run, scores: Scores | None) -> PruningPlan:
 
 
 def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:
-    """Return what was asked, what was got, and how much goes of each kind."""
+    """Return what was asked, what was got, and how much goes of each kind; MACs are None where they are not known."""
     macs, params = plan.meta["macs"], plan.meta["params"]
     return {
         "asked": plan.meta["asked"],
         "hit": plan.meta["hit"],
-        "macs_ratio": macs["plan"] / macs["dense"],
+        "macs_ratio": macs["plan"] / macs["dense"] if macs["dense"] else None,
         "params_ratio": params["plan"] / params["dense"],
-        "macs": macs["plan"],
+        "macs": macs["plan"] if macs["dense"] else None,
         "params": params["plan"],
         "removed": {
             kind: f"{sum(cut['total'] - cut['kept'] for cut in cuts)} of {sum(cut['total'] for cut in cuts)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from pruning.data import ImageData, takes_text
 from pruning.errors import PruningError
 from pruning.models import num_classes
-from pruning.models.loading import DENOISER_FOLDERS
+from pruning.models.sources import DENOISER_FOLDERS
 from pruning.sampling import sample, sample_pipeline, scheduler_named
 from pruning.settings import Calibrate, Evaluate
 from pruning.stages.run import Run

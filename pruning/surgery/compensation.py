@@ -11,7 +11,8 @@ weightings rank units, they do not say which error counts.
 
 A folded convolution takes the mean over its unfolded columns, zero padding included, so at the borders the fold is
 right on average only. A group that several modules read (joint attention) is compensated in each of them, with that
-one's own moments.
+one's own moments. The matrices of a stack (experts) have no bias: least squares goes about zero there instead of about
+the mean, ``dW = W_R H_RK (H_KK + lambda mean(diag H_KK) I)^-1``, and folding changes nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pruning.importance.moments import (
     consumer_columns,
     consumer_slice,
     covariance,
+    no_rows,
     per_row,
     ridge_cholesky,
     rounding_floor,
@@ -36,7 +38,7 @@ from pruning.registry import unknown
 from pruning.settings import COMPENSATIONS
 from pruning.surgery.check import check_plan
 from pruning.surgery.mask import silence
-from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
+from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, matrix_of, parameter_path
 
 NEEDS = {
     "none": frozenset[str](),
@@ -130,8 +132,10 @@ def _check(
             f"compensation {method!r} of group {group.name!r} needs the statistic {missing[0]!r}, which was not "
             f"gathered; calibrate with {', '.join(sorted(needs))}"
         )
+    if no_rows(group, stats):
+        return
     consumer = model.get_submodule(group.consumer)
-    if not hasattr(consumer, "bias"):
+    if not (hasattr(consumer, "bias") or _in_stack(group)):
         raise PruningError(
             f"compensation {method!r} of group {group.name!r}: {type(consumer).__name__} at {group.consumer!r} has "
             "no bias to fold into; use compensation 'none' or keep this group"
@@ -147,8 +151,13 @@ def _check(
 
 
 def _columns(model: nn.Module, group: PrunableGroup) -> Tensor:
-    path = group.read_by.path
+    path = parameter_path(group.read_by.path)
     return consumer_columns(group, {path: model.get_parameter(path)})  # (C, P)
+
+
+def _in_stack(group: PrunableGroup) -> bool:
+    """Tell whether the group's one consumer is a matrix of a stack."""
+    return parameter_path(group.read_by.path) != group.read_by.path
 
 
 def _compensate_group(
@@ -185,7 +194,12 @@ def _at_consumer(
     method: str,
     ridge: float,
 ) -> tuple[float | None, float | None, float | None]:
-    """Compensate at the one consumer of `group`; returns the ridge used, and the error before and after."""
+    """Compensate at the one consumer of `group`; returns the ridge used, and the error before and after.
+
+    Where no row came by there is nothing to go by, and nothing changes.
+    """
+    if no_rows(group, stats):
+        return None, 0.0, 0.0
     columns = _columns(model, group)
     width = columns.shape[1]
     gone = removed_columns(group, plan, width)
@@ -193,6 +207,9 @@ def _at_consumer(
         mean, sigma = covariance(group, stats, width)
     else:
         mean, sigma = per_row(group, stats, "input_sum", (width,)), None
+    if _in_stack(group):  # without a bias the mean is not made up for, so moments are those about zero
+        sigma = None if sigma is None else sigma.addr_(mean, mean)
+        mean = torch.zeros_like(mean)
     shift = columns[:, gone] @ mean[gone]
     update, used = None, None
     if method == "least_squares":
@@ -201,9 +218,11 @@ def _at_consumer(
         shift = shift - update @ mean[~gone]
         summed = columns.clone()
         summed[:, ~gone] += update
-        part = consumer_slice(group, model.get_parameter(group.read_by.path))
+        path = group.read_by.path
+        part = consumer_slice(group, matrix_of(model.get_parameter(parameter_path(path)), path))
         part.copy_(summed.unflatten(1, part.shape[1:]))
-    _add_to_bias(model.get_submodule(group.consumer), shift)
+    if not _in_stack(group):
+        _add_to_bias(model.get_submodule(group.consumer), shift)
     return used, *_errors(columns, mean, sigma, gone, update)
 
 

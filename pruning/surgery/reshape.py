@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from pruning.errors import PruningError, shown
-from pruning.groups import discover
+from pruning.groups import KINDS, discover
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 LOADED_AS = {"Transformer2DModel": ("DiTTransformer2DModel", "PixArtTransformer2DModel")}
 """Class in a checkpoint -> classes as which diffusers loads it, since it has split that one up."""
@@ -39,7 +41,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
     """
     modules, removed_blocks = _check_entry(model, entry)
     tree = dict(model.named_modules())
-    groups = list(discover(model))
+    groups = list(discover(model, None if removed_blocks else {*KINDS} - {"blocks"}))
     removable = {group.module: group for group in groups if group.kind == "blocks"}
     gone = []
     for path in removed_blocks:
@@ -76,7 +78,7 @@ def sync_sizes(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    elif isinstance(module, LAYERS[1:]):
         module.out_channels = weight.shape[0]
         if module.groups > 1 and weight.shape[1] == 1:  # depthwise: every channel is a group of its own
             module.groups = weight.shape[0]
@@ -155,7 +157,7 @@ def _check_shape(
             )
         return
     weight = recorded.get("weight")
-    may_gain_bias = name == "bias" and isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is None
+    may_gain_bias = name == "bias" and isinstance(module, LAYERS) and module.bias is None
     if not may_gain_bias or not isinstance(weight, (list, tuple)) or list(shape) != list(weight[:1]):
         raise PruningError(f"{place}: {type(module).__name__} has no such parameter and cannot gain it")
 

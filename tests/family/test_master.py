@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pruning.checkpoint import install_hook, load, save
-from pruning.groups import find_groups
-from pruning.settings import KINDS
+from pruning.groups import KINDS, find_groups
 from pruning.surgery import apply_plan, mask_plan, storage
 from tests.models import MODELS, run
 from tests.plans import random_plan

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from pruning.groups import discover
+from pruning.groups import KINDS, discover
 from pruning.types import PrunableGroup
 from tests.zoo import ZOO, build, run
 
@@ -31,7 +31,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 
 def widths(model: nn.Module) -> list[PrunableGroup]:
     """Return all groups of units: heads, hidden channels, inner channels."""
-    return [group for group in discover(model) if group.kind != "blocks"]
+    return list(discover(model, {*KINDS} - {"blocks"}))
 
 
 def half(groups: Iterable[PrunableGroup], seed: int = 0) -> dict[str, tuple[int, ...]]:

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pruning.allocation import CostModel, allocate
 from pruning.allocation.budget import covers, sizes
 from pruning.errors import PruningError
-from pruning.groups import find_groups
-from pruning.settings import KINDS, Limit, Prune, Target
+from pruning.groups import KINDS, find_groups
+from pruning.settings import Limit, Prune, Target
 from pruning.surgery import apply_plan
 from pruning.types import Scores
 from tests.models import MODELS, call, dit, unet2d

@@ -100,7 +100,7 @@ def test_a_moment_in_strips_is_the_whole_product(columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20, columns, generator=generator, dtype=torch.float64)
     u = torch.rand(20, generator=generator, dtype=torch.float64)
-    place = Consumer("out", "out", nn.Linear(columns, 1), 0, columns, columns)
+    place = Consumer("out", "out", nn.Linear(columns, 1), 0, columns, columns, 1)
     found = input_moment(Rows(x, u, place))
     torch.testing.assert_close(found, (x * u[:, None]).T @ x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, found.T, rtol=1e-12, atol=1e-12)

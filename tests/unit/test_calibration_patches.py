@@ -15,7 +15,7 @@ from pruning.calibration.seeing import Image, Rows
 
 
 def consumer(units: int, channels: int, conv: nn.Module, start: int = 0) -> Consumer:
-    return Consumer("conv", "conv", conv, start, channels, units)
+    return Consumer("conv", "conv", conv, start, channels, units, 4)
 
 
 def unfolded(x: Tensor) -> Tensor:

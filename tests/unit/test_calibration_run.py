@@ -235,7 +235,7 @@ class Normed(Sight):
     """A way of seeing of one's own: what leaves a group's module."""
 
     def places(self, model, groups):
-        return [BlockAt(group.module) for group in groups]
+        return [BlockAt(group) for group in groups]
 
     def watch(self, places, observers, context):
         def see_of(place):

@@ -71,7 +71,7 @@ def test_sensitivity_is_that_of_the_definition(make: Callable[[], nn.Module], na
 
 def test_by_hand() -> None:
     q = torch.tensor([[1.0, 2], [3, 0]])
-    place = Consumer("out", "out", nn.Linear(1, 2), 0, 1, 1)
+    place = Consumer("out", "out", nn.Linear(1, 2), 0, 1, 1, 2)
     assert output_sensitivity(Rows(q, torch.tensor([1.0, 2.0]), place)).tolist() == [[1 + 18, 2], [2, 4]]
 
 

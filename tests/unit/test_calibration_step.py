@@ -65,6 +65,12 @@ def test_guidance_branches_are_the_same_samples() -> None:
 def test_rows_of_a_larger_batch_belong_to_its_samples() -> None:
     step = read(reader(), (1, 2), 10)
     assert step.row_of(6, "x").tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_rows_that_are_no_multiple_belong_to_the_call_if_it_has_one_bucket() -> None:
+    assert read(reader(), (1, 2), 10).row_of(3, "'ff'").tolist() == [0, 0, 0]
+    step = read(reader(), (1, 2), torch.tensor([10, 900]))
+    assert step.row_of(4, "'ff'").tolist() == [0, 0, 1, 1]
     with pytest.raises(
         PruningError, match="'ff' sees a batch of 3, which is no multiple of the denoiser's batch of 2"
     ):
@@ -92,10 +98,44 @@ def test_calls_that_do_not_fit() -> None:
         reader().identify([0, 1, 2], [0, 1])
     with pytest.raises(PruningError, match=r"timestep buckets must be from 0 to 3, found \[4\]"):
         source.identify([1], 4)
+    timeless = StepReader(nn.Linear(1, 1), 1000, timestep_weights("uniform", 4))
     with pytest.raises(
-        PruningError, match=r"Linear\.forward has no argument 'timestep' \(it has self, input\)"
+        PruningError,
+        match=r"Linear\.forward has no argument named timestep or timesteps \(it has self, input\)",
     ):
-        StepReader(nn.Linear(1, 1), 1000, timestep_weights("uniform", 4))
+        timeless.read((latents(1.0),), {})
+
+
+def test_what_is_said_of_a_call_is_not_read_from_it() -> None:
+    timeless = StepReader(nn.Linear(1, 1), 1000, timestep_weights("uniform", 4))
+    timeless.identify([3, 5], [1, 2], [0.25, 0.75])
+    step = timeless.read((), {"x": [latents(1.0)]})
+    assert (step.samples, step.buckets.tolist(), step.timesteps.tolist()) == ((3, 5), [1, 2], [0.25, 0.75])
+    timeless.identify([3, 5], timesteps=[100, 600, 100, 600])
+    step = timeless.read((), {})
+    assert step.samples == (3, 5, 3, 5)
+    assert step.buckets.tolist() == [0, 2, 0, 2]
+    with pytest.raises(PruningError, match="3 timesteps were said for 2 samples"):
+        timeless.identify([3, 5], timesteps=[1, 2, 3])
+    timeless.identify([3], timesteps=[1001])
+    with pytest.raises(PruningError, match="must be from 0 to 1000"):
+        timeless.read((), {})
+
+
+def test_times_from_0_to_1_are_not_taken_for_the_least_noise() -> None:
+    source = reader()
+    with pytest.raises(PruningError, match=r"it takes times from 0 to 1.*say the buckets"):
+        read(source, (1, 2), 1.0)
+    with pytest.raises(PruningError, match="it takes times from 0 to 1"):
+        read(source, (1, 2), torch.tensor([0.3, 0.5]))
+    assert read(source, (1, 2), 999.0).buckets.tolist() == [3, 3]
+    assert read(source, (1, 2), 0.9).buckets.tolist() == [0, 0]  # a trajectory's last step
+    source.identify([7, 9])
+    assert read(source, (1, 2), 0.0).buckets.tolist() == [0, 0]
+    with pytest.raises(PruningError, match="it takes times from 0 to 1"):
+        read(source, (1, 2), torch.tensor([0.3, 0.5]))
+    source.identify([7, 9], [1, 2])
+    assert read(source, (1, 2), torch.tensor([0.3, 0.5])).buckets.tolist() == [1, 2]
 
 
 def test_timestep_weights() -> None:

@@ -13,8 +13,7 @@ from diffusers.training_utils import EMAModel
 
 from pruning import checkpoint
 from pruning.errors import PruningError
-from pruning.groups import find_groups
-from pruning.settings import KINDS
+from pruning.groups import KINDS, find_groups
 from pruning.surgery import apply_plan
 from pruning.types import PRUNING_KEY, PruningPlan
 from tests.models import MODELS, dit, run, unet2d

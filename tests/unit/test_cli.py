@@ -17,8 +17,8 @@ from pruning.cli import INTERRUPTED, STAGE_HELP, USER_ERROR, build_parser, comma
 from pruning.cli.console import table, text_of
 from pruning.data import UnreadableRow
 from pruning.files import write_json
+from pruning.groups import KINDS
 from pruning.recipe import bundled_recipes
-from pruning.settings import KINDS
 from pruning.stages.folder import STAGES, RunFolder
 from pruning.store import Key, Store, locked
 from tests.fixtures.report_runs import bare_run

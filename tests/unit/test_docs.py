@@ -10,22 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AuraFlowTransformer2DModel
 
-import tests.models
 from pruning.calibration import calibrate
 from pruning.checkpoint import load, save
-from pruning.groups import HANDLERS, find_groups
+from pruning.groups import HANDLERS, KINDS, find_groups
 from pruning.importance import CRITERIA, needs_of, score
-from pruning.models import FAMILIES, families
+from pruning.models import FAMILIES
 from pruning.registry import Registry
 from pruning.surgery import apply_plan, mask_plan
-from tests.models import dit, run, unet2d
-from tests.plans import random_plan
+from pruning.types import PruningPlan
+from tests.family.zoo_setup import assert_same, error, half
+from tests.models import dit, unet2d
 from tests.unit.calibration_setup import noised
+from tests.zoo import ZOO, build
+from tests.zoo import run as run_tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-REGISTRIES: tuple[Registry[Any], ...] = (CRITERIA, HANDLERS, FAMILIES)
+REGISTRIES: tuple[Registry[Any], ...] = (CRITERIA, HANDLERS, KINDS, FAMILIES)
 
 
 @pytest.fixture(autouse=True)
@@ -70,18 +71,19 @@ def test_a_statistic_of_ones_own_is_gathered():
 
 
 def test_the_first_module_kind_is_cut_as_it_is_masked_and_loads_again(tmp_path):
-    handler, family, row = blocks("first-module-kind.md")
+    (handler,) = blocks("first-module-kind.md")
     execute(handler, {})
-    execute(family, vars(families))
-    names = {**vars(tests.models), "AuraFlowTransformer2DModel": AuraFlowTransformer2DModel}
-    model = execute(row, names)["auraflow"]()
-    groups = find_groups(model, ["ffn_channels"])
-    assert [group.num_units for group in groups] == [256] * 4  # two streams, then two layers of one
-    plan = random_plan(model, ["ffn_channels", "attention_heads"], 0)
-    cut = apply_plan(copy.deepcopy(model), plan)
-    torch.testing.assert_close(run(cut), run(mask_plan(model, plan)), rtol=0, atol=1e-5)
+    tiny = ZOO["rfd4_proteina"]
+    model = build(tiny)
+    groups = find_groups(model, ["triangle_channels"])
+    assert groups
+    plan = PruningPlan(kept=half(groups))
+    cut = apply_plan(copy.deepcopy(model), plan, groups)
+    masked = run_tiny(tiny, mask_plan(model, plan, groups))
+    assert_same(run_tiny(tiny, cut), masked)
+    assert error(masked, run_tiny(tiny, model)) > 1e-5
     save(cut, tmp_path)
-    assert torch.equal(run(load(tmp_path)), run(cut))
+    assert torch.equal(run_tiny(tiny, load(tmp_path)), run_tiny(tiny, cut))
 
 
 def test_the_readme_prunes_a_model_as_printed(tmp_path, monkeypatch):

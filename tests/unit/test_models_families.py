@@ -126,7 +126,7 @@ def test_unknown_class():
     known = ", ".join(FAMILIES)
     assert {"DiTTransformer2DModel", "UNet2DConditionModel", "UNet2DModel"} <= set(FAMILIES)
     with pytest.raises(PruningError, match=f"denoiser class 'Linear' is not known here; known: {known}"):
-        example_call(torch.nn.Linear(2, 2))
+        denoiser_call(torch.nn.Linear(2, 2), torch.zeros(1), torch.zeros(1), {})
 
 
 def test_no_sample_size():

@@ -34,11 +34,15 @@ class AttentionCapture:
         model: The denoiser.
         paths: Attention modules to watch.
         listener: Called with each attention call, without gradients.
+
+    Attributes:
+        paused: Modules may run without attention, as blocks do that are passed by.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str], listener: Listener) -> None:
         self._modules = {path: model.get_submodule(path) for path in sorted(set(paths))}
         self._listener = listener
+        self.paused = False
         self._open: list[_OpenCall] = []
         self._stack: ExitStack | None = None
 
@@ -72,13 +76,21 @@ class AttentionCapture:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self._open.pop()
-        if not call.seen:
-            processor = type(getattr(module, "processor", module)).__name__
+        if not (call.seen or self.paused):
+            what = (
+                f"its processor {type(module.processor).__name__}"
+                if hasattr(module, "processor")
+                else f"{type(module).__name__}"
+            )
+            way_out = (
+                "give it AttnProcessor2_0 (its set_processor) and switch off slicing, xformers and other attention "
+                "back ends while calibrating"
+                if hasattr(module, "set_processor")
+                else "choose a criterion and a weighting that read no attention, or leave its group out"
+            )
             raise PruningError(
-                f"attention module {call.path!r}: its processor {processor} does not call "
-                "F.scaled_dot_product_attention, so its attention cannot be seen; "
-                "give it AttnProcessor2_0 (its set_processor) and switch off slicing, xformers and "
-                "other attention back ends while calibrating"
+                f"attention module {call.path!r}: {what} does not call F.scaled_dot_product_attention, so its "
+                f"attention cannot be seen; {way_out}"
             )
 
     def _report(self, call: AttentionCall) -> None:

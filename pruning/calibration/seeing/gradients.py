@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning.calibration.context import Context
 from pruning.calibration.driver import OnTensor
@@ -16,6 +16,7 @@ from pruning.calibration.rows import Consumer
 from pruning.calibration.seeing.inputs import Rows
 from pruning.calibration.step import Step, by_bucket, check_finite
 from pruning.calibration.sums import summable
+from pruning.errors import PruningError
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class _Effects:
 
     def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
         """Ask for the gradient of one input."""
+        if self._loss == "data" and len(step.keys) > 1 and not bool(row_of.any()) and len(row_of):
+            raise PruningError(
+                f"the rows that enter {self._place.path!r} do not say whose they are, and "
+                f"{next(iter(self._observers))!r} takes samples one by one; calibrate with a batch size of 1"
+            )
         omegas = self._context.token_weights.at(self._place, x)
 
         def add(q: Tensor) -> None:
@@ -134,7 +140,7 @@ class OutputGradient(Sight):
             context.driver.gradients.want(self.loss, y, lambda q: add(summable(q), step, row_of))
 
         def add(q: Tensor, step: Step, row_of: Tensor) -> None:
-            rows = q.flatten(2).transpose(1, 2) if isinstance(place.module, nn.Conv2d) else q.flatten(1, -2)
+            rows = place.output_rows(q)
             weights = step.weights[row_of].to(rows.device, torch.float32)[:, None].expand(rows.shape[:2])
             for bucket, here in by_bucket(step.buckets[row_of]):
                 view = Rows(rows[here].flatten(0, 1).float(), weights[here].flatten(), place)

@@ -36,9 +36,13 @@ class FirstPass:
 
     @cached_property
     def means(self) -> dict[str, Tensor]:
-        """Mean of every channel that enters a consumer, (C,) float64, by consumer key."""
+        """Mean of every channel that enters a consumer, (C,) float64, by consumer key; 0 where no row did."""
         places = {place: found for place, found in self.stats.values.items() if "channel_sum" in found}
-        return {place: found["channel_sum"] / found["channel_weight"] for place, found in places.items()}
+        weights = {place: found["channel_weight"] for place, found in places.items()}
+        return {
+            place: found["channel_sum"] / weights[place].where(weights[place] > 0, 1)
+            for place, found in places.items()
+        }
 
     def stability(self, site: str, keys: Sequence[int], count: int) -> Tensor:
         """Return phi of the given samples at a site of `count` attention keys, float64 (len(keys), count).

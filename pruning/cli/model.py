@@ -1,0 +1,89 @@
+"""``plan`` of a model: its real size and what a target makes of it, without weights and without a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from pruning.cli import tables
+from pruning.cli.console import Outcome
+from pruning.cli.lean import lean
+from pruning.errors import PruningError
+from pruning.files import write_errors
+from pruning.recipe import bundled_recipes
+from pruning.settings import Prune, Target
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("macs", "params", "ratio")
+OPTIONS = (*TARGETS, "kinds", "round_to", "save")
+"""Options of ``plan`` that are for a model."""
+
+_HOLDS_MODEL = ("config.json", "model_index.json", "unet/config.json", "transformer/config.json")
+_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+def names_model(word: str) -> bool:
+    """Tell whether a word means a model, and not a recipe.
+
+    A recipe is a YAML file, a run directory or the name of a bundled one. A model is a JSON file, a folder with the
+    config of a model or a pipeline, ``bundled:…``, or else ``owner/name``, where no folder ``owner`` is here.
+    """
+    path = Path(word).expanduser()
+    if word.startswith("bundled:") or path.suffix.lower() == ".json":
+        return True
+    if path.is_dir():
+        return not (path / "recipe.yaml").is_file() and any((path / name).is_file() for name in _HOLDS_MODEL)
+    if path.exists() or path.suffix.lower() in (".yaml", ".yml") or word in bundled_recipes():
+        return False
+    return _HUB_ID.fullmatch(word) is not None and not path.parent.is_dir()
+
+
+def plan_model(arguments: argparse.Namespace) -> Outcome:
+    """Say what a model is, what of it may be cut, and with a target, what the uniform plan makes of it."""
+    if arguments.overrides or arguments.start or arguments.fresh:
+        wrong = arguments.overrides[0] if arguments.overrides else "--fresh" if arguments.fresh else "--redo"
+        raise PruningError(
+            f"{wrong} is for a recipe, and {arguments.recipe!r} is a model; its options are "
+            f"{', '.join('--' + name.replace('_', '-') for name in OPTIONS)}"
+        )
+    settings = _settings(arguments)
+
+    def look() -> tuple[dict[str, Any], Any]:
+        from pruning.stages.outlook import outlook
+
+        return outlook(arguments.recipe, settings)
+
+    found, plan = lean(look)
+    for text in found["notes"]:
+        logger.warning("%s", text)
+    if arguments.save is None:
+        return Outcome(found, tables.outlook(found))
+    target = Path(arguments.save)
+    with write_errors("the plan", target.parent, "Nothing has been changed"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        plan.save(target)
+    return Outcome(found, tables.outlook(found), str(target))
+
+
+def _settings(arguments: argparse.Namespace) -> Prune | None:
+    """Return what the options ask for, or None without a target."""
+    given = {name: getattr(arguments, name) for name in TARGETS if getattr(arguments, name) is not None}
+    others = [name for name in OPTIONS if name not in TARGETS and getattr(arguments, name) is not None]
+    if not given:
+        if others:
+            raise PruningError(
+                f"--{others[0].replace('_', '-')} is for a plan, and a plan needs a target: --macs, --params or --ratio"
+            )
+        return None
+    changed: dict[str, Any] = {"target": Target(**given), "scope": "local"}
+    if arguments.kinds is not None:
+        changed["kinds"] = [kind.strip() for kind in arguments.kinds.split(",") if kind.strip()]
+    if arguments.round_to is not None:
+        changed["round_to"] = arguments.round_to
+    settings = Prune(**changed)
+    settings.check("plan")
+    return settings

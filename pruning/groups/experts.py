@@ -1,0 +1,41 @@
+"""Hidden channels of experts whose weights are stacked: one parameter holds a matrix for each expert.
+
+A unit is the channel of one index in all experts of a stack, since they share their sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from pruning.groups.base import handler
+from pruning.groups.feed_forward import FFN_CHANNELS
+from pruning.groups.words import in_list
+from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
+
+SIZES = ("moe_intermediate_dim", "intermediate_size", "hidden_dim")
+
+
+@handler("experts", FFN_CHANNELS)
+def stacked_experts(path: str, module: nn.Module, model: nn.Module) -> Iterator[PrunableGroup]:
+    """Yield the hidden channels of a stack: ``gate_up_proj`` (E, H, 2I) and ``down_proj`` (E, I, H)."""
+    own = dict(module.named_parameters(recurse=False))
+    up, down = own.get("gate_up_proj"), own.get("down_proj")
+    if up is None or down is None or up.ndim != 3 or down.ndim != 3 or not in_list(path):
+        return
+    experts, channels, _ = down.shape
+    if channels < 2 or up.shape != (experts, down.shape[2], 2 * channels):
+        return
+    yield PrunableGroup(
+        name=f"{path}:ffn_channels",
+        module=path,
+        kind=FFN_CHANNELS,
+        num_units=channels,
+        unit_size=1,
+        produced_by=tuple(ParamSlice(f"{path}.gate_up_proj", 2, 1, offset) for offset in (0, channels)),
+        consumed_by=(ParamSlice(f"{path}.down_proj", 1, 1, stack=experts),),
+        attributes=tuple(
+            ModuleAttribute(path, name, 1) for name in SIZES if getattr(module, name, None) == channels
+        ),
+    )

@@ -1,0 +1,80 @@
+"""Which modules are attention, and which attention weights the rows of a group."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from pruning.calibration import calibrate
+from pruning.calibration.attention.sites import is_attention, measured_sites, weighting_site
+from pruning.errors import PruningError
+from pruning.groups import HANDLERS
+from pruning.groups.base import columns
+from pruning.importance import score
+from pruning.types import PrunableGroup
+from tests.family.test_zoo_measuring import noised
+from tests.unit.calibration_setup import held
+from tests.zoo import ZOO, build
+
+
+def heads(model: nn.Module) -> list[PrunableGroup]:
+    find = HANDLERS["attention"]
+    return [group for path, module in model.named_modules() for group in find(path, module, model)]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("flux2", "single_transformer_blocks.0.attn"),
+        ("kandinsky5", "visual_transformer_blocks.0.self_attention"),
+        ("joyimage_edit", "double_blocks.0.attn"),
+        ("prx", "blocks.0.attention"),
+        ("sd15", "down_blocks.0.attentions.0.transformer_blocks.0.attn1"),
+    ],
+)
+def test_attention_is_known_by_its_projections(name: str, path: str) -> None:
+    assert is_attention(build(ZOO[name]).get_submodule(path))
+
+
+def test_linear_attention_forms_no_weights_to_look_at() -> None:
+    tiny = ZOO["sana"]
+    model = build(tiny)
+    groups = heads(model)
+    linear, cross = "transformer_blocks.0.attn1", "transformer_blocks.0.attn2"
+    assert linear not in measured_sites(model, groups)
+    assert cross in measured_sites(model, groups)
+    first = next(group for group in groups if group.module == linear)
+    assert weighting_site(model, first) is None
+    stats = calibrate(model, groups, held(noised(tiny, model)), needs=["sink_mass", "row_weight"])
+    with pytest.raises(PruningError, match=f"'sink_mass' was not gathered for '{linear}:attention_heads'"):
+        score(model, groups, stats, criterion="sink_mass")
+
+
+def test_the_attention_of_the_same_stream_weights_a_feed_forward() -> None:
+    model = build(ZOO["ltx2"])
+    block = "transformer_blocks.0"
+
+    def site(name: str) -> str | None:
+        group = PrunableGroup(name, f"{block}.{name}", "ffn_channels", 4, 1, consumed_by=(columns("x", 1),))
+        return weighting_site(model, group)
+
+    assert site("ff") == f"{block}.attn1"
+    assert site("audio_ff") == f"{block}.audio_attn1"
+
+
+def test_attention_that_goes_sample_by_sample_takes_batches_of_one() -> None:
+    tiny = ZOO["mochi"]
+    model = build(tiny)
+    with pytest.raises(
+        PruningError, match="attention is measured sample by sample; calibrate with a batch size of 1"
+    ):
+        calibrate(model, heads(model), held(noised(tiny, model)), needs=["sink_mass"])
+
+
+def test_attention_that_spells_its_softmax_out_is_refused() -> None:
+    tiny = ZOO["unet1d"]
+    model = build(tiny)
+    with pytest.raises(
+        PruningError, match=r"SelfAttention1d does not call .*choose a criterion and a weighting that"
+    ):
+        calibrate(model, heads(model), held(noised(tiny, model)), needs=["sink_mass"])
