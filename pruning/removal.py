@@ -50,6 +50,10 @@ class BlockRemoval:
             deleted from the list and the entry falls by one), or None: an identity takes its place.
         shown: Paths below the block of modules and objects that code outside it asks for (the processor of its
             attention); the identity has them too, without weights.
+        further: Paths outside the block that go with it, and its own always goes with them: the inner stages of a U
+            are one on the way down, one on the way up, the middle and the samplers.
+        between: Where the stream enters and leaves what goes, as paths of two modules, if that is more than the
+            block; what `returns` says is then about the arguments of the first and the output of the second.
     """
 
     returns: tuple[Handed, ...] = (Handed(("hidden_states",), (0,)),)
@@ -57,6 +61,8 @@ class BlockRemoval:
     channels: int | None = None
     config_field: str | None = None
     shown: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+    between: tuple[str, str] | None = None
 
     @property
     def main(self) -> int:

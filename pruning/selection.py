@@ -64,6 +64,7 @@ def block_by_block(
     """
     if rounds < 1:
         raise PruningError(f"rounds of selection is {rounds}; it must be at least 1")
+    plan = plan.completed(groups)
     check_plan(model, groups, plan)
     shrinking = list(plan.cuts(groups))
     kept = {group.name: tuple(range(group.num_units)) for group in shrinking}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,11 @@ class PrunableGroup:
     @property
     def _read_parts(self) -> tuple[ParamSlice, ...]:
         return tuple(entry for part in self.consumed_by for entry in part.entries)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the modules that are the group: its module, and for some blocks further ones."""
+        return (self.module, *(self.removal.further if self.removal else ()))
 
     @property
     def read_by(self) -> ParamSlice:
@@ -265,10 +270,27 @@ class PruningPlan:
         kept = set(self.kept_units(group))
         return tuple(k for k in range(group.num_units) if k not in kept)
 
-    def cuts(self, groups: Iterable[PrunableGroup]) -> dict[PrunableGroup, tuple[int, ...]]:
+    def cuts(self, groups: Sequence[PrunableGroup]) -> dict[PrunableGroup, tuple[int, ...]]:
         """Return the groups of channels, outside removed blocks, that lose units, and which these are."""
-        channels = [group for group in groups if group.kind != "blocks" and not self.removes(group.module)]
+        gone = self.completed(groups)
+        channels = [group for group in groups if group.kind != "blocks" and not gone.removes(group.module)]
         return {group: units for group in channels if (units := self.removed_units(group))}
+
+    def completed(self, groups: Iterable[PrunableGroup]) -> PruningPlan:
+        """Return the plan with all paths of each removed block that has several; one of them names them all.
+
+        Only a path that is a block by itself (the middle of a U) names no more than itself.
+        """
+        blocks = [group for group in groups if group.kind == "blocks"]
+        alone, gone = {group.module for group in blocks}, set(self.removed_blocks)
+        for group in (group for group in blocks if len(group.paths) > 1):
+            if group.module in gone or gone.intersection(set(group.paths) - alone):
+                gone.update(group.paths)
+        return (
+            self
+            if len(gone) == len(self.removed_blocks)
+            else replace(self, removed_blocks=tuple(sorted(gone)))
+        )
 
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""

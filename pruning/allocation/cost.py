@@ -83,7 +83,7 @@ class CostModel:
 
     def macs(self, plan: PruningPlan | None = None) -> int:
         """Return the MACs of one call under `plan` (dense if None)."""
-        plan = plan or PruningPlan()
+        plan = (plan or PruningPlan()).completed(self.groups)
         kept = self._kept(plan)
         total = 0
         for path, times in self.applications.items():
@@ -97,7 +97,7 @@ class CostModel:
 
     def params(self, plan: PruningPlan | None = None) -> int:
         """Return the number of parameters under `plan` (dense if None), added biases left out."""
-        plan = plan or PruningPlan()
+        plan = (plan or PruningPlan()).completed(self.groups)
         kept = self._kept(plan)
         return sum(math.prod(self._shape(path, kept)) for path in self.shapes if not plan.removes(path))
 

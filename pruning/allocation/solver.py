@@ -121,7 +121,7 @@ def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> 
     blocks = [group for group in groups if group.kind == "blocks"]
 
     def nested(group: PrunableGroup) -> bool:
-        others = tuple(block.module for block in blocks if block is not group)
+        others = tuple(path for block in blocks if block is not group for path in block.paths)
         return PruningPlan(removed_blocks=others).removes(group.module)
 
     return sum(units[group.name] * group.num_units for group in groups if not nested(group))
@@ -183,7 +183,7 @@ def _plan(
     blocks = PruningPlan(
         removed_blocks=tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block)),
         base_hash=base_hash,
-    )
+    ).completed(ladder.group for ladder in ladders)
     kept = {
         ladder.group.name: (0,) * ladder.sizes[rung] if sizes_only else ladder.kept(rung)
         for ladder, rung in down

@@ -23,6 +23,7 @@ from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.models.families import FAMILIES, denoise
 from pruning.models.outputs import joined, predict, tensors_in
+from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup, parameter_path
 
 Progress = Callable[[int], None]
@@ -104,8 +105,12 @@ class Driver:
                 module = self._model.get_submodule(path)
                 stack.callback(module.register_forward_hook(_result_of(hook)).remove)
             for block, told in self.blocks.items():
-                hook = self._model.get_submodule(block.module).register_forward_hook
-                stack.callback(hook(self._block(block, told), with_kwargs=True).remove)
+                assert block.removal is not None
+                first, last = block.removal.between or (block.module, block.module)
+                enter, leave = self._block(block, block.removal, told)
+                hook = self._model.get_submodule(first).register_forward_pre_hook
+                stack.callback(hook(enter, with_kwargs=True).remove)
+                stack.callback(self._model.get_submodule(last).register_forward_hook(leave).remove)
             self._capture = AttentionCapture(self._model, self.attention, self._unless_paused(self._attend))
             stack.enter_context(self._capture)
             of_products = (
@@ -260,17 +265,22 @@ class Driver:
 
         return self._unless_paused(see)
 
-    def _block(self, block: PrunableGroup, told: list[OnChange]) -> Callable[..., None]:
-        removal = block.removal
-        assert removal is not None
+    def _block(
+        self, block: PrunableGroup, removal: BlockRemoval, told: list[OnChange]
+    ) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Return what to do where the stream enters a block, and where it leaves it."""
+        entered: list[Tensor] = []
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            before, after = removal.stream(args, kwargs), removal.leaving(output)
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            entered[:] = [removal.stream(args, kwargs)]
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            before, after = entered.pop(), removal.leaving(output)
             check_finite(after, f"the output of {block.module!r}", self.step.describe)
             for tell in told:
                 tell(summable(before), summable(after), self.step)
 
-        return self._unless_paused(hook)
+        return self._unless_paused(enter), self._unless_paused(leave)
 
 
 def _first_of(tell: OnOperand) -> Callable[..., None]:

@@ -18,14 +18,28 @@ def main_tensor(output: Any) -> Tensor:
 
 @contextmanager
 def bypassed(model: nn.Module, block: PrunableGroup) -> Iterator[None]:
-    """Make a block hand on its streams, as the identity that surgery would put in its place; it does not run."""
-    removal, module = block.removal, model.get_submodule(block.module)
+    """Make a block hand on its streams, as the identity that surgery would put in its place; it does not run.
+
+    What reaches from one module to another runs, but for the last of it, and what it puts out is dropped.
+    """
+    removal = block.removal
     assert removal is not None
+    first, last = removal.between or (block.module, block.module)
+    module, given = model.get_submodule(last), []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given[:] = removal.streams(args, kwargs)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return removal.packed(given if removal.between else removal.streams(args, kwargs))
+
     before = vars(module).get("forward")
-    module.forward = lambda *args, **kwargs: removal.packed(removal.streams(args, kwargs))
+    entered = model.get_submodule(first).register_forward_pre_hook(enter, with_kwargs=True)
+    module.forward = forward
     try:
         yield
     finally:
+        entered.remove()
         if before is None:
             del module.forward
         else:

@@ -21,6 +21,7 @@ from pruning.groups.reading.counts import config_field
 from pruning.groups.reading.residual import first_channels, residual
 from pruning.groups.reading.structure import forward_names, may_be_block, signatures_of
 from pruning.groups.reading.values import Value, the_atom
+from pruning.groups.stages import DOWN, MIDDLE, channels_behind, inner_stages
 from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup
 
@@ -74,6 +75,9 @@ def blocks_of(model: nn.Module) -> Blocks:
         why_not[path] = "it is the one block of a module that is a block itself"
     counted = {path: _counted(path, model, signatures) for path in removals}
     removals = {path: replace(removal, config_field=counted[path]) for path, removal in removals.items()}
+    stage = inner_stages(model, removals, lambda path: _concatenated(path, model, callers))
+    if stage is not None:
+        removals[stage[0]] = stage[1]
     return Blocks(removals, why_not)
 
 
@@ -135,35 +139,29 @@ def _concatenated(path: str, model: nn.Module, callers: Callers) -> bool:
 def _channels_before(path: str, model: nn.Module) -> int | None:
     """Return the channels of the stream that reaches an item of a list: those behind the item before it.
 
-    Before the first item of an up stage these are the channels behind the stage before, or behind the middle.
+    Before the first item of an up stage these are the channels behind the stage before; before the first stage behind
+    the middle or, without one, behind the last stage down.
     """
     parent, _, index = path.rpartition(".")
     if not index.isdigit():
         return None
     if int(index):
-        return _channels_behind(model.get_submodule(f"{parent}.{int(index) - 1}"))
+        return channels_behind(model.get_submodule(f"{parent}.{int(index) - 1}"))
     stage, _, name = parent.rpartition(".")
     stages, _, number = stage.rpartition(".")
     if not number.isdigit():
         return None
-    before = f"{stages}.{int(number) - 1}.{name}" if int(number) else f"mid_block.{name}"
-    try:
-        items = model.get_submodule(before)
-    except AttributeError:
-        return None
-    return (
-        _channels_behind(items[len(items) - 1]) if isinstance(items, nn.ModuleList) and len(items) else None
-    )
-
-
-def _channels_behind(module: nn.Module) -> int | None:
-    """Return the channels that leave a block, or the blocks that it is made of if they agree."""
-    removal = getattr(module, "removal", None)
-    if isinstance(removal, BlockRemoval) and removal.channels is not None:
-        return removal.channels
-    found = {getattr(part, "out_channels", None) for part in (module, *module.children())} - {None}
-    channels = getattr(module, "out_channels", found.pop() if len(found) == 1 else None)
-    return channels if isinstance(channels, int) else None
+    down = getattr(model, DOWN, None)
+    last = len(down) - 1 if isinstance(down, nn.ModuleList) else -1
+    around = [f"{stages}.{int(number) - 1}"] if int(number) else [MIDDLE, f"{DOWN}.{last}"]
+    for stage in around:
+        try:
+            items = model.get_submodule(f"{stage}.{name}")
+        except AttributeError:
+            continue
+        if isinstance(items, nn.ModuleList) and len(items):
+            return channels_behind(items[len(items) - 1])
+    return None
 
 
 def _alone(path: str, removals: dict[str, BlockRemoval]) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pruning.errors import PruningError
 from pruning.importance.base import criterion
 from pruning.importance.moments import Weights, parameter
-from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, slices_of
+from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, inside, slices_of
 
 ACCUMULATOR = 2**18  # elements; fits the cache of one core
 
@@ -30,7 +30,7 @@ def magnitude(
 
 
 def _block(group: PrunableGroup, weights: Weights) -> Tensor:
-    owned = [weight for path, weight in weights.items() if path.startswith(group.module + ".")]
+    owned = [weight for path, weight in weights.items() if any(inside(path, part) for part in group.paths)]
     if not owned:
         raise PruningError(f"group {group.name!r}: the weights hold no parameter below {group.module!r}")
     norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float64).cpu() for weight in owned]

@@ -32,12 +32,19 @@ def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningP
             raise PruningError(
                 f"plan: kept units of {name!r} must be distinct and in 0..{group.num_units - 1}: {kept}"
             )
-    removable = {group.module for group in groups if group.kind == "blocks"}
+    removable = {path for group in groups if group.kind == "blocks" for path in group.paths}
     for path in plan.removed_blocks:
         if path not in removable:
             raise PruningError(
                 f"plan removes the block {path!r}, which is not a removable block of this model"
             )
+
+
+def removed_blocks(groups: Sequence[PrunableGroup], plan: PruningPlan) -> list[PrunableGroup]:
+    """Return the blocks that a plan removes, without those inside others; whole stages, which move others, last."""
+    found = {group.module: group for group in groups if group.kind == "blocks"}
+    blocks = [found[path] for path in outermost(plan.removed_blocks) if path in found]
+    return sorted(blocks, key=lambda block: block.removal is not None and block.removal.between is not None)
 
 
 def outermost(paths: Sequence[str]) -> list[str]:

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning.groups import find_groups
-from pruning.surgery.check import check_plan, outermost
+from pruning.groups.stages import DOWN, UP
+from pruning.surgery.check import check_plan, removed_blocks
+from pruning.surgery.config import forget, write_config
 from pruning.surgery.identity import replace_by_identity
 from pruning.surgery.inputs import narrow_inputs
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
+from pruning.surgery.stages import drop_stage, with_a_stage_less
+from pruning.surgery.stock import as_stock
 from pruning.surgery.storage import Cutter
 from pruning.types import (
     PRUNING_KEY,
@@ -48,6 +52,7 @@ def apply_plan(
         PruningError: If the plan does not fit the model; the model is then untouched.
     """
     groups = find_groups(model) if groups is None else groups
+    plan = plan.completed(groups)
     check_plan(model, groups, plan)
     key = _previous_key(model, plan)
     removed = plan.cuts(groups)
@@ -65,8 +70,11 @@ def apply_plan(
             }
     _record(model, key["modules"], touched)
     _remove_blocks(model, groups, plan, key)
+    as_stock(model, key)
     if key["modules"] or key["removed_blocks"]:
-        model.register_to_config(**{PRUNING_KEY: key})  # type: ignore[operator]
+        write_config(model, {PRUNING_KEY: key})
+    elif PRUNING_KEY in config_of(model):
+        forget(model, PRUNING_KEY)
     return model
 
 
@@ -135,16 +143,19 @@ def _remove_blocks(
     model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan, key: dict[str, Any]
 ) -> None:
     """Take the removed blocks out, and bring the recorded paths and counts up to date."""
-    blocks = {group.module: group for group in groups if group.kind == "blocks"}
     counted: list[tuple[str, str]] = []
     spared = _spared(model, plan)
-    for path in outermost(plan.removed_blocks):
-        how = blocks[path].removal
+    stages = False
+    for block in removed_blocks(groups, plan):
+        path, how = block.module, block.removal
         assert how is not None
+        if how.between is not None:
+            stages = True
+            continue
         key["modules"] = {p: e for p, e in key["modules"].items() if not inside(p, path)}
         key["removed_blocks"] = [p for p in key["removed_blocks"] if not inside(p, path)]
         if how.config_field is None or path == spared.get(path.rpartition(".")[0]):
-            replace_by_identity(model, blocks[path])
+            replace_by_identity(model, block)
             key["removed_blocks"].append(path)
         else:
             counted.append((path, how.config_field))
@@ -154,9 +165,25 @@ def _remove_blocks(
         parent, _, index = path.rpartition(".")
         siblings = model.get_submodule(parent)
         del siblings[int(index)]  # type: ignore[arg-type]
-        model.register_to_config(**{config_field: len(siblings)})  # type: ignore[arg-type]
+        write_config(model, {config_field: len(siblings)})  # type: ignore[arg-type]
         key["modules"] = {_shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
         key["removed_blocks"] = [_shifted(p, parent, int(index)) for p in key["removed_blocks"]]
+    if stages:
+        _remove_stage(model, key)
+
+
+def _remove_stage(model: nn.Module, key: dict[str, Any]) -> None:
+    """Take the innermost stages out; the stages on the way up move forward."""
+    last = len(model.down_blocks) - 1  # type: ignore[arg-type]
+    gone = (f"{DOWN}.{last}", f"{DOWN}.{last - 1}.downsamplers", f"{UP}.0")
+    drop_stage(model)
+    write_config(model, with_a_stage_less(config_of(model)))
+
+    def stays(path: str) -> bool:
+        return not any(inside(path, part) for part in gone)
+
+    key["modules"] = {_shifted(p, UP, 0): entry for p, entry in key["modules"].items() if stays(p)}
+    key["removed_blocks"] = [_shifted(p, UP, 0) for p in key["removed_blocks"] if stays(p)]
 
 
 def _spared(model: nn.Module, plan: PruningPlan) -> dict[str, str]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pruning.groups import find_groups
 from pruning.groups.words import is_norm
-from pruning.surgery.check import check_plan, outermost
+from pruning.surgery.check import check_plan, removed_blocks
 from pruning.surgery.cut import cut_parameters, shrink
-from pruning.surgery.identity import replace_by_identity
+from pruning.surgery.stages import take_out
 from pruning.types import PrunableGroup, PruningPlan
 
 
@@ -30,14 +30,14 @@ def mask_plan(
         PruningError: If the plan does not fit the model.
     """
     groups = find_groups(model) if groups is None else groups
+    plan = plan.completed(groups)
     check_plan(model, groups, plan)
     masked = copy.deepcopy(model)
     silence(masked, groups, plan)
     for group, units in plan.cuts(groups).items():
         _restrict_norms(masked, group, units)
-    blocks = {group.module: group for group in groups if group.kind == "blocks"}
-    for path in outermost(plan.removed_blocks):
-        replace_by_identity(masked, blocks[path])
+    for block in removed_blocks(groups, plan):
+        take_out(masked, block)
     return masked
 
 

@@ -27,8 +27,12 @@ BASE = [
 @pytest.mark.skipif(not CONFIG.is_file(), reason=f"{CONFIG} is not on this machine")
 @pytest.mark.parametrize(
     ("removed", "parameters"),
-    [(BASE, 579_384_964), ([*BASE, "mid_block"], 482_346_884)],
-    ids=["base", "small"],
+    [
+        (BASE, 579_384_964),
+        ([*BASE, "mid_block"], 482_346_884),
+        ([*BASE, "mid_block", "down_blocks.3"], 323_384_964),
+    ],
+    ids=["base", "small", "tiny"],
 )
 def test_published_sizes_come_out_exactly(removed: list[str], parameters: int) -> None:
     with torch.device("meta"):

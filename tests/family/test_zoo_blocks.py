@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,100 +14,113 @@ import torch
 from torch import nn
 
 from pruning.checkpoint import install_hook, save
-from pruning.groups.blocks import blocks
+from pruning.groups.blocks import blocks_of
+from pruning.removal import BlockRemoval
 from pruning.surgery import apply_plan, mask_plan
+from pruning.surgery.stages import take_out
 from pruning.types import PrunableGroup, PruningPlan
-from tests.zoo import ZOO, Tiny, build, run
-
-FIRST = {tiny.cls: name for name, tiny in reversed(ZOO.items())}
-"""The first entry of each class; of its variants fewer blocks are taken."""
-
-LEGACY = [name for name, tiny in ZOO.items() if tiny.cls == "Transformer2DModel"]
-"""Saved as this class they are loaded as another one, for which the saved entry is not made."""
+from tests.family.zoo_setup import FIRST, assert_same, built, model_of
+from tests.zoo import ZOO, run
 
 
-def _blocks(model: nn.Module) -> list[PrunableGroup]:
-    return [group for path, module in model.named_modules() for group in blocks(path, module, model)]
+@cache
+def _blocks(name: str) -> list[PrunableGroup]:
+    """Return the blocks of an entry's model but the inner stages of a U, of which other tests are."""
+    removals = blocks_of(model_of(name)).removals.items()
+    return [
+        PrunableGroup(f"{path}:blocks", path, "blocks", 1, 1, removal=removal)
+        for path, removal in removals
+        if removal.between is None
+    ]
 
 
-def _some(name: str, groups: list[PrunableGroup]) -> list[PrunableGroup]:
-    """Return the last block of each kind, of variants only one."""
-    kinds = {(re.sub(r"\d+", "*", group.module), group.removal): group for group in groups}
-    every = list(kinds.values())
-    return every[:: max(1, len(every) // 3)][:3] if FIRST[ZOO[name].cls] == name else every[:1]
+def _kinds(name: str) -> dict[tuple[str, BlockRemoval], PrunableGroup]:
+    """Return the last block of each kind of an entry."""
+    return {
+        (re.sub(r"\d+", "*", group.module), group.removal): group for group in _blocks(name) if group.removal
+    }
 
 
-def _near(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    return bool((one - other).abs().max() <= tolerance * max(1.0, float(other.abs().max())))
+def _some(name: str) -> list[PrunableGroup]:
+    """Return up to three kinds of blocks of a class; of its further entries, one that those before do not have."""
+    others = [other for other in ZOO if ZOO[other].cls == ZOO[name].cls]
+    known = {kind for other in others[: others.index(name)] for kind in _kinds(other)}
+    new = [group for kind, group in _kinds(name).items() if kind not in known]
+    return new[:: max(1, len(new) // 3)][:3] if name == others[0] else new[:1]
 
 
-def _zeroed(tiny: Tiny, model: nn.Module, path: str) -> torch.Tensor:
-    """Return what the model puts out with all parameters of a block at zero."""
-    parameters = list(model.get_submodule(path).parameters())
-    before = [parameter.detach().clone() for parameter in parameters]
+@contextmanager
+def _without(model: nn.Module, block: PrunableGroup) -> Iterator[None]:
+    """Take a block out of a model for a while."""
+    parent, _, name = block.module.rpartition(".")
+    before = model.get_submodule(block.module)
+    take_out(model, block)
+    try:
+        yield
+    finally:
+        setattr(model.get_submodule(parent), name, before)
+
+
+@contextmanager
+def _zeroed(module: nn.Module) -> Iterator[None]:
+    """Let all parameters of a module be zero for a while."""
+    before = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
     with torch.no_grad():
-        for parameter in parameters:
+        for parameter, _ in before:
             parameter.zero_()
-        output = run(tiny, model)
-        for parameter, value in zip(parameters, before, strict=True):
+        yield
+        for parameter, value in before:
             parameter.copy_(value)
-    return output
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_each_block_removed_is_the_block_at_zero(name: str) -> None:
+    assert _blocks(name)
+    for group in _some(name):
+        model, dense = built(name)
+        with _without(model, group):
+            removed = run(ZOO[name], model)
+            assert not list(model.get_submodule(group.module).parameters())
+        assert not torch.equal(removed, dense), group.module
+        assert group.removal is not None
+        if group.removal.channels is None:  # else the shortcut goes, which is not zero
+            with _zeroed(model.get_submodule(group.module)):
+                assert_same(removed, run(ZOO[name], model))
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_blocks_cut_together_are_masked_and_load_again(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    groups = _blocks(name)
+    plan = PruningPlan(removed_blocks=tuple(sorted(group.module for group in groups[::2])))
+    gone = {id(p) for path in plan.removed_blocks for p in model.get_submodule(path).parameters()}
+    cut = apply_plan(copy.deepcopy(model), plan, groups)
+    assert _count(cut) == sum(p.numel() for p in model.parameters() if id(p) not in gone)
+    pruned = run(ZOO[name], cut)
+    assert_same(pruned, run(ZOO[name], mask_plan(model, plan, groups)), 1e-6)
+    install_hook()
+    save(cut, tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path)  # type: ignore[attr-defined]
+    assert_same(run(ZOO[name], reloaded), pruned, 1e-6)
+    assert _shapes(reloaded) == _shapes(cut)
 
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_each_block_removed_is_the_block_at_zero(name: str) -> None:
-    tiny = ZOO[name]
-    model = build(tiny)
-    groups = _blocks(model)
-    assert groups
-    dense = run(tiny, model)
-    for group in _some(name, groups):
-        plan = PruningPlan(removed_blocks=(group.module,))
-        size = _count(model.get_submodule(group.module))
-        assert group.removal is not None
-        cut = apply_plan(copy.deepcopy(model), plan, groups)
-        removed = run(tiny, cut)
-        assert not torch.equal(removed, dense), group.module
-        assert _count(cut) == _count(model) - size
-        if group.removal.channels is None:  # else the shortcut goes, which is not zero
-            assert _near(removed, _zeroed(tiny, model, group.module), 1e-5), group.module
-
-
-@pytest.mark.parametrize("name", FIRST.values())
-def test_blocks_cut_together_are_masked_and_load_again(name: str, tmp_path: Path) -> None:
-    tiny = ZOO[name]
-    model = build(tiny)
-    groups = _blocks(model)
-    plan = PruningPlan(removed_blocks=tuple(sorted(group.module for group in groups[::2])))
-    masked = run(tiny, mask_plan(model, plan, groups))
-    cut = apply_plan(model, plan, groups)
-    pruned = run(tiny, cut)
-    assert _near(pruned, masked, 1e-6)
-    if name in LEGACY:
-        return
-    install_hook()
-    save(cut, tmp_path)
-    reloaded = type(model).from_pretrained(tmp_path)
-    assert _near(run(tiny, reloaded), pruned, 1e-6)
-    assert {n: p.shape for n, p in reloaded.named_parameters()} == {
-        n: p.shape for n, p in cut.named_parameters()
-    }
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["wan", "latte", "dit"])
 def test_a_list_never_ends_empty(name: str, tmp_path: Path) -> None:
-    tiny = ZOO[name]
-    model = build(tiny)
-    groups = _blocks(model)
+    model = model_of(name)
+    groups = _blocks(name)
     plan = PruningPlan(removed_blocks=tuple(sorted(group.module for group in groups)))
-    masked = run(tiny, mask_plan(model, plan, groups))
-    cut = apply_plan(model, plan, groups)
+    cut = apply_plan(copy.deepcopy(model), plan, groups)
     assert all(len(part) for part in cut.modules() if isinstance(part, nn.ModuleList))
+    masked = run(ZOO[name], mask_plan(model, plan, groups))
     install_hook()
     save(cut, tmp_path)
-    reloaded = run(tiny, type(model).from_pretrained(tmp_path))
-    assert _near(reloaded, masked, 1e-6)
+    assert_same(run(ZOO[name], type(model).from_pretrained(tmp_path)), masked, 1e-6)

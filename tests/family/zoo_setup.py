@@ -18,10 +18,15 @@ FIRST = list({tiny.cls: name for name, tiny in reversed(ZOO.items())}.values())[
 
 
 @cache
+def model_of(name: str) -> nn.Module:
+    """Return a tiny model, which no test may change."""
+    return build(ZOO[name])
+
+
+@cache
 def built(name: str) -> tuple[nn.Module, Tensor]:
     """Return a tiny model, which no test may change, and its output."""
-    model = build(ZOO[name])
-    return model, run(ZOO[name], model)
+    return model_of(name), run(ZOO[name], model_of(name))
 
 
 def widths(model: nn.Module) -> list[PrunableGroup]:

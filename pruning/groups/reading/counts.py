@@ -1,5 +1,8 @@
 """Which entry of a stock config counts the blocks of a list, where a block may be deleted without a trace.
 
+Several lists may share one entry, if the forward pass goes through them side by side: then what may be deleted is a
+block of each of them, at the same place.
+
 The constructor must make the list from that entry alone and build all blocks alike, and the forward pass must go
 through the list without looking at positions: neither an index, nor a counter, nor a second list beside it.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -37,6 +41,84 @@ def _field(model: type[nn.Module], name: str) -> str | None:
     if field is None or sum(_mentions(tree, field) for tree in trees) != 1:
         return None
     return field if all(_in_order(tree, name) for tree in trees) else None
+
+
+@dataclass(frozen=True)
+class SharedCount:
+    """Lists that the forward pass goes through side by side, and that one config entry counts.
+
+    Attributes:
+        field: The entry.
+        lists: Names of the lists.
+        first_differs: Whether the forward pass does something else at the first place.
+    """
+
+    field: str
+    lists: tuple[str, ...]
+    first_differs: bool
+
+
+@functools.cache
+def shared_count(model: type[nn.Module]) -> SharedCount | None:
+    """Return the lists of a class that share one count; None if it has none."""
+    trees = [tree for cls in model.__mro__ if "forward" in vars(cls) and (tree := _own(cls)) is not None]
+    for loop in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.For)):
+        index, over = _indexed(loop)
+        lists = _zipped(over)
+        found = {field for name in lists for tree in trees for field in _range_of(tree, name)}
+        field = next(iter(found)) if len(found) == 1 else None
+        if field is None or sum(_mentions(tree, field) for tree in trees) != len(lists):
+            continue
+        uses = [
+            node
+            for part in loop.body
+            for node in ast.walk(part)
+            if isinstance(node, ast.Name) and node.id == index
+        ]
+        firsts = sum(_asks_for_first(node, index) for part in loop.body for node in ast.walk(part))
+        if len(uses) == firsts and not _counts(loop.body) and _nowhere_else(trees, lists, over):
+            return SharedCount(field, lists, bool(firsts))
+    return None
+
+
+def _indexed(loop: ast.For) -> tuple[str | None, ast.expr]:
+    """Return the name of a loop's index and what it goes through."""
+    match loop:
+        case ast.For(
+            target=ast.Tuple(elts=[ast.Name(id=index), _]),
+            iter=ast.Call(func=ast.Name(id="enumerate"), args=[over]),
+        ):
+            return index, over
+    return None, loop.iter
+
+
+def _zipped(over: ast.expr) -> tuple[str, ...]:
+    match over:
+        case ast.Call(func=ast.Name(id="zip"), args=args):
+            names = [arg.attr for arg in args if isinstance(arg, ast.Attribute) and _is_list(arg, arg.attr)]
+            return tuple(names) if len(names) == len(args) > 1 else ()
+    return ()
+
+
+def _asks_for_first(node: ast.AST, index: str | None) -> bool:
+    match node:
+        case ast.Compare(left=ast.Name(id=name), ops=[ast.Eq()], comparators=[ast.Constant(value=0)]):
+            return name == index
+    return False
+
+
+def _nowhere_else(trees: list[ast.ClassDef], lists: tuple[str, ...], over: ast.expr) -> bool:
+    """Tell whether lists are made, and gone through by `over`, and that is all."""
+    fine = {id(node) for node in ast.walk(over)}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Assign):
+            fine |= {id(target) for target in node.targets}
+    return all(
+        id(node) in fine
+        for tree in trees
+        for node in ast.walk(tree)
+        if any(_is_list(node, name) for name in lists)
+    )
 
 
 def _own(cls: type) -> ast.ClassDef | None:

@@ -12,6 +12,13 @@ from pruning.groups.reading.values import Value, join
 
 Env = dict[str, Value]
 
+DEPTH = 24
+"""Calls within calls that are followed."""
+
+
+class Raised(Exception):
+    """The code that is read raises an error here: this way is none that a call takes."""
+
 
 @dataclass(frozen=True)
 class Call:
