@@ -127,7 +127,7 @@ def _shown(path: str, model: nn.Module, callers: Callers) -> tuple[str, ...] | s
 
 def _concatenated(path: str, model: nn.Module, callers: Callers) -> bool:
     """Tell whether every caller concatenates channels to the stream that is the block's first argument."""
-    name = forward_names(model.get_submodule(path))[0]
+    name = next(iter(forward_names(model.get_submodule(path))), "")  # an identity names none
     for call in callers.of(path):
         value = call.args[0] if call.args else call.kwargs.get(name)
         atom = the_atom(value) if value is not None else None

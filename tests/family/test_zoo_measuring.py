@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from pruning.calibration import calibrate
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
-from pruning.groups import HANDLERS
 from pruning.importance import score
 from pruning.models.families import FAMILIES, denoise
 from pruning.models.outputs import predict
@@ -21,6 +20,7 @@ from pruning.settings import Prune, Score
 from pruning.surgery import apply_plan
 from pruning.surgery.compensation import compensate, needs_for
 from pruning.types import PrunableGroup, PruningPlan
+from tests.family.zoo_setup import widths
 from tests.zoo import BATCH, ZOO, Draw, Tiny, build
 
 NO_GRADIENTS = {
@@ -39,10 +39,7 @@ NORMS_OVER_ALL = {
 
 def channel_groups(model: nn.Module, known: set[tuple[str, ...]]) -> Iterator[PrunableGroup]:
     """Yield one group of each sort that is not known yet, by what the module is and where but for numbers."""
-    find_blocks = HANDLERS["blocks"]  # it reads the model's own code, which takes a while
-    finders = [find for _, find in HANDLERS.items() if find is not find_blocks]
-    tree = model.named_modules()
-    for group in (group for path, module in tree for find in finders for group in find(path, module, model)):
+    for group in widths(model):
         module = model.get_submodule(group.module)
         readers = [type(model.get_submodule(one.consumer)).__name__ for one in group.consumers]
         processor = type(getattr(module, "processor", None)).__name__

@@ -8,7 +8,7 @@ from torch import nn
 from pruning.calibration import calibrate
 from pruning.calibration.attention.sites import is_attention, measured_sites, weighting_site
 from pruning.errors import PruningError
-from pruning.groups import HANDLERS
+from pruning.groups import discover
 from pruning.groups.base import columns
 from pruning.importance import score
 from pruning.types import PrunableGroup
@@ -18,8 +18,7 @@ from tests.zoo import ZOO, build
 
 
 def heads(model: nn.Module) -> list[PrunableGroup]:
-    find = HANDLERS["attention"]
-    return [group for path, module in model.named_modules() for group in find(path, module, model)]
+    return list(discover(model, ["attention_heads"]))
 
 
 @pytest.mark.parametrize(
