@@ -80,11 +80,12 @@ def table() -> str:
         kinds[tiny.cls] |= {group.kind for group in groups}
         for kind, why in reasons(model, groups).items():
             whys[tiny.cls][kind] |= why
+    columns = [*COLUMNS, *sorted({*KINDS} - {*COLUMNS})]
     notes: list[str] = []
     rows = []
     for cls in sorted(kinds):
         cells = []
-        for kind in (*COLUMNS, *(set(KINDS) - set(COLUMNS))):
+        for kind in columns:
             why = sorted(whys[cls][kind])
             word = "yes" if kind in kinds[cls] else "no" if why else "–"
             for note in why:
@@ -93,7 +94,7 @@ def table() -> str:
             marks = ", ".join(str(notes.index(note) + 1) for note in why)
             cells.append((f"partly ({marks})" if word == "yes" else f"{word} ({marks})") if why else word)
         rows.append(f"| {cls} | {' | '.join(cells)} |")
-    names = [COLUMNS.get(kind, kind) for kind in (*COLUMNS, *(set(KINDS) - set(COLUMNS)))]
+    names = [COLUMNS.get(kind, kind) for kind in columns]
     lines = [f"| class | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows]
     told = "; ".join(f"{name} ({why})" for name, why in sorted(NOT_DENOISERS.items()))
     head = HEAD.format(version=diffusers.__version__, count=len(ZOO), classes=len(kinds))

@@ -12,13 +12,16 @@ from torch import nn
 from pruning import example_call
 
 
-def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter non-trivial values: zero-initialised gates would hide mistakes."""
+def randomise(model: nn.Module, seed: int = 0, gain: float = 0.5) -> nn.Module:
+    """Give every parameter non-trivial values: zero-initialised gates would hide mistakes.
+
+    `gain` is how much a layer passes on of what it is given.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            scale = 0.5 / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.2
+            scale = gain / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.2
             parameter.copy_(noise * scale)
             if name.endswith("weight") and parameter.ndim == 1:
                 parameter.add_(1.0)
@@ -36,7 +39,7 @@ def dit(**changes: Any) -> nn.Module:
         "patch_size": 2,
         "num_embeds_ada_norm": 10,
     }
-    return _randomise(DiTTransformer2DModel(**{**config, **changes}))
+    return randomise(DiTTransformer2DModel(**{**config, **changes}))
 
 
 def unet2d(**changes: Any) -> nn.Module:
@@ -51,7 +54,7 @@ def unet2d(**changes: Any) -> nn.Module:
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     }
-    return _randomise(UNet2DModel(**{**config, **changes}))
+    return randomise(UNet2DModel(**{**config, **changes}))
 
 
 def unet2d_condition(**changes: Any) -> nn.Module:
@@ -65,7 +68,7 @@ def unet2d_condition(**changes: Any) -> nn.Module:
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
-    return _randomise(UNet2DConditionModel(**{**config, **changes}))
+    return randomise(UNet2DConditionModel(**{**config, **changes}))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -8,7 +8,6 @@ the real model; a test holds the two within 0.1 %.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 
 from pruning.allocation.tracing import Tracing, autocast_on_meta
 from pruning.errors import PruningError
+from pruning.groups.words import LAYERS
+from pruning.models.outputs import with_tuple
 from pruning.types import PrunableGroup, PruningPlan, slices_of
-
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class _Counts:
         """Return the MACs that each module computes itself, without those of weights that are counted already."""
         self._settle()
         for path, module in model.named_modules():
-            if isinstance(module, WEIGHTED):
+            if isinstance(module, LAYERS):
                 self._flops[path] -= 2 * module.weight.numel() * self.applications[f"{path}.weight"]
         return {path: flops // 2 for path, flops in self._flops.items() if flops}
 
@@ -177,7 +176,7 @@ class _Counts:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             self._settle()
             self._open.pop()
-            if isinstance(module, WEIGHTED):
+            if isinstance(module, LAYERS):
                 channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
                 self.applications[f"{path}.weight"] += output.numel() // channels
 
@@ -187,8 +186,7 @@ class _Counts:
 @torch.no_grad()
 def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
     """Run one call and count: on the meta device, or where that cannot be, since values decide, as the model is."""
-    if "return_dict" in inspect.signature(model.forward).parameters:
-        call = {**call, "return_dict": False}
+    call = with_tuple(model, call)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
     try:
@@ -225,11 +223,11 @@ def _scaled_by(
             owners |= dict.fromkeys((group.module, *(a.module for a in group.attributes)), group)
         for part in slices_of(group):
             owner = part.path.rpartition(".")[0]
-            if not isinstance(model.get_submodule(owner), WEIGHTED):
+            if not isinstance(model.get_submodule(owner), LAYERS):
                 owners.setdefault(owner, group)
     for path in between:
         above = path
         while above and above not in owners:
             above = above.rpartition(".")[0]
-        if above in owners and not (above != path and isinstance(model.get_submodule(path), WEIGHTED)):
+        if above in owners and not (above != path and isinstance(model.get_submodule(path), LAYERS)):
             yield path, owners[above]

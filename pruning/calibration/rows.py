@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from pruning.calibration.attention.sites import weighting_site
 from pruning.errors import PruningError
+from pruning.groups.words import CONVOLUTIONS
 from pruning.types import PrunableGroup, matrix_of, parameter_path
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 CHUNK_ELEMENTS = 2**24
 """Elements of unfolded rows held at once (64 MiB of float32), or one sample's if that is more."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from pruning.groups.base import handler
-from pruning.groups.feed_forward import FFN_CHANNELS
+from pruning.groups.feed_forward import FFN_CHANNELS, hidden_channels
 from pruning.groups.words import in_list
-from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
+from pruning.types import ParamSlice, PrunableGroup
 
 SIZES = ("moe_intermediate_dim", "intermediate_size", "hidden_dim")
 
@@ -27,15 +27,7 @@ def stacked_experts(path: str, module: nn.Module, model: nn.Module) -> Iterator[
     experts, channels, _ = down.shape
     if channels < 2 or up.shape != (experts, down.shape[2], 2 * channels):
         return
-    yield PrunableGroup(
-        name=f"{path}:ffn_channels",
-        module=path,
-        kind=FFN_CHANNELS,
-        num_units=channels,
-        unit_size=1,
-        produced_by=tuple(ParamSlice(f"{path}.gate_up_proj", 2, 1, offset) for offset in (0, channels)),
-        consumed_by=(ParamSlice(f"{path}.down_proj", 1, 1, stack=experts),),
-        attributes=tuple(
-            ModuleAttribute(path, name, 1) for name in SIZES if getattr(module, name, None) == channels
-        ),
-    )
+    produced = [ParamSlice(f"{path}.gate_up_proj", 2, 1, offset) for offset in (0, channels)]
+    consumed = ParamSlice(f"{path}.down_proj", 1, 1, stack=experts)
+    sizes = [name for name in SIZES if getattr(module, name, None) == channels]
+    yield hidden_channels(path, channels, produced, consumed, sizes)

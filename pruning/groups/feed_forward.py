@@ -8,19 +8,17 @@ A further spelling is one line of `SPELLINGS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
 from torch import nn
 
 from pruning.groups.base import all_rows, columns, handler, kind
-from pruning.groups.words import in_list, is_norm, layer_at
-from pruning.types import ParamSlice, PrunableGroup
+from pruning.groups.words import LAYERS, in_list, is_norm, layer_at
+from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
 
 FFN_CHANNELS = kind("ffn_channels", "Hidden channels of feed-forward layers.")
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -121,14 +119,26 @@ def _group(path: str, module: nn.Module, spelling: Spelling) -> PrunableGroup | 
         if found is None:
             return None
         produced += found
+    return hidden_channels(path, channels, produced, columns(f"{path}.{spelling.down}", 1))
+
+
+def hidden_channels(
+    path: str,
+    channels: int,
+    produced: Iterable[ParamSlice],
+    consumed: ParamSlice,
+    sizes: Iterable[str] = (),
+) -> PrunableGroup:
+    """Return the group of a module's hidden channels; `sizes` are its attributes that say how many there are."""
     return PrunableGroup(
-        name=f"{path}:ffn_channels",
+        name=f"{path}:{FFN_CHANNELS}",
         module=path,
         kind=FFN_CHANNELS,
         num_units=channels,
         unit_size=1,
         produced_by=tuple(produced),
-        consumed_by=(columns(f"{path}.{spelling.down}", 1),),
+        consumed_by=(consumed,),
+        attributes=tuple(ModuleAttribute(path, name, 1) for name in sizes),
     )
 
 

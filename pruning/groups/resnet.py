@@ -16,12 +16,10 @@ from typing import Any, cast
 from torch import nn
 
 from pruning.groups.base import all_rows, columns, handler, kind, recorded, rows
-from pruning.groups.words import layer_at
+from pruning.groups.words import CONVOLUTIONS, layer_at
 from pruning.types import ModuleAttribute, PrunableGroup
 
 RESNET_CHANNELS = kind("resnet_channels", "Inner channels of ResNet blocks, in whole norm groups.")
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -113,17 +111,9 @@ def _group(path: str, module: nn.Module, model: nn.Module, width: Width) -> dict
 
 def _resampled(module: nn.Module, width: Width) -> bool:
     """Tell whether something with weights stands beside one of the two convolutions, which would read the channels."""
-    places = {name.rpartition(".")[0] for name in (width.made, width.read)}
-    after, before = RESAMPLERS
-    blocks = [layer_at(module, place) for place in sorted(places) if place]
-    resampled = [
-        getattr(block, name, None)
-        for block, name in zip(blocks, (after, before), strict=False)
-        if isinstance(block, nn.Module)
-    ]
-    return any(
-        isinstance(part, nn.Module) and next(part.parameters(), None) is not None for part in resampled
-    )
+    beside = zip((width.made, width.read), RESAMPLERS, strict=True)
+    parts = [layer_at(module, f"{name.rpartition('.')[0]}.{resampler}") for name, resampler in beside]
+    return any(part is not None and next(part.parameters(), None) is not None for part in parts)
 
 
 def _norm(

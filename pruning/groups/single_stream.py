@@ -12,9 +12,9 @@ from torch import nn
 
 from pruning.groups.attention import ATTENTION_HEADS
 from pruning.groups.base import all_rows, columns, handler, rows
-from pruning.groups.feed_forward import FFN_CHANNELS
+from pruning.groups.feed_forward import FFN_CHANNELS, hidden_channels
 from pruning.groups.words import layer_at
-from pruning.types import ModuleAttribute, PrunableGroup
+from pruning.types import ModuleAttribute, ParamSlice, PrunableGroup
 
 SIZES = ("mlp_hidden_dim", "mlp_dim")
 """Attributes under which such blocks keep the number of hidden channels."""
@@ -33,18 +33,9 @@ def single_stream_channels(path: str, module: nn.Module, model: nn.Module) -> It
     channels = down.in_features - width
     if not width or channels < 2 or up.out_features % channels:
         return
-    yield PrunableGroup(
-        name=f"{path}:ffn_channels",
-        module=path,
-        kind=FFN_CHANNELS,
-        num_units=channels,
-        unit_size=1,
-        produced_by=tuple(all_rows(f"{path}.proj_mlp", up, channels)),
-        consumed_by=(columns(f"{path}.proj_out", 1, width),),
-        attributes=tuple(
-            ModuleAttribute(path, name, 1) for name in SIZES if getattr(module, name, None) == channels
-        ),
-    )
+    sizes = [name for name in SIZES if getattr(module, name, None) == channels]
+    produced = all_rows(f"{path}.proj_mlp", up, channels)
+    yield hidden_channels(path, channels, produced, columns(f"{path}.proj_out", 1, width), sizes)
 
 
 @handler("parallel_attention", ATTENTION_HEADS, FFN_CHANNELS)
@@ -58,6 +49,12 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
         return
     width = last.in_features - hidden
     size = width // heads
+
+    def parts_of(offsets: range, unit_size: int) -> list[ParamSlice]:
+        return [
+            part for offset in offsets for part in rows(f"{path}.to_qkv_mlp_proj", first, unit_size, offset)
+        ]
+
     if heads > 1:
         yield PrunableGroup(
             name=f"{path}:attention_heads",
@@ -65,26 +62,15 @@ def parallel_attention(path: str, module: nn.Module, model: nn.Module) -> Iterat
             kind=ATTENTION_HEADS,
             num_units=heads,
             unit_size=size,
-            produced_by=tuple(
-                part
-                for offset in range(0, 3 * width, width)
-                for part in rows(f"{path}.to_qkv_mlp_proj", first, size, offset)
-            ),
+            produced_by=tuple(parts_of(range(0, 3 * width, width), size)),
             consumed_by=(columns(f"{path}.to_out", size),),
             attributes=(ModuleAttribute(path, "heads", 1), ModuleAttribute(path, "inner_dim", size)),
         )
     if hidden > 1:
-        yield PrunableGroup(
-            name=f"{path}:ffn_channels",
-            module=path,
-            kind=FFN_CHANNELS,
-            num_units=hidden,
-            unit_size=1,
-            produced_by=tuple(
-                part
-                for offset in range(3 * width, first.out_features, hidden)
-                for part in rows(f"{path}.to_qkv_mlp_proj", first, 1, offset)
-            ),
-            consumed_by=(columns(f"{path}.to_out", 1, width),),
-            attributes=(ModuleAttribute(path, "mlp_hidden_dim", 1),),
+        yield hidden_channels(
+            path,
+            hidden,
+            parts_of(range(3 * width, first.out_features, hidden), 1),
+            columns(f"{path}.to_out", 1, width),
+            ["mlp_hidden_dim"],
         )

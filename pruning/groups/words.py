@@ -7,6 +7,10 @@ from functools import cache
 
 from torch import nn
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS)
+"""Layers whose weight has channels out along dimension 0, and channels in along dimension 1."""
+
 
 @cache
 def words(name: str) -> frozenset[str]:

@@ -41,7 +41,12 @@ def joined(value: Any, rows: int) -> Tensor:
     return torch.cat(apart, dim=1)
 
 
+def with_tuple(model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call with which a model returns a tuple, if its class can be asked for one."""
+    asked = {"return_dict": False} if "return_dict" in inspect.signature(model.forward).parameters else {}
+    return {**call, **asked}
+
+
 def predict(model: nn.Module, call: Mapping[str, Any], rows: int) -> Tensor:
     """Return all that a denoiser of any class puts out for a call with a batch of `rows`, (rows, D); see `joined`."""
-    plain = {"return_dict": False} if "return_dict" in inspect.signature(model.forward).parameters else {}
-    return joined(model(**{**call, **plain}), rows)
+    return joined(model(**with_tuple(model, call)), rows)

@@ -15,14 +15,13 @@ from torch import nn
 
 from pruning.errors import PruningError, shown
 from pruning.groups import KINDS, discover
+from pruning.groups.words import CONVOLUTIONS, LAYERS
 from pruning.surgery.check import outermost
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 LOADED_AS = {"Transformer2DModel": ("DiTTransformer2DModel", "PixArtTransformer2DModel")}
 """Class in a checkpoint -> classes as which diffusers loads it, since it has split that one up."""
@@ -86,7 +85,7 @@ def sync_sizes(module: nn.Module) -> None:
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, LAYERS[1:]):
+    elif isinstance(module, CONVOLUTIONS):
         module.out_channels = weight.shape[0]
         if module.groups > 1 and weight.shape[1] == 1:  # depthwise: every channel is a group of its own
             module.groups = weight.shape[0]

@@ -20,7 +20,7 @@ from pruning.groups import find_groups
 from pruning.importance import head_diagnostics, needs_of, score
 from pruning.surgery import apply_plan, compensate, mask_plan, needs_for
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
-from tests.models import _randomise
+from tests.models import randomise
 from tests.unit.calibration_setup import BUCKETS, settings
 
 SAMPLES, TEXT, HEADS = 3, 7, 4
@@ -54,7 +54,7 @@ def model() -> nn.Module:
         pooled_projection_dim=16,
         pos_embed_max_size=8,
     )
-    return _randomise(found)
+    return randomise(found)
 
 
 def batches() -> NoisedBatches:

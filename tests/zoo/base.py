@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor, nn
+
+from pruning.models.outputs import tensors_in as tensors_in
+from pruning.models.outputs import with_tuple
+from tests.models import randomise
 
 BATCH = 2
 
@@ -55,34 +58,11 @@ class Tiny:
 def build(tiny: Tiny, seed: int = 0) -> nn.Module:
     """Build a model with non-trivial values everywhere: zero gates and unit norms would hide mistakes."""
     model = getattr(diffusers, tiny.cls)(**tiny.config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            scale = 0.7 / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.2
-            parameter.copy_(noise * scale)
-            if name.endswith("weight") and parameter.ndim == 1:
-                parameter.add_(1.0)
-    return model.eval()
+    return randomise(model, seed, gain=0.7)
 
 
 @torch.no_grad()
 def run(tiny: Tiny, model: nn.Module, seed: int = 1) -> Tensor:
     """Return all that the model puts out on fixed inputs, in one flat tensor."""
-    call = tiny.call(Draw(seed))
-    if "return_dict" in inspect.signature(model.forward).parameters:
-        call["return_dict"] = False
-    output = model(**call)
+    output = model(**with_tuple(model, tiny.call(Draw(seed))))
     return torch.cat([part.flatten().float() for part in tensors_in(output)])
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a tree of tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)

@@ -34,6 +34,7 @@ from pruning.groups.reading.values import (
     single,
     the_atom,
 )
+from pruning.groups.words import CONVOLUTIONS
 from pruning.removal import BlockRemoval
 
 COMPUTED = {
@@ -101,7 +102,7 @@ class Reader:
 
     def _narrowing(self, module: nn.Module) -> int | None:
         """Return the output channels of a shortcut that is one convolution with fewer channels behind it."""
-        if id(module) not in self._shortcuts or not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if id(module) not in self._shortcuts or not isinstance(module, CONVOLUTIONS):
             return None
         return module.out_channels if set(module.kernel_size) == {1} else None
 
