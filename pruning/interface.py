@@ -154,4 +154,4 @@ def allocate(
     settings = replace(settings or Prune(), target=Target(macs=macs, params=params, ratio=ratio))
     settings.check("allocate")
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
-    return solve(groups, scores, cost, settings, base_hash=config_hash(config_of(model)))
+    return solve(groups, scores, cost, settings, start=PruningPlan(base_hash=config_hash(config_of(model))))

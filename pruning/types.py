@@ -247,11 +247,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which units stay and which blocks go: the slim architecture.
+    """Which units stay, which blocks go and which weights take a smaller form: the slim architecture.
+
+    All paths are those of the dense model.
 
     Attributes:
         kept: Sorted indices of the kept units by group name. A group that is absent keeps all its units.
-        removed_blocks: Module paths (of the dense model) of the removed blocks, sorted.
+        removed_blocks: Module paths of the removed blocks, sorted.
+        ranks: Rank of the linear layers that take a low-rank form, by path.
+        shared: Sets of modules that become one, each in order: the first that stays serves in the place of all.
         base_hash: Stable hash of the dense model's config; see `config_hash`.
         meta: Provenance: target asked and got, criterion, … (JSON types only); not part of the architecture.
     """
@@ -260,6 +264,8 @@ class PruningPlan:
     removed_blocks: tuple[str, ...] = ()
     base_hash: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    shared: tuple[tuple[str, ...], ...] = ()
 
     def kept_units(self, group: PrunableGroup) -> tuple[int, ...]:
         """Return the kept units of `group`, all of them if the plan does not name it."""
@@ -296,13 +302,23 @@ class PruningPlan:
         """Tell whether the module or parameter at `path` lies in a removed block."""
         return any(inside(path, block) for block in self.removed_blocks)
 
+    def served_by(self) -> dict[str, str]:
+        """Return, for each module that another takes the place of, the path of that one; outside removed blocks."""
+        staying = [[path for path in paths if not self.removes(path)] for paths in self.shared]
+        return {path: paths[0] for paths in staying for path in paths[1:]}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
+        smaller: dict[str, Any] = {
+            "ranks": dict(sorted(self.ranks.items())),
+            "shared": [*map(list, self.shared)],
+        }
         return {
             "version": PLAN_VERSION,
             "base_hash": self.base_hash,
             "removed_blocks": list(self.removed_blocks),
             "kept": {name: list(units) for name, units in sorted(self.kept.items())},
+            **{name: value for name, value in smaller.items() if value},
             "meta": dict(self.meta),
         }
 
@@ -327,6 +343,19 @@ class PruningPlan:
             raise PruningError(f"plan: 'removed_blocks' must be a list of module paths, found {removed!r}")
         if len(set(removed)) < len(removed):
             raise PruningError(f"plan: 'removed_blocks' names a block twice: {removed!r}")
+        ranks, shared = data.get("ranks", {}), data.get("shared", [])
+        if not isinstance(ranks, dict) or not all(type(r) is int and r >= 1 for r in ranks.values()):
+            raise PruningError(
+                f"plan: 'ranks' must map module paths to whole numbers from 1, found {ranks!r}"
+            )
+        sets = isinstance(shared, list) and all(
+            isinstance(paths, list) and len(paths) > 1 and all(isinstance(path, str) for path in paths)
+            for paths in shared
+        )
+        if not sets or len({path for paths in shared for path in paths}) < sum(map(len, shared)):
+            raise PruningError(
+                f"plan: 'shared' must hold lists of two or more paths, all distinct, found {shared!r}"
+            )
         if not isinstance(data.get("base_hash"), str) or not isinstance(data.get("meta", {}), dict):
             raise PruningError("plan: 'base_hash' must be a string and 'meta' a mapping")
         return cls(
@@ -334,6 +363,8 @@ class PruningPlan:
             removed_blocks=tuple(removed),
             base_hash=data["base_hash"],
             meta=data.get("meta", {}),
+            ranks=dict(ranks),
+            shared=tuple(map(tuple, shared)),
         )
 
     def save(self, path: str | Path) -> None:

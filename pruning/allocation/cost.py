@@ -11,7 +11,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,11 +83,11 @@ class CostModel:
     def macs(self, plan: PruningPlan | None = None) -> int:
         """Return the MACs of one call under `plan` (dense if None)."""
         plan = (plan or PruningPlan()).completed(self.groups)
-        kept = self._kept(plan)
+        kept, low = self._kept(plan), _low(plan)
         total = 0
         for path, times in self.applications.items():
             if not plan.removes(path):
-                total += math.prod(self._shape(path, kept)) * times
+                total += self._elements(path, kept, low) * times
         for path, macs in self.between.items():
             if not plan.removes(path):
                 group = self._scaled.get(path)
@@ -97,8 +97,9 @@ class CostModel:
     def params(self, plan: PruningPlan | None = None) -> int:
         """Return the number of parameters under `plan` (dense if None), added biases left out."""
         plan = (plan or PruningPlan()).completed(self.groups)
-        kept = self._kept(plan)
-        return sum(math.prod(self._shape(path, kept)) for path in self.shapes if not plan.removes(path))
+        kept, low = self._kept(plan), _low(plan)
+        gone = replace(plan, removed_blocks=(*plan.removed_blocks, *plan.served_by()))
+        return sum(self._elements(path, kept, low) for path in self.shapes if not gone.removes(path))
 
     def unit_costs(self, measure: str) -> dict[str, float]:
         """Return what one unit of each group costs in the dense model, as ``"macs"`` or ``"params"``.
@@ -130,11 +131,19 @@ class CostModel:
     def _kept(self, plan: PruningPlan) -> dict[str, int]:
         return {g.name: len(plan.kept[g.name]) if g.name in plan.kept else g.num_units for g in self.groups}
 
-    def _shape(self, path: str, kept: Mapping[str, int]) -> list[int]:
+    def _elements(self, path: str, kept: Mapping[str, int], low: Mapping[str, int]) -> int:
+        """Return how many elements a parameter has; of a layer in low-rank form, those of both its weights."""
         shape = list(self.shapes[path])
+        if path in low:
+            return low[path] * sum(shape)
         for group, dim, unit_size in self._cut.get(path, ()):
             shape[dim] -= (group.num_units - kept[group.name]) * unit_size
-        return shape
+        return math.prod(shape)
+
+
+def _low(plan: PruningPlan) -> dict[str, int]:
+    """Return the ranks of weights by their paths."""
+    return {f"{path}.weight": rank for path, rank in plan.ranks.items()}
 
 
 class _Counts:

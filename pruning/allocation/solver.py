@@ -37,7 +37,7 @@ def allocate(
     cost: CostModel,
     settings: Prune,
     *,
-    base_hash: str = "",
+    start: PruningPlan | None = None,
 ) -> PruningPlan:
     """Decide which units stay so that the target is hit; deterministic.
 
@@ -48,7 +48,8 @@ def allocate(
         cost: Predicts MACs and parameters of plans.
         settings: Target, scope, rounding and limits. In global scope scores of which some are negative are compared
             undivided whatever `per_cost` says, and a warning says so.
-        base_hash: Stored in the plan.
+        start: What is decided already: the model's hash, and weights that take a smaller form. It counts towards the
+            target, but for a ratio, which is of the units alone.
 
     Returns:
         The plan; ``meta`` holds what was asked and what was got, in global scope also whether scores were divided.
@@ -69,14 +70,16 @@ def allocate(
         how = {"per_cost": settings.per_cost and have_a_zero(ladders, scores)}
     steps = _steps(global_prices(ladders, **how) if how else local_prices(ladders))
     total = cost.macs if target.measure == "macs" else cost.params
-    goal = _goal(target, groups, cost, total())
+    start = start or PruningPlan()
+    goal = _goal(target, groups, cost, start)
 
     def measure(rungs: Rungs) -> int:
-        return total(_plan(ladders, rungs, sizes_only=True))
+        return total(_plan(ladders, rungs, start, sizes_only=True))
 
-    plan = _plan(ladders, _nearest(ladders, steps, measure, goal), base_hash)
+    rungs = _nearest(ladders, steps, measure, goal)
+    plan = _plan(ladders, rungs, start)
     got = total(plan)
-    hit = abs(got - goal) <= TOLERANCE * goal
+    hit = abs(got - goal) <= TOLERANCE * goal or (got < goal and not any(rungs))
     if not hit:
         least = measure([len(ladder.sizes) - 1 for ladder in ladders])
         _explain(target, goal, got=got, least=least, dense=total())
@@ -106,13 +109,14 @@ def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Pru
     scores.check(groups)
 
 
-def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, dense: int) -> float:
+def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, start: PruningPlan) -> float:
     """Return the MACs or parameters to come to."""
     if target.ratio is not None:
-        return cost.params() - target.ratio * prunable(groups, cost, "params")
-    kept = target.macs if target.macs is not None else target.params
-    assert kept is not None
-    return kept * dense
+        return cost.params(start) - target.ratio * prunable(groups, cost, "params")
+    if target.macs is not None:
+        return target.macs * cost.macs()
+    assert target.params is not None
+    return target.params * cost.params()
 
 
 def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> float:
@@ -173,23 +177,21 @@ def _refine(
 
 
 def _plan(
-    ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "", *, sizes_only: bool = False
+    ladders: Sequence[Ladder], rungs: Rungs, start: PruningPlan, *, sizes_only: bool = False
 ) -> PruningPlan:
-    """Return the plan of these rungs; units in a removed block are not planned.
+    """Return `start` with these rungs; units in a removed block are not planned.
 
     With `sizes_only` the kept units are any, as many as they are: a cost asks for no more.
     """
     down = [(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True) if rung]
-    blocks = PruningPlan(
-        removed_blocks=tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block)),
-        base_hash=base_hash,
-    ).completed(ladder.group for ladder in ladders)
+    gone = tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block))
+    blocks = replace(start, removed_blocks=gone).completed(ladder.group for ladder in ladders)
     kept = {
         ladder.group.name: (0,) * ladder.sizes[rung] if sizes_only else ladder.kept(rung)
         for ladder, rung in down
         if not (ladder.is_block or blocks.removes(ladder.group.module))
     }
-    return PruningPlan(kept, blocks.removed_blocks, base_hash)
+    return replace(blocks, kept=kept)
 
 
 def _explain(target: Target, goal: float, *, got: int, least: int, dense: int) -> None:

@@ -14,7 +14,7 @@ from pruning.data.images import ImageData
 from pruning.data.noise import noise_and_target, num_train_timesteps
 from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
-from pruning.models.families import denoiser_call
+from pruning.models.families import denoiser_call, null_class
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def noised_batches(
     seed: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    conditional: bool = True,
 ) -> NoisedBatches:
     """Return every chunk of samples once at every timestep bucket, from the least noise to the most.
 
@@ -105,6 +106,8 @@ def noised_batches(
         seed: Seed of the run.
         device: Where the calls go.
         dtype: Floating point type of the calls; noising is done in float32.
+        conditional: With the images' labels or captions; else as guidance asks a model without: with the label that
+            stands for no class, and empty captions.
 
     Raises:
         PruningError: On impossible sizes or rows, before the first batch is made.
@@ -122,9 +125,10 @@ def noised_batches(
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
             latent = [sample_generator(seed, i, LATENT) for i in chunk]
-            x0, conditioning = conditioner(
-                data.images(chunk), data.labels(chunk), data.captions(chunk), latent
-            )
+            captions = data.captions(chunk) if conditional else [""] * len(chunk)
+            x0, conditioning = conditioner(data.images(chunk), data.labels(chunk), captions, latent)
+            if not conditional and "class_labels" in conditioning:
+                conditioning["class_labels"].fill_(null_class(conditioner.model))
             x0 = x0.to(device, torch.float32)
             conditioning = {name: move(value, device, dtype) for name, value in conditioning.items()}
             noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)

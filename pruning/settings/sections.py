@@ -248,6 +248,15 @@ class Prune(Section):
     rounds: int = knob(
         1, "Portions in which ``block_by_block`` cuts a block, measuring before each.", at_least(1)
     )
+    modulation_error: float | None = knob(
+        None,
+        "Give each modulation layer (the linear layer of an adaptive norm) the low-rank form that loses at most this "
+        "share of its output's variance on held-out images, where that saves parameters; null keeps them whole.",
+        within("(0, 1)", "it is a share of the variance"),
+    )
+    share_embedders: bool = knob(
+        False, "Let embedders that every block repeats, weight for weight, be one; what the model says stays."
+    )
 
     def mismatches(self) -> Iterator[Problem]:
         """There must be something to cut."""

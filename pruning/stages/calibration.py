@@ -102,7 +102,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
             timestep_weights=timestep_weights(run),
             stability=weights_need_first_pass(asked.variants, run.recipe.calibrate.sink_weights),
             seed=run.recipe.seed,
-            progress=_progress(run, "first pass"),
+            progress=progress(run, "first pass"),
         )
         calibration.save_stats(found.stats, folder / FIRST_PASS)
 
@@ -153,7 +153,7 @@ def gather(
         first_pass=seen,
         conditional=conditional_half(run),
         seed=run.recipe.seed,
-        progress=_progress(run, "statistics"),
+        progress=progress(run, "statistics"),
     )
 
 
@@ -209,9 +209,10 @@ def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
     return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 
-def _progress(run: Run, what: str) -> Callable[[int], None]:
+def progress(run: Run, what: str, times: int = 1) -> Callable[[int], None]:
+    """Return what draws a bar over the recipe's samples, each of them shown at every timestep so many times."""
     section, done = run.recipe.calibrate, 0
-    total = section.num_samples * section.timestep_buckets
+    total = section.num_samples * section.timestep_buckets * times
 
     def report(rows: int) -> None:
         nonlocal done

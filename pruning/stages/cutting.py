@@ -13,6 +13,7 @@ from pruning.files import write_json
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
+from pruning.stages import smaller_forms
 from pruning.stages.calibration import SHOWN, Wanted, gather, weighting
 from pruning.stages.run import MODEL, PLAN, Run
 from pruning.stages.stage import Stage, pick
@@ -24,10 +25,11 @@ MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score.cri
 
 
 def _selection(run: Run) -> dict[str, Any]:
+    fitted = smaller_forms.settings(run)
     if run.recipe.prune.selection == "one_shot":
-        return {"selection": "one_shot"}
+        return {"selection": "one_shot", **fitted}
     again = {**pick(run.recipe, MEASURED_AGAIN), "score.weighting": weighting(run)}
-    return {"selection": run.recipe.prune.selection, **again}
+    return {"selection": run.recipe.prune.selection, **again, **fitted}
 
 
 @partial(
@@ -41,6 +43,7 @@ def prune(run: Run, folder: Path) -> dict[str, Any]:
     """Let what stays make up for what goes, cut, and write the slim model."""
     section, model = run.recipe.prune, run.load_dense()
     dense = sum(p.numel() for p in model.parameters())
+    smaller_forms.take(run, model)
     if section.selection == "block_by_block":
         plan, report = _choose_anew(run, model)
     else:

@@ -143,4 +143,4 @@ def _plan(
         raise PruningError(
             f"{type(model).__name__} has no groups of kind {', '.join(settings.kinds)}; it has {have}"
         )
-    return allocate(chosen, None, cost, settings, base_hash=config_hash(config_of(model)))
+    return allocate(chosen, None, cost, settings, start=PruningPlan(base_hash=config_hash(config_of(model))))

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pruning.allocation import allocate
+from pruning.files import write_json
+from pruning.stages import smaller_forms
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash
@@ -26,23 +28,28 @@ READS = (
 )
 
 
-@partial(Stage, "plan", after=("score",), reads=READS)
+@partial(Stage, "plan", after=("score",), reads=READS, extra=smaller_forms.settings)
 def plan(run: Run, folder: Path) -> dict[str, Any]:
-    """Decide which units stay."""
-    found = make_plan(run, run.scores)
+    """Decide which weights take a smaller form, and which units stay."""
+    start = None
+    if smaller_forms.settings(run):
+        start, said = smaller_forms.start_of(run)
+        write_json(folder / smaller_forms.REPORT, said)
+    found = make_plan(run, run.scores, start)
     found.save(folder / PLAN)
     return plan_figures(found, run.groups)
 
 
-def make_plan(run: Run, scores: Scores | None) -> PruningPlan:
-    """Return the plan for `scores`, or the uniform one for None.
+def make_plan(run: Run, scores: Scores | None, start: PruningPlan | None = None) -> PruningPlan:
+    """Return the plan for `scores`, or the uniform one for None; `start` has the weights that take a smaller form.
 
     Raises:
         PruningError: If the target lies below what kinds, rounding and limits allow, or a limit matches nothing.
     """
     section = run.recipe.prune
     settings = section if scores is not None else replace(section, scope="local")
-    return allocate(run.groups, scores, run.cost, settings, base_hash=config_hash(run.meta.config))
+    start = start or PruningPlan(base_hash=config_hash(run.meta.config))
+    return allocate(run.groups, scores, run.cost, settings, start=start)
 
 
 def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:
@@ -55,6 +62,8 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
         "params_ratio": params["plan"] / params["dense"],
         "macs": macs["plan"] if macs["dense"] else None,
         "params": params["plan"],
+        **({"low_rank_layers": len(plan.ranks)} if plan.ranks else {}),
+        **({"shared_modules": len(plan.served_by())} if plan.shared else {}),
         "removed": {
             kind: f"{sum(cut['total'] - cut['kept'] for cut in cuts)} of {sum(cut['total'] for cut in cuts)}"
             for kind, cuts in by_kind(cuts_of(plan, groups)).items()

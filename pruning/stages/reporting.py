@@ -25,6 +25,7 @@ from pruning.stages.heads import image_grid, write_folding
 from pruning.stages.planning import cuts_of
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
+from pruning.stages.smaller_forms import REPORT as SMALLER_FORMS
 from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.types import CalibrationStats
 
@@ -85,6 +86,7 @@ def _data(run: Run) -> dict[str, Any]:
         "subjects": list(metrics),
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
+        "smaller_forms": read_json(run.result("plan").folder / SMALLER_FORMS),
         "recovery": read_json(run.result("recover").folder / "losses.json"),
         "samples": SAMPLES,
         "warnings": caveats(run),

@@ -26,6 +26,7 @@ from pruning.data import (
     noised_batches,
     open_images,
     sample_generator,
+    takes_text,
 )
 from pruning.errors import PruningError
 from pruning.files import read_json
@@ -235,8 +236,13 @@ class Run:
         order = torch.randperm(len(data), generator=sample_generator(self.recipe.seed, 0, CHOICE))
         return sorted(order[:count].tolist())
 
-    def noised(self, split: str, count: int, *, batch_size: int) -> NoisedBatches:
-        """Return `count` images of a split, noised to every timestep bucket."""
+    @property
+    def guidable(self) -> bool:
+        """Whether the model can be asked without a class or prompt, as guidance does."""
+        return takes_text(self.meta) or models.null_class(self.meta) is not None
+
+    def noised(self, split: str, count: int, *, batch_size: int, conditional: bool = True) -> NoisedBatches:
+        """Return `count` images of a split, noised to every timestep bucket; as of no class and prompt if asked."""
         return noised_batches(
             self.images(split),
             self.conditioner,
@@ -247,6 +253,7 @@ class Run:
             seed=self.recipe.seed,
             device=self.device,
             dtype=self.dtype,
+            conditional=conditional,
         )
 
     # What stages wrote.

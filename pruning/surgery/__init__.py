@@ -2,7 +2,20 @@
 
 from pruning.surgery.compensation import compensate, compensation_needs, needs_for
 from pruning.surgery.cut import apply_plan
+from pruning.surgery.low_rank import NEEDS as RANK_NEEDS
+from pruning.surgery.low_rank import choose_ranks, take_low_rank
 from pruning.surgery.mask import mask_plan, silence
 from pruning.surgery.reshape import reshape
 
-__all__ = ["apply_plan", "compensate", "compensation_needs", "mask_plan", "needs_for", "reshape", "silence"]
+__all__ = [
+    "RANK_NEEDS",
+    "apply_plan",
+    "choose_ranks",
+    "compensate",
+    "compensation_needs",
+    "mask_plan",
+    "needs_for",
+    "reshape",
+    "silence",
+    "take_low_rank",
+]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from pruning.errors import PruningError
+from pruning.surgery.smaller_forms import check_smaller
 from pruning.types import PrunableGroup, PruningPlan, config_hash, config_of, inside
 
 
@@ -38,6 +39,7 @@ def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningP
             raise PruningError(
                 f"plan removes the block {path!r}, which is not a removable block of this model"
             )
+    check_smaller(model, groups, plan)
 
 
 def removed_blocks(groups: Sequence[PrunableGroup], plan: PruningPlan) -> list[PrunableGroup]:

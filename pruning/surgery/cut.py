@@ -16,6 +16,7 @@ from pruning.surgery.config import forget, write_config
 from pruning.surgery.identity import replace_by_identity
 from pruning.surgery.inputs import narrow_inputs
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
+from pruning.surgery.smaller_forms import RANKS, SHARED, Smaller, record
 from pruning.surgery.stages import drop_stage, with_a_stage_less
 from pruning.surgery.stock import as_stock
 from pruning.surgery.storage import Cutter
@@ -69,9 +70,12 @@ def apply_plan(
                 "units": hook.units,
             }
     _record(model, key["modules"], touched)
+    smaller = Smaller(model, plan)
     _remove_blocks(model, groups, plan, key)
     as_stock(model, key)
-    if key["modules"] or key["removed_blocks"]:
+    smaller.take()
+    record(model, key)
+    if any(key.get(name) for name in ("modules", "removed_blocks", RANKS, SHARED)):
         write_config(model, {PRUNING_KEY: key})
     elif PRUNING_KEY in config_of(model):
         forget(model, PRUNING_KEY)

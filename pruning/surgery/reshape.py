@@ -19,6 +19,7 @@ from pruning.groups.words import CONVOLUTIONS, LAYERS
 from pruning.surgery.check import outermost
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
+from pruning.surgery.smaller_forms import check_entry, rebuild
 from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
@@ -64,6 +65,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
         if group.narrowed and kept_inputs(tree[group.module]) is None:
             _check_narrowed(group, modules.get(group.module, {}), tree[group.module])
     _check_agreement(model, groups, modules, removed_blocks)
+    check_entry(model, entry, removed_blocks)
     for path in gone:
         replace_by_identity(model, removable[path])
     for path, record in modules.items():
@@ -75,6 +77,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
         for name, shape in record.get("parameters", {}).items():
             _resize(tree[path], name, shape)
         sync_sizes(tree[path])
+    rebuild(model, entry)
     return model
 
 

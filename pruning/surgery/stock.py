@@ -20,6 +20,8 @@ from pruning.groups.reading.counts import shared_count
 from pruning.groups.stages import DOWN, MIDDLE, UP
 from pruning.surgery.config import DEFAULTED, write_config
 from pruning.surgery.identity import IdentityBlock
+from pruning.surgery.low_rank import LowRankLinear
+from pruning.surgery.shared import Shared
 from pruning.types import PRUNING_KEY, config_of, inside
 
 logger = logging.getLogger(__name__)
@@ -88,11 +90,16 @@ def _fits(model: nn.Module, step: _Step, key: Mapping[str, Any]) -> bool:
         for path, record in key["modules"].items()
         if (where := step.moved(path))
     }
-    gone = [where for path in key["removed_blocks"] if (where := step.moved(path))]
-    stock = {
-        name: p.shape for name, p in built.named_parameters() if not any(inside(name, path) for path in gone)
+    other = [name for name, module in model.named_modules() if isinstance(module, (LowRankLinear, Shared))]
+    gone = [where for path in (*key["removed_blocks"], *other) if (where := step.moved(path))]
+
+    def stays(name: str) -> bool:
+        return not any(inside(name, path) for path in gone)
+
+    stock = {name: p.shape for name, p in built.named_parameters() if stays(name)}
+    left = {
+        where: p.shape for name, p in model.named_parameters() if (where := step.moved(name)) and stays(where)
     }
-    left = {where: p.shape for name, p in model.named_parameters() if (where := step.moved(name))}
 
     def recorded(name: str) -> bool:
         owner, _, own = name.rpartition(".")

@@ -153,7 +153,7 @@ class Bench:
             scores,
             self.run.cost,
             Prune(target=Target(macs=cell.macs_ratio), scope=cell.scope),
-            base_hash=config_hash(self.dense.config),
+            start=PruningPlan(base_hash=config_hash(self.dense.config)),
         )
 
     def prune(self, cell: Cell, stats: CalibrationStats) -> tuple[nn.Module, PruningPlan]:

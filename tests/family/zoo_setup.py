@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.groups import KINDS, discover
+from pruning.groups.modulation import break_even, modulation_layers, repeated
 from pruning.types import PrunableGroup
 from tests.zoo import ZOO, build, run
 
@@ -38,6 +40,17 @@ def half(groups: Iterable[PrunableGroup], seed: int = 0) -> dict[str, tuple[int,
     """Keep a random half of the units of each group, at least one."""
     draw = random.Random(seed)
     return {g.name: tuple(sorted(draw.sample(range(g.num_units), max(1, g.num_units // 2)))) for g in groups}
+
+
+def smaller(model: nn.Module) -> dict[str, Any]:
+    """Return what a plan says of weights in a smaller form: every modulation layer, every repeated embedder."""
+    groups = widths(model)
+    most = {
+        group.module: break_even(model.get_submodule(group.module))
+        for group in modulation_layers(model, groups)
+    }
+    ranks = {path: max(1, rank // 2) for path, rank in most.items() if rank}
+    return {"ranks": ranks, "shared": tuple(repeated(model, groups))}
 
 
 def error(found: Tensor, expected: Tensor) -> float:

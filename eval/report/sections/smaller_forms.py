@@ -1,0 +1,84 @@
+"""Weights in a smaller form: the rank of each modulation layer and what it loses, and embedders that became one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.report import fmt
+from eval.report.data import RunData
+from eval.report.html import Section, template
+
+PLACE, WITHIN = 32, "cuts"
+SHOWN = 12
+"""Layers up to which all are listed at once."""
+
+TABLE = template(
+    """
+<div class="scroll"><table>
+<thead><tr><td></td>{% for name in names %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for module, cells in rows %}
+<tr><th scope="row" class="path">{{ module }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+"""
+)
+COLUMNS = ("rank", "parameters left", "lost, held out", "lost, calibration")
+BODY = template(
+    """
+<h3 style="margin-top:22px">Weights in a smaller form</h3>
+{% for text in words %}<p class="soft">{{ text }}</p>{% endfor %}
+{% if table %}
+{% if folded %}<details><summary>All {{ folded }} layers</summary>{{ table }}</details>{% else %}{{ table }}{% endif %}
+{% endif %}
+"""
+)
+
+
+def section(run: RunData) -> Section | None:
+    """Show what took a smaller form; None if nothing was to."""
+    found = run.entry("smaller_forms")
+    if not found:
+        return None
+    layers = found.get("modulation", [])
+    words = [text for text in (_modulation(layers), _shared(found.get("shared"))) if text]
+    rows = [(layer["module"], _cells(layer)) for layer in layers]
+    table = TABLE(names=COLUMNS, rows=rows) if rows else None
+    return Section(BODY(words=words, table=table, folded=len(layers) if len(layers) > SHOWN else 0))
+
+
+def _cells(layer: Mapping[str, Any]) -> list[str]:
+    if layer["rank"] is None:
+        return ["whole", fmt.percent(1.0, 0), fmt.MISSING, fmt.MISSING]
+    left = fmt.percent(1 - layer["saved"] / layer["params"], 0)
+    lost = [fmt.number(layer[key]) for key in ("lost", "lost_fitted")]
+    return [f"{layer['rank']} of {layer['full']}", left, *lost]
+
+
+def _modulation(layers: Sequence[Mapping[str, Any]]) -> str:
+    low = [layer for layer in layers if layer["rank"] is not None]
+    if not layers:
+        return ""
+    if not low:
+        return "Modulation layers were to take a low-rank form, but none that loses as little as asked saves parameters."
+    saved, params = (sum(layer[key] for layer in layers) for key in ("saved", "params"))
+    worst = max(layer["lost"] for layer in low)
+    return (
+        f"{len(low)} of {fmt.plural(len(layers), 'modulation layer')} took a low-rank form, which frees "
+        f"{fmt.quantity(saved)} of their {fmt.quantity(params)} parameters. What is lost is a share of the variance of "
+        f"the layer's output, here at most {fmt.number(worst)} on images that the choice did not see."
+    )
+
+
+def _shared(sets: Sequence[Mapping[str, Any]] | None) -> str:
+    if sets is None:
+        return ""
+    if not sets:
+        return "Equal embedders were to become one, but no two are equal, weight for weight."
+    count, saved = sum(len(one["modules"]) for one in sets), sum(one["saved"] for one in sets)
+    names = ", ".join(f"{one['modules'][0]} (for {len(one['modules'])})" for one in sets)
+    return (
+        f"{count} embedders that were equal, weight for weight, became {len(sets)}, which frees "
+        f"{fmt.quantity(saved)} parameters; nothing is lost: {names}."
+    )
