@@ -134,7 +134,7 @@ def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> 
 def _steps(prices: Sequence[Tensor]) -> Tensor:
     """Return which ladder goes down one rung at each step, the cheapest first, as int64 (steps,)."""
     owners = torch.repeat_interleave(torch.tensor([len(own) for own in prices], dtype=torch.int64))
-    return owners[torch.sort(torch.cat(list(prices)), stable=True).indices]
+    return owners[torch.sort(torch.cat([torch.empty(0), *prices]), stable=True).indices]
 
 
 def _nearest(ladders: Sequence[Ladder], steps: Tensor, measure: Callable[[Rungs], int], goal: float) -> Rungs:

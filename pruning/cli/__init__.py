@@ -243,6 +243,15 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "--kinds", metavar="A,B", help="kinds of groups to cut; `sinkprune ls kinds` lists them"
     )
     model.add_argument("--round-to", type=int, metavar="N", help="kept channels are a multiple of this")
+    model.add_argument(
+        "--modulation-rank",
+        type=int,
+        metavar="N",
+        help="rank of every modulation layer, where it saves parameters",
+    )
+    model.add_argument(
+        "--share-embedders", action="store_true", default=None, help="let embedders that blocks repeat be one"
+    )
     model.add_argument("--save", metavar="FILE", help="write the plan as JSON")
 
 

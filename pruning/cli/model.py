@@ -19,7 +19,8 @@ from pruning.settings import Prune, Target
 logger = logging.getLogger(__name__)
 
 TARGETS = ("macs", "params", "ratio")
-OPTIONS = (*TARGETS, "kinds", "round_to", "save")
+FORMS = ("modulation_rank", "share_embedders")
+OPTIONS = (*TARGETS, "kinds", "round_to", *FORMS, "save")
 """Options of ``plan`` that are for a model."""
 
 _HOLDS_MODEL = ("config.json", "model_index.json", "unet/config.json", "transformer/config.json")
@@ -56,7 +57,12 @@ def plan_model(arguments: argparse.Namespace) -> Outcome:
     def look() -> tuple[dict[str, Any], Any]:
         from pruning.stages.outlook import outlook
 
-        return outlook(arguments.recipe, settings)
+        return outlook(
+            arguments.recipe,
+            settings,
+            modulation_rank=arguments.modulation_rank,
+            share_embedders=bool(arguments.share_embedders),
+        )
 
     found, plan = lean(look)
     for text in found["notes"]:
@@ -85,9 +91,10 @@ def _writable(word: str) -> Path:
 def _settings(arguments: argparse.Namespace) -> Prune | None:
     """Return what the options ask for, or None without a target."""
     given = {name: getattr(arguments, name) for name in TARGETS if getattr(arguments, name) is not None}
-    others = [name for name in OPTIONS if name not in TARGETS and getattr(arguments, name) is not None]
+    others = [name for name in ("kinds", "round_to", "save") if getattr(arguments, name) is not None]
     if not given:
-        if others:
+        smaller = any(getattr(arguments, name) is not None for name in FORMS)
+        if others and not (smaller and others == ["save"]):
             raise PruningError(
                 f"--{others[0].replace('_', '-')} is for a plan, and a plan needs a target: --macs, --params or --ratio"
             )

@@ -69,6 +69,9 @@ def outlook(found: dict[str, Any]) -> list[Table]:
     free = 1 - sum(row["params_share"] for row in found["kinds"] if row["kind"] != "blocks")
     but = " but blocks" if any(row["kind"] == "blocks" for row in found["kinds"]) else ""
     caption = f"{percent(free)} of the parameters are in no group{but}"
+    others = {"modulation layers": found["modulation"], "repeated embedders": found["repeated_embedders"]}
+    if any(others.values()):
+        caption += f": {', '.join(f'{percent(share)} {name}' for name, share in others.items() if share)}"
     files = {
         f"file, {name}": (size, plan and plan["bytes"][name])
         for name, size in found["bytes"].items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import nn
 from pruning.allocation import CostModel, allocate, prunable
 from pruning.errors import PruningError
 from pruning.groups import KINDS, find_groups
+from pruning.groups.modulation import break_even, modulation_layers, repeated
 from pruning.models import load_meta_denoiser, native_input
-from pruning.settings import DTYPES, Prune
+from pruning.settings import DTYPES, Prune, Target
 from pruning.stages.planning import by_kind, cuts_of, plan_figures
 from pruning.types import PrunableGroup, PruningPlan, config_hash, config_of
 
@@ -24,20 +25,29 @@ DENOISERS = ("transformers", "unets")
 
 
 def outlook(
-    source: str, settings: Prune | None = None, *, subfolder: str | None = None, revision: str | None = None
+    source: str,
+    settings: Prune | None = None,
+    *,
+    modulation_rank: int | None = None,
+    share_embedders: bool = False,
+    subfolder: str | None = None,
+    revision: str | None = None,
 ) -> tuple[dict[str, Any], PruningPlan | None]:
     """Return what a denoiser is, what of it may be cut, and the plan that takes the same share of every group.
 
     Args:
         source: As for `load_meta_denoiser`; of a hub id only the config is fetched.
-        settings: Kinds, target, rounding and limits; None: no plan.
+        settings: Kinds, target, rounding and limits; None: no units go.
+        modulation_rank: Rank that every modulation layer takes in which it saves parameters.
+        share_embedders: Embedders that all blocks repeat are one; that their weights are equal is taken on trust.
         subfolder: Where the denoiser is in the source, if not in ``unet`` or ``transformer``.
         revision: Hub only.
 
     Returns:
         JSON types: ``params`` and ``macs`` (None if not known) of one call on ``input``, one sample; ``bytes`` by type;
-        ``kinds``: groups, units, shares, how much of each was asked and got; ``plan``: as `plan_figures`, and its
-        ``bytes``, or None; ``notes``: what is not known, and why; ``groups``: every group. And the plan.
+        ``kinds``: groups, units, shares, how much of each was asked and got; ``modulation`` and ``repeated_embedders``:
+        shares of the parameters; ``plan``: as `plan_figures`, and its ``bytes``, or None without anything asked;
+        ``notes``: what is not known, and why; ``groups``: every group. And the plan.
 
     Raises:
         PruningError: If there is no such model, it is no denoiser, or the target cannot be met or counted.
@@ -49,7 +59,9 @@ def outlook(
     cost, words, note = _cost(model, groups)
     if settings is not None and settings.target.measure == "macs" and note:
         raise PruningError(f"target {settings.target}: {note}; ask for a share of the parameters, or a ratio")
-    plan = None if settings is None else _plan(model, groups, cost, settings)
+    start = _start(model, groups, modulation_rank, share_embedders)
+    nothing = settings is None and not (start.ranks or start.shared)
+    plan = None if nothing else _plan(groups, cost, settings, start)
     cuts = cuts_of(plan or PruningPlan(), groups)
     asked: dict[str, float] = {}
     if plan is not None and settings is not None:
@@ -65,6 +77,7 @@ def outlook(
         "macs": None if note else cost.macs(),
         "bytes": sizes(model),
         "kinds": kinds_of(cost, cuts, asked),
+        **_smaller_shares(model, groups),
         "plan": None,
         "notes": [note] if note else [],
         "groups": cuts,
@@ -72,6 +85,10 @@ def outlook(
     if plan is not None:
         figures = plan_figures(plan, groups)
         found["plan"] = {**figures, "bytes": sizes(model, gone=cost.params() - figures["params"])}
+        words = [figures["asked"]] if settings else []
+        words += [f"modulation layers at rank {modulation_rank}"] if start.ranks else []
+        words += ["repeated embedders shared"] if start.shared else []
+        found["plan"]["asked"] = ", ".join(words)
         if note:
             plan = replace(plan, meta={key: value for key, value in plan.meta.items() if key != "macs"})
     return found, plan
@@ -133,14 +150,56 @@ def _cost(model: ModelMixin, groups: Sequence[PrunableGroup]) -> tuple[CostModel
         return CostModel.untraced(model, groups), words, f"MACs are not known: {error}"
 
 
-def _plan(
-    model: ModelMixin, groups: Sequence[PrunableGroup], cost: CostModel, settings: Prune
+def _start(
+    model: ModelMixin, groups: Sequence[PrunableGroup], modulation_rank: int | None, share_embedders: bool
 ) -> PruningPlan:
+    """Return the plan in which weights take the smaller forms that are asked for.
+
+    Raises:
+        PruningError: For a rank below 1, or a form that nothing in the model can take.
+    """
+    name, ranks, shared = type(model).__name__, {}, []
+    if modulation_rank is not None:
+        if modulation_rank < 1:
+            raise PruningError(f"modulation rank is {modulation_rank}; it must be at least 1")
+        layers = {one.module: model.get_submodule(one.module) for one in modulation_layers(model, groups)}
+        most = {path: break_even(layer) for path, layer in layers.items() if isinstance(layer, nn.Linear)}
+        ranks = {path: modulation_rank for path, rank in most.items() if modulation_rank <= rank}
+        if not ranks:
+            why = (
+                f"rank {modulation_rank} saves nothing; at most {max(most.values())} does"
+                if most
+                else "it has none"
+            )
+            raise PruningError(f"modulation layers of {name}: {why}")
+    if share_embedders:
+        shared = repeated(model, groups)
+        if not shared:
+            raise PruningError(f"{name} repeats no embedder in its blocks, so that none can be shared")
+    return PruningPlan(base_hash=config_hash(config_of(model)), ranks=ranks, shared=tuple(shared))
+
+
+def _smaller_shares(model: ModelMixin, groups: Sequence[PrunableGroup]) -> dict[str, float]:
+    """Return which share of the parameters modulation layers have, and repetitions of embedders."""
+
+    def share(paths: Iterable[str]) -> float:
+        return sum(p.numel() for path in paths for p in model.get_submodule(path).parameters()) / total
+
+    total = sum(p.numel() for p in model.parameters())
+    return {
+        "modulation": share(group.module for group in modulation_layers(model, groups)),
+        "repeated_embedders": share(path for paths in repeated(model, groups) for path in paths[1:]),
+    }
+
+
+def _plan(
+    groups: Sequence[PrunableGroup], cost: CostModel, settings: Prune | None, start: PruningPlan
+) -> PruningPlan:
+    if settings is None:
+        return allocate([], None, cost, Prune(target=Target(ratio=0.0), scope="local"), start=start)
     settings.check("plan")
     chosen = [group for group in groups if group.kind in settings.kinds]
     if not chosen:
         have = ", ".join(sorted({group.kind for group in groups})) or "none at all"
-        raise PruningError(
-            f"{type(model).__name__} has no groups of kind {', '.join(settings.kinds)}; it has {have}"
-        )
-    return allocate(chosen, None, cost, settings, start=PruningPlan(base_hash=config_hash(config_of(model))))
+        raise PruningError(f"the model has no groups of kind {', '.join(settings.kinds)}; it has {have}")
+    return allocate(chosen, None, cost, settings, start=start)

@@ -44,8 +44,8 @@ class LowRankLinear(nn.Module):
     def empty(cls, layer: nn.Linear, rank: int) -> LowRankLinear:
         """Return one in the place of `layer`, of its device and type, without values but for its bias."""
         like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        down = skip_init(nn.Linear, layer.in_features, rank, bias=False, **like)
-        up = skip_init(nn.Linear, rank, layer.out_features, bias=False, **like)
+        down: Any = skip_init(nn.Linear, layer.in_features, rank, bias=False, **like)
+        up: Any = skip_init(nn.Linear, rank, layer.out_features, bias=False, **like)
         up.bias = layer.bias
         found = cls(down, up).requires_grad_(layer.weight.requires_grad)
         return found.train(layer.training)
