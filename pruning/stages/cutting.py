@@ -25,7 +25,7 @@ MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score.cri
 
 
 def _selection(run: Run) -> dict[str, Any]:
-    fitted = smaller_forms.settings(run)
+    fitted = smaller_forms.fitted(run)
     if run.recipe.prune.selection == "one_shot":
         return {"selection": "one_shot", **fitted}
     again = {**pick(run.recipe, MEASURED_AGAIN), "score.weighting": weighting(run)}

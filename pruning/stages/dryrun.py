@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from pruning.errors import PruningError
+from pruning.stages import smaller_forms
 from pruning.stages.caveats import caveats
 from pruning.stages.outlook import kinds_of, sizes
 from pruning.stages.planning import cuts_of, make_plan, plan_figures
@@ -31,8 +32,17 @@ def dry_run(run: Run) -> dict[str, Any]:
     """
     run.offline = True
     scored = _has_scores(run)
-    plan = make_plan(run, run.scores if scored else None)
+    start = smaller_forms.assumed(run, smaller_forms.LIKELY)
+    plan = make_plan(run, run.scores if scored else None, start)
     cuts = cuts_of(plan, run.groups)
+    if start is not None and start.ranks:
+        logger.warning(
+            "prune.modulation_error: %d modulation layers are taken to have an eighth of their full rank; the run "
+            "chooses ranks from what they are fed",
+            len(start.ranks),
+        )
+    if start is not None and start.shared:
+        logger.warning("prune.share_embedders: repeated embedders are taken to be equal, weight for weight")
     for text in (*look_ahead(run), *caveats(run)):
         logger.warning("%s", text)
     figures = plan_figures(plan, run.groups)

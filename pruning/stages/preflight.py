@@ -25,6 +25,7 @@ from pruning.recovery import check_split
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.sampling import check_sampler, scheduler_named
 from pruning.settings import DIGITS, Prune
+from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.exporting import request_of
@@ -133,7 +134,7 @@ def check_model(run: Run) -> None:
     if missing and kinds != Prune().kinds:  # of the default ones few models have all
         logger.info("prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing))
     with hushed():  # how near the uniform plan comes says nothing of the real one
-        make_plan(run, None)
+        make_plan(run, None, smaller_forms.assumed(run, 0))
     with named("score.criterion"):
         check_kinds(run.recipe.score.criterion, run.groups)
 
@@ -200,6 +201,8 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
     if recipe.calibrate.provider == "noised":
         data.check_enough(recipe.calibrate.num_samples)
+    if "plan" in stages and recipe.prune.modulation_error is not None:
+        _check_split(run, run.open_images(recipe.data.eval_split), captions=False)
     if "evaluate" in stages:
         held_out = run.open_images(recipe.data.eval_split)
         _check_split(run, held_out, captions=text)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
+from torch import nn
 
 from pruning import calibration
 from pruning.calibration import SamplingRun
 from pruning.data import NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
-from pruning.groups.modulation import copies, modulation_layers
+from pruning.groups.modulation import break_even, copies, modulation_layers, repeated
 from pruning.stages.calibration import SHOWN, progress
 from pruning.stages.run import Run
 from pruning.stages.sampling import sampler
@@ -28,18 +29,20 @@ logger = logging.getLogger(__name__)
 
 FITTED, HELD_OUT = "fitted.safetensors", "held_out.safetensors"
 REPORT = "smaller_forms.json"
+LIKELY = 1 / 8
+"""Rank that is assumed of modulation layers before they are measured, of the smaller side of their weights."""
 MEASURED = (*SHOWN, "data.eval_split", "prune.modulation_error")
 
 
 def settings(run: Run) -> dict[str, Any]:
     """Return what the smaller forms of a plan depend on beside its scores; nothing where none are asked for."""
     section = run.recipe.prune
-    found: dict[str, Any] = {}
-    if section.share_embedders:
-        found["prune.share_embedders"] = True
-    if section.modulation_error is not None:
-        found |= pick(run.recipe, (*MEASURED, "prune.round_to"))
-    return found
+    return ({"prune.share_embedders": True} if section.share_embedders else {}) | fitted(run)
+
+
+def fitted(run: Run) -> dict[str, Any]:
+    """Return what low-rank layers depend on beside their ranks; nothing where none are asked for."""
+    return {} if run.recipe.prune.modulation_error is None else pick(run.recipe, MEASURED)
 
 
 def start_of(run: Run) -> tuple[PruningPlan, dict[str, Any]]:
@@ -72,6 +75,27 @@ def start_of(run: Run) -> tuple[PruningPlan, dict[str, Any]]:
             for paths in shared
         ]
     return PruningPlan(base_hash=config_hash(run.meta.config), ranks=ranks, shared=shared), report
+
+
+def assumed(run: Run, share: float) -> PruningPlan | None:
+    """Return the plan that `start_of` may come to, without weights; None where no smaller forms are asked for.
+
+    Args:
+        run: The run.
+        share: Rank of each modulation layer, of the smaller side of its weight; at least 1.
+    """
+    section, model = run.recipe.prune, run.meta
+    if not settings(run):
+        return None
+    ranks = {}
+    for group in layers_of(run) if section.modulation_error is not None else ():
+        layer = model.get_submodule(group.module)
+        assert isinstance(layer, nn.Linear)
+        rank = max(1, round(share * min(layer.in_features, layer.out_features)))
+        if rank <= break_even(layer):
+            ranks[group.module] = rank
+    shared = tuple(repeated(model, run.all_groups)) if section.share_embedders else ()
+    return PruningPlan(base_hash=config_hash(model.config), ranks=ranks, shared=shared)
 
 
 def take(run: Run, model: ModelMixin) -> None:
@@ -132,6 +156,7 @@ def _source(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
         seeds = range(count, 2 * count) if held_out else range(count)
         return SamplingRun(lambda: generate(seeds), num_train_timesteps(run.scheduler))
     split = run.recipe.data.eval_split if held_out else run.recipe.data.split
+    count = min(count, len(run.images(split))) if held_out else count
     parts: Sequence[NoisedBatches] = [
         run.noised(split, count, batch_size=section.batch_size, conditional=conditional)
         for conditional in ((True, False) if run.guidable else (True,))

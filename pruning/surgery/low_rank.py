@@ -2,8 +2,8 @@
 
 With W (C, P) and the covariance Sigma of its inputs, the best layer of rank r is ``Q Q^T W``, where Q (C, r) are the
 leading left singular vectors of ``W Sigma^(1/2)``: it loses the smallest possible part of the outputs' variance
-(Eckart and Young, 1936, in the metric of the inputs). The outputs' mean stays exact: ``b += (W - Q Q^T W) mu``. What is
-lost on rows that the choice did not see is measured on those; see `choose_ranks`.
+(docs/scores.md section 7). The outputs' mean stays exact: ``b += (W - Q Q^T W) mu``. What is lost on rows that the choice
+did not see is measured on those; see `choose_ranks`.
 """
 
 from __future__ import annotations

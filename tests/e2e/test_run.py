@@ -593,6 +593,48 @@ def test_units_are_chosen_block_by_block_where_asked(workplace, features):
     assert manifest["result"]["selection"] == "block_by_block"
 
 
+def test_modulation_layers_and_embedders_take_a_smaller_form_where_asked(workplace, features, capsys):
+    model = dit(sample_size=16)
+    for block in model.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+    model.save_pretrained(workplace / "model" / "transformer")
+    DDPMScheduler().save_pretrained(workplace / "model" / "scheduler")
+    recipe = str(write_recipe(workplace, features[1]))
+    asked = ["--quiet", "prune.modulation_error=0.05", "prune.share_embedders=true"]
+    assert main(["run", recipe, "--dry-run", *asked]) == 0
+    assert "3 modulation layers are taken to have an eighth of their full rank" in capsys.readouterr().err
+    assert main(["run", recipe, *asked]) == 0
+    run = Path("runs/tiny")
+    said = json.loads((run / "plan/smaller_forms.json").read_text())
+    ranks = {one["module"]: one["rank"] for one in said["modulation"]}
+    assert all(
+        rank and one["lost"] <= 0.05 for rank, one in zip(ranks.values(), said["modulation"], strict=True)
+    )
+    plan = json.loads((run / "prune/plan.json").read_text())
+    assert plan["ranks"] == ranks
+    assert len(plan["shared"][0]) == 3
+    slim, _ = pruning.load(str(run / "export/diffusers"))
+    entry = slim.config["_structured_pruning"]
+    assert entry["ranks"] == ranks
+    assert len(entry["shared"]) == 2
+    assert plan["meta"]["params"]["plan"] == pytest.approx(
+        sum(p.numel() for p in slim.parameters()), rel=1e-2
+    )
+    page = (run / "report/report.html").read_text()
+    assert "3 of 3 modulation layers took a low-rank form" in page
+    assert "3 embedders that were equal, weight for weight, became 1" in page
+
+
+def test_a_model_without_modulation_layers_is_told_before_the_work(workplace, features):
+    unet2d(in_channels=1, out_channels=1, sample_size=16).save_pretrained(workplace / "model" / "unet")
+    DDPMScheduler().save_pretrained(workplace / "model" / "scheduler")
+    with pytest.raises(
+        PruningError, match=r"prune.modulation_error: UNet2DModel .* has no modulation layers"
+    ):
+        run_recipe(write_recipe(workplace, features[1]), ["prune.modulation_error=0.05"])
+    assert not Path("runs/tiny/calibrate").exists()
+
+
 def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])

@@ -61,7 +61,9 @@ def _modulation(layers: Sequence[Mapping[str, Any]]) -> str:
     if not layers:
         return ""
     if not low:
-        return "Modulation layers were to take a low-rank form, but none that loses so little saves parameters."
+        return (
+            "Modulation layers were to take a low-rank form, but none that loses so little saves parameters."
+        )
     saved, params = (sum(layer[key] for layer in layers) for key in ("saved", "params"))
     worst = max(layer["lost"] for layer in low)
     return (
