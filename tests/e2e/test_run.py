@@ -600,16 +600,14 @@ def test_modulation_layers_and_embedders_take_a_smaller_form_where_asked(workpla
     model.save_pretrained(workplace / "model" / "transformer")
     DDPMScheduler().save_pretrained(workplace / "model" / "scheduler")
     recipe = str(write_recipe(workplace, features[1]))
-    asked = ["--quiet", "prune.modulation_error=0.05", "prune.share_embedders=true"]
+    asked = ["--quiet", "prune.modulation_error=0.5", "prune.share_embedders=true"]
     assert main(["run", recipe, "--dry-run", *asked]) == 0
     assert "3 modulation layers are taken to have an eighth of their full rank" in capsys.readouterr().err
     assert main(["run", recipe, *asked]) == 0
     run = Path("runs/tiny")
     said = json.loads((run / "plan/smaller_forms.json").read_text())
     ranks = {one["module"]: one["rank"] for one in said["modulation"]}
-    assert all(
-        rank and one["lost"] <= 0.05 for rank, one in zip(ranks.values(), said["modulation"], strict=True)
-    )
+    assert all(one["rank"] and 0 < one["lost"] <= 0.5 for one in said["modulation"])
     plan = json.loads((run / "prune/plan.json").read_text())
     assert plan["ranks"] == ranks
     assert len(plan["shared"][0]) == 3
