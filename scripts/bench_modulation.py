@@ -89,15 +89,16 @@ def measure(samples: int) -> list[dict[str, Any]]:
     rows = []
     for error in ERRORS:
         found = choose_ranks(model, layers, fit, held_out, error)
-        ranks = {path: one.rank for path, one in found.items() if one.rank is not None}
+        forms = {path: form for path, form in found.items() if form is not None}
+        ranks = {path: form.rank for path, form in forms.items()}
         slim, blind = copy.deepcopy(model), apply_plan(copy.deepcopy(model), PruningPlan(ranks=ranks))
-        take_low_rank(slim, layers, ranks, fit)
+        take_low_rank(slim, forms)
         rows.append(
             {
                 "asked": error,
                 "ranks": sorted(ranks.values()),
-                "lost_held_out": max(one.lost for one in found.values()),
-                "lost_fitted": max(one.lost_fitted for one in found.values()),
+                "lost_held_out": max(form.lost for form in forms.values()),
+                "lost_fitted": max(form.lost_fitted for form in forms.values()),
                 "params_ratio": parameters(slim) / parameters(model),
                 "excess_error": judged(digits.outputs(slim)[0], dense, ids),
                 "excess_error_truncated": judged(digits.outputs(blind)[0], dense, ids),

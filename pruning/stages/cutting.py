@@ -25,11 +25,10 @@ MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score.cri
 
 
 def _selection(run: Run) -> dict[str, Any]:
-    fitted = smaller_forms.fitted(run)
     if run.recipe.prune.selection == "one_shot":
-        return {"selection": "one_shot", **fitted}
+        return {"selection": "one_shot"}
     again = {**pick(run.recipe, MEASURED_AGAIN), "score.weighting": weighting(run)}
-    return {"selection": run.recipe.prune.selection, **again, **fitted}
+    return {"selection": run.recipe.prune.selection, **again}
 
 
 @partial(

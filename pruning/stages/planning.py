@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pruning.allocation import allocate
-from pruning.files import write_json
 from pruning.stages import smaller_forms
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage
@@ -31,11 +30,7 @@ READS = (
 @partial(Stage, "plan", after=("score",), reads=READS, extra=smaller_forms.settings)
 def plan(run: Run, folder: Path) -> dict[str, Any]:
     """Decide which weights take a smaller form, and which units stay."""
-    start = None
-    if smaller_forms.settings(run):
-        start, said = smaller_forms.start_of(run)
-        write_json(folder / smaller_forms.REPORT, said)
-    found = make_plan(run, run.scores, start)
+    found = make_plan(run, run.scores, smaller_forms.decide(run, folder))
     found.save(folder / PLAN)
     return plan_figures(found, run.groups)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,71 +15,89 @@ from torch import nn
 
 from pruning import calibration
 from pruning.calibration import SamplingRun
+from pruning.calibration.store import read_tensors, write_tensors
 from pruning.data import NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
+from pruning.files import write_json
 from pruning.groups.modulation import break_even, copies, modulation_layers, repeated
 from pruning.stages.calibration import SHOWN, progress
 from pruning.stages.run import Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import pick
 from pruning.store import Key
-from pruning.surgery import RANK_NEEDS, choose_ranks, take_low_rank
+from pruning.surgery import RANK_NEEDS, LowRank, choose_ranks, take_low_rank
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
 
 logger = logging.getLogger(__name__)
 
 FITTED, HELD_OUT = "fitted.safetensors", "held_out.safetensors"
-REPORT = "smaller_forms.json"
+REPORT, FORMS = "smaller_forms.json", "low_rank.safetensors"
+CONTENT, PARTS = "low-rank forms", ("up", "down", "bias")
 LIKELY = 1 / 8
 """Rank that is assumed of modulation layers before they are measured, of the smaller side of their weights."""
-MEASURED = (*SHOWN, "data.eval_split", "prune.modulation_error")
+MEASURED = (*SHOWN, "data.eval_split")
 
 
 def settings(run: Run) -> dict[str, Any]:
     """Return what the smaller forms of a plan depend on beside its scores; nothing where none are asked for."""
     section = run.recipe.prune
-    return ({"prune.share_embedders": True} if section.share_embedders else {}) | fitted(run)
+    found: dict[str, Any] = {"prune.share_embedders": True} if section.share_embedders else {}
+    if section.modulation_error is not None:
+        found |= pick(run.recipe, (*MEASURED, "prune.modulation_error"))
+    return found
 
 
-def fitted(run: Run) -> dict[str, Any]:
-    """Return what low-rank layers depend on beside their ranks; nothing where none are asked for."""
-    return {} if run.recipe.prune.modulation_error is None else pick(run.recipe, MEASURED)
+def decide(run: Run, folder: Path) -> PruningPlan | None:
+    """Return the plan in which only the smaller forms are decided; None where none are asked for.
 
-
-def start_of(run: Run) -> tuple[PruningPlan, dict[str, Any]]:
-    """Return the plan in which only the smaller forms are decided, and what the report says of them.
-
-    Returns:
-        JSON types: ``modulation``: for each layer ``module``, ``params``, and as `Rank`; ``shared``: for each set of
-        copies ``modules``, ``saved`` parameters and ``error``, which is 0, for copies are equal.
+    Writes the low-rank forms into the folder of the stage, and what the report says. ``modulation``: each layer's
+    ``module``, ``params``, ``full`` (the smaller side of its weight), ``rank`` (None: it stays whole), ``lost``,
+    ``lost_fitted`` and ``saved`` parameters. ``shared``: for each set of copies ``modules``, ``saved`` and ``error``,
+    which is 0, for copies are equal.
 
     Raises:
         PruningError: If the model has no modulation layer and some were to take a low-rank form.
     """
-    section, model = run.recipe.prune, run.dense
+    if not settings(run):
+        return None
     report: dict[str, Any] = {}
-    ranks: dict[str, int] = {}
+    forms: dict[str, LowRank] = {}
     shared: tuple[tuple[str, ...], ...] = ()
-    if section.modulation_error is not None:
-        fit, held_out = _moments(run)
-        found = choose_ranks(model, layers_of(run), fit, held_out, section.modulation_error, section.round_to)
-        ranks = {path: one.rank for path, one in found.items() if one.rank is not None}
-        report["modulation"] = [
-            {"module": path, "params": _size(model, path), **asdict(one)} for path, one in found.items()
-        ]
-    if section.share_embedders:
-        shared = copies(model, run.all_groups)
+    if run.recipe.prune.modulation_error is not None:
+        forms, report["modulation"] = _modulation(run, run.recipe.prune.modulation_error)
+        losses = {path: [form.lost, form.lost_fitted] for path, form in forms.items()}
+        tensors = {f"{path}/{name}": getattr(form, name) for path, form in forms.items() for name in PARTS}
+        write_tensors(folder / FORMS, CONTENT, {k: t for k, t in tensors.items() if t is not None}, losses)
+    if run.recipe.prune.share_embedders:
+        shared = copies(run.dense, run.all_groups)
         if not shared:
             logger.info("plan: no two embedders of a list of blocks are equal, so none is shared")
         report["shared"] = [
-            {"modules": list(paths), "saved": _size(model, paths[0]) * (len(paths) - 1), "error": 0.0}
+            {"modules": list(paths), "saved": _size(run.dense, paths[0]) * (len(paths) - 1), "error": 0.0}
             for paths in shared
         ]
-    return PruningPlan(base_hash=config_hash(run.meta.config), ranks=ranks, shared=shared), report
+    write_json(folder / REPORT, report)
+    ranks = {path: form.rank for path, form in forms.items()}
+    return PruningPlan(base_hash=config_hash(run.meta.config), ranks=ranks, shared=shared)
+
+
+def _modulation(run: Run, error: float) -> tuple[dict[str, LowRank], list[dict[str, Any]]]:
+    """Return the forms of the layers that take one, and what the report says of each layer."""
+    fit, held_out = _moments(run)
+    found = choose_ranks(run.dense, layers_of(run), fit, held_out, error, run.recipe.prune.round_to)
+    said = []
+    for path, form in found.items():
+        sides = run.dense.get_parameter(f"{path}.weight").shape
+        row = {"module": path, "params": _size(run.dense, path), "full": min(sides), "rank": None, "saved": 0}
+        if form is not None:
+            saved = math.prod(sides) - form.rank * sum(sides)
+            row |= {"rank": form.rank, "saved": saved, "lost": form.lost, "lost_fitted": form.lost_fitted}
+        said.append(row)
+    return {path: form for path, form in found.items() if form is not None}, said
 
 
 def assumed(run: Run, share: float) -> PruningPlan | None:
-    """Return the plan that `start_of` may come to, without weights; None where no smaller forms are asked for.
+    """Return the plan that `decide` may come to, without weights; None where no smaller forms are asked for.
 
     Args:
         run: The run.
@@ -99,10 +118,17 @@ def assumed(run: Run, share: float) -> PruningPlan | None:
 
 
 def take(run: Run, model: ModelMixin) -> None:
-    """Give the modulation layers of the dense `model` the ranks of the run's plan, in place."""
-    ranks = run.plan.ranks
-    if ranks:
-        take_low_rank(model, layers_of(run), ranks, _moments(run)[0])
+    """Give the modulation layers of the dense `model` the forms of the run's plan, in place."""
+    if not run.plan.ranks:
+        return
+    tensors, losses = read_tensors(run.result("plan").folder / FORMS, CONTENT)
+    forms = {}
+    for path in run.plan.ranks:
+        up, down, bias = (tensors.get(f"{path}/{name}") for name in PARTS)
+        assert up is not None
+        assert down is not None
+        forms[path] = LowRank(up, down, bias, *losses[path])
+    take_low_rank(model, forms)
 
 
 def layers_of(run: Run) -> list[PrunableGroup]:
@@ -126,7 +152,7 @@ def _size(model: ModelMixin, path: str) -> int:
 
 def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
     """Return what enters the modulation layers: on the images of calibration, and on held-out ones."""
-    key = Key("modulation", pick(run.recipe, MEASURED[:-1]), run.workspace.hashes, {})
+    key = Key("modulation", pick(run.recipe, MEASURED), run.workspace.hashes, {})
 
     def look(folder: Path) -> None:
         section = run.recipe.calibrate

@@ -3,12 +3,13 @@
 from pruning.surgery.compensation import compensate, compensation_needs, needs_for
 from pruning.surgery.cut import apply_plan
 from pruning.surgery.low_rank import NEEDS as RANK_NEEDS
-from pruning.surgery.low_rank import choose_ranks, take_low_rank
+from pruning.surgery.low_rank import LowRank, choose_ranks, take_low_rank
 from pruning.surgery.mask import mask_plan, silence
 from pruning.surgery.reshape import reshape
 
 __all__ = [
     "RANK_NEEDS",
+    "LowRank",
     "apply_plan",
     "choose_ranks",
     "compensate",

@@ -2,8 +2,8 @@
 
 With W (C, P) and the covariance Sigma of its inputs, the best layer of rank r is ``Q Q^T W``, where Q (C, r) are the
 leading left singular vectors of ``W Sigma^(1/2)``: it loses the smallest possible part of the outputs' variance
-(docs/scores.md section 7). The outputs' mean stays exact: ``b += (W - Q Q^T W) mu``. What is lost on rows that the choice
-did not see is measured on those; see `choose_ranks`.
+(docs/scores.md section 7). The outputs' mean stays exact: ``b += (W - Q Q^T W) mu``. What is lost on rows that the
+choice did not see is measured on those; see `choose_ranks`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ NEEDS = frozenset({"input_moment", "input_sum", "row_weight"})
 
 UNSEEN = 1e-6
 """Of the mean variance of the inputs: what directions count that no row took, so that W decides among those."""
+
+RELATIVE = 1e-7
+"""Of the largest length of ``W Sigma^(1/2)``: below, a direction is rounding."""
+
+TINY = torch.finfo(torch.float64).tiny
 
 
 class LowRankLinear(nn.Module):
@@ -117,58 +122,48 @@ def _of(layer: nn.Linear, up: Tensor, down: Tensor) -> LowRankLinear:
 
 
 @dataclass(frozen=True)
-class Directions:
-    """The directions of a layer's outputs, those that carry most of the variance first.
+class LowRank:
+    """The low-rank form of one layer, W' = up @ down, and what it loses.
 
     Attributes:
-        output: Q, (C, n) float64, orthonormal columns; n is the smaller of the layer's sides.
-        read: ``Q^T W``, (n, P).
+        up: (C, r) float32.
+        down: (r, P) float32.
+        bias: (C,) float32, the outputs' mean made up for; None for a layer without.
+        lost: Share of the outputs' variance that is lost on held-out rows.
+        lost_fitted: The same on the rows by which the directions were chosen.
     """
 
-    output: Tensor
-    read: Tensor
+    up: Tensor
+    down: Tensor
+    bias: Tensor | None
+    lost: float
+    lost_fitted: float
 
-    @classmethod
-    def of(cls, weight: Tensor, sigma: Tensor) -> Directions:
-        """Find them for ``weight`` (C, P) float64 and the covariance of its inputs (P, P)."""
-        unseen = UNSEEN * sigma.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-        values, vectors = torch.linalg.eigh(sigma)
-        spread = weight @ (vectors * (values.clamp(min=0) + unseen).sqrt())  # W Sigma^(1/2)
-        if len(weight) <= weight.shape[1]:
-            output = torch.linalg.eigh(spread @ spread.T).eigenvectors.flip(1)
-        else:
-            output = torch.linalg.svd(spread, full_matrices=False).U
-        return cls(output, output.T @ weight)
-
-    def lost(self, weight: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
-        """Return what each rank from 1 loses, (n,): E||dy - E dy||^2 of rows of covariance `sigma` as a share.
-
-        ``shift`` (P,) is how far their mean is from that by which the bias was set.
-        """
-        whole = float(((weight @ sigma) * weight).sum())
-        around = sigma + torch.outer(shift, shift)
-        error = float(((weight @ around) * weight).sum())
-        kept = ((self.read @ around) * self.read).sum(1).cumsum(0)
-        return (error - kept).clamp(min=0) / max(whole, torch.finfo(torch.float64).tiny)
+    @property
+    def rank(self) -> int:
+        """R."""
+        return len(self.down)
 
 
 @dataclass(frozen=True)
-class Rank:
-    """The rank of one layer.
+class _Rows:
+    """Mean (P,) and covariance (P, P) of a layer's inputs, float64; without a bias, zero and moments about zero."""
 
-    Attributes:
-        rank: The smallest that loses no more than asked; None where it saves nothing.
-        full: The smaller side of its weight.
-        lost: Share of the outputs' variance that the low-rank form loses on held-out rows; 0 without a rank.
-        lost_fitted: The same on the rows by which its directions were chosen.
-        saved: Parameters that go.
-    """
+    mean: Tensor
+    sigma: Tensor
 
-    rank: int | None
-    full: int
-    lost: float = 0.0
-    lost_fitted: float = 0.0
-    saved: int = 0
+    @classmethod
+    def of(cls, layer: nn.Linear, group: PrunableGroup, stats: CalibrationStats) -> _Rows:
+        mean, sigma = covariance(group, stats.of(group), layer.in_features)
+        if layer.bias is None:  # which would make up for the mean
+            mean, sigma = torch.zeros_like(mean), sigma.addr_(mean, mean)
+        return cls(mean, sigma)
+
+    def root(self) -> Tensor:
+        """Return F (P, P) with ``F F^T`` the covariance and a little in every direction."""
+        unseen = UNSEEN * self.sigma.diagonal().mean().clamp(min=TINY)
+        values, vectors = torch.linalg.eigh(self.sigma)
+        return vectors * (values.clamp(min=0) + unseen).sqrt()
 
 
 def choose_ranks(
@@ -178,7 +173,7 @@ def choose_ranks(
     held_out: CalibrationStats,
     error: float,
     multiple: int = 1,
-) -> dict[str, Rank]:
+) -> dict[str, LowRank | None]:
     """Choose for each layer the smallest rank that loses no more than `error` of the outputs' variance.
 
     Args:
@@ -189,78 +184,85 @@ def choose_ranks(
         error: Share of the variance of a layer's outputs, in (0, 1).
         multiple: Ranks are multiples of it.
 
+    Returns:
+        By path the form, or None for a layer in which that saves no parameters.
+
     Raises:
-        PruningError: For a statistic that is missing or does not fit.
+        PruningError: For a value out of range, or a statistic that is missing or does not fit.
     """
-    if not 0 < error < 1:
-        raise PruningError(f"the loss of a low-rank form is asked to be {error}; it must lie in (0, 1)")
-    found = {}
+    if not 0 < error < 1 or multiple < 1:
+        raise PruningError(
+            f"low-rank forms are asked to lose {error}, in ranks that are multiples of {multiple}; the first must lie "
+            "in (0, 1), the second be at least 1"
+        )
+    found: dict[str, LowRank | None] = {}
+    seen: tuple[Tensor, Tensor] | None = None
     for group in layers:
-        layer = _layer(model, group.module)
-        weight, mean, sigma = _moments(layer, group, fit)
-        directions = Directions.of(weight, sigma)
-        _, their_mean, theirs = _moments(layer, group, held_out)
-        lost = directions.lost(weight, theirs, their_mean - mean)
-        enough = (lost <= error).nonzero()
-        rank = -(-(int(enough[0]) + 1) // multiple) * multiple if len(enough) else len(lost) + 1
-        found[group.module] = Rank(None, min(layer.in_features, layer.out_features))
-        if rank <= break_even(layer):
-            fitted = directions.lost(weight, sigma, torch.zeros_like(mean))
-            found[group.module] = Rank(
-                rank,
-                found[group.module].full,
-                float(lost[rank - 1]),
-                float(fitted[rank - 1]),
-                layer.weight.numel() - rank * (layer.in_features + layer.out_features),
-            )
+        layer = model.get_submodule(group.module)
+        assert isinstance(layer, nn.Linear)
+        rows, others = _Rows.of(layer, group, fit), _Rows.of(layer, group, held_out)
+        if seen is None or not torch.equal(seen[0], rows.sigma):  # most models feed all their layers the same
+            seen = rows.sigma, rows.root()
+        found[group.module] = _form(layer, rows, others, seen[1], error, multiple)
     return found
 
 
-@torch.no_grad()
-def take_low_rank(
-    model: nn.Module, layers: Sequence[PrunableGroup], ranks: Mapping[str, int], fit: CalibrationStats
-) -> None:
-    """Give layers of `model` their low-rank form in place, along the directions that `fit` says matter most.
+def _form(
+    layer: nn.Linear, rows: _Rows, others: _Rows, root: Tensor, error: float, multiple: int
+) -> LowRank | None:
+    """Return the form of one layer; all but the last products are of size P."""
+    weight = layer.weight.detach().to("cpu", torch.float64)
+    gram = weight.T @ weight
+    squares, vectors = torch.linalg.eigh(root.T @ gram @ root)
+    lengths = squares.flip(0).clamp(min=0).sqrt()
+    most = min(len(weight), int((lengths > RELATIVE * lengths[0].clamp(min=TINY)).sum()))
+    chosen = root @ vectors.flip(1)[:, :most] / lengths[:most]  # Q = W chosen
+    read = chosen.T @ gram  # Q^T W
 
-    Args:
-        model: The dense model, any float dtype (kept).
-        layers: Some of `modulation_layers`, those of `ranks` among them.
-        ranks: Rank by path; see `PruningPlan.ranks`.
-        fit: `NEEDS` of the rows.
+    def lost(shown: _Rows) -> Tensor:
+        """Return what each rank from 0 loses."""
+        shift = shown.mean - rows.mean
+        around = shown.sigma + torch.outer(shift, shift)
+        kept = ((read @ around) * read).sum(1).cumsum(0)
+        left = (gram * around).sum() - torch.cat([torch.zeros(1, dtype=kept.dtype), kept])
+        return left.clamp(min=0) / (gram * shown.sigma).sum().clamp(min=TINY)
+
+    losses = lost(others)
+    enough = (losses[1:] <= error).nonzero()
+    if not len(enough):
+        return None
+    rank = -(-(int(enough[0]) + 1) // multiple) * multiple
+    if rank > min(break_even(layer), most):
+        return None
+    up, down = weight @ chosen[:, :rank], read[:rank]
+    bias = None
+    if layer.bias is not None:
+        bias = (layer.bias.double().cpu() + weight @ rows.mean - up @ (down @ rows.mean)).float()
+    return LowRank(up.float(), down.float(), bias, float(losses[rank]), float(lost(rows)[rank]))
+
+
+@torch.no_grad()
+def take_low_rank(model: nn.Module, forms: Mapping[str, LowRank]) -> None:
+    """Give layers of `model`, by path, their low-rank form in place; device and type stay.
 
     Raises:
-        PruningError: For a rank that saves nothing, or a statistic that is missing; before the model is touched.
+        PruningError: For a path or a form that does not fit; before the model is touched.
     """
-    by_path = {group.module: group for group in layers}
-    for path, rank in ranks.items():
-        if path not in by_path:
-            raise PruningError(f"low-rank form of {path!r}: it is not among the layers that were measured")
-        check_rank(f"low-rank form of {path!r}", model.get_submodule(path), rank)
-        _moments(_layer(model, path), by_path[path], fit)
-    for path, rank in ranks.items():
-        layer = _layer(model, path)
-        weight, mean, sigma = _moments(layer, by_path[path], fit)
-        directions = Directions.of(weight, sigma)
-        up, down = directions.output[:, :rank], directions.read[:rank]
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias.double().cpu() + weight @ mean - up @ (down @ mean))
-        model.set_submodule(path, _of(layer, up, down))
-
-
-def _layer(model: nn.Module, path: str) -> nn.Linear:
-    layer = model.get_submodule(path)
-    assert isinstance(layer, nn.Linear), path
-    return layer
-
-
-def _moments(
-    layer: nn.Linear, group: PrunableGroup, stats: CalibrationStats
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return W (C, P), and mean (P,) and covariance (P, P) of its inputs, float64 on the CPU.
-
-    Without a bias, which would make up for the mean, that is zero and the moments are those about it.
-    """
-    mean, sigma = covariance(group, stats.of(group), layer.in_features)
-    if layer.bias is None:
-        mean, sigma = torch.zeros_like(mean), sigma.addr_(mean, mean)
-    return layer.weight.detach().to("cpu", torch.float64), mean, sigma
+    tree = dict(model.named_modules())
+    for path, form in forms.items():
+        where = f"low-rank form of {path!r}"
+        if path not in tree:
+            raise PruningError(f"{where}: it is no module of {type(model).__name__}")
+        check_rank(where, tree[path], form.rank)
+        sides = getattr(tree[path], "out_features", None), getattr(tree[path], "in_features", None)
+        if sides != (len(form.up), form.down.shape[1]):
+            raise PruningError(
+                f"{where}: it is of {form.down.shape[1]} -> {len(form.up)}, the layer is another"
+            )
+    for path, form in forms.items():
+        layer = tree[path]
+        if not isinstance(layer, nn.Linear):
+            continue
+        if layer.bias is not None and form.bias is not None:
+            layer.bias.copy_(form.bias)
+        model.set_submodule(path, _of(layer, form.up, form.down))
