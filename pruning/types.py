@@ -22,6 +22,9 @@ from pruning.removal import BlockRemoval as BlockRemoval
 
 PLAN_VERSION = 1
 
+DEFAULTED = "_use_default_values"
+"""Where diffusers keeps which entries a model was built without; ``from_config`` takes their defaults again."""
+
 
 @dataclass(frozen=True)
 class ParamSlice:
@@ -429,9 +432,14 @@ def config_of(model: torch.nn.Module) -> Mapping[str, Any]:
     return model.config  # type: ignore[return-value]
 
 
+def stock_config(model: torch.nn.Module) -> dict[str, Any]:
+    """Return what of a model's config its own class is built from, without what pruning has to say."""
+    return {name: value for name, value in config_of(model).items() if name not in (PRUNING_KEY, DEFAULTED)}
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return a stable hash of a model's architecture: its config without paths, versions and provenance."""
-    skip = ("_name_or_path", "_diffusers_version", "_use_default_values", "_null_class")
+    skip = ("_name_or_path", "_diffusers_version", DEFAULTED, "_null_class")
     kept = {key: value for key, value in config.items() if key not in skip}
     if isinstance(kept.get(PRUNING_KEY), Mapping):
         inner = kept[PRUNING_KEY]

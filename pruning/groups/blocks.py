@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from pruning.groups.base import handler, kind
@@ -23,7 +24,7 @@ from pruning.groups.reading.structure import forward_names, may_be_block, signat
 from pruning.groups.reading.values import Value, the_atom
 from pruning.groups.stages import DOWN, MIDDLE, channels_behind, inner_stages
 from pruning.removal import BlockRemoval
-from pruning.types import PrunableGroup
+from pruning.types import PRUNING_KEY, PrunableGroup, stock_config
 
 _FOUND: WeakKeyDictionary[nn.Module, Blocks] = WeakKeyDictionary()
 _READ: dict[Any, Any] = {}
@@ -73,7 +74,9 @@ def blocks_of(model: nn.Module) -> Blocks:
     for path in [path for path in removals if _alone(path, removals)]:
         del removals[path]
         why_not[path] = "it is the one block of a module that is a block itself"
-    counted = {path: _counted(path, model, signatures) for path in removals}
+    stock = _as_built(model)
+    built = signatures if stock is model else signatures_of(stock)
+    counted = {path: _counted(path, model, built) for path in removals}
     removals = {path: replace(removal, config_field=counted[path]) for path, removal in removals.items()}
     stage = inner_stages(model, removals, lambda path: _concatenated(path, model, callers))
     if stage is not None:
@@ -174,13 +177,22 @@ def _alone(path: str, removals: dict[str, BlockRemoval]) -> bool:
     return not inner
 
 
-def _counted(path: str, model: nn.Module, signatures: dict[str, int]) -> str | None:
+def _as_built(model: nn.Module) -> nn.Module:
+    """Return a pruned model as its config alone builds it, on the meta device; another is what it is."""
+    if PRUNING_KEY not in getattr(model, "config", {}):
+        return model
+    with torch.device("meta"):
+        return type(model).from_config(stock_config(model))  # type: ignore[attr-defined]
+
+
+def _counted(path: str, model: nn.Module, built: dict[str, int]) -> str | None:
+    """Return the entry that counts the list of a block; `built` are the signatures of the model as it is built."""
     parent, _, index = path.rpartition(".")
     if not index.isdigit() or not isinstance(model.get_submodule(parent), nn.ModuleList):
         return None
     siblings: Any = model.get_submodule(parent)
-    alike = {signatures[f"{parent}.{k}"] for k, item in enumerate(siblings) if not hasattr(item, "removal")}
-    key = ("count", signatures[""], parent)
+    alike = {built.get(f"{parent}.{k}") for k in range(len(siblings))}
+    key = ("count", built[""], parent)
     if key not in _READ:
         _READ[key] = config_field(model, parent, len(alike) == 1)
     return _READ[key]

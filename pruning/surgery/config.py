@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pruning.types import config_of
-
-DEFAULTED = "_use_default_values"
-"""Where diffusers keeps which entries a model was built without; ``from_config`` takes their defaults again."""
+from pruning.types import DEFAULTED, config_of
 
 
 def write_config(model: Any, values: Mapping[str, Any]) -> None:

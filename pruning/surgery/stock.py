@@ -18,11 +18,11 @@ from torch import nn
 
 from pruning.groups.reading.counts import shared_count
 from pruning.groups.stages import DOWN, MIDDLE, UP
-from pruning.surgery.config import DEFAULTED, write_config
+from pruning.surgery.config import write_config
 from pruning.surgery.identity import IdentityBlock
 from pruning.surgery.low_rank import LowRankLinear
 from pruning.surgery.shared import Shared
-from pruning.types import PRUNING_KEY, config_of, inside
+from pruning.types import config_of, inside, stock_config
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,9 @@ def as_stock(model: nn.Module, key: dict[str, Any]) -> None:
 
 def _fits(model: nn.Module, step: _Step, key: Mapping[str, Any]) -> bool:
     """Tell whether a stock model of the step's config has a place for every parameter, and no other places."""
-    config = {name: value for name, value in config_of(model).items() if name not in (PRUNING_KEY, DEFAULTED)}
     try:
         with torch.device("meta"):
-            built = type(model).from_config({**config, **step.values})  # type: ignore[attr-defined]
+            built = type(model).from_config({**stock_config(model), **step.values})  # type: ignore[attr-defined]
     except Exception as error:  # whatever a class has against a config, it then cannot say it
         logger.debug("%s cannot be built with %s: %s", type(model).__name__, dict(step.values), error)
         return False
