@@ -78,10 +78,15 @@ def _show_checkpoint(folder: Path) -> Outcome:
         plan = _mapping(entry.get("plan"))
         meta = _mapping(plan.get("meta"))
         costs = {key: _mapping(meta.get(key)) for key in ("macs", "params")}
+        smaller = {
+            "low_rank_layers": _mapping(entry.get("ranks")),
+            "shared_modules": _mapping(entry.get("shared")),
+        }
         about |= {
             "format_version": entry.get("format_version"),
             "modules_cut": len(_mapping(entry.get("modules"))),
             "removed_blocks": entry.get("removed_blocks") or plan.get("removed_blocks") or [],
+            **{name: len(found) for name, found in smaller.items() if found},
             "asked": meta.get("asked"),
             **{
                 f"{key}_ratio": v["plan"] / v["dense"]

@@ -22,6 +22,9 @@ from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.stages.summary import interval
 from pruning.store import folder_bytes
 
+GOT = ("macs_ratio", "params_ratio", "removed", "low_rank_layers", "shared_modules")
+"""Figures of the plan that a card shows, where there are such."""
+
 
 @partial(Stage, "export", after=("plan", "prune", "recover", "evaluate"), extra=whole_recipe)
 def export(run: Run, folder: Path) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def request_of(
             "criterion": recipe.score.criterion,
             "compensation": recipe.prune.compensation,
         },
-        got={key: figures["plan"][key] for key in ("macs_ratio", "params_ratio", "removed")},
+        got={key: figures["plan"][key] for key in GOT if key in figures["plan"]},
         recovery=figures["recover"],
         metrics={name: _measurements(found) for name, found in metrics.items()},
         measured=(
