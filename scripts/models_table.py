@@ -40,6 +40,9 @@ column says whether `sinkprune plan` counts MACs from the config alone, on the i
 """
 
 FOOT = """
+Of the parameters of the blocks, modulation left out, less than a tenth is in no group of heads or channels; the
+exceptions are in `tests/family/test_zoo_complete.py`, with their reasons.
+
 These classes of `diffusers.models` are no denoisers: {not_denoisers}.
 
 A class of a newer diffusers needs no entry here: kinds of modules are recognised by what their parts are called and how
