@@ -15,6 +15,7 @@ from torch import nn
 from pruning.groups import KINDS, discover
 from pruning.groups.attention import why_no_heads
 from pruning.groups.blocks import blocks_of
+from pruning.models.native import WITHOUT
 from pruning.types import PrunableGroup, inside
 from tests.zoo import NOT_DENOISERS, ZOO, Tiny
 
@@ -33,11 +34,15 @@ Written by `python -m scripts.models_table`; a test holds it to the code. There 
 diffusers {version}. **yes**: all modules of this kind are groups. **partly**: some are not, and the note says why.
 **no**: none is. **–**: the class has none. Each cell stands for tests on tiny random models of the class ({count} of
 {classes} classes, `tests/zoo/`): what is cut computes what the masked model computes, a removed block is the block with
-all its weights at zero, what is saved is what is loaded, and predicted costs are those of the cut model.
+all its weights at zero, what is saved is what is loaded, and predicted costs are those of the cut model. The last
+column says whether `sinkprune plan` counts MACs from the config alone, on the input of the class's own pipeline.
 
 """
 
 FOOT = """
+Of the parameters of the blocks, modulation left out, less than a tenth is in no group of heads or channels; the
+exceptions are in `tests/family/test_zoo_complete.py`, with their reasons.
+
 These classes of `diffusers.models` are no denoisers: {not_denoisers}.
 
 A class of a newer diffusers needs no entry here: kinds of modules are recognised by what their parts are called and how
@@ -70,6 +75,19 @@ def reasons(model: nn.Module, groups: list[PrunableGroup]) -> dict[str, set[str]
     return found
 
 
+def marks(why: list[str], notes: list[str]) -> str:
+    """Return the numbers of the notes that say why; a new one is put at the end of `notes`."""
+    notes += [note for note in why if note not in notes]
+    return ", ".join(str(notes.index(note) + 1) for note in why)
+
+
+def cell(found: bool, why: list[str], notes: list[str]) -> str:
+    """Return what a class has of a kind: some is found, some is not and why."""
+    if not why:
+        return "yes" if found else "–"
+    return f"{'partly' if found else 'no'} ({marks(why, notes)})"
+
+
 def table() -> str:
     """Return the page."""
     kinds: dict[str, set[str]] = defaultdict(set)
@@ -84,17 +102,10 @@ def table() -> str:
     notes: list[str] = []
     rows = []
     for cls in sorted(kinds):
-        cells = []
-        for kind in columns:
-            why = sorted(whys[cls][kind])
-            word = "yes" if kind in kinds[cls] else "no" if why else "–"
-            for note in why:
-                if note not in notes:
-                    notes.append(note)
-            marks = ", ".join(str(notes.index(note) + 1) for note in why)
-            cells.append((f"partly ({marks})" if word == "yes" else f"{word} ({marks})") if why else word)
+        cells = [cell(kind in kinds[cls], sorted(whys[cls][kind]), notes) for kind in columns]
+        cells.append(f"no ({marks([WITHOUT[cls]], notes)})" if cls in WITHOUT else "yes")
         rows.append(f"| {cls} | {' | '.join(cells)} |")
-    names = [COLUMNS.get(kind, kind) for kind in columns]
+    names = [*(COLUMNS.get(kind, kind) for kind in columns), "MACs"]
     lines = [f"| class | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows]
     told = "; ".join(f"{name} ({why})" for name, why in sorted(NOT_DENOISERS.items()))
     head = HEAD.format(version=diffusers.__version__, count=len(ZOO), classes=len(kinds))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation.tracing import Tracing, autocast_on_meta
+from pruning.allocation.tracing import Constants, Tracing, autocast_on_meta
 from pruning.errors import PruningError
 from pruning.groups.words import LAYERS
 from pruning.models.outputs import with_tuple
@@ -201,7 +201,7 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
     try:
         shell, counts = _shell(model, tensors)
         arguments = counts.tracing.to_meta(call)
-        with counts.tracing, autocast_on_meta():
+        with counts.tracing, Constants(counts.tracing), autocast_on_meta():
             torch.func.functional_call(shell, meta, (), arguments)
         return counts
     except Exception as error:  # a model may fail in any way on tensors that hold nothing

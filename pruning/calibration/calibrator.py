@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -46,6 +46,8 @@ class Calibrator:
             sink that holds 0.3 of the mass with a spread of 0.2 over the queries is then known to 0.025 in one sample.
         first_pass: Result of the function `first_pass`: sink stability (not needed if all sinks weigh the same) and
             influence for the variants, and means for centred effects.
+        optional: Statistics of attention that are left out at a module whose attention cannot be seen, if no other
+            statistic and no variant looks at it; ``meta["unseen"]`` says at which, and why.
         conditional: Which half of the denoiser's batch is conditional, for the variant ``guided``: 1 in most pipelines
             of diffusers, 0 in ``DiTPipeline`` and in `pruning.sampling`.
 
@@ -64,6 +66,7 @@ class Calibrator:
         variants: Iterable[str] = (),
         timestep_weights: Sequence[float] | None = None,
         first_pass: FirstPass | None = None,
+        optional: Collection[str] = (),
         conditional: int = 1,
         seed: int = 0,
         permutation_seed: int | None = None,
@@ -76,7 +79,7 @@ class Calibrator:
         self._seed, self._permutation_seed = seed, seed if permutation_seed is None else permutation_seed
         kind = self._settings.timestep_weights if timestep_weights is None else timestep_weights
         self._weights = weights_of(kind, self._settings.timestep_buckets)
-        self._observers = find(needs)
+        self._observers, self._optional = find(needs), frozenset(optional)
         self._watches = watches(model, list(groups), self._observers)
         self._check(conditional)
 
@@ -143,6 +146,8 @@ class Calibrator:
         )
         for watch in self._watches:
             watch.sees.watch(watch.places, watch.observers, context)
+            if self._optional.issuperset(watch.observers):
+                driver.optional |= {place.key for place in watch.places} - weighting
         driver.__enter__()
         self._stats = CalibrationStats()
         return self._stats
@@ -183,6 +188,9 @@ class Calibrator:
         samples_seen, kept_apart = self._trajectories.finish()
         for site, found in kept_apart.items():
             values.setdefault(site, {}).update(found)
+        for path in self.driver.unseen:  # what other calls of it showed is not all of it
+            for name in self._optional:
+                values.get(path, {}).pop(name, None)
         for watch in self._watches:
             for place in watch.places:
                 if isinstance(place, Consumer):
@@ -203,6 +211,7 @@ class Calibrator:
             permutation_seed=self._permutation_seed,
             samples=self._samples.tolist(),
             samples_seen=samples_seen,
+            unseen=dict(self.driver.unseen),
         )
 
     def _add_zeros(

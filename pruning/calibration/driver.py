@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration.attention.capture import AttentionCapture
+from pruning.calibration.attention.capture import AttentionCapture, Unseen
 from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.gradients import Gradients
 from pruning.calibration.hooks import bypassed, frozen, parameter_gradients
@@ -69,6 +69,8 @@ class Driver:
         ends: Told when all is done, unless it ended by an exception.
         attention: Told the calls of an attention module, by its path, the step, and to which of the step's rows each
             entry of the call's batch belongs.
+        optional: Attention modules of which nothing need be told.
+        unseen: Those of them whose attention could not be seen in some call, and why.
         inputs: Told what enters a module, by its path; see `OnTensor`.
         outputs: Told what leaves a module.
         blocks: Told what enters and what leaves a block; see `OnChange`.
@@ -81,6 +83,8 @@ class Driver:
         self.steps: list[Callable[[Step], None]] = []
         self.ends: list[Callable[[], None]] = []
         self.attention: dict[str, list[Callable[[AttentionCall, Step, Tensor], None]]] = defaultdict(list)
+        self.optional: set[str] = set()
+        self.unseen: dict[str, str] = {}
         self.inputs: dict[str, list[OnTensor]] = defaultdict(list)
         self.outputs: dict[str, list[OnTensor]] = defaultdict(list)
         self.blocks: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
@@ -111,7 +115,8 @@ class Driver:
                 hook = self._model.get_submodule(first).register_forward_pre_hook
                 stack.callback(hook(enter, with_kwargs=True).remove)
                 stack.callback(self._model.get_submodule(last).register_forward_hook(leave).remove)
-            self._capture = AttentionCapture(self._model, self.attention, self._unless_paused(self._attend))
+            attend = self._unless_paused(self._attend)
+            self._capture = AttentionCapture(self._model, self.attention, attend, self._pass_by)
             stack.enter_context(self._capture)
             of_products = (
                 self._of_products(self.inputs, self._input),
@@ -227,10 +232,16 @@ class Driver:
             if tensor.is_floating_point() and tensor.numel():
                 check_finite(tensor, f"the output of {type(module).__name__}", self.step.describe)
 
+    def _pass_by(self, path: str, error: Unseen) -> None:
+        """Note that an attention cannot be seen, if nobody needs it."""
+        if path not in self.optional:
+            raise error
+        self.unseen.setdefault(path, str(error))
+
     def _attend(self, call: AttentionCall) -> None:
         count, batch = len(call.query), len(self.step.samples)
         if count % batch:
-            raise PruningError(
+            raise Unseen(
                 f"attention {call.path!r} sees a batch of {count}, which is no multiple of the denoiser's batch of "
                 f"{batch}, and attention is measured sample by sample; calibrate with a batch size of 1"
             )

@@ -80,6 +80,7 @@ def calibrate(
     variants: Collection[str] = (),
     timestep_weights: Sequence[float] | None = None,
     first_pass: FirstPass | None = None,
+    optional: Collection[str] = (),
     conditional: int = 1,
     seed: int = 0,
     permutation_seed: int | None = None,
@@ -102,6 +103,7 @@ def calibrate(
         timestep_weights: w_tau as T positive numbers, such as those of `sampler_weights`, in place of what `settings`
             says.
         first_pass: Result of the function `first_pass` over the same source; run here if it is needed and None.
+        optional: Statistics of attention that are left out where it cannot be seen; see `Calibrator`.
         conditional: Which half of a guided call is conditional; see `Calibrator`.
         seed: Of all draws.
         permutation_seed: Of the permutations of the variants ``permuted``; None takes `seed`.
@@ -141,6 +143,7 @@ def calibrate(
         variants=variants,
         timestep_weights=timestep_weights,
         first_pass=first_pass,
+        optional=optional,
         conditional=conditional,
         seed=seed,
         permutation_seed=permutation_seed,

@@ -49,6 +49,7 @@ SPELLINGS = (
     Spelling(("gate", "up"), "down"),
     Spelling(("gate_proj", "up_proj"), "down_proj", beside=True),
     Spelling(("gate_proj", "up_proj"), "linear_fc2"),
+    Spelling(("up_proj",), "down_proj"),
     Spelling(("gate_up_proj",), "down_proj"),
     Spelling(("proj", "gate_layer"), "out"),
     Spelling(("proj_in",), "proj_out"),

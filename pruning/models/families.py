@@ -170,8 +170,8 @@ _IMAGE_EMBEDDINGS = {
 """Kinds of embedding and projection of UNet2DConditionModel that take images, and the config entry of their width."""
 
 
-def _added_conditions(model: Any, draw: Draw) -> dict[str, Tensor]:
-    """Return example ``added_cond_kwargs`` of UNet2DConditionModel, by its kinds of embedding and projection."""
+def added_conditions(model: Any, draw: Draw) -> dict[str, Tensor]:
+    """Return example ``added_cond_kwargs`` of the text UNets, by their kinds of embedding and projection."""
     config = model.config
     kind, projection = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
     added: dict[str, Tensor] = {}
@@ -201,7 +201,7 @@ def _text_conditioning(model: Any, draw: Draw) -> dict[str, Any]:
     ):  # else there is no text: all is self-attention (AudioLDM)
         call["encoder_hidden_states"] = draw.normal(TEXT_TOKENS, width[0])
     call |= _class_labels(model, draw)
-    if added := _added_conditions(model, draw):
+    if added := added_conditions(model, draw):
         call["added_cond_kwargs"] = added
     if config.get("time_cond_proj_dim"):
         call["timestep_cond"] = draw.normal(config["time_cond_proj_dim"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,15 @@ from pruning.data import NoisedBatches, num_train_timesteps, takes_text
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
+from pruning.stages.caveats import unseen
 from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
 from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import Key
 from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup
+
+logger = logging.getLogger(__name__)
 
 FIRST_PASS = "first_pass.safetensors"
 DRAWN = frozenset({"key_mass", "sink_indicator"})
@@ -43,10 +47,14 @@ SHOWN = (
 
 
 class Wanted(NamedTuple):
-    """What calibration has to gather: statistics by name, and the weighted rows besides the plain ones."""
+    """What calibration has to gather: statistics by name, and the weighted rows besides the plain ones.
+
+    What only the report draws of attention is left out where attention cannot be seen.
+    """
 
     needs: tuple[str, ...]
     variants: tuple[str, ...]
+    drawn: tuple[str, ...] = ()
 
 
 def wanted(run: Run) -> Wanted:
@@ -55,9 +63,10 @@ def wanted(run: Run) -> Wanted:
     needs, variants = needs_for([*recipe.calibrate.criteria, recipe.prune.compensation], run.groups)
     needs |= needs_of(recipe.score.criterion, run.groups)
     variants |= {weighting(run)} - {"off"}
+    drawn: frozenset[str] = frozenset()
     if recipe.calibrate.diagnostics and any(group.kind == "attention_heads" for group in run.groups):
-        needs |= DIAGNOSTIC_NEEDS | DRAWN
-    return Wanted(tuple(sorted(needs)), tuple(sorted(variants)))
+        drawn = (DIAGNOSTIC_NEEDS | DRAWN) - needs
+    return Wanted(tuple(sorted(needs | drawn)), tuple(sorted(variants)), tuple(sorted(drawn)))
 
 
 def weighting(run: Run) -> str:
@@ -116,8 +125,9 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
     extra=kinds_that_count,
     asked=lambda run: {
-        name: sorted(values)
-        for name, values in {**wanted(run)._asdict(), "kinds": run.recipe.prune.kinds}.items()
+        "needs": list(wanted(run).needs),
+        "variants": list(wanted(run).variants),
+        "kinds": sorted(run.recipe.prune.kinds),
     },
 )
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
@@ -125,6 +135,8 @@ def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     asked = wanted(run)
     stats = gather(run, run.dense, run.groups, asked, _seen_first(run, asked))
     calibration.save_stats(stats, folder / STATS)
+    for sentence in unseen(stats):
+        logger.warning("%s", sentence)
     return {
         "groups": len(run.groups),
         "statistics": len(asked.needs),
@@ -149,6 +161,7 @@ def gather(
         needs=asked.needs,
         settings=run.recipe.calibrate,
         variants=asked.variants,
+        optional=asked.drawn,
         timestep_weights=timestep_weights(run),
         first_pass=seen,
         conditional=conditional_half(run),

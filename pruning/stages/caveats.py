@@ -7,7 +7,7 @@ from pathlib import Path
 from pruning.models.sources import bundled_root, resolve_source
 from pruning.settings import DIGITS
 from pruning.stages.run import Run
-from pruning.types import PRUNING_KEY
+from pruning.types import PRUNING_KEY, CalibrationStats
 
 
 def caveats(run: Run) -> list[str]:
@@ -40,3 +40,11 @@ def caveats(run: Run) -> list[str]:
         ),
     )
     return [text for holds, text in told if holds]
+
+
+def unseen(stats: CalibrationStats) -> list[str]:
+    """Say at how many modules attention could not be seen, so that the report draws nothing of them."""
+    found = list(stats.meta.get("unseen", {}).values())
+    return [
+        f"Attention unseen: at {len(found)} modules nothing is drawn of sinks and heads ({found[0]})."
+    ] * bool(found)

@@ -17,7 +17,7 @@ from pruning.files import read_json, write_json, write_text
 from pruning.importance import head_diagnostics
 from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import to_yaml
-from pruning.stages.caveats import caveats
+from pruning.stages.caveats import caveats, unseen
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
@@ -89,7 +89,7 @@ def _data(run: Run) -> dict[str, Any]:
         "smaller_forms": read_json(run.result("plan").folder / SMALLER_FORMS),
         "recovery": read_json(run.result("recover").folder / "losses.json"),
         "samples": SAMPLES,
-        "warnings": caveats(run),
+        "warnings": [*caveats(run), *unseen(run.stats)],
         **({"captions": prompts} if prompts else {}),
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.groups import find_groups
-from pruning.groups.stages import DOWN, UP
+from pruning.groups.stages import MIDDLE, UP
 from pruning.surgery.check import check_plan, removed_blocks
 from pruning.surgery.config import forget, write_config
 from pruning.surgery.identity import replace_by_identity
@@ -149,12 +149,12 @@ def _remove_blocks(
     """Take the removed blocks out, and bring the recorded paths and counts up to date."""
     counted: list[tuple[str, str]] = []
     spared = _spared(model, plan)
-    stages = False
+    stage = None
     for block in removed_blocks(groups, plan):
         path, how = block.module, block.removal
         assert how is not None
         if how.between is not None:
-            stages = True
+            stage = block
             continue
         key["modules"] = {p: e for p, e in key["modules"].items() if not inside(p, path)}
         key["removed_blocks"] = [p for p in key["removed_blocks"] if not inside(p, path)]
@@ -172,14 +172,13 @@ def _remove_blocks(
         write_config(model, {config_field: len(siblings)})  # type: ignore[arg-type]
         key["modules"] = {_shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
         key["removed_blocks"] = [_shifted(p, parent, int(index)) for p in key["removed_blocks"]]
-    if stages:
-        _remove_stage(model, key)
+    if stage is not None:
+        _remove_stage(model, stage, key)
 
 
-def _remove_stage(model: nn.Module, key: dict[str, Any]) -> None:
-    """Take the innermost stages out; the stages on the way up move forward."""
-    last = len(model.down_blocks) - 1  # type: ignore[arg-type]
-    gone = (f"{DOWN}.{last}", f"{DOWN}.{last - 1}.downsamplers", f"{UP}.0")
+def _remove_stage(model: nn.Module, stage: PrunableGroup, key: dict[str, Any]) -> None:
+    """Take the innermost stages out, but for the middle, now an identity; the stages on the way up move forward."""
+    gone = {*stage.paths} - {MIDDLE}
     drop_stage(model)
     write_config(model, with_a_stage_less(config_of(model)))
 

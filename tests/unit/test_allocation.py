@@ -19,6 +19,7 @@ from pruning.surgery import apply_plan
 from pruning.types import Scores
 from tests.models import MODELS, call, dit, unet2d
 from tests.plans import random_plan
+from tests.zoo import ZOO, Draw, build, run
 
 WIDTHS = ("attention_heads", "ffn_channels", "resnet_channels")
 
@@ -45,6 +46,15 @@ def test_predicted_cost_is_what_is_measured(family):
     pruned = apply_plan(model, plan)
     assert cost.macs(plan) == pytest.approx(measured_macs(pruned), rel=1e-3)
     assert cost.params(plan) == sum(p.numel() for p in pruned.parameters())
+
+
+def test_experts_cost_the_same_wherever_the_tokens_go():
+    tiny = ZOO["hidream"]
+    model, inputs = build(tiny), tiny.call(Draw())
+    with FlopCounterMode(display=False) as counter:
+        run(tiny, model)
+    meta = CostModel.trace(model.to("meta"), inputs, [])
+    assert meta.macs() == counter.get_total_flops() // 2
 
 
 def test_cost_of_a_dit_by_hand():

@@ -11,6 +11,7 @@ from pruning.errors import PruningError
 from pruning.groups import discover
 from pruning.groups.base import columns
 from pruning.importance import score
+from pruning.stages.caveats import unseen
 from pruning.types import PrunableGroup
 from tests.family.test_zoo_measuring import noised
 from tests.unit.calibration_setup import held
@@ -77,3 +78,33 @@ def test_attention_that_spells_its_softmax_out_is_refused() -> None:
         PruningError, match=r"SelfAttention1d does not call .*choose a criterion and a weighting that"
     ):
         calibrate(model, heads(model), held(noised(tiny, model)), needs=["sink_mass"])
+
+
+def test_what_is_optional_is_left_out_where_attention_cannot_be_seen() -> None:
+    tiny = ZOO["consisid"]  # its face is seen by attention that spells its softmax out
+    model = build(tiny)
+    groups, source = heads(model), held(noised(tiny, model))
+    needs = ["sink_mass", "row_weight"]
+    stats = calibrate(model, groups, source, needs=needs, optional=needs)
+    seen = {group.module for group in groups if stats.has(group.module, "sink_mass")}
+    assert {*stats.meta["unseen"]} == {group.module for group in groups} - seen
+    assert seen == {group.module for group in groups if group.module.startswith("transformer_blocks")}
+    assert all(stats.has(group.consumers[0].consumer_key, "row_weight") for group in groups)
+    assert "does not call F.scaled_dot_product_attention" in unseen(stats)[0]
+
+
+@pytest.mark.parametrize(
+    ("needs", "variants"), [(["sink_mass", "key_mass"], []), (["sink_mass", "row_weight"], ["on"])]
+)
+def test_what_a_criterion_or_a_weighting_reads_is_not_optional(needs: list[str], variants: list[str]) -> None:
+    tiny = ZOO["unet1d"]
+    model = build(tiny)
+    with pytest.raises(PruningError, match=r"SelfAttention1d does not call"):
+        calibrate(
+            model,
+            heads(model),
+            held(noised(tiny, model)),
+            needs=needs,
+            variants=variants,
+            optional=["sink_mass", "row_weight"],
+        )

@@ -123,13 +123,13 @@ def test_models_are_told_from_recipes(workplace):
 
 
 def test_a_class_whose_call_is_not_known(workplace, capsys):
-    tiny = ZOO["prx"]
-    Path("prx.json").write_text(json.dumps({"_class_name": tiny.cls, **tiny.config}))
-    assert main(["plan", "prx.json", "--params", "0.9"]) == 0
+    tiny = ZOO["wan_animate2"]
+    Path("animate.json").write_text(json.dumps({"_class_name": tiny.cls, **tiny.config}))
+    assert main(["plan", "animate.json", "--params", "0.98"]) == 0
     said = capsys.readouterr()
     assert f"MACs are not known: denoiser class {tiny.cls!r}" in " ".join(said.err.split())
     assert "attention_heads" in said.out
-    text = refused(capsys, "prx.json", "--macs", "0.9")
+    text = refused(capsys, "animate.json", "--macs", "0.9")
     assert "target 0.9 of the dense MACs: MACs are not known" in text
     assert "ask for a share of the parameters, or a ratio" in text
 

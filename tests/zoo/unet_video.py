@@ -16,6 +16,7 @@ def _stages(suffix: str) -> dict[str, Any]:
     """Return two stages with text and one without, in the block names of one of the classes."""
     cross = f"CrossAttn{{}}Block{suffix}"
     return {
+        "sample_size": 8,
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": (12, 20, 28),

@@ -24,6 +24,10 @@ from pruning.errors import PruningError
 Listener = Callable[[AttentionCall], None]
 
 
+class Unseen(PruningError):
+    """The attention of a module cannot be seen."""
+
+
 class AttentionCapture:
     """Context manager that reports the first softmax attention of every call of the watched modules.
 
@@ -34,14 +38,21 @@ class AttentionCapture:
         model: The denoiser.
         paths: Attention modules to watch.
         listener: Called with each attention call, without gradients.
+        unless: Is told the path of a module whose attention cannot be seen, and why; None raises that.
 
     Attributes:
         paused: Modules may run without attention, as blocks do that are passed by.
     """
 
-    def __init__(self, model: nn.Module, paths: Iterable[str], listener: Listener) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Iterable[str],
+        listener: Listener,
+        unless: Callable[[str, Unseen], None] | None = None,
+    ) -> None:
         self._modules = {path: model.get_submodule(path) for path in sorted(set(paths))}
-        self._listener = listener
+        self._listener, self._unless = listener, unless
         self.paused = False
         self._open: list[_OpenCall] = []
         self._stack: ExitStack | None = None
@@ -88,14 +99,25 @@ class AttentionCapture:
                 if hasattr(module, "set_processor")
                 else "choose a criterion and a weighting that read no attention, or leave its group out"
             )
-            raise PruningError(
-                f"attention module {call.path!r}: {what} does not call F.scaled_dot_product_attention, so its "
-                f"attention cannot be seen; {way_out}"
+            self._give_up(
+                call.path,
+                Unseen(
+                    f"attention module {call.path!r}: {what} does not call F.scaled_dot_product_attention, so its "
+                    f"attention cannot be seen; {way_out}"
+                ),
             )
 
     def _report(self, call: AttentionCall) -> None:
-        with torch.no_grad():
-            self._listener(call)
+        try:
+            with torch.no_grad():
+                self._listener(call)
+        except Unseen as error:
+            self._give_up(call.path, error)
+
+    def _give_up(self, path: str, error: Unseen) -> None:
+        if self._unless is None:
+            raise error
+        self._unless(path, error)
 
 
 class _OpenCall:

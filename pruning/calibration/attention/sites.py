@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from pruning.groups.attention import Parts
+from pruning.groups.heads.parts import Parts
 from pruning.groups.words import words
 from pruning.types import PrunableGroup
 

@@ -13,6 +13,7 @@ from torch import nn
 from pruning.errors import PruningError
 from pruning.models.families import Draw
 from pruning.models.native.base import NATIVE as NATIVE
+from pruning.models.native.base import WITHOUT as WITHOUT
 from pruning.models.native.base import Native as Native
 from pruning.registry import import_submodules
 
@@ -35,6 +36,8 @@ def native_input(model: nn.Module, batch_size: int = 1) -> Native:
         PruningError: For a class that is not known, or a config that leaves the sample size open.
     """
     name = type(model).__name__
+    if name in WITHOUT:
+        raise PruningError(f"denoiser class {name!r} has no native input: {WITHOUT[name]}")
     if name not in NATIVE:
         raise PruningError(
             f"denoiser class {name!r}: what it is called with is not known here; known: {', '.join(NATIVE)} "

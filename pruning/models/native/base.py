@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.models.families import Draw
 from pruning.registry import Registry
 
 PROMPT_TOKENS = 128
 """Length of a text where the pipeline neither pads nor cuts it to a fixed one: a prompt of some hundred words."""
+
+
+FLEX_ATTENTION = "its attention is flex attention, whose products PyTorch does not count"
+
+WITHOUT = {
+    "AnyFlowFARTransformer3DModel": FLEX_ATTENTION,
+    "Kandinsky6SRTransformer3DModel": FLEX_ATTENTION,
+    "WanAnimate2Transformer3DModel": "it reads keys and values that an earlier call has stored",
+    "SanaWMLTX2RefinerTransformer3DModel": "it reads keys and values that an earlier call has stored",
+    "RFD4ProteinaTransformer": "a protein is as long as it is asked to be",
+    "DreamLiteTransformer2DModel": "it is a part of DreamLiteUNetModel",
+    "TransformerTemporalModel": "it is a part of UNet3DConditionModel",
+}
+"""Denoiser classes of diffusers without a native input, and why."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +66,22 @@ def shape(*sizes: int) -> str:
     return " x ".join(map(str, sizes))
 
 
-def image_words(latents: tuple[int, ...], factor: int, *more: str) -> str:
+def image_words(latents: Sequence[int], factor: int, *more: str) -> str:
     """Return the words for latents that end in (H, W), with the pixels of the image that they stand for."""
     height, width = latents[-2:]
     return ", ".join((f"{shape(*latents)} latents ({width * factor} x {height * factor} px)", *more))
 
 
-def video_words(latents: tuple[int, ...], factor: int, frames: int, *more: str) -> str:
+def video_words(latents: Sequence[int], factor: int, frames: int, *more: str) -> str:
     """Return the words for latents that end in (H, W), with the frames and pixels of the video that they stand for."""
     height, width = latents[-2:]
     pixels = f"{frames} frames of {width * factor} x {height * factor} px"
     return ", ".join((f"{shape(*latents)} latents ({pixels})", *more))
+
+
+def cells_of(frames: int, height: int, width: int, time: int = 4, factor: int = 8) -> tuple[int, int, int]:
+    """Return the latents of a video: after the first frame one for `time` frames, one for `factor` pixels of a side."""
+    return (frames - 1) // time + 1, height // factor, width // factor
 
 
 def text_words(*tokens: int) -> str:
@@ -74,10 +94,38 @@ def times(draw: Draw, unit: float = 1000.0) -> Tensor:
     return draw.uniform() * unit
 
 
+def text_to(draw: Draw, latents: Sequence[int], text: Sequence[int], unit: float = 1000.0) -> dict[str, Any]:
+    """Return latents, a text and a time, of shapes (B, *latents), (B, *text) and (B,), by the names most models use."""
+    return {
+        "hidden_states": draw.normal(*latents),
+        "encoder_hidden_states": draw.normal(*text),
+        "timestep": times(draw, unit),
+    }
+
+
+def _with_values(draw: Draw) -> torch.device | None:
+    """Return where a table lies whose values decide what a model computes: for one on the meta device, not there."""
+    return None if draw.device.type == "meta" else draw.device
+
+
 def mask(draw: Draw, tokens: int, dtype: torch.dtype = torch.bool) -> Tensor:
     """Return a mask (B, tokens) that leaves everything in; for a model on the meta device one with values."""
-    device = None if draw.device.type == "meta" else draw.device  # models count what it leaves in
-    return torch.ones(draw.batch_size, tokens, dtype=dtype, device=device)
+    return torch.ones(draw.batch_size, tokens, dtype=dtype, device=_with_values(draw))
+
+
+def zeros(draw: Draw, *shape: int) -> Tensor:
+    """Return zeros of shape (B, *shape); for a model on the meta device they have values."""
+    return torch.zeros(draw.batch_size, *shape, dtype=draw.dtype, device=_with_values(draw))
+
+
+def indices(draw: Draw, end: int, start: int = 0) -> Tensor:
+    """Return the numbers from `start` to below `end`, int64; for a model on the meta device they have values."""
+    return torch.arange(start, end, device=_with_values(draw))
+
+
+def arguments_of(model: nn.Module) -> set[str]:
+    """Return the names of the arguments that a model can be called with."""
+    return set(inspect.signature(model.forward).parameters)
 
 
 def grid(draw: Draw, *sizes: int) -> Tensor:
