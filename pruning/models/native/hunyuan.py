@@ -47,20 +47,14 @@ def framepack(model: Any, draw: Draw) -> Native:
     _, height, width = cells_of(33, 720, 1280)
     size = (c["in_channels"], 9, height, width)
     call = _video(model, draw, (9, height, width)) | {"indices_latents": indices(draw, 9)}
-    place, names = 9, [("clean", 2)] if c["has_clean_x_embedder"] else []
-    names += [("history_2x", 2), ("history_4x", 16)] if names else []
-    for name, frames in names:
+    call["image_embeds"] = draw.normal(729, c["image_proj_dim"])
+    place = 9
+    for name, frames in (("clean", 2), ("history_2x", 2), ("history_4x", 16)):
         call[f"latents_{name}"] = draw.normal(c["in_channels"], frames, height, width)
         call[f"indices_latents_{name}"] = indices(draw, place + frames, place)
         place += frames
-    more = [text_words(256)]
-    call["image_embeds"] = None
-    if c["has_image_proj"]:
-        call["image_embeds"] = draw.normal(729, c["image_proj_dim"])
-        more.append("729 image tokens")
-    if names:
-        more.append(f"{place - 9} latents before")
-    return Native(call, video_words(size, 8, 33, *more))
+    words = (text_words(256), "729 image tokens", f"{place - 9} latents before")
+    return Native(call, video_words(size, 8, 33, *words))
 
 
 @native("HunyuanVideo15Transformer3DModel")
