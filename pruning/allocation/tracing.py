@@ -2,7 +2,8 @@
 
 What PyTorch knows of a tensor there is its shape alone. Some models let values decide what they compute: how many
 tokens a mask leaves in, and where. Small tables are therefore computed beside it, as far as no weight goes in, which is
-enough for the masks and positions of diffusers.
+enough for the masks and positions of diffusers. Where weights decide which experts a token is sent to, all are taken
+to get equally many.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Tracing(TorchDispatchMode):
             return self._pointwise(func, args, kwargs, tensors)
         if func._overloadpacket in _SOFTMAX and not kwargs:
             return _empty(args[0].shape, args[0].dtype, args[0])
+        if func._overloadpacket is torch.ops.aten.topk and tensors[0].is_meta:
+            return self._chosen(func(*args, **kwargs), *args)
         if func._overloadpacket is torch.ops.aten.native_layer_norm and args[0].is_meta:
             return _normed(*args[:2])
         return func(*args, **kwargs)
@@ -121,6 +124,14 @@ class Tracing(TorchDispatchMode):
         if isinstance(value, Tensor):
             return self._value(value)
         return [self._of(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def _chosen(self, found: tuple[Tensor, Tensor], x: Tensor, count: int, dim: int = -1, *_: Any) -> Any:
+        """Say which are the largest values where these are not known: all places are chosen equally often."""
+        places = found[1].movedim(dim, -1)
+        if _is_table(places):
+            even = torch.arange(places.numel()).view(places.shape) % x.shape[dim]
+            self._values[found[1]] = even.movedim(-1, dim)
+        return found
 
     def _pointwise(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Tensor:
         """Return the result's shape alone, once the result's type is known: PyTorch takes long to derive it."""

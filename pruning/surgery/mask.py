@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.groups import find_groups
+from pruning.groups.experts import EXPERTS
 from pruning.groups.words import is_norm
 from pruning.surgery.check import check_plan, removed_blocks
 from pruning.surgery.cut import cut_parameters, shrink
+from pruning.surgery.experts import bar
 from pruning.surgery.stages import take_out
 from pruning.types import PrunableGroup, PruningPlan
 
@@ -23,8 +25,9 @@ def mask_plan(
 ) -> nn.Module:
     """Return a copy of `model` in which removed units are zeroed where they are read and blocks do nothing.
 
-    Shapes stay dense and no hooks are left. Norms whose statistics go over several units (query/key norms across
-    heads) take them over the kept ones. The copy computes what `apply_plan` computes.
+    Shapes stay dense and no hooks are left. Norms whose statistics go over several units (query/key norms across heads)
+    take them over the kept ones, and routers choose among the kept experts. The copy computes what `apply_plan`
+    computes.
 
     Raises:
         PruningError: If the plan does not fit the model.
@@ -36,6 +39,8 @@ def mask_plan(
     silence(masked, groups, plan)
     for group, units in plan.cuts(groups).items():
         _restrict_norms(masked, group, units)
+        if group.kind == EXPERTS:
+            bar(masked, group, units)
     for block in removed_blocks(groups, plan):
         take_out(masked, block)
     return masked
