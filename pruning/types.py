@@ -289,7 +289,7 @@ class PruningPlan:
     def cuts(self, groups: Sequence[PrunableGroup]) -> dict[PrunableGroup, tuple[int, ...]]:
         """Return the groups of units, outside of what goes as a whole, that lose units, and which these are."""
         gone = self.gone(groups)
-        left = [group for group in groups if group.kind != "blocks" and not _inside_any(group.module, gone)]
+        left = [group for group in groups if group.kind != "blocks" and not lies_in(group.module, gone)]
         return {group: units for group in left if (units := self.removed_units(group))}
 
     def gone(self, groups: Sequence[PrunableGroup]) -> frozenset[str]:
@@ -317,7 +317,7 @@ class PruningPlan:
 
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""
-        return _inside_any(path, self.removed_blocks)
+        return lies_in(path, self.removed_blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""
@@ -378,7 +378,7 @@ def inside(path: str, block: str) -> bool:
     return path == block or path.startswith(block + ".")
 
 
-def _inside_any(path: str, modules: Collection[str]) -> bool:
+def lies_in(path: str, modules: Collection[str]) -> bool:
     """Tell whether `path` lies in one of the modules at these paths."""
     names = path.split(".")
     return any(".".join(names[:end]) in modules for end in range(1, len(names) + 1))

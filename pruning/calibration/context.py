@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pruning.calibration.attention.reading import Readings
 from pruning.calibration.driver import Driver
 from pruning.calibration.observer import Observer, Sight, find
+from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.weights import TokenWeights
 from pruning.calibration.step import Step, by_bucket
 from pruning.calibration.sums import Sums
 from pruning.calibration.trajectories import Trajectories
+from pruning.errors import PruningError
 from pruning.types import PrunableGroup
 
 
@@ -43,6 +45,21 @@ class Context:
     rows: int | None
     guided: Callable[..., tuple[Tensor, Step, Tensor]] | None
     seed: int
+
+    def weights(self, place: Consumer, step: Step, row_of: Tensor) -> Tensor:
+        """Return what the leading entries of a consumer's input weigh, (S,) float64.
+
+        It is w_tau, inside an expert times the squared gate of the row (docs/scores.md section 3).
+        """
+        weights, gates = step.weights[row_of], self.driver.gates.of(place.path)
+        if gates is None:
+            return weights
+        if len(gates) != len(weights):
+            raise PruningError(
+                f"{place.path!r} sees {len(weights)} rows, but its layer makes something of {len(gates)}; its model "
+                "does not send the tokens in the same order every time"
+            )
+        return weights * gates.to(weights).square()
 
     def add(
         self,
