@@ -1,11 +1,18 @@
-"""Writing to the config of a diffusers model."""
+"""The config of a diffusers model: writing to it, and building what it says."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
+from pruning.hook import PRUNING_KEY
 from pruning.types import config_of
+
+logger = logging.getLogger(__name__)
 
 DEFAULTED = "_use_default_values"
 """Where diffusers keeps which entries a model was built without; ``from_config`` takes their defaults again."""
@@ -22,3 +29,14 @@ def forget(model: Any, name: str) -> None:
     """Take an entry out of a model's config."""
     values = {key: value for key, value in config_of(model).items() if key != name}
     model._internal_dict = type(model.config)(values)
+
+
+def stock_model(model: Any, values: Mapping[str, Any]) -> nn.Module | None:
+    """Build the stock model of a model's config with other values, on the meta device; None if there is none."""
+    config = {name: value for name, value in config_of(model).items() if name not in (PRUNING_KEY, DEFAULTED)}
+    try:
+        with torch.device("meta"):
+            return type(model).from_config({**config, **values})
+    except Exception as error:  # whatever a class has against a config, it then cannot say it
+        logger.debug("%s cannot be built with %s: %s", type(model).__name__, dict(values), error)
+        return None

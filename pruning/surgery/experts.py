@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,10 +15,8 @@ from torch.overrides import TorchFunctionMode
 from pruning.errors import PruningError
 from pruning.groups.experts import mixture_at, mixtures
 from pruning.groups.words import words
-from pruning.surgery.config import DEFAULTED, write_config
-from pruning.types import PRUNING_KEY, PrunableGroup, config_of, inside, size_of
-
-logger = logging.getLogger(__name__)
+from pruning.surgery.config import stock_model, write_config
+from pruning.types import PrunableGroup, config_of, lies_in, size_of
 
 
 class BarredRouter(nn.Module):
@@ -67,18 +64,15 @@ class _Barring(TorchFunctionMode):
 
 @contextmanager
 def barred(model: nn.Module, group: PrunableGroup, units: Sequence[int]) -> Iterator[None]:
-    """Let the router of a group of experts not choose these, for a while; no shape changes."""
-    mixture = mixture_at(group.module, model.get_submodule(group.module))
-    assert mixture is not None
-    layer, name = model.get_submodule(mixture.path), mixture.router.rpartition(".")[2]
-    router, room = getattr(layer, name), getattr(layer, mixture.capacity, None)
+    """Let the router of a group of experts not choose these, for a while; see `bar`."""
+    layer, names = _what_chooses(model, group)
+    before = {name: getattr(layer, name) for name in names}
     bar(model, group, units)
     try:
         yield
     finally:
-        setattr(layer, name, router)
-        if mixture.capacity:
-            setattr(layer, mixture.capacity, room)
+        for name, value in before.items():
+            setattr(layer, name, value)
 
 
 def bar(model: nn.Module, group: PrunableGroup, units: Sequence[int]) -> None:
@@ -86,13 +80,20 @@ def bar(model: nn.Module, group: PrunableGroup, units: Sequence[int]) -> None:
 
     Where experts choose tokens, those that stay have room for as many as all had.
     """
-    mixture = mixture_at(group.module, model.get_submodule(group.module))
+    layer, (router, *capacity) = _what_chooses(model, group)
+    setattr(layer, router, BarredRouter(getattr(layer, router), units))
+    for name in capacity:  # a fraction, so that it is rounded as that of the cut layer
+        room = Fraction(getattr(layer, name)) * group.num_units / (group.num_units - len(units))
+        setattr(layer, name, room)
+
+
+def _what_chooses(model: nn.Module, group: PrunableGroup) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the layer of a group of experts, and the names of its router and, if it has one, its capacity."""
+    layer = model.get_submodule(group.module)
+    mixture = mixture_at(group.module, layer)
     assert mixture is not None
-    layer, name = model.get_submodule(mixture.path), mixture.router.rpartition(".")[2]
-    setattr(layer, name, BarredRouter(getattr(layer, name), units))
-    if mixture.capacity:
-        room = Fraction(getattr(layer, mixture.capacity)) * mixture.count / (mixture.count - len(units))
-        setattr(layer, mixture.capacity, room)  # a fraction, so that rounding up is that of the cut layer
+    router = mixture.router.rpartition(".")[2]
+    return layer, (router, mixture.capacity) if mixture.capacity else (router,)
 
 
 def count_experts(model: nn.Module, key: dict[str, Any]) -> None:
@@ -100,54 +101,34 @@ def count_experts(model: nn.Module, key: dict[str, Any]) -> None:
 
     What the stock model then has by itself is taken out of the records in `key`.
     """
-    found = mixtures(model)
-    counts = {mixture.count for mixture in found}
-    if len(counts) != 1 or not any(_recorded(key["modules"], mixture.experts) for mixture in found):
+    counts = _counts(model)
+    if len({*counts.values()}) != 1:
         return
-    (count,) = counts
+    (count,) = {*counts.values()}
     for field, value in config_of(model).items():
         if type(value) is int and value > count and "experts" in words(field):
-            stock = _built(model, {field: count})
-            if (
-                stock is not None
-                and {m.path: m.count for m in mixtures(stock)}.items()
-                >= {m.path: m.count for m in found}.items()
-            ):
+            stock = stock_model(model, {field: count})
+            if stock is not None and counts.items() <= _counts(stock).items():
                 write_config(model, {field: count})
-                key["modules"] = _left_to_say(model, stock, key)
+                key["modules"] = _left_to_say(model, stock, key["modules"])
                 return
 
 
-def _recorded(modules: Mapping[str, Any], experts: str) -> bool:
-    return any(inside(path, experts) for path in modules)
+def _counts(model: nn.Module) -> dict[str, int]:
+    """Return how many experts each layer has, by its path."""
+    return {mixture.path: mixture.count for mixture in mixtures(model)}
 
 
-def _built(model: Any, values: Mapping[str, Any]) -> nn.Module | None:
-    """Build the stock model of a config with other values, on the meta device; None if there is none."""
-    config = {name: value for name, value in config_of(model).items() if name not in (PRUNING_KEY, DEFAULTED)}
-    try:
-        with torch.device("meta"):
-            return type(model).from_config({**config, **values})
-    except Exception as error:  # whatever a class has against a config, it then cannot say it
-        logger.debug("%s cannot be built with %s: %s", type(model).__name__, dict(values), error)
-        return None
-
-
-def _left_to_say(model: nn.Module, stock: nn.Module, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the records without what is so in the stock model; those of mixtures alone can have become so."""
-    layers = [mixture.path for mixture in mixtures(model)]
+def _left_to_say(model: nn.Module, stock: nn.Module, records: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the records without what a stock model has by itself in layers of experts."""
     left: dict[str, Any] = {}
-    for path, record in key["modules"].items():
-        if not any(inside(path, layer) for layer in layers):
+    layers = _counts(model)
+    for path, record in records.items():
+        if lies_in(path, layers):
+            module = stock.get_submodule(path)
+            shapes = {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
+            sizes = {name: size_of(module, name) for name in record.get("attributes", {})}
+            record = {part: said for part, said in record.items() if said not in (shapes, sizes)}
+        if record:
             left[path] = record
-            continue
-        module = stock.get_submodule(path)
-        own = {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
-        sizes = {n: v for n, v in record.get("attributes", {}).items() if size_of(module, n) != v}
-        other = {**record, "attributes": sizes, "parameters": record.get("parameters", {})}
-        if other["parameters"] == own or not other["parameters"]:
-            other["parameters"] = {}
-        other = {name: value for name, value in other.items() if value}
-        if other:
-            left[path] = other
     return left
