@@ -163,6 +163,23 @@ def autocast_on_meta() -> Iterator[None]:
         autocast.__init__ = before
 
 
+@contextmanager
+def tables_on_meta(tracing: Tracing) -> Iterator[None]:
+    """Let the values of tensors that a model writes down stay known, where it puts them on the device of the others."""
+    written = torch.tensor
+
+    def tensor(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("device") is None or torch.device(kwargs["device"]) != _META:
+            return written(data, *args, **kwargs)
+        return tracing.to_meta(written(data, *args, **{**kwargs, "device": _CPU}))
+
+    torch.tensor = tensor
+    try:
+        yield
+    finally:
+        torch.tensor = written
+
+
 def _product(func: Any, args: Any) -> Tensor | None:
     """Return what a product of matrices gives, as a shape on the meta device; PyTorch takes long to derive it."""
     left, right = args[-2:]
