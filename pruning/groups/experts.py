@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import nn
 
@@ -163,7 +164,7 @@ def _chooses(name: str, module: nn.Module, experts: int) -> bool:
 def _chosen(layer: nn.Module, router: nn.Module) -> tuple[int, str]:
     """Return how many experts a token is sent to, 0 if nothing says so, and the name of the layer's capacity."""
     for name, value in vars(layer).items():
-        if isinstance(value, (int, float)) and words(name) >= {"capacity", "factor"}:
+        if isinstance(value, (int, float, Fraction)) and words(name) >= {"capacity", "factor"}:
             return max(1, math.ceil(value)), name
     found = [
         value for part in (layer, router) for name, value in vars(part).items() if _says_how_many(name, value)

@@ -31,9 +31,14 @@ class BarredRouter(nn.Module):
         super().__init__()
         self.router, self.barred = router, tuple(barred)
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight of all experts, by which the layer is known as a mixture."""
+        return self.router.weight  # type: ignore[return-value]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the router says of the other experts, in the places that they have among all."""
-        mode = _Barring(self.router.weight, self.barred)  # type: ignore[arg-type]
+        mode = _Barring(self.weight, self.barred)
         with mode:
             found = self.router(*args, **kwargs)
         if not mode.seen:

@@ -17,6 +17,7 @@ from pruning.errors import PruningError
 from pruning.groups import discover
 from pruning.importance import check_kinds, needs_of, score
 from pruning.models.outputs import predict
+from pruning.selection import block_by_block
 from pruning.surgery import apply_plan, mask_plan
 from pruning.surgery.compensation import compensate
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
@@ -234,15 +235,11 @@ def test_the_default_criterion_ranks_experts_as_their_removal_does(name: str) ->
     scores = score(model, groups, stats, criterion="probe_obs").values
     shown = batches(ZOO[name], model, count)
 
-    @torch.no_grad()
-    def outputs(one: nn.Module) -> Tensor:
-        return torch.cat([predict(one, batch.call, BATCH) for batch in shown])
-
-    dense, change, said = outputs(model), [], []
+    dense, change, said = outputs_of(model, shown), [], []
     for group in groups:
         for unit in range(group.num_units):
             kept = {group.name: tuple(k for k in range(group.num_units) if k != unit)}
-            without = outputs(mask_plan(model, PruningPlan(kept=kept), groups))
+            without = outputs_of(mask_plan(model, PruningPlan(kept=kept), groups), shown)
             change.append(float((without - dense).square().sum() / len(dense)))
             said.append(float(scores[group.name][unit]))
     ratio = torch.tensor(said).log() - torch.tensor(change).log()
@@ -250,6 +247,81 @@ def test_the_default_criterion_ranks_experts_as_their_removal_does(name: str) ->
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.7
     assert 0.2 < float(ratio.median().exp()) < 1  # others put something in the removed one's place
     assert float(ratio.std()) < 0.6
+
+
+@pytest.mark.parametrize("name", [LIST, STACK])
+def test_a_block_is_judged_with_the_experts_that_stay(name: str) -> None:
+    """Channels are chosen anew on what experts see that get tokens; the cut is the model that was silenced."""
+    model = build(ZOO[name])
+    groups = [
+        g
+        for g in discover(model, {"experts", "ffn_channels"})
+        if ".experts" in g.module or g.kind == "experts"
+    ]
+    kept = {g.name: tuple(range(1, 1 + max(g.min_units, g.num_units // 2))) for g in groups}
+    shown = batches(ZOO[name], model)
+    source = NoisedBatches(lambda: shown, 1000, 1)
+    rows: dict[str, float] = {}
+
+    def measure(members: Any) -> CalibrationStats:
+        stats = calibrate(model, members, source, needs={"input_moment", "input_sum", "row_weight"})
+        rows.update({key: float(found["row_weight"].sum()) for key, found in stats.values.items()})
+        return stats
+
+    plan, report = block_by_block(
+        model,
+        groups,
+        PruningPlan(kept=kept),
+        run=lambda: predict(model, shown[0].call, BATCH),
+        measure=measure,
+        judge=lambda members, stats: score(model, members, stats, criterion="obs"),
+        compensation="least_squares",
+    )
+    of_experts = {g.name for g in groups if g.kind == "experts"}
+    assert {k: v for k, v in plan.kept.items() if k in of_experts} == {k: kept[k] for k in of_experts}
+    assert report
+    if name == STACK:
+        assert all(weight == 0 for key, weight in rows.items() if key.endswith("[0].T"))
+    assert any(weight > 0 for weight in rows.values())
+    silenced = outputs_of(mask_plan(model, PruningPlan({k: kept[k] for k in of_experts}), groups), shown)
+    cut = outputs_of(apply_plan(model, plan, groups), shown)
+    torch.testing.assert_close(cut, silenced, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, shown: list[NoisedBatch]) -> Tensor:
+    return torch.cat([predict(model, batch.call, BATCH) for batch in shown])
+
+
+def test_a_cut_mixture_trains() -> None:
+    model = build(ZOO[LIST])
+    groups = list(discover(model, {"experts"}))
+    cut = apply_plan(model, PruningPlan(kept={groups[0].name: (1, 3)}), groups)
+    layer: Any = cut.get_submodule(groups[0].module)
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    expected = layer(x).detach()
+    found = layer.train()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(layer.gate(x)[2])  # the auxiliary loss counts the experts
+    found.square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
+    assert len(layer.gate.weight.grad) == 2
+
+
+def test_grouped_products_are_seen_as_single_ones() -> None:
+    found = []
+    for grouped in (True, False):
+        tiny = ZOO[STACK]
+        model = build(Tiny(tiny.cls, {**tiny.config, "use_grouped_mm": grouped}, tiny.call))
+        groups = list(discover(model, {"experts"}))
+        needs = needs_of("probe_obs", groups)
+        try:
+            stats = measured(STACK, model, groups, needs)
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            pytest.skip(f"no grouped products of float32 on this device: {error}")
+        found.append(score(model, groups, stats, criterion="probe_obs").values)
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=1e-3, atol=0)
 
 
 def test_criteria_say_before_work_which_kinds_they_judge() -> None:
