@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruning.calibration.attention.reading import Readings
 from pruning.calibration.driver import Driver
 from pruning.calibration.observer import Observer, Sight, find
+from pruning.calibration.routing import Gates
 from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.weights import TokenWeights
 from pruning.calibration.step import Step, by_bucket
@@ -34,6 +35,7 @@ class Context:
         rows: Rows to look at in each sample; None for all.
         guided: Mixes the rows of two branches of guidance; None where no one asked for them.
         seed: Of all draws.
+        gates: By how much the rows inside experts count.
     """
 
     driver: Driver
@@ -45,13 +47,14 @@ class Context:
     rows: int | None
     guided: Callable[..., tuple[Tensor, Step, Tensor]] | None
     seed: int
+    gates: Gates
 
     def weights(self, place: Consumer, step: Step, row_of: Tensor) -> Tensor:
         """Return what the leading entries of a consumer's input weigh, (S,) float64.
 
         It is w_tau, inside an expert times the squared gate of the row (docs/scores.md section 3).
         """
-        weights, gates = step.weights[row_of], self.driver.gates.of(place.path)
+        weights, gates = step.weights[row_of], self.gates.of(place.path)
         if gates is None:
             return weights
         if len(gates) != len(weights):

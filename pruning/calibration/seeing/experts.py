@@ -90,7 +90,7 @@ class ExpertOutput(_OfExperts):
     ) -> OnTensor:
         @torch.no_grad()
         def see(y: Tensor, step: Step, row_of: Tensor) -> None:
-            gates = context.driver.gates.of(place.outputs[expert])
+            gates = context.gates.of(place.outputs[expert])
             assert gates is not None
             rows, gates = summable(y).float(), gates.double()
             weights = step.weights[row_of].to(gates)
