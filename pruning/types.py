@@ -317,7 +317,7 @@ class PruningPlan:
 
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""
-        return lies_in(path, self.removed_blocks)
+        return any(inside(path, block) for block in self.removed_blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""

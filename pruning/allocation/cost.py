@@ -2,8 +2,7 @@
 
 One forward pass with meta tensors records how often each weight is applied, and the products that each module computes
 besides (those of attention, of stacked experts); everything after that is arithmetic. The tokens of removed experts are
-counted with those that stay. `eval.cost` measures the same on
-the real model; a test holds the two within 0.1 %.
+counted with those that stay. `eval.cost` measures the same on the real model; a test holds the two within 0.1 %.
 """
 
 from __future__ import annotations
@@ -93,10 +92,11 @@ class CostModel:
         """Return the MACs of one call under `plan` (dense if None)."""
         plan = (plan or PruningPlan()).completed(self.groups)
         kept = self._kept(plan)
-        total = 0.0
+        total: float = 0
         for path, times in self.applications.items():
             if self._stays(path, plan):
-                total += math.prod(self._shape(path, kept)) * self._times(path, times, kept)
+                times = self._times(path, kept) if path in self._items.layer else times
+                total += math.prod(self._shape(path, kept)) * times
         for path, macs in self.between.items():
             if not plan.removes(path):
                 group, layer = self._scaled.get(path), self._routed.get(path)
@@ -142,16 +142,15 @@ class CostModel:
 
     def _stays(self, path: str, plan: PruningPlan) -> bool:
         """Tell whether a parameter is there under a plan, if only a part of it."""
-        group, unit = self._items.unit.get(path, (None, 0))
-        if group is not None and group.name in plan.kept and unit not in plan.kept[group.name]:
-            return False
+        if path in self._items.unit:
+            group, unit = self._items.unit[path]
+            if group.name in plan.kept and unit not in plan.kept[group.name]:
+                return False
         return not plan.removes(path)
 
-    def _times(self, path: str, times: int, kept: Mapping[str, int]) -> float:
-        """Return how often a weight is applied if so many units are kept."""
-        layer = self._items.layer.get(path)
-        if layer is None:
-            return times
+    def _times(self, path: str, kept: Mapping[str, int]) -> float:
+        """Return how often a weight of an expert is applied if so many units are kept."""
+        layer = self._items.layer[path]
         experts = kept[layer.group.name]
         return layer.applications * layer.share(experts) / experts
 

@@ -91,10 +91,8 @@ def routed(
         if mixture is None:
             continue
         room = getattr(layer, mixture.capacity) * lengths.get(mixture.router, 0) if mixture.capacity else 0.0
-        most = 0
-        if not mixture.stacked:
-            most = _applied_to_all(mixture.outputs, applications)
-        found.append(Routed(group, mixture.experts, mixture.stacked, most, room))
+        times = 0 if mixture.stacked else _applied_to_all(mixture.outputs, applications)
+        found.append(Routed(group, mixture.experts, mixture.stacked, times, room))
     return found
 
 
@@ -102,8 +100,7 @@ def _applied_to_all(experts: Iterable[str], applications: Mapping[str, int]) -> 
     """Return how often all experts of a list together are applied: each as often as its weights are."""
     by_expert = dict.fromkeys(experts, 0)
     for path, times in applications.items():
-        for holder, index in _places(path):
-            item = f"{holder}.{index}"
+        for item in (f"{holder}.{index}" for holder, index in _places(path)):
             if item in by_expert:
                 by_expert[item] = max(by_expert[item], times)
     return sum(by_expert.values())

@@ -12,17 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.allocation import CostModel, allocate
+from eval.cost import count_macs
+from pruning.allocation import CostModel, allocate, prunable
 from pruning.allocation.budget import sizes
 from pruning.checkpoint import install_hook, load, save
 from pruning.errors import PruningError
 from pruning.groups import HANDLERS, KINDS, discover
-from pruning.groups.experts import mixture_at
+from pruning.groups.experts import mixture_at, mixtures
+from pruning.models.outputs import with_tuple
 from pruning.settings import Prune, Target
 from pruning.surgery import apply_plan, mask_plan, reshape
 from pruning.surgery.experts import barred
 from pruning.types import LENGTH, PRUNING_KEY, PrunableGroup, PruningPlan, config_hash, config_of
 from tests.family.zoo_setup import assert_same, widths
+from tests.plans import random_plan
 from tests.zoo import ZOO, Draw, Tiny, build, run
 
 TINY = ZOO["nucleusmoe"]
@@ -314,25 +317,27 @@ def test_work_goes_to_the_experts_that_stay(name: str) -> None:
 @torch.no_grad()
 def test_costs_of_a_list_are_known_without_weights() -> None:
     tiny = ZOO[LIST]
-    model, call = build(tiny), tiny.call(Draw(1))
-    found = CostModel.trace(model, call, [])
-    by_hand: dict[str, int] = {}
+    model, call = build(tiny), with_tuple(build(tiny), tiny.call(Draw(1)))
+    with torch.device("meta"):
+        shell = type(model)(**tiny.config)
+    found = CostModel.trace(shell.to("meta").eval(), call, [])
+    assert found.macs() == count_macs(lambda: model(**call))
+    for mixture in mixtures(model):
+        times = [found.applications[f"{expert}.w2.weight"] for expert in mixture.outputs]
+        assert max(times) - min(times) <= 1
+        assert sum(times) == mixture.chosen * found.applications[f"{mixture.path}.shared_experts.w2.weight"]
 
-    def count(path: str) -> Any:
-        def hook(module: nn.Linear, args: Any, output: Tensor) -> None:
-            by_hand[path] = by_hand.get(path, 0) + output.numel() // output.shape[-1] * module.weight.numel()
 
-        return hook
-
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(count(path))
-    run(tiny, model)
-    layers = sum(
-        found.applications[f"{path}.weight"] * model.get_parameter(f"{path}.weight").numel()
-        for path in by_hand
-    )
-    assert layers == sum(by_hand.values())
+def test_asking_for_a_ratio_counts_each_parameter_once() -> None:
+    model = build(ZOO[LIST])
+    of_experts = {id(p) for m in mixtures(model) for p in model.get_submodule(m.experts).parameters()}
+    of_experts |= {id(model.get_parameter(f"{m.router}.weight")) for m in mixtures(model)}
+    size = sum(p.numel() for p in model.parameters() if id(p) in of_experts)
+    groups = list(discover(model, {"experts", "ffn_channels"}))
+    inside = [g for g in groups if g.kind == "experts" or ".experts." in g.module]
+    cost = CostModel.untraced(model, groups)
+    assert prunable(inside, cost, "params") == size
+    assert prunable([g for g in inside if g.kind != "experts"], cost, "params") < size
 
 
 @pytest.mark.parametrize(
@@ -349,6 +354,24 @@ def test_what_is_asked_is_got(name: str, kinds: list[str]) -> None:
     cut = apply_plan(copy.deepcopy(model), plan, groups)
     assert sum(p.numel() for p in cut.parameters()) == plan.meta["got"]
     assert plan.meta["hit"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [LIST, "hidream_masked", STACK])
+def test_random_plans_of_all_kinds(name: str, seed: int, tmp_path: Path) -> None:
+    model = build(ZOO[name])
+    plan = random_plan(model, KINDS, seed)
+    masked = run(ZOO[name], mask_plan(model, plan))
+    cut = apply_plan(model, plan)
+    pruned = run(ZOO[name], cut)
+    assert_same(pruned, masked)
+    install_hook()
+    save(cut, tmp_path)
+    loaded = load(tmp_path)
+    assert_same(run(ZOO[name], loaded), pruned, 2e-6)
+    assert {n: p.shape for n, p in loaded.named_parameters()} == {
+        n: p.shape for n, p in cut.named_parameters()
+    }
 
 
 def test_experts_are_barred_for_a_while() -> None:
