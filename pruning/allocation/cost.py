@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation.routed import Items, Routed, routed
+from pruning.allocation.routed import Routed, items_of, routed
 from pruning.allocation.tracing import Tracing, autocast_on_meta, tables_on_meta
 from pruning.errors import PruningError
 from pruning.groups.experts import EXPERTS
@@ -44,7 +44,7 @@ class CostModel:
     _cut: Mapping[str, list[tuple[PrunableGroup, int, int]]] = field(repr=False)
     _scaled: Mapping[str, PrunableGroup] = field(repr=False)
     _routed: Mapping[str, Routed] = field(repr=False)
-    _items: Items = field(repr=False)
+    _items: Mapping[str, tuple[Routed, int]] = field(repr=False)
 
     @classmethod
     def trace(cls, model: nn.Module, call: Mapping[str, Any], groups: Sequence[PrunableGroup]) -> CostModel:
@@ -85,7 +85,7 @@ class CostModel:
             _cut=dict(cut),
             _scaled=dict(_scaled_by(model, groups, between, {layer.experts for layer in layers})),
             _routed={layer.experts: layer for layer in layers},
-            _items=Items.of(dict(model.named_parameters()), layers),
+            _items=items_of(dict(model.named_parameters()), layers),
         )
 
     def macs(self, plan: PruningPlan | None = None) -> int:
@@ -95,7 +95,7 @@ class CostModel:
         total: float = 0
         for path, times in self.applications.items():
             if self._stays(path, plan):
-                times = self._times(path, kept) if path in self._items.layer else times
+                times = self._times(path, kept) if path in self._items else times
                 total += math.prod(self._shape(path, kept)) * times
         for path, macs in self.between.items():
             if not plan.removes(path):
@@ -133,7 +133,7 @@ class CostModel:
                 times = self.applications.get(part.path, 0) if measure == "macs" else 1
                 cost += math.prod(shape) / shape[part.dim] * part.unit_size * times
             if measure == "params" and group.lists:
-                items = [path for path, (owner, _) in self._items.unit.items() if owner is group]
+                items = [path for path, (layer, _) in self._items.items() if layer.group is group]
                 cost += sum(math.prod(self.shapes[path]) for path in items) / group.num_units
             if measure == "macs":
                 cost += scaled[group.name] / group.num_units
@@ -142,15 +142,15 @@ class CostModel:
 
     def _stays(self, path: str, plan: PruningPlan) -> bool:
         """Tell whether a parameter is there under a plan, if only a part of it."""
-        if path in self._items.unit:
-            group, unit = self._items.unit[path]
-            if group.name in plan.kept and unit not in plan.kept[group.name]:
+        if path in self._items:
+            layer, unit = self._items[path]
+            if unit not in plan.kept.get(layer.group.name, (unit,)):
                 return False
         return not plan.removes(path)
 
     def _times(self, path: str, kept: Mapping[str, int]) -> float:
         """Return how often a weight of an expert is applied if so many units are kept."""
-        layer = self._items.layer[path]
+        layer, _ = self._items[path]
         experts = kept[layer.group.name]
         return layer.applications * layer.share(experts) / experts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -45,29 +45,12 @@ class Routed:
         return self.rows(experts) / self.rows(self.group.num_units)
 
 
-@dataclass(frozen=True)
-class Items:
-    """The parameters of modules in lists, each of which is a unit of a group.
-
-    Attributes:
-        unit: Group and unit, by parameter path.
-        layer: The work of the experts that a parameter is part of, by parameter path.
-    """
-
-    unit: Mapping[str, tuple[PrunableGroup, int]] = field(default_factory=dict)
-    layer: Mapping[str, Routed] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, paths: Iterable[str], layers: Iterable[Routed]) -> Items:
-        """Find the items' parameters among `paths`."""
-        lists = {layer.experts: layer for layer in layers if not layer.stacked}
-        unit: dict[str, tuple[PrunableGroup, int]] = {}
-        found: dict[str, Routed] = {}
-        for path in paths:
-            for holder, index in _places(path):
-                if holder in lists:
-                    unit[path], found[path] = (lists[holder].group, index), lists[holder]
-        return cls(unit, found)
+def items_of(paths: Iterable[str], layers: Iterable[Routed]) -> dict[str, tuple[Routed, int]]:
+    """Return the parameters, among `paths`, of experts that are items of a list: of which layer, and which expert."""
+    lists = {layer.experts: layer for layer in layers if not layer.stacked}
+    return {
+        path: (lists[holder], index) for path in paths for holder, index in _places(path) if holder in lists
+    }
 
 
 def routed(

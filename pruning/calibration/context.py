@@ -17,7 +17,6 @@ from pruning.calibration.sinks.weights import TokenWeights
 from pruning.calibration.step import Step, by_bucket
 from pruning.calibration.sums import Sums
 from pruning.calibration.trajectories import Trajectories
-from pruning.errors import PruningError
 from pruning.types import PrunableGroup
 
 
@@ -35,7 +34,7 @@ class Context:
         rows: Rows to look at in each sample; None for all.
         guided: Mixes the rows of two branches of guidance; None where no one asked for them.
         seed: Of all draws.
-        gates: By how much the rows inside experts count.
+        gates: Of the rows inside experts.
     """
 
     driver: Driver
@@ -54,15 +53,8 @@ class Context:
 
         It is w_tau, inside an expert times the squared gate of the row (docs/scores.md section 3).
         """
-        weights, gates = step.weights[row_of], self.gates.of(place.path)
-        if gates is None:
-            return weights
-        if len(gates) != len(weights):
-            raise PruningError(
-                f"{place.path!r} sees {len(weights)} rows, but its layer makes something of {len(gates)}; its model "
-                "does not send the tokens in the same order every time"
-            )
-        return weights * gates.to(weights).square()
+        weights, sent = step.weights[row_of], self.gates.of(place.path, len(row_of))
+        return weights if sent is None else weights * sent.gate.to(weights).square()
 
     def add(
         self,

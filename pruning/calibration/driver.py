@@ -75,7 +75,7 @@ class Driver:
         blocks: Told what enters and what leaves a block; see `OnChange`.
         ablations: Told the model's output with and without a block, at the price of a forward pass.
         gradients: Tells gradients; see there.
-        gates: By how much the rows inside experts count; known when they come by.
+        gates: Whose the rows inside experts are, and how much they count; known when they come by.
     """
 
     def __init__(self, model: nn.Module, reader: StepReader, seed: int = 0) -> None:
@@ -258,11 +258,17 @@ class Driver:
         for tell in self.attention[call.path]:
             tell(replace(call, **tensors), self.step, row_of)
 
-    def _input(self, path: str, told: Told) -> OnOperand:
-        in_order = in_batch_order(self._model, path)
+    def _row_of(self, path: str, count: int) -> Tensor:
+        """Return to which of the step's rows each of the leading entries of what enters or leaves a module belongs."""
+        sent = self.gates.of(path, count)
+        if sent is None:
+            return self.step.row_of(count, path, in_batch_order(self._model, path))
+        in_order = in_batch_order(self._model, self.gates.layers([path])[0].path)
+        return self.step.row_of(sent.entries, path, in_order)[sent.entry]
 
+    def _input(self, path: str, told: Told) -> OnOperand:
         def see(x: Tensor) -> None:
-            row_of = self.step.row_of(len(x), path, in_order)
+            row_of = self._row_of(path, len(x))
             if self._differentiates and not torch.is_grad_enabled():
                 raise PruningError(
                     f"{path!r} runs without gradients, which its model switches off; choose a criterion that needs "
@@ -275,10 +281,8 @@ class Driver:
         return self._unless_paused(see)
 
     def _output(self, path: str, told: Told) -> OnOperand:
-        in_order = in_batch_order(self._model, path)
-
         def see(y: Tensor) -> None:
-            row_of = self.step.row_of(len(y), path, in_order)
+            row_of = self._row_of(path, len(y))
             for tell in told:
                 tell(y, self.step, row_of)
 

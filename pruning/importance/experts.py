@@ -1,4 +1,4 @@
-"""Criteria of whole experts (docs/scores.md section 7)."""
+"""Criteria of whole experts (docs/scores.md section 8)."""
 
 from __future__ import annotations
 

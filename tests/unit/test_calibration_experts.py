@@ -15,9 +15,10 @@ from pruning.calibration.routing import Gates, experts_with_gradients
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups import discover
-from pruning.importance import check_kinds, needs_of, score
+from pruning.importance import CRITERIA, check_kinds, needs_of, score
 from pruning.models.outputs import predict
 from pruning.selection import block_by_block
+from pruning.settings import Calibrate
 from pruning.surgery import apply_plan, mask_plan
 from pruning.surgery.compensation import compensate
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
@@ -119,10 +120,10 @@ def test_rows_in_experts_weigh_their_squared_gate(name: str) -> None:
 def test_a_shared_expert_has_no_gate() -> None:
     model = build(ZOO[LIST])
     gates = Gates(model)
-    assert gates.of("double_stream_blocks.0.block.ff_i.shared_experts.w2") is None
+    assert gates.of("double_stream_blocks.0.block.ff_i.shared_experts.w2", 5) is None
     assert not gates.layers(["double_stream_blocks.0.block.ff_i.shared_experts.w2", "x_embedder.proj"])
-    with pytest.raises(PruningError, match="ran outside of its layer"):
-        gates.of("double_stream_blocks.0.block.ff_i.experts.1.w2")
+    with pytest.raises(PruningError, match=r"sees 5 rows, and its layer .* sent it none when it was tried"):
+        gates.of("double_stream_blocks.0.block.ff_i.experts.1.w2", 5)
 
 
 class Layer(nn.Module):
@@ -152,7 +153,12 @@ def test_gates_are_found_whatever_multiplies() -> None:
     (mixture,) = gates.layers(["layer.experts.0"])
     before = list(model.layer.experts)
     gates.read(mixture, (torch.randn(5, 4),), {})
-    assert gates.of("layer.experts.0").tolist() == [3.0] * 5  # type: ignore[union-attr]
+    sent = gates.of("layer.experts.0", 5)
+    assert sent is not None
+    assert sent.gate.tolist() == [3.0] * 5
+    assert sent.entry.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(PruningError, match="sees 4 rows, and its layer 'layer' sent it 5"):
+        gates.of("layer.experts.0", 4)
     assert all(a is b for a, b in zip(before, model.layer.experts, strict=True))
 
 
@@ -198,8 +204,6 @@ def test_effects_are_those_of_what_an_expert_puts_out(name: str) -> None:
     for expert in range(group.num_units):
         up, down = (predict(scaled(model, group, expert, 1 + by), batch.call, BATCH) for by in (step, -step))
         z = ((up - down).double() * signs).flatten(1).sum(1) / (2 * step)  # (B,)
-        if name == LIST:  # the tokens of a batch are sent together
-            z = z.sum()
         expected.append(z.square().sum())
     by_hand = torch.stack(expected)
     found = stats.get(group.name, "expert_effect")
@@ -324,6 +328,51 @@ def test_grouped_products_are_seen_as_single_ones() -> None:
         torch.testing.assert_close(values, found[1][name], rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("name", [LIST, STACK])
+def test_rows_in_experts_are_known_by_sample_and_timestep(name: str) -> None:
+    """What is measured of calls of two samples at different timesteps is what calls of one give."""
+    model = build(ZOO[name])
+    groups = [*discover(model, {"experts", "ffn_channels"})][:6]
+    (both,) = batches(ZOO[name], model, 1)
+    needs = {need for one in ("taylor", "obs", "expert_probe") for need in needs_of(one, groups)}
+    needs |= {"row_weight", "expert_effect", "expert_rows"}
+    samples, buckets, times = torch.tensor([2, 3]), torch.tensor([0, 1]), both.timesteps
+
+    def stats_of(*calls: NoisedBatch) -> CalibrationStats:
+        settings = Calibrate(timestep_buckets=2, timestep_weights="obs_diff")
+        return calibrate(
+            model, groups, NoisedBatches(lambda: list(calls), 1000, 2), needs=needs, settings=settings
+        )
+
+    def one(row: int) -> NoisedBatch:
+        axis = {"encoder_hidden_states_llama3": 1}
+        call: dict[str, Any] = {
+            key: value.narrow(axis.get(key, 0), row, 1) if isinstance(value, Tensor) else value[row : row + 1]
+            for key, value in both.call.items()
+        }
+        here = slice(row, row + 1)
+        return NoisedBatch(call, both.target[here], buckets[here], samples[here], times[here])
+
+    whole = stats_of(NoisedBatch(both.call, both.target, buckets, samples, times))
+    apart = stats_of(one(0), one(1))
+    for place, found in apart.values.items():
+        for statistic, value in found.items():
+            scale = 1e-4 * float(value.abs().max())
+            torch.testing.assert_close(whole.get(place, statistic), value, rtol=1e-3, atol=scale)
+
+
+@pytest.mark.parametrize("name", [LIST, STACK])
+def test_every_criterion_takes_experts_and_their_channels(name: str) -> None:
+    model = build(ZOO[name])
+    groups = [*discover(model, {"experts", "ffn_channels"})][:6]
+    assert {group.kind for group in groups} == {"experts", "ffn_channels"}
+    able = [one for one, entry in CRITERIA.items() if entry.only == "" and entry.weighting == "off"]
+    assert len(able) > 10
+    stats = measured(name, model, groups, {need for one in able for need in needs_of(one, groups)})
+    for one in able:
+        score(model, groups, stats, criterion=one)  # checks that they are finite
+
+
 def test_criteria_say_before_work_which_kinds_they_judge() -> None:
     model = build(ZOO[LIST])
     groups = list(discover(model, {"experts", "ffn_channels"}))
@@ -364,7 +413,7 @@ def test_weights_of_rows_help_least_squares(name: str, monkeypatch: pytest.Monke
         before = layer_outputs(model, layer, shown)
         with monkeypatch.context() as patch:
             if not gated:
-                patch.setattr(Gates, "of", lambda self, path: None)
+                patch.setattr(Gates, "of", lambda self, path, rows: None)
             stats = measured(name, model, groups, {"row_weight", "input_sum", "input_moment"}, 6)
         plan = PruningPlan(kept={g.name: tuple(range(0, g.num_units, 4)) for g in groups})
         compensate(model, groups, plan, stats, "least_squares", ridge=1e-4)

@@ -90,9 +90,9 @@ class ExpertOutput(_OfExperts):
     ) -> OnTensor:
         @torch.no_grad()
         def see(y: Tensor, step: Step, row_of: Tensor) -> None:
-            gates = context.gates.of(place.outputs[expert])
-            assert gates is not None
-            rows, gates = summable(y).float(), gates.double()
+            sent = context.gates.of(place.outputs[expert], len(y))
+            assert sent is not None
+            rows, gates = summable(y).float(), sent.gate.double()
             weights = step.weights[row_of].to(gates)
             for bucket, here in by_bucket(step.buckets[row_of]):
                 view = Produced(expert, place.experts, rows[here], gates[here], weights[here])

@@ -95,7 +95,7 @@ class _Tap:
     def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
         """Hand on one input, and once more as guidance mixes it if that is asked for; experts see no branches."""
         self._see(x, step, row_of, self._context.token_weights.at(self._place, x), "")
-        if self._context.guided is not None and self._context.gates.of(self._place.path) is None:
+        if self._context.guided is not None and self._context.gates.of(self._place.path, len(x)) is None:
             both, one, first = self._context.guided(x, step, row_of, repr(self._place.path))
             self._see(both, one, first, {}, "@guided")
 

@@ -1,4 +1,4 @@
-"""What whole experts put out (docs/scores.md section 7). E experts, y a row that one puts out, g its gate.
+"""What whole experts put out (docs/scores.md section 8). E experts, y a row that one puts out, g its gate.
 
 - ``expert_energy`` (E,): sum of w ||g y||^2.
 - ``expert_norm`` (E,): sum of w |g| ||y||.
