@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation.routed import Routed, items_of, routed
-from pruning.allocation.tracing import Tracing, autocast_on_meta, tables_on_meta
+from pruning.allocation.tracing import Constants, Tracing, autocast_on_meta
 from pruning.errors import PruningError
 from pruning.groups.experts import EXPERTS
 from pruning.groups.words import LAYERS
@@ -223,7 +223,7 @@ def _counted(model: nn.Module, call: Mapping[str, Any]) -> _Counts:
     try:
         shell, counts = _shell(model, tensors)
         arguments = counts.tracing.to_meta(call)
-        with counts.tracing, autocast_on_meta(), tables_on_meta(counts.tracing):
+        with counts.tracing, Constants(counts.tracing), autocast_on_meta():
             torch.func.functional_call(shell, meta, (), arguments)
         return counts
     except Exception as error:  # a model may fail in any way on tensors that hold nothing

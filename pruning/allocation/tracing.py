@@ -2,8 +2,8 @@
 
 What PyTorch knows of a tensor there is its shape alone. Some models let values decide what they compute: how many
 tokens a mask leaves in, and where. Small tables are therefore computed beside it, as far as no weight goes in, which is
-enough for the masks and positions of diffusers. Where weights decide which experts a token is sent to, all are taken
-to get equally many.
+enough for the masks and positions of diffusers. Routers of experts have weights: experts are taken to get equally many
+tokens, which costs what any other routing costs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -76,12 +77,12 @@ class Tracing(TorchDispatchMode):
             return self._known(func, args, kwargs)
         if func._schema.is_mutable and (value := values[0]) is not None and tensors[0].is_meta:
             self._lost[value.untyped_storage()._cdata] = value
+        if func._overloadpacket is torch.ops.aten.topk:
+            return self._evenly(func(*args, **kwargs), args[0].shape[-1])
         if torch.Tag.pointwise in func.tags and not func._schema.is_mutable and set(kwargs) <= _HARMLESS:
             return self._pointwise(func, args, kwargs, tensors)
         if func._overloadpacket in _SOFTMAX and not kwargs:
             return _empty(args[0].shape, args[0].dtype, args[0])
-        if func._overloadpacket is torch.ops.aten.topk and tensors[0].is_meta:
-            return self._chosen(func(*args, **kwargs), *args)
         if func._overloadpacket is torch.ops.aten.native_layer_norm and args[0].is_meta:
             return _normed(*args[:2])
         return func(*args, **kwargs)
@@ -119,19 +120,18 @@ class Tracing(TorchDispatchMode):
                     self._values[table] = value
         return out
 
+    def _evenly(self, largest: tuple[Tensor, Tensor], choices: int) -> tuple[Tensor, Tensor]:
+        """Let the places of the largest scores, which are not known, have values: each is taken equally often."""
+        places = largest[1]
+        if _is_table(places):
+            self._values[places] = (torch.arange(places.numel()) % choices).view(places.shape)
+        return largest
+
     def _of(self, value: Any) -> Any:
         """Return an argument with values in place of its tensors."""
         if isinstance(value, Tensor):
             return self._value(value)
         return [self._of(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    def _chosen(self, found: tuple[Tensor, Tensor], x: Tensor, count: int, dim: int = -1, *_: Any) -> Any:
-        """Say which are the largest values where these are not known: all places are chosen equally often."""
-        places = found[1].movedim(dim, -1)
-        if _is_table(places):
-            even = torch.arange(places.numel()).view(places.shape) % x.shape[dim]
-            self._values[found[1]] = even.movedim(-1, dim)
-        return found
 
     def _pointwise(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Tensor:
         """Return the result's shape alone, once the result's type is known: PyTorch takes long to derive it."""
@@ -142,6 +142,21 @@ class Tracing(TorchDispatchMode):
         out = func(*args, **kwargs)
         self._dtypes[key] = out.dtype
         return out
+
+
+class Constants(TorchFunctionMode):
+    """While it is entered, what a model writes down in Python keeps its values, which PyTorch drops on meta."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        super().__init__()
+        self._tracing = tracing
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch; `torch.tensor` for the meta device makes a table whose values are known."""
+        kwargs = kwargs or {}
+        if func is torch.tensor and torch.device(kwargs.get("device") or _CPU) == _META:
+            return self._tracing.to_meta(func(*args, **kwargs | {"device": _CPU}))
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -161,23 +176,6 @@ def autocast_on_meta() -> Iterator[None]:
         yield
     finally:
         autocast.__init__ = before
-
-
-@contextmanager
-def tables_on_meta(tracing: Tracing) -> Iterator[None]:
-    """Let the values of tensors that a model writes down stay known, where it puts them on the device of the others."""
-    written = torch.tensor
-
-    def tensor(data: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("device") is None or torch.device(kwargs["device"]) != _META:
-            return written(data, *args, **kwargs)
-        return tracing.to_meta(written(data, *args, **{**kwargs, "device": _CPU}))
-
-    torch.tensor = tensor
-    try:
-        yield
-    finally:
-        torch.tensor = written
 
 
 def _product(func: Any, args: Any) -> Tensor | None:

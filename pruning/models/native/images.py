@@ -137,34 +137,6 @@ def qwen_image(model: Any, draw: Draw) -> Native:
     return Native(call, _packed_words(c["in_channels"], PROMPT_TOKENS))
 
 
-@native("NucleusMoEImageTransformer2DModel")
-def nucleus_image(model: Any, draw: Draw) -> Native:
-    """NucleusMoEImagePipeline: 1024 px, 2 x 2 latents of 8 px a token; the text is as long as the prompt."""
-    c = model.config
-    call = _packed(draw, c["in_channels"], c["joint_attention_dim"], PROMPT_TOKENS)
-    call |= {
-        "encoder_hidden_states_mask": mask(draw, PROMPT_TOKENS),
-        "img_shapes": [(1, SIDE // 2, SIDE // 2)] * draw.batch_size,
-    }
-    return Native(call, _packed_words(c["in_channels"], PROMPT_TOKENS))
-
-
-@native("HiDreamImageTransformer2DModel")
-def hidream(model: Any, draw: Draw) -> Native:
-    """HiDreamImagePipeline: max_resolution latents of 8 px; 128 tokens of T5 and 128 of each layer of Llama."""
-    c = model.config
-    size, (of_t5, of_llama) = (c["in_channels"], *c["max_resolution"]), c["caption_channels"]
-    layers = 1 + max(c["llama_layers"])
-    call = {
-        "hidden_states": draw.normal(*size),
-        "timesteps": times(draw),
-        "encoder_hidden_states_t5": draw.normal(128, of_t5),
-        "encoder_hidden_states_llama3": draw.normal(layers, 128, of_llama).transpose(0, 1),
-        "pooled_embeds": draw.normal(c["text_emb_dim"]),
-    }
-    return Native(call, image_words(size, 8, text_words(128, 128)))
-
-
 @native("SanaTransformer2DModel")
 def sana(model: Any, draw: Draw) -> Native:
     """SanaPipeline: sample_size latents of 32 px, 300 tokens of Gemma."""
