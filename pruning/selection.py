@@ -18,8 +18,10 @@ from torch import nn
 
 from pruning.calibration import bypassed
 from pruning.errors import PruningError
+from pruning.groups.experts import EXPERTS
 from pruning.surgery import compensate, silence
 from pruning.surgery.check import check_plan
+from pruning.surgery.experts import barred
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 Measure = Callable[[Sequence[PrunableGroup]], CalibrationStats]
@@ -42,11 +44,13 @@ def block_by_block(
     """Choose anew which units stay, as many in each group as `plan` keeps, and compensate `model` in place.
 
     The removed units are silenced in `model`, whose shapes stay dense; `apply_plan` with the new plan then cuts it.
+    Which whole experts go is not chosen anew.
 
     Args:
         model: The dense model.
         groups: All groups of the model.
-        plan: Says how many units each group keeps, and which blocks go; those are passed by from the start.
+        plan: Says how many units each group keeps, and which blocks and experts go; blocks are passed by, and experts
+            get no tokens, from the start.
         run: Runs `model` once, which shows the order of the groups.
         measure: Calibrates `model`, as it is when called, for the groups it is given.
         judge: Scores groups from what `measure` returned.
@@ -66,13 +70,16 @@ def block_by_block(
         raise PruningError(f"rounds of selection is {rounds}; it must be at least 1")
     plan = plan.completed(groups)
     check_plan(model, groups, plan)
-    shrinking = list(plan.cuts(groups))
+    cuts = plan.cuts(groups)
+    shrinking = [group for group in cuts if group.consumers]
     kept = {group.name: tuple(range(group.num_units)) for group in shrinking}
     report: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         for group in groups:
             if group.kind == "blocks" and group.module in plan.removed_blocks:
                 stack.enter_context(bypassed(model, group))
+            if group.kind == EXPERTS and group in cuts:
+                stack.enter_context(barred(model, group, cuts[group]))
         blocks = in_order(model, shrinking, run)
         for done, (block, members, portion) in enumerate(
             [(block, members, k) for block, members in blocks for k in range(1, rounds + 1)], start=1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ PLAN_VERSION = 1
 
 DEFAULTED = "_use_default_values"
 """Where diffusers keeps which entries a model was built without; ``from_config`` takes their defaults again."""
+
+LENGTH = "length"
+"""Name of a `ModuleAttribute` that says how many items a list of modules has; each unit is an item."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class ParamSlice:
 class ModuleAttribute:
     """A size on a module that falls by `per_unit` for every removed unit (``heads``, ``num_groups``, …).
 
-    It is an integer, or a tuple of one (``normalized_shape``); see `size_of`.
+    It is an integer, or a tuple of one (``normalized_shape``), or the `LENGTH` of a list; see `size_of`.
     """
 
     module: str
@@ -109,6 +112,7 @@ class PrunableGroup:
         attributes: Sizes that fall with the units.
         narrowed: Arguments of `module` that keep their entries for all units.
         removal: Only for blocks.
+        min_units: Fewest units that may stay: as many experts as a router gives each token.
     """
 
     name: str
@@ -121,12 +125,24 @@ class PrunableGroup:
     attributes: tuple[ModuleAttribute, ...] = ()
     narrowed: tuple[NarrowedInput, ...] = ()
     removal: BlockRemoval | None = None
+    min_units: int = 1
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Paths of the lists of modules of which each unit is an item."""
+        return tuple(attribute.module for attribute in self.attributes if attribute.name == LENGTH)
+
+    def holds(self, path: str) -> bool:
+        """Tell whether what lies at `path` goes with the units: in a list or a parameter that is theirs."""
+        return any(inside(path, items) for items in self.lists) or any(
+            path == part.path for part in slices_of(self)
+        )
 
     @property
     def consumers(self) -> tuple[PrunableGroup, ...]:
-        """The group as each of its consumers reads it: copies with one entry in `consumed_by`; empty for blocks.
+        """The group as each of its consumers reads it: copies with one entry in `consumed_by`.
 
-        Each matrix of a stack is a consumer.
+        Each matrix of a stack is a consumer. Blocks and whole experts have none.
         """
         parts = self._read_parts
         return (
@@ -280,10 +296,17 @@ class PruningPlan:
         return tuple(k for k in range(group.num_units) if k not in kept)
 
     def cuts(self, groups: Sequence[PrunableGroup]) -> dict[PrunableGroup, tuple[int, ...]]:
-        """Return the groups of channels, outside removed blocks, that lose units, and which these are."""
-        gone = self.completed(groups)
-        channels = [group for group in groups if group.kind != "blocks" and not gone.removes(group.module)]
-        return {group: units for group in channels if (units := self.removed_units(group))}
+        """Return the groups of units, outside of what goes as a whole, that lose units, and which these are."""
+        gone = self.gone(groups)
+        left = [group for group in groups if group.kind != "blocks" and not lies_in(group.module, gone)]
+        return {group: units for group in left if (units := self.removed_units(group))}
+
+    def gone(self, groups: Sequence[PrunableGroup]) -> frozenset[str]:
+        """Return the paths of the modules that go as a whole: removed blocks, and items of lists whose unit goes."""
+        items = {
+            f"{path}.{unit}" for group in groups for path in group.lists for unit in self.removed_units(group)
+        }
+        return frozenset(items.union(self.completed(groups).removed_blocks))
 
     def completed(self, groups: Iterable[PrunableGroup]) -> PruningPlan:
         """Return the plan with all paths of each removed block that has several; one of them names them all.
@@ -389,6 +412,12 @@ def inside(path: str, block: str) -> bool:
     return path == block or path.startswith(block + ".")
 
 
+def lies_in(path: str, modules: Collection[str]) -> bool:
+    """Tell whether `path` lies in one of the modules at these paths."""
+    names = path.split(".")
+    return any(".".join(names[:end]) in modules for end in range(1, len(names) + 1))
+
+
 _MATRIX = re.compile(r"(?P<path>.+)\[(?P<index>\d+)\](?P<turned>\.T)?")
 
 
@@ -408,7 +437,12 @@ def matrix_of(parameter: Tensor, path: str) -> Tensor:
 
 
 def size_of(module: torch.nn.Module, name: str) -> int | None:
-    """Return the size that attribute `name` of a module holds, an integer or a tuple of one; None if it is neither."""
+    """Return the size that attribute `name` of a module holds, an integer or a tuple of one; None if it is neither.
+
+    The `LENGTH` of a list is the number of its items.
+    """
+    if name == LENGTH and isinstance(module, torch.nn.ModuleList):
+        return len(module)
     value = getattr(module, name, None)
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
@@ -416,7 +450,10 @@ def size_of(module: torch.nn.Module, name: str) -> int | None:
 
 
 def set_size(module: torch.nn.Module, name: str, value: int) -> None:
-    """Set a size that `size_of` reads, in the form that it has."""
+    """Set a size that `size_of` reads, in the form that it has; the last items of a list go."""
+    if name == LENGTH and isinstance(module, torch.nn.ModuleList):
+        del module[value:]
+        return
     found: Any = (value,) if isinstance(getattr(module, name), tuple) else value
     setattr(module, name, found)
 

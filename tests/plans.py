@@ -19,6 +19,6 @@ def random_plan(model: nn.Module, kinds: Collection[str], seed: int) -> PruningP
         if group.kind == "blocks":
             removed += [group.module] if draw.random() < 0.34 else []
         else:
-            units = draw.sample(range(group.num_units), draw.randint(1, group.num_units))
+            units = draw.sample(range(group.num_units), draw.randint(group.min_units, group.num_units))
             kept[group.name] = tuple(sorted(units))
     return PruningPlan(kept=kept, removed_blocks=tuple(removed), base_hash=config_hash(model.config))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from pruning.errors import PruningError
+from pruning.groups.experts import EXPERTS
 from pruning.settings import Limit, Prune
 from pruning.types import PrunableGroup
 
@@ -21,15 +22,17 @@ def covers(limit: Limit, group: PrunableGroup) -> bool:
 def sizes(group: PrunableGroup, settings: Prune) -> Sequence[int]:
     """Return the numbers of units that `group` may keep, from all of them downwards.
 
-    Apart from the dense size, the kept channels are multiples of lcm(unit_size, round_to). For a block: 1, 0.
+    Apart from the dense size, the kept channels are multiples of lcm(unit_size, round_to); experts have none. For a
+    block: 1, 0.
     """
     limits = [limit for limit in settings.limits if covers(limit, group)]
     may_go = min([1.0, *(limit.max_ratio for limit in limits if limit.max_ratio is not None)])
     asked = max((limit.min_units or 0 for limit in limits), default=0)
     if group.kind == "blocks":
         return [1, 0] if may_go == 1.0 and not asked else [1]
-    floor = max(settings.min_units, asked, math.ceil(group.num_units * (1 - may_go) - 1e-9), 1)
-    step = math.lcm(group.unit_size, settings.round_to) // group.unit_size
+    floor = max(settings.min_units, group.min_units, asked, math.ceil(group.num_units * (1 - may_go) - 1e-9))
+    round_to = 1 if group.kind == EXPERTS else settings.round_to
+    step = math.lcm(group.unit_size, round_to) // group.unit_size
     if group.num_units % step == 0:
         return range(group.num_units, min(floor, group.num_units) - 1, -step)
     largest = group.num_units // step * step

@@ -19,6 +19,7 @@ from pruning.allocation.budget import TOLERANCE, check_limits, sizes
 from pruning.allocation.cost import CostModel
 from pruning.allocation.ladder import Ladder, global_prices, have_a_zero, local_prices
 from pruning.errors import PruningError
+from pruning.groups.experts import EXPERTS
 from pruning.settings import Prune, Target
 from pruning.types import PrunableGroup, PruningPlan, Scores
 
@@ -120,13 +121,22 @@ def _goal(target: Target, groups: Sequence[PrunableGroup], cost: CostModel, star
 
 
 def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> float:
-    """Return what all units cost, as ``"macs"`` or ``"params"``; those inside a block that is a group count once."""
+    """Return what all units cost, as ``"macs"`` or ``"params"``.
+
+    Those inside a block or an expert that is a unit itself count once.
+    """
     units = cost.unit_costs(measure)
     blocks = [group for group in groups if group.kind == "blocks"]
+    experts = [group for group in groups if group.kind == EXPERTS]
 
     def nested(group: PrunableGroup) -> bool:
         others = tuple(path for block in blocks if block is not group for path in block.paths)
-        return PruningPlan(removed_blocks=others).removes(group.module)
+        held = (
+            group.consumed_by
+            and measure == "params"
+            and any(one.holds(group.consumed_by[0].path) for one in experts)
+        )
+        return bool(held) or PruningPlan(removed_blocks=others).removes(group.module)
 
     return sum(units[group.name] * group.num_units for group in groups if not nested(group))
 
@@ -181,13 +191,15 @@ def _plan(
 ) -> PruningPlan:
     """Return `start` with these rungs; units in a removed block are not planned.
 
-    With `sizes_only` the kept units are any, as many as they are: a cost asks for no more.
+    With `sizes_only` the kept units are any, as many as they are: a cost asks for no more, but of modules in a list.
     """
     down = [(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True) if rung]
     gone = tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block))
     blocks = replace(start, removed_blocks=gone).completed(ladder.group for ladder in ladders)
     kept = {
-        ladder.group.name: (0,) * ladder.sizes[rung] if sizes_only else ladder.kept(rung)
+        ladder.group.name: (0,) * ladder.sizes[rung]
+        if sizes_only and not ladder.group.lists
+        else ladder.kept(rung)
         for ladder, rung in down
         if not (ladder.is_block or blocks.removes(ladder.group.module))
     }

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pruning.calibration.attention.reading import Readings
 from pruning.calibration.driver import Driver
 from pruning.calibration.observer import Observer, Sight, find
+from pruning.calibration.routing import Gates
+from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.weights import TokenWeights
 from pruning.calibration.step import Step, by_bucket
 from pruning.calibration.sums import Sums
@@ -32,6 +34,7 @@ class Context:
         rows: Rows to look at in each sample; None for all.
         guided: Mixes the rows of two branches of guidance; None where no one asked for them.
         seed: Of all draws.
+        gates: Of the rows inside experts.
     """
 
     driver: Driver
@@ -43,6 +46,15 @@ class Context:
     rows: int | None
     guided: Callable[..., tuple[Tensor, Step, Tensor]] | None
     seed: int
+    gates: Gates
+
+    def weights(self, place: Consumer, step: Step, row_of: Tensor) -> Tensor:
+        """Return what the leading entries of a consumer's input weigh, (S,) float64.
+
+        It is w_tau, inside an expert times the squared gate of the row (docs/scores.md section 3).
+        """
+        weights, sent = step.weights[row_of], self.gates.of(place.path, len(row_of))
+        return weights if sent is None else weights * sent.gate.to(weights).square()
 
     def add(
         self,

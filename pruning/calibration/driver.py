@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,12 @@ from pruning.calibration.attention.softmax import AttentionCall
 from pruning.calibration.gradients import Gradients
 from pruning.calibration.hooks import bypassed, frozen, parameter_gradients
 from pruning.calibration.products import OnOperand, ProductCapture
-from pruning.calibration.routing import experts_with_gradients, in_batch_order
+from pruning.calibration.routing import Gates, experts_with_gradients, in_batch_order
 from pruning.calibration.step import Step, StepReader, check_finite
 from pruning.calibration.sums import summable
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
+from pruning.groups.experts import Mixture
 from pruning.models.families import FAMILIES, denoise
 from pruning.models.outputs import joined, predict, tensors_in
 from pruning.removal import BlockRemoval
@@ -76,6 +77,7 @@ class Driver:
         blocks: Told what enters and what leaves a block; see `OnChange`.
         ablations: Told the model's output with and without a block, at the price of a forward pass.
         gradients: Tells gradients; see there.
+        gates: Whose the rows inside experts are, and how much they count; known when they come by.
     """
 
     def __init__(self, model: nn.Module, reader: StepReader, seed: int = 0) -> None:
@@ -90,6 +92,7 @@ class Driver:
         self.blocks: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.gradients = Gradients(seed)
+        self.gates = Gates(model)
         self._step: Step | None = None
         self._paused = self._differentiates = False
         self._stack: ExitStack | None = None
@@ -97,11 +100,16 @@ class Driver:
     def __enter__(self) -> Driver:
         with ExitStack() as stack:
             stack.enter_context(frozen(self._model))
+            stack.enter_context(experts_with_gradients(self._model))
             for listener in self.gradients.listeners:
                 stack.enter_context(parameter_gradients(listener.parameters))
             start, end = self._unless_paused(self._start), self._unless_paused(self._end)
             stack.callback(self._model.register_forward_pre_hook(start, with_kwargs=True).remove)
             stack.callback(self._model.register_forward_hook(end).remove)
+            for mixture in self.gates.layers([*self.inputs, *self.outputs]):
+                module = self._model.get_submodule(mixture.path)
+                hook = self._unless_paused(self._gate(mixture))
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             for path, hook in self._of_modules(self.inputs, self._input).items():
                 module = self._model.get_submodule(path)
                 stack.callback(module.register_forward_pre_hook(_first_of(hook), with_kwargs=True).remove)
@@ -155,14 +163,19 @@ class Driver:
         """Run one batch forwards, backwards if gradients are wanted, and once without each block that is ablated."""
         output = self._run_both_ways(batch) if self.gradients.wanted else self._run_forwards(batch)
         full = output.detach()
-        self._paused = self._capture.paused = True  # nobody is told of further forwards
+        for block, told in self.ablations.items():
+            with self._unseen(), bypassed(self._model, block), torch.no_grad():
+                without = self._predict(batch)
+            check_finite(without, f"the output without block {block.module!r}", self.step.describe)
+            for tell in told:
+                tell(summable(full), summable(without), self.step)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Tell nobody of what runs."""
+        self._paused = self._capture.paused = True
         try:
-            for block, told in self.ablations.items():
-                with bypassed(self._model, block), torch.no_grad():
-                    without = self._predict(batch)
-                check_finite(without, f"the output without block {block.module!r}", self.step.describe)
-                for tell in told:
-                    tell(summable(full), summable(without), self.step)
+            yield
         finally:
             self._paused = self._capture.paused = False
 
@@ -175,9 +188,8 @@ class Driver:
         self._differentiates = bool(self.gradients.ends)
         target = batch.target if self._is_known else joined(batch.target, len(batch.timesteps))
         try:
-            with experts_with_gradients(self._model):
-                output = self._predict(batch)
-                self.gradients.backward(output, target, self.step)
+            output = self._predict(batch)
+            self.gradients.backward(output, target, self.step)
         except NotImplementedError as error:
             raise PruningError(
                 f"no gradient can be taken of {type(self._model).__name__} on this device ({error}); choose a "
@@ -238,6 +250,13 @@ class Driver:
             raise error
         self.unseen.setdefault(path, str(error))
 
+    def _gate(self, mixture: Mixture) -> Callable[..., None]:
+        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with self._unseen():
+                self.gates.read(mixture, args, kwargs)
+
+        return read
+
     def _attend(self, call: AttentionCall) -> None:
         count, batch = len(call.query), len(self.step.samples)
         if count % batch:
@@ -250,11 +269,17 @@ class Driver:
         for tell in self.attention[call.path]:
             tell(replace(call, **tensors), self.step, row_of)
 
-    def _input(self, path: str, told: Told) -> OnOperand:
-        in_order = in_batch_order(self._model, path)
+    def _row_of(self, path: str, count: int) -> Tensor:
+        """Return to which of the step's rows each of the leading entries of what enters or leaves a module belongs."""
+        sent = self.gates.of(path, count)
+        if sent is None:
+            return self.step.row_of(count, path, in_batch_order(self._model, path))
+        in_order = in_batch_order(self._model, self.gates.layers([path])[0].path)
+        return self.step.row_of(sent.entries, path, in_order)[sent.entry]
 
+    def _input(self, path: str, told: Told) -> OnOperand:
         def see(x: Tensor) -> None:
-            row_of = self.step.row_of(len(x), path, in_order)
+            row_of = self._row_of(path, len(x))
             if self._differentiates and not torch.is_grad_enabled():
                 raise PruningError(
                     f"{path!r} runs without gradients, which its model switches off; choose a criterion that needs "
@@ -267,10 +292,8 @@ class Driver:
         return self._unless_paused(see)
 
     def _output(self, path: str, told: Told) -> OnOperand:
-        in_order = in_batch_order(self._model, path)
-
         def see(y: Tensor) -> None:
-            row_of = self.step.row_of(len(y), path, in_order)
+            row_of = self._row_of(path, len(y))
             for tell in told:
                 tell(y, self.step, row_of)
 

@@ -40,8 +40,9 @@ class Step:
     def row_of(self, count: int, where: str, in_order: bool = True) -> Tensor:
         """Return to which of the B rows each of a tensor's `count` leading entries belongs, int64 (count,).
 
-        Entries that do not follow the batch (samples packed one after the other, tokens routed to an expert) are those
-        of the call as a whole, and stand under its first row, if all its rows have one bucket and weight.
+        Entries that do not follow the batch (samples packed one after the other, tokens sent to an expert of which no
+        router is known) are those of the call as a whole, and stand under its first row, if all its rows have one
+        bucket and weight.
 
         Args:
             count: Leading entries.

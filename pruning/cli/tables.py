@@ -66,9 +66,8 @@ def outlook(found: dict[str, Any]) -> list[Table]:
         "parameters": f"{found['params']:,}",
         "MACs": None if found["macs"] is None else f"{found['macs']:,} for one call",
     }
-    free = 1 - sum(row["params_share"] for row in found["kinds"] if row["kind"] != "blocks")
     but = " but blocks" if any(row["kind"] == "blocks" for row in found["kinds"]) else ""
-    caption = f"{percent(free)} of the parameters are in no group{but}"
+    caption = f"{percent(found['free_share'])} of the parameters are in no group{but}"
     others = {"modulation layers": found["modulation"], "repeated embedders": found["repeated_embedders"]}
     if any(others.values()):
         caption += f": {', '.join(f'{percent(share)} {name}' for name, share in others.items() if share)}"

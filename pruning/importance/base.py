@@ -59,6 +59,7 @@ def criterion(
     *,
     needs: Collection[str] = (),
     blocks: str = "block_change",
+    experts: str = "expert_energy",
     instead: Mapping[str, str] | None = None,
     base: str | None = None,
     weighting: str = "off",
@@ -67,10 +68,11 @@ def criterion(
 ) -> Callable[[ScoreFn], ScoreFn]:
     """Return a decorator that registers a function as a criterion and leaves it unchanged.
 
-    Arguments are those of `Criterion`; `blocks` is the criterion that scores groups of kind ``blocks`` in its place, or
-    `name` if the function can.
+    Arguments are those of `Criterion`; `blocks` and `experts` are the criteria that score groups of these kinds in its
+    place, or `name` if the function can.
     """
-    routes = {**(instead or {}), **({} if blocks == name else {"blocks": blocks})}
+    whole_units = {"blocks": blocks, "experts": experts}
+    routes = {**(instead or {}), **{kind: other for kind, other in whole_units.items() if other != name}}
 
     def decorate(fn: ScoreFn) -> ScoreFn:
         CRITERIA.register(name)(Criterion(name, fn, frozenset(needs), routes, base, weighting, only, whole))

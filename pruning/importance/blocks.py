@@ -11,7 +11,12 @@ from pruning.types import CalibrationStats, PrunableGroup
 
 
 @criterion(
-    "block_change", needs=("block_change", "samples"), blocks="block_change", only="blocks", whole=True
+    "block_change",
+    needs=("block_change", "samples"),
+    blocks="block_change",
+    experts="expert_probe",
+    only="blocks",
+    whole=True,
 )
 def block_change(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
@@ -21,7 +26,12 @@ def block_change(
 
 
 @criterion(
-    "block_cosine", needs=("block_cosine", "samples"), blocks="block_cosine", only="blocks", whole=True
+    "block_cosine",
+    needs=("block_cosine", "samples"),
+    blocks="block_cosine",
+    experts="block_cosine",
+    only="blocks",
+    whole=True,
 )
 def block_cosine(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator

@@ -10,7 +10,7 @@ from pruning.importance.moments import Weights, per_sample
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("diff_pruning", needs=("diff_pruning", "samples"), whole=True)
+@criterion("diff_pruning", needs=("diff_pruning", "samples"), experts="expert_probe", whole=True)
 def diff_pruning(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

@@ -13,28 +13,32 @@ from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, inside, s
 ACCUMULATOR = 2**18  # elements; fits the cache of one core
 
 
-@criterion("magnitude", blocks="magnitude", whole=True)
+@criterion("magnitude", blocks="magnitude", experts="magnitude", whole=True)
 def magnitude(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
-    """Score a unit by the L2 norm of its produced and consumed slices, a block by that of its parameters.
+    """Score a unit by the L2 norm of its produced and consumed slices, and of the parameters of modules that it is.
 
     ``sqrt(sum over slices of ||slice_g||_F^2)``, biases and norm weights of the unit included.
     """
     if group.kind == "blocks":
-        return _block(group, weights)
+        norms = [_sq_norm(group, weights, path) for path in group.paths]
+        return torch.stack(norms).sum().sqrt().expand(group.num_units).clone()
     total = torch.zeros(group.num_units, dtype=torch.float64)
     for where in slices_of(group):
         total += _unit_sq_norms(parameter(weights, where.path, group), where, group.num_units)
+    for items in group.lists:
+        total += torch.stack([_sq_norm(group, weights, f"{items}.{k}") for k in range(group.num_units)])
     return total.sqrt()
 
 
-def _block(group: PrunableGroup, weights: Weights) -> Tensor:
-    owned = [weight for path, weight in weights.items() if any(inside(path, part) for part in group.paths)]
+def _sq_norm(group: PrunableGroup, weights: Weights, path: str) -> Tensor:
+    """Return the squared norm of all parameters of a module, float64."""
+    owned = [weight for name, weight in weights.items() if inside(name, path)]
     if not owned:
-        raise PruningError(f"group {group.name!r}: the weights hold no parameter below {group.module!r}")
+        raise PruningError(f"group {group.name!r}: the weights hold no parameter below {path!r}")
     norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float64).cpu() for weight in owned]
-    return torch.stack(norms).norm().expand(group.num_units).clone()
+    return torch.stack(norms).square().sum()
 
 
 def _unit_sq_norms(weight: Tensor, where: ParamSlice, units: int) -> Tensor:

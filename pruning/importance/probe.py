@@ -10,7 +10,7 @@ from pruning.importance.moments import Weights, per_sample
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("probe", needs=("probe_diag", "samples"))
+@criterion("probe", needs=("probe_diag", "samples"), experts="expert_probe")
 def probe(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

@@ -42,6 +42,7 @@ from pruning.types import CalibrationStats, PrunableGroup
     "probe_obs",
     needs=("output_sensitivity", "probe_diag", "input_unit_moment", "input_sum", "row_weight", "samples"),
     base="obs",
+    experts="expert_probe",
 )
 def probe_obs(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator

@@ -10,7 +10,7 @@ from pruning.importance.moments import Weights
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("random", blocks="random", whole=True)
+@criterion("random", blocks="random", experts="random", whole=True)
 def random(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

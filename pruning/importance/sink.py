@@ -12,7 +12,7 @@ from pruning.types import CalibrationStats, PrunableGroup
 BASE = "probe_obs"  # the best criterion at equal cost where least squares follows; see docs/studies/sink-awareness.md
 
 
-@criterion("sink", base=BASE, weighting="on")
+@criterion("sink", base=BASE, experts="expert_probe", weighting="on")
 def sink(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

@@ -10,7 +10,7 @@ from pruning.importance.moments import Weights, per_sample
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("taylor", needs=("taylor", "samples"))
+@criterion("taylor", needs=("taylor", "samples"), experts="expert_probe")
 def taylor(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:

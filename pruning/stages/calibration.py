@@ -17,6 +17,7 @@ from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.weights import INFLUENCE, weights_need_first_pass
 from pruning.data import NoisedBatches, num_train_timesteps, takes_text
 from pruning.errors import PruningError
+from pruning.groups.experts import EXPERTS
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.models import null_class
 from pruning.stages.caveats import unseen
@@ -186,7 +187,7 @@ def check_guidance(run: Run) -> None:
             f"{name} {run.recipe.model.source!r} {why}; leave score.weighting out"
         )
     criterion = run.recipe.score.criterion
-    for kind in {group.kind for group in run.groups} - {"blocks"}:
+    for kind in {group.kind for group in run.groups} - {"blocks", EXPERTS}:
         read = find(needs_of(criterion, [group for group in run.groups if group.kind == kind])).values()
         if not read or not all(isinstance(observer.sees, Input) for observer in read):
             raise PruningError(

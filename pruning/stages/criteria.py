@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pruning.calibration import find
 from pruning.calibration.observer import ALWAYS
-from pruning.calibration.seeing import Block
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.moments import Weights
@@ -25,7 +23,7 @@ MAX_WIDTH = 1024
 NOT_GATHERED = "the run did not gather its statistics"
 NO_WEIGHTS = "the run did not gather its token weights"
 TOO_SLOW = f"greedy, so left out above {MAX_WIDTH:,} inputs of a layer"
-BLOCKS_ONLY = "for whole blocks only"
+ONLY = "for whole {} only"
 
 
 def criteria_cuts(run: Run) -> dict[str, Any]:
@@ -86,9 +84,8 @@ def reason_against(
 ) -> str | None:
     """Return why a criterion cannot, or shall not, be computed from `stats`; None if nothing speaks against it."""
     entry, needs = CRITERIA[name], needs_of(name, groups) - {ALWAYS}
-    of_blocks = any(isinstance(observer.sees, Block) for observer in find(entry.needs).values())
-    if of_blocks and any(group.kind != "blocks" for group in groups):
-        return BLOCKS_ONLY
+    if entry.only and any(group.kind != entry.only for group in groups):
+        return ONLY.format(entry.only)
     if needs - set(stats.meta.get("needs", [])):
         return NOT_GATHERED
     if entry.weighting not in ("off", *stats.meta.get("variants", [])):

@@ -45,9 +45,10 @@ def outlook(
 
     Returns:
         JSON types: ``params`` and ``macs`` (None if not known) of one call on ``input``, one sample; ``bytes`` by type;
-        ``kinds``: groups, units, shares, how much of each was asked and got; ``modulation`` and ``repeated_embedders``:
-        shares of the parameters; ``plan``: as `plan_figures`, and its ``bytes``, or None without anything asked;
-        ``notes``: what is not known, and why; ``groups``: every group. And the plan.
+        ``kinds``: groups, units, shares, how much of each was asked and got; ``free_share``: the parameters in no
+        group but blocks; ``modulation`` and ``repeated_embedders``: shares of the parameters; ``plan``: as
+        `plan_figures`, and its ``bytes``, or None without anything asked; ``notes``: what is not known, and why;
+        ``groups``: every group. And the plan.
 
     Raises:
         PruningError: If there is no such model, it is no denoiser, or the target cannot be met or counted.
@@ -69,6 +70,7 @@ def outlook(
         dense = cost.macs() if settings.target.measure == "macs" else cost.params()
         ratio = (dense - plan.meta["goal"]) / prunable(chosen, cost, settings.target.measure)
         asked.update({kind: float(ratio) for kind in settings.kinds})
+    units = [group for group in groups if group.kind != "blocks"]
     found = {
         "model": source,
         "class": type(model).__name__,
@@ -77,6 +79,7 @@ def outlook(
         "macs": None if note else cost.macs(),
         "bytes": sizes(model),
         "kinds": kinds_of(cost, cuts, asked),
+        "free_share": 1 - prunable(units, cost, "params") / cost.params(),
         **_smaller_shares(model, groups),
         "plan": None,
         "notes": [note] if note else [],

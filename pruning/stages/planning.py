@@ -14,7 +14,7 @@ from pruning.allocation import allocate
 from pruning.stages import smaller_forms
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage
-from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash
+from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash, lies_in
 
 READS = (
     "prune.kinds",
@@ -67,18 +67,21 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
 
 
 def cuts_of(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> list[dict[str, Any]]:
-    """Return for each group what stays: units kept, and whether it is gone with a removed block."""
-    return [
-        {
+    """Return for each group what stays: units kept, and whether it is gone with a removed block or expert."""
+    gone = plan.gone(groups)
+
+    def cut(group: PrunableGroup) -> dict[str, Any]:
+        removed = lies_in(group.module, gone)
+        return {
             "group": group.name,
             "module": group.module,
             "kind": group.kind,
-            "kept": 0 if plan.removes(group.module) else len(plan.kept_units(group)),
+            "kept": 0 if removed else len(plan.kept_units(group)),
             "total": group.num_units,
-            "removed": plan.removes(group.module),
+            "removed": removed,
         }
-        for group in groups
-    ]
+
+    return [cut(group) for group in groups]
 
 
 @contextmanager

@@ -29,6 +29,11 @@ def check_plan(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningP
             raise PruningError(
                 f"plan keeps no unit of {name!r}; a group keeps at least one, or its whole block is removed"
             )
+        if len(kept) < group.min_units:
+            raise PruningError(
+                f"plan keeps {len(kept)} of {group.num_units} units of {name!r}, whose router sends each token to "
+                f"{group.min_units} of them; keep at least {group.min_units}"
+            )
         if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.num_units:
             raise PruningError(
                 f"plan: kept units of {name!r} must be distinct and in 0..{group.num_units - 1}: {kept}"

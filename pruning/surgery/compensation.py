@@ -92,7 +92,7 @@ def compensate(
     Args:
         model: The dense model, any float dtype (kept); the mathematics runs in float64 on the CPU.
         groups: All groups of the model, as `find_groups` gives them.
-        plan: What goes. Groups inside removed blocks are skipped.
+        plan: What goes. Groups inside removed blocks and experts are skipped; nothing makes up for whole experts.
         stats: Plain sums of a calibration run with at least `compensation_needs(method)`.
         method: ``none``, ``fold`` or ``least_squares``.
         ridge: lambda, a share of the mean variance of the kept columns, at least 0; raised, with a warning, for a
@@ -115,7 +115,7 @@ def compensate(
     check_plan(model, groups, plan)
     if method == "none":
         return {}
-    affected = list(plan.cuts(groups))
+    affected = [group for group in plan.cuts(groups) if group.consumers]
     for one in [one for group in affected for one in group.consumers]:
         _check(model, one, stats.of(one), method, needs)
     report = {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}

@@ -13,14 +13,17 @@ from pruning.groups import find_groups
 from pruning.groups.stages import MIDDLE, UP
 from pruning.surgery.check import check_plan, removed_blocks
 from pruning.surgery.config import forget, write_config
+from pruning.surgery.experts import count_experts
 from pruning.surgery.identity import replace_by_identity
 from pruning.surgery.inputs import narrow_inputs
+from pruning.surgery.lists import shifted, take_items
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
 from pruning.surgery.smaller_forms import RANKS, SHARED, Smaller, record
 from pruning.surgery.stages import drop_stage, with_a_stage_less
 from pruning.surgery.stock import as_stock
 from pruning.surgery.storage import Cutter
 from pruning.types import (
+    LENGTH,
     PRUNING_KEY,
     ModuleAttribute,
     PrunableGroup,
@@ -59,7 +62,7 @@ def apply_plan(
     removed = plan.cuts(groups)
     touched = cut_parameters(model, removed)
     for group, units in removed.items():
-        for attribute in group.attributes:
+        for attribute in (size for size in group.attributes if size.name != LENGTH):
             module = model.get_submodule(attribute.module)
             shrink(module, attribute, len(units))
             touched[attribute.module].add(attribute.name)
@@ -70,8 +73,10 @@ def apply_plan(
                 "units": hook.units,
             }
     _record(model, key["modules"], touched)
+    key["modules"] = take_items(model, removed, key["modules"])
     smaller = Smaller(model, plan)
     _remove_blocks(model, groups, plan, key)
+    count_experts(model, key)
     as_stock(model, key)
     smaller.take()
     record(model, key)
@@ -170,8 +175,8 @@ def _remove_blocks(
         siblings = model.get_submodule(parent)
         del siblings[int(index)]  # type: ignore[arg-type]
         write_config(model, {config_field: len(siblings)})  # type: ignore[arg-type]
-        key["modules"] = {_shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
-        key["removed_blocks"] = [_shifted(p, parent, int(index)) for p in key["removed_blocks"]]
+        key["modules"] = {shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
+        key["removed_blocks"] = [shifted(p, parent, int(index)) for p in key["removed_blocks"]]
     if stage is not None:
         _remove_stage(model, stage, key)
 
@@ -185,8 +190,8 @@ def _remove_stage(model: nn.Module, stage: PrunableGroup, key: dict[str, Any]) -
     def stays(path: str) -> bool:
         return not any(inside(path, part) for part in gone)
 
-    key["modules"] = {_shifted(p, UP, 0): entry for p, entry in key["modules"].items() if stays(p)}
-    key["removed_blocks"] = [_shifted(p, UP, 0) for p in key["removed_blocks"] if stays(p)]
+    key["modules"] = {shifted(p, UP, 0): entry for p, entry in key["modules"].items() if stays(p)}
+    key["removed_blocks"] = [shifted(p, UP, 0) for p in key["removed_blocks"] if stays(p)]
 
 
 def _spared(model: nn.Module, plan: PruningPlan) -> dict[str, str]:
@@ -202,11 +207,3 @@ def _spared(model: nn.Module, plan: PruningPlan) -> dict[str, str]:
         for parent, paths in gone.items()
         if isinstance(siblings := model.get_submodule(parent), nn.ModuleList) and len(siblings) == len(paths)
     }
-
-
-def _shifted(path: str, parent: str, removed_index: int) -> str:
-    """Return `path` after item `removed_index` of the list at `parent` was deleted."""
-    if not path.startswith(parent + "."):
-        return path
-    index, dot, rest = path[len(parent) + 1 :].partition(".")
-    return f"{parent}.{int(index) - 1}{dot}{rest}" if int(index) > removed_index else path

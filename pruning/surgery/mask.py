@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.groups import find_groups
+from pruning.groups.experts import EXPERTS
 from pruning.groups.words import is_norm
 from pruning.surgery.check import check_plan, removed_blocks
 from pruning.surgery.cut import cut_parameters, shrink
+from pruning.surgery.experts import bar
 from pruning.surgery.low_rank import factorise
 from pruning.surgery.stages import take_out
 from pruning.types import PrunableGroup, PruningPlan
@@ -25,8 +27,9 @@ def mask_plan(
     """Return a copy of `model` in which removed units are zeroed where they are read and blocks do nothing.
 
     Shapes stay dense and no hooks are left. Norms whose statistics go over several units (query/key norms across
-    heads) take them over the kept ones. A layer that is to take a low-rank form has the weight of that form, a module
-    that another is to serve the weights of the other. The copy computes what `apply_plan` computes.
+    heads) take them over the kept ones, and routers choose among the kept experts. A layer that is to take a low-rank
+    form has the weight of that form, a module that another is to serve the weights of the other. The copy computes what
+    `apply_plan` computes.
 
     Raises:
         PruningError: If the plan does not fit the model.
@@ -38,6 +41,8 @@ def mask_plan(
     silence(masked, groups, plan)
     for group, units in plan.cuts(groups).items():
         _restrict_norms(masked, group, units)
+        if group.kind == EXPERTS:
+            bar(masked, group, units)
     for path, rank in plan.ranks.items():
         layer = masked.get_submodule(path)
         if isinstance(layer, nn.Linear):

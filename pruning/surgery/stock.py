@@ -8,23 +8,19 @@ device: every parameter must have its place there, by name and by shape.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from pruning.groups.reading.counts import shared_count
 from pruning.groups.stages import DOWN, MIDDLE, UP
-from pruning.surgery.config import write_config
+from pruning.surgery.config import stock_model, write_config
 from pruning.surgery.identity import IdentityBlock
 from pruning.surgery.low_rank import LowRankLinear
 from pruning.surgery.shared import Shared
-from pruning.types import config_of, inside, stock_config
-
-logger = logging.getLogger(__name__)
+from pruning.types import config_of, inside
 
 LAYERS, DEPTH, REVERSED = (
     "layers_per_block",
@@ -78,11 +74,8 @@ def as_stock(model: nn.Module, key: dict[str, Any]) -> None:
 
 def _fits(model: nn.Module, step: _Step, key: Mapping[str, Any]) -> bool:
     """Tell whether a stock model of the step's config has a place for every parameter, and no other places."""
-    try:
-        with torch.device("meta"):
-            built = type(model).from_config({**stock_config(model), **step.values})  # type: ignore[attr-defined]
-    except Exception as error:  # whatever a class has against a config, it then cannot say it
-        logger.debug("%s cannot be built with %s: %s", type(model).__name__, dict(step.values), error)
+    built = stock_model(model, step.values)
+    if built is None:
         return False
     cut = {
         where: record.get("parameters", {})

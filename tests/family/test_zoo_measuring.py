@@ -77,6 +77,11 @@ def test_scores_are_finite_and_least_squares_helps(cls: str) -> None:
     assert known
 
 
+def _stay(group: PrunableGroup) -> int:
+    """Return how many units stay: half of them, rounded up, or as many as must."""
+    return max(group.min_units, group.num_units - group.num_units // 2)
+
+
 def _measure(name: str, tiny: Tiny, model: nn.Module, groups: list[PrunableGroup]) -> None:
     batches = noised(tiny, model)
     source = NoisedBatches(lambda: batches, 1000, 1)
@@ -90,12 +95,12 @@ def _measure(name: str, tiny: Tiny, model: nn.Module, groups: list[PrunableGroup
     assert not variants
     stats = calibrate(model, groups, source, needs=needs)
     scores = score(model, groups, stats, criterion=criterion)  # checks that they are finite
-    measured = [
-        group for group in groups if bool(stats.get(group.consumers[0].consumer_key, "row_weight").any())
-    ]
-    assert measured, name
+    read = [group for group in groups if group.consumers]
+    assert not read or any(
+        bool(stats.get(group.consumers[0].consumer_key, "row_weight").any()) for group in read
+    ), name
     kept = {
-        group.name: tuple(sorted(scores.values[group.name].argsort()[group.num_units // 2 :].tolist()))
+        group.name: tuple(sorted(scores.values[group.name].argsort()[-_stay(group) :].tolist()))
         for group in groups
     }
     plan = PruningPlan(kept=kept)

@@ -82,6 +82,6 @@ def test_predicted_costs_are_those_of_the_cut_model(name):
 
 
 def both_ways(groups: list[PrunableGroup]) -> bool:
-    """Tell whether a weight is cut along both dimensions: its cost is then not linear in the units."""
+    """Tell whether a weight is cut along both dimensions, or in a unit: its cost is then not linear in the units."""
     dims = {(part.path, part.dim) for group in groups for part in slices_of(group)}
-    return len({path for path, _ in dims}) < len(dims)
+    return len({path for path, _ in dims}) < len(dims) or any(group.lists for group in groups)

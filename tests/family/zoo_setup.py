@@ -32,14 +32,17 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def widths(model: nn.Module) -> list[PrunableGroup]:
-    """Return all groups of units: heads, hidden channels, inner channels."""
+    """Return all groups of units: heads, hidden channels, inner channels, experts."""
     return list(discover(model, {*KINDS} - {"blocks"}))
 
 
 def half(groups: Iterable[PrunableGroup], seed: int = 0) -> dict[str, tuple[int, ...]]:
-    """Keep a random half of the units of each group, at least one."""
+    """Keep a random half of the units of each group, at least as many as must stay."""
     draw = random.Random(seed)
-    return {g.name: tuple(sorted(draw.sample(range(g.num_units), max(1, g.num_units // 2)))) for g in groups}
+    return {
+        g.name: tuple(sorted(draw.sample(range(g.num_units), max(g.min_units, g.num_units // 2))))
+        for g in groups
+    }
 
 
 def smaller(model: nn.Module) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pruning.calibration.attention.softmax import AttentionCall, StreamedSoftmax
 from pruning.calibration.attention.streaming import attended, sink_sums
 from pruning.calibration.context import Context
 from pruning.calibration.draws import permutations
+from pruning.calibration.routing import Gates
 from pruning.calibration.rows import Consumer
 from pruning.calibration.seeing.inputs import Rows, _Tap
 from pruning.calibration.sinks.detection import soft_indicator
@@ -262,7 +263,7 @@ def test_a_few_huge_rows_do_not_spoil_what_is_left_without_them() -> None:
     omega[0, 3] = 0.0
     given = type("Given", (), {"at": lambda self, place, x: {"on": omega}})()
     sums = Sums(1)
-    context = Context(None, None, given, sums, None, {}, None, None, 0)  # type: ignore[arg-type]
+    context = Context(None, None, given, sums, None, {}, None, None, 0, Gates(model))  # type: ignore[arg-type]
     tap = _Tap(Consumer.of(model, group), {"input_sq": STATISTICS["input_sq"]}, context, unfolded=True)
     step = Step((0,), (0,), torch.zeros(1).double(), torch.zeros(1).long(), torch.ones(1).double())
     tap.see(x, step, torch.zeros(1).long())

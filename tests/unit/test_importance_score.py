@@ -148,7 +148,7 @@ def test_a_criterion_of_ones_own_is_found_by_name(monkeypatch: pytest.MonkeyPatc
         2,
         3,
     ]
-    assert CRITERIA["test_index"].instead == {"blocks": "block_change"}
+    assert CRITERIA["test_index"].instead == {"blocks": "block_change", "experts": "expert_energy"}
     with pytest.raises(ValueError, match="criterion 'test_index' is registered twice"):
         criterion("test_index")(index)
 

@@ -23,9 +23,9 @@ from pruning.models.families import denoise
 from pruning.recipe import Recipe
 from pruning.settings import Prune, Score, Target
 from pruning.stages.criteria import (
-    BLOCKS_ONLY,
     NO_WEIGHTS,
     NOT_GATHERED,
+    ONLY,
     TOO_SLOW,
     criteria_cuts,
     reason_against,
@@ -107,7 +107,7 @@ def test_reasons_against_a_criterion() -> None:
     assert reason_against("magnitude", groups, weights, stats) is None
     assert reason_against("obs", groups, weights, stats) is None
     assert reason_against("taylor", groups, weights, stats) == NOT_GATHERED
-    assert reason_against("block_change", groups, weights, stats) == BLOCKS_ONLY
+    assert reason_against("block_change", groups, weights, stats) == ONLY.format("blocks")
     assert reason_against("sink_influence", groups, weights, stats) == NO_WEIGHTS
     big = dit(num_attention_heads=4, attention_head_dim=96)
     wide, heavy = find_groups(big, ["ffn_channels"]), dict(big.named_parameters())
@@ -163,7 +163,7 @@ def test_criteria_are_compared_at_the_runs_own_target(caplog: pytest.LogCaptureF
         assert shares == pytest.approx(by_hand), name
     left_out = {name: entry["why"] for entry in found["left_out"] for name in entry["names"]}
     assert left_out["taylor"] == left_out["obs"] == NOT_GATHERED
-    assert left_out["block_change"] == BLOCKS_ONLY
+    assert left_out["block_change"] == ONLY.format("blocks")
 
 
 def test_a_local_scope_leaves_nothing_to_compare() -> None:

@@ -38,7 +38,7 @@ BODY = template(
 {%- for cls, kind, words in totals %}
 <span><span class="swatch {{ cls }}"></span><b>{{ kind }}</b> {{ words }}</span>
 {%- endfor %}
-{% if removed %}<span><span class="swatch gone"></span>removed with its block</span>{% endif %}</p>
+{% if removed %}<span><span class="swatch gone"></span>removed with its block or expert</span>{% endif %}</p>
 {% if depth %}
 <p class="soft">One column per group, in model order from left to right: the coloured part is kept.</p>
 <div class="scroll"><figure>{{ depth }}</figure></div>
@@ -84,7 +84,7 @@ def read_cuts(entries: Sequence[Mapping[str, Any]]) -> list[Cut]:
 def _words(cut: Cut) -> str:
     """Return what is left of a group."""
     if cut["removed"]:
-        return "removed with its block" if cut["kind"] != "blocks" else "block removed"
+        return "removed with its block or expert" if cut["kind"] != "blocks" else "block removed"
     return f"{cut['kept']:,} of {cut['total']:,}"
 
 

@@ -9,6 +9,9 @@ way of seeing                   place             a view shows                  
 `WeightGradient(threshold)`     group             `Owned`: weights and the gradients summed over the run      the end
 `Attention()`                   attention module  a `Reading` of one call                                     samples
 `Block()`, `Ablation()`         block             the `Change` of its input, or, without it, of the output    samples
+`ExpertOutput()`                experts           what one has `Produced`                                     the sum
+`ExpertEffect(loss)`            experts           `Effects` z of each on the loss                             the sum
+`LayerInput()`                  experts           w_tau of each token that enters their layer                 the sum
 ==============================  ================  ==========================================================  =========
 """
 
@@ -17,6 +20,10 @@ from pruning.calibration.seeing.attention import Site as Site
 from pruning.calibration.seeing.blocks import Ablation as Ablation
 from pruning.calibration.seeing.blocks import Block as Block
 from pruning.calibration.seeing.blocks import Change as Change
+from pruning.calibration.seeing.experts import ExpertEffect as ExpertEffect
+from pruning.calibration.seeing.experts import ExpertOutput as ExpertOutput
+from pruning.calibration.seeing.experts import LayerInput as LayerInput
+from pruning.calibration.seeing.experts import Produced as Produced
 from pruning.calibration.seeing.gradients import Effects as Effects
 from pruning.calibration.seeing.gradients import InputGradient as InputGradient
 from pruning.calibration.seeing.gradients import OutputGradient as OutputGradient

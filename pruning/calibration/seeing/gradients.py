@@ -76,7 +76,8 @@ class _Effects:
 
     def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
         """Ask for the gradient of one input."""
-        if self._loss == "data" and len(step.keys) > 1 and not bool(row_of.any()) and len(row_of):
+        unknown = len(step.keys) > 1 and len(row_of) and not bool(row_of.any())
+        if self._loss == "data" and unknown and self._context.gates.of(self._place.path, len(x)) is None:
             raise PruningError(
                 f"the rows that enter {self._place.path!r} do not say whose they are, and "
                 f"{next(iter(self._observers))!r} takes samples one by one; calibrate with a batch size of 1"

@@ -22,7 +22,7 @@ class Rows:
 
     Attributes:
         x: (R, P) float32; channel-major unfolded for convolutions, matching ``weight.flatten(1)``.
-        weight: (R,) float32, w_tau, or w_tau omega^2 in a variant.
+        weight: (R,) float32, w_tau, or w_tau omega^2 in a variant; inside an expert times the squared gate.
         place: Where they enter.
     """
 
@@ -93,9 +93,9 @@ class _Tap:
 
     @torch.no_grad()
     def see(self, x: Tensor, step: Step, row_of: Tensor) -> None:
-        """Hand on one input, and once more as guidance mixes it if that is asked for."""
+        """Hand on one input, and once more as guidance mixes it if that is asked for; experts see no branches."""
         self._see(x, step, row_of, self._context.token_weights.at(self._place, x), "")
-        if self._context.guided is not None:
+        if self._context.guided is not None and self._context.gates.of(self._place.path, len(x)) is None:
             both, one, first = self._context.guided(x, step, row_of, repr(self._place.path))
             self._see(both, one, first, {}, "@guided")
 
@@ -109,9 +109,10 @@ class _Tap:
                 self._context.add(self._place, self._of_image, view, bucket, [suffix])
             return
         rows = self._place.rows if self._unfolded else self._place.channel_rows
+        by_entry = self._context.weights(self._place, step, row_of)
         for part, found in rows(summable(x)):
             kept, weights, omega = self._subset(
-                found, step, row_of[part], {v: o[part] for v, o in omegas.items()}
+                found, by_entry[part], step, row_of[part], {v: o[part] for v, o in omegas.items()}
             )
             for bucket, here in by_bucket(step.buckets[row_of[part]]):
                 weight = weights.to(kept.device, torch.float32)[here, None].expand(-1, kept.shape[1])
@@ -119,10 +120,10 @@ class _Tap:
                 self._add(bucket, kept[here].flatten(0, 1), weight.flatten(), flat, suffix)
 
     def _subset(
-        self, rows: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor]
+        self, rows: Tensor, weights: Tensor, step: Step, row_of: Tensor, omegas: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the rows to look at, (s, n, P), the weights of their samples, scaled up, and their omegas."""
-        weights, count, total = step.weights[row_of], self._context.rows, rows.shape[1]
+        """Return the rows to look at, (s, n, P), the weights (s,) of their entries, scaled up, and their omegas."""
+        count, total = self._context.rows, rows.shape[1]
         omegas = {v: o.to(rows.device) for v, o in omegas.items()}
         if count is None or count >= total:
             return rows, weights, omegas
