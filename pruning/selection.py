@@ -70,9 +70,8 @@ def block_by_block(
     kept = {group.name: tuple(range(group.num_units)) for group in shrinking}
     report: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        for group in groups:
-            if group.kind == "blocks" and group.module in plan.removed_blocks:
-                stack.enter_context(bypassed(model, group))
+        gone = [g for g in groups if g.kind == "blocks" and g.module in plan.removed_blocks]
+        stack.enter_context(bypassed(model, *gone))
         blocks = in_order(model, shrinking, run)
         for done, (block, members, portion) in enumerate(
             [(block, members, k) for block, members in blocks for k in range(1, rounds + 1)], start=1

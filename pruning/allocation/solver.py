@@ -37,6 +37,7 @@ def allocate(
     cost: CostModel,
     settings: Prune,
     *,
+    blocks: Sequence[str] | None = None,
     base_hash: str = "",
 ) -> PruningPlan:
     """Decide which units stay so that the target is hit; deterministic.
@@ -48,6 +49,8 @@ def allocate(
         cost: Predicts MACs and parameters of plans.
         settings: Target, scope, rounding and limits. In global scope scores of which some are negative are compared
             undivided whatever `per_cost` says, and a warning says so.
+        blocks: Paths of the blocks that go, which is decided then, limits or not; the units outside them make up the
+            rest. None: scores decide on blocks, too.
         base_hash: Stored in the plan.
 
     Returns:
@@ -56,14 +59,20 @@ def allocate(
     Raises:
         PruningError: If the target lies below what the limits allow (the message names the least feasible).
     """
-    _check(groups, scores, settings)
+    _check(groups, scores, settings, blocks)
     target, scope = settings.target, settings.scope
     costs = cost.unit_costs(target.measure)
     if foreign := [group.name for group in groups if group.name not in costs]:
         raise PruningError(
             f"the cost model was not traced with the group {foreign[0]!r}; is it of another model?"
         )
-    ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in groups]
+    decided = PruningPlan(removed_blocks=tuple(blocks or ()), base_hash=base_hash).completed(groups)
+    left = (
+        groups
+        if blocks is None
+        else [g for g in groups if g.kind != "blocks" and not decided.removes(g.module)]
+    )
+    ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in left]
     how = {}
     if scores and scope == "global":
         how = {"per_cost": settings.per_cost and have_a_zero(ladders, scores)}
@@ -72,9 +81,9 @@ def allocate(
     goal = _goal(target, groups, cost, total())
 
     def measure(rungs: Rungs) -> int:
-        return total(_plan(ladders, rungs, sizes_only=True))
+        return total(_plan(decided, ladders, rungs, sizes_only=True))
 
-    plan = _plan(ladders, _nearest(ladders, steps, measure, goal), base_hash)
+    plan = _plan(decided, ladders, _nearest(ladders, steps, measure, goal))
     got = total(plan)
     hit = abs(got - goal) <= TOLERANCE * goal
     if not hit:
@@ -94,11 +103,16 @@ def allocate(
     return replace(plan, meta=meta)
 
 
-def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Prune) -> None:
+def _check(
+    groups: Sequence[PrunableGroup], scores: Scores | None, settings: Prune, blocks: Sequence[str] | None
+) -> None:
     settings.check("allocation")
     if twice := [name for name, count in Counter(group.name for group in groups).items() if count > 1]:
         raise PruningError(f"the group {twice[0]!r} is given twice")
     check_limits(groups, settings.limits)
+    known = {group.module for group in groups if group.kind == "blocks"}
+    if strange := [path for path in blocks or () if path not in known]:
+        raise PruningError(f"the block {strange[0]!r} that is to go is none of the given groups")
     if scores is None:
         if settings.scope == "global":
             raise PruningError("scope 'global' compares scores across groups, but no scores were given")
@@ -130,7 +144,7 @@ def prunable(groups: Sequence[PrunableGroup], cost: CostModel, measure: str) -> 
 def _steps(prices: Sequence[Tensor]) -> Tensor:
     """Return which ladder goes down one rung at each step, the cheapest first, as int64 (steps,)."""
     owners = torch.repeat_interleave(torch.tensor([len(own) for own in prices], dtype=torch.int64))
-    return owners[torch.sort(torch.cat(list(prices)), stable=True).indices]
+    return owners[torch.sort(torch.cat([torch.empty(0), *prices]), stable=True).indices]
 
 
 def _nearest(ladders: Sequence[Ladder], steps: Tensor, measure: Callable[[Rungs], int], goal: float) -> Rungs:
@@ -173,23 +187,23 @@ def _refine(
 
 
 def _plan(
-    ladders: Sequence[Ladder], rungs: Rungs, base_hash: str = "", *, sizes_only: bool = False
+    decided: PruningPlan, ladders: Sequence[Ladder], rungs: Rungs, *, sizes_only: bool = False
 ) -> PruningPlan:
-    """Return the plan of these rungs; units in a removed block are not planned.
+    """Return the plan of these rungs on top of what is decided; units in a removed block are not planned.
 
     With `sizes_only` the kept units are any, as many as they are: a cost asks for no more.
     """
     down = [(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True) if rung]
-    blocks = PruningPlan(
-        removed_blocks=tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block)),
-        base_hash=base_hash,
-    ).completed(ladder.group for ladder in ladders)
+    gone = {*decided.removed_blocks, *(ladder.group.module for ladder, _ in down if ladder.is_block)}
+    blocks = replace(decided, removed_blocks=tuple(sorted(gone))).completed(
+        ladder.group for ladder in ladders
+    )
     kept = {
         ladder.group.name: (0,) * ladder.sizes[rung] if sizes_only else ladder.kept(rung)
         for ladder, rung in down
         if not (ladder.is_block or blocks.removes(ladder.group.module))
     }
-    return PruningPlan(kept, blocks.removed_blocks, base_hash)
+    return replace(blocks, kept=kept)
 
 
 def _explain(target: Target, goal: float, *, got: int, least: int, dense: int) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pruning.allocation import allocate
+from pruning.files import write_json
+from pruning.stages.depth import DEPTH, depends_on, depth_figures, search
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash
@@ -26,16 +28,20 @@ READS = (
 )
 
 
-@partial(Stage, "plan", after=("score",), reads=READS)
+@partial(Stage, "plan", after=("score",), reads=READS, extra=depends_on)
 def plan(run: Run, folder: Path) -> dict[str, Any]:
-    """Decide which units stay."""
-    found = make_plan(run, run.scores)
+    """Decide which units stay; which blocks, by measuring sets of them, if the recipe asks for it."""
+    found, searched = make_plan(run, run.scores), {}
+    if run.recipe.prune.depth.budget:
+        found, trace = search(run, found, run.scores)
+        write_json(folder / DEPTH, trace)
+        searched = {"depth": depth_figures(trace)}
     found.save(folder / PLAN)
-    return plan_figures(found, run.groups)
+    return {**plan_figures(found, run.groups), **searched}
 
 
 def make_plan(run: Run, scores: Scores | None) -> PruningPlan:
-    """Return the plan for `scores`, or the uniform one for None.
+    """Return the plan for `scores`, or the uniform one for None; blocks go by their scores, nothing is measured.
 
     Raises:
         PruningError: If the target lies below what kinds, rounding and limits allow, or a limit matches nothing.

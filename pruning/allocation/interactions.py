@@ -1,0 +1,55 @@
+"""What a set of blocks is thought to change, from its single blocks and the sets that were measured.
+
+To first order the output moves by the sum of what its blocks move it by, ``d_i``, so that the change of a set S is
+``sum_i |d_i|^2 + 2 sum_(i<j) <d_i, d_j>``: the sum of its single changes ``a_i``, and for each pair something of the
+size of ``sqrt(a_i a_j)`` whose sign is not known. That is what is believed beforehand, as a Gaussian process with the
+mean ``sum_i a_i`` and independent effects of single blocks, of variance ``(SINGLE a_i)^2``, and of pairs, of variance
+``PAIR^2 a_i a_j``. Every measured set corrects it (Rasmussen and Williams, Gaussian Processes for Machine Learning,
+equation 2.25).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SINGLE = 0.3
+"""How far a block's change is thought to be from what it is alone, relative."""
+PAIR = 0.7
+"""Size of ``2 cos(d_i, d_j)``."""
+NOISE = 0.05
+"""What single blocks and pairs leave unexplained of a measured change, relative."""
+FLOOR = 1e-3
+"""A block is taken to change at least this share of the mean block."""
+
+
+class Interactions:
+    """The expectation of what sets change.
+
+    Args:
+        alone: Change without each single block, a_i, float64 (n,).
+    """
+
+    def __init__(self, alone: Tensor) -> None:
+        self._alone = alone
+        self._size = alone.clamp(min=FLOOR * float(alone.clamp(min=0).mean())).clamp(min=1e-300)
+        self._sets, self._weights = alone.new_zeros(0, len(alone)), alone.new_zeros(0)
+
+    def learn(self, sets: Tensor, changes: Tensor) -> None:
+        """Take the measured sets, (M, n) of zeros and ones, and their changes, (M,), in place of earlier ones."""
+        noise = (NOISE * changes).square() + (FLOOR * self._size.min()).square()
+        covariance = self._covariance(sets, sets) + torch.diag(noise)
+        scale = covariance.diagonal().sqrt()
+        scaled = covariance / scale[:, None] / scale
+        scaled.diagonal().add_(1e-9)
+        error = (changes - sets @ self._alone) / scale
+        self._weights = torch.cholesky_solve(error[:, None], torch.linalg.cholesky(scaled))[:, 0] / scale
+        self._sets = sets
+
+    def of(self, sets: Tensor) -> Tensor:
+        """Return the expected changes of sets (K, n), (K,)."""
+        return sets @ self._alone + self._covariance(sets, self._sets) @ self._weights
+
+    def _covariance(self, one: Tensor, other: Tensor) -> Tensor:
+        shared, squares = (one * self._size) @ other.T, (one * self._size.square()) @ other.T
+        return SINGLE**2 * squares + PAIR**2 / 2 * (shared.square() - squares)
