@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,6 @@ from pruning.allocation.solver import allocate
 from pruning.errors import PruningError
 from pruning.settings import Prune
 from pruning.types import PrunableGroup, PruningPlan, Scores
-
-logger = logging.getLogger(__name__)
 
 
 def choose_blocks(
@@ -55,7 +52,7 @@ def choose_blocks(
     start, chosen = found.trace["start"], found.trace["chosen"]
     anew, kept = plan, None
     if start is None:
-        kept = "it removes no block"
+        kept = "nothing may be measured" if plan.removed_blocks else "it removes no block"
     elif chosen == start:
         kept = "no blocks were found that change the output less when they go together"
     else:
@@ -67,8 +64,6 @@ def choose_blocks(
             kept = f"around other blocks the target cannot be hit as nearly ({anew.meta['got']:,})"
         if kept is not None:
             anew, chosen = plan, start
-    if kept is not None:
-        logger.info("prune.depth: the plan stays as it was: %s", kept)
     trace = {**found.trace, "chosen": chosen, "kept": kept}
     said = {
         "measured": len(trace["measured"]),

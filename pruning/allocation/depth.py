@@ -1,7 +1,7 @@
 """Which blocks go, decided by measuring sets of blocks together: a set is not the sum of its blocks.
 
-A search under a budget of measurements. It starts from a plan that added up scores of single blocks, builds a set of its
-own by the cheapest measured moves, and improves the best so far by swaps. A move takes out one block or a run of
+A search under a budget of measurements. It starts from a plan that added up scores of single blocks, builds a set of
+its own by the cheapest measured moves, and improves the best so far by swaps. A move takes out one block or a run of
 neighbours. Which sets are worth a measurement is told by what is expected of them (`interactions`), which every
 measurement corrects. No model is in here.
 """
@@ -29,6 +29,7 @@ Measure = Callable[[tuple[str, ...]], float]
 
 BUILDING = 0.25
 """Share of the budget that building a set from nothing may take."""
+HOPE = 2.0
 STARTS = 3
 """The best sets so many of which swaps are looked at."""
 STEPS = 10
@@ -164,7 +165,7 @@ class _Search:
             self._change(sets[0])
 
     def _single_changes(self, alone: Mapping[str, float]) -> Tensor:
-        """Return the change without each single block, (n,): known, measured now, or at the mean price of the others."""
+        """Return the change without each single block, (n,): known, measured now, or at the others' mean price."""
         for index, path in enumerate(self._sets.paths):
             if path in alone:
                 self._alone[index] = alone[path]
@@ -213,7 +214,7 @@ class _Search:
                 by_length.setdefault(len(move), []).append(after)
         self._learn()
         for sets in by_length.values():
-            expected = dict(zip(sets, self._expected.of(self._sets.rows(sets)).tolist(), strict=True))
+            expected = dict(zip(sets, self._hoped(self._sets.rows(sets)).tolist(), strict=True))
             sets.sort(key=lambda after, known=expected: self._price(gone, after, known[after]))
         single, longer = by_length.pop(1, []), [by_length[length] for length in sorted(by_length)]
         runs = [after for alike in zip_longest(*longer) for after in alike if after is not None]
@@ -244,13 +245,18 @@ class _Search:
     def _least(self, rows: Tensor) -> tuple[BlockSet | None, float]:
         """Return the new set, of those in rows, of which least change is expected, and that change."""
         rows = self._sets.between(rows, self._low, self._high)
-        expected = self._expected.of(rows)
+        expected = self._hoped(rows)
         order = torch.sort(expected, stable=True).indices
         for index in order.tolist():
             gone = self._sets.sets(rows[index : index + 1])[0]
             if self._is_new(gone):
                 return gone, float(expected[index])
         return None, math.inf
+
+    def _hoped(self, rows: Tensor) -> Tensor:
+        """Return the change of sets as expected, less what it may well be below that, (K,)."""
+        expected, deviation = self._expected.of(rows)
+        return expected - HOPE * deviation
 
     def _learn(self) -> None:
         sets, changes = list(self.changes), list(self.changes.values())

@@ -33,23 +33,30 @@ class Interactions:
     def __init__(self, alone: Tensor) -> None:
         self._alone = alone
         self._size = alone.clamp(min=FLOOR * float(alone.clamp(min=0).mean())).clamp(min=1e-300)
-        self._sets, self._weights = alone.new_zeros(0, len(alone)), alone.new_zeros(0)
 
     def learn(self, sets: Tensor, changes: Tensor) -> None:
         """Take the measured sets, (M, n) of zeros and ones, and their changes, (M,), in place of earlier ones."""
         noise = (NOISE * changes).square() + (FLOOR * self._size.min()).square()
         covariance = self._covariance(sets, sets) + torch.diag(noise)
-        scale = covariance.diagonal().sqrt()
-        scaled = covariance / scale[:, None] / scale
+        self._scale = covariance.diagonal().sqrt()
+        scaled = covariance / self._scale[:, None] / self._scale
         scaled.diagonal().add_(1e-9)
-        error = (changes - sets @ self._alone) / scale
-        self._weights = torch.cholesky_solve(error[:, None], torch.linalg.cholesky(scaled))[:, 0] / scale
+        self._factor = torch.linalg.cholesky(scaled)
+        self._error = self._solved((changes - sets @ self._alone)[:, None])
         self._sets = sets
 
-    def of(self, sets: Tensor) -> Tensor:
-        """Return the expected changes of sets (K, n), (K,)."""
-        return sets @ self._alone + self._covariance(sets, self._sets) @ self._weights
+    def of(self, sets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the expected changes of sets (K, n) and their standard deviations, (K,) each."""
+        shared = self._solved(self._covariance(self._sets, sets))  # (M, K)
+        variance = self._covariance(sets, sets, diagonal=True) - shared.square().sum(0)
+        return sets @ self._alone + shared.T @ self._error[:, 0], variance.clamp(min=0).sqrt()
 
-    def _covariance(self, one: Tensor, other: Tensor) -> Tensor:
-        shared, squares = (one * self._size) @ other.T, (one * self._size.square()) @ other.T
+    def _solved(self, values: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self._factor, values / self._scale[:, None], upper=False)
+
+    def _covariance(self, one: Tensor, other: Tensor, diagonal: bool = False) -> Tensor:
+        if diagonal:
+            shared, squares = one @ self._size, one @ self._size.square()
+        else:
+            shared, squares = (one * self._size) @ other.T, (one * self._size.square()) @ other.T
         return SINGLE**2 * squares + PAIR**2 / 2 * (shared.square() - squares)

@@ -57,20 +57,23 @@ def search(run: Run, plan: PruningPlan, scores: Scores) -> tuple[PruningPlan, di
     alone = single_changes(scores, run.groups)
     found, trace = choose_blocks(run.groups, scores, run.cost, recipe.prune, plan, measure, alone=alone)
     trace |= {"forwards": effect.forwards, "power": effect.power}
-    if trace["kept"] is None:
-        logger.info("%s", _words(trace))
+    logger.info("%s", _words(trace))
     return found, trace
 
 
 def _words(trace: dict[str, Any]) -> str:
     """Say what a search came to."""
+    if trace["start"] is None:
+        return f"no sets of blocks were measured, and the plan stays as it was: {trace['kept']}"
     figures, alone = depth_figures(trace), trace["chosen"]["sum_alone"]
     added = "" if alone is None else f" (one by one they add up to {alone / trace['power']:.3g})"
-    return (
+    said = (
         f"{figures['sets_measured']} sets of blocks were measured; without those chosen the output changes by "
-        f"{figures['change']:.3g} of its mean square{added}, without those that their scores would choose by "
-        f"{figures['change_by_sum']:.3g}"
+        f"{figures['change']:.3g} of its mean square{added}"
     )
+    if trace["kept"] is not None:
+        return f"{said}, and the plan stays as it was: {trace['kept']}"
+    return f"{said}, without those that their scores would choose by {figures['change_by_sum']:.3g}"
 
 
 def _samples(run: Run) -> int:

@@ -33,7 +33,8 @@ def plan(run: Run, folder: Path) -> dict[str, Any]:
     """Decide which units stay; which blocks, by measuring sets of them, if the recipe asks for it."""
     found, searched = make_plan(run, run.scores), {}
     if run.recipe.prune.depth.budget:
-        found, trace = search(run, found, run.scores)
+        with hushed():  # what the scores' own plan misses has been said
+            found, trace = search(run, found, run.scores)
         write_json(folder / DEPTH, trace)
         searched = {"depth": depth_figures(trace)}
     found.save(folder / PLAN)

@@ -9,16 +9,17 @@ from eval.report import fmt
 from eval.report.data import RunData
 from eval.report.html import Section, template
 
-PLACE, WITHIN = 30.5, "cuts"
+PLACE, WITHIN = 32, "cuts"
 
 BODY = template(
     """
 <h3 style="margin-top:22px">Which blocks go together</h3>
-<p class="soft">{{ measured }} of blocks measured on {{ forwards }} of one sample: the mean change of the model's output
-without the whole set, as a share of the output's mean square. A sum that differs from what was measured is what the blocks do to
-each other.</p>
+<p class="soft">{{ measured }} of blocks measured in {{ forwards }} of one sample: the mean squared change of the
+model's output without the whole set, as a share of the output's mean square. Where the sum of single changes is another
+number, blocks act on each other.</p>
 <div class="scroll"><table>
-<thead><tr><th></th><th>blocks</th><th>cost left</th><th>sum of single changes</th><th>measured together</th></tr></thead>
+<thead><tr><td></td><th scope="col">blocks</th><th scope="col">cost left</th>
+<th scope="col">sum of single changes</th><th scope="col">measured together</th></tr></thead>
 <tbody>
 {% for row in rows %}
 <tr><th scope="row">{{ row.name }}</th><td class="path">{{ row.blocks }}</td><td class="num">{{ row.left }}</td>
