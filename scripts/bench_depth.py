@@ -147,7 +147,9 @@ def compare(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for keep in args.keep:
         settings = Prune(kinds=["blocks"], target=Target(**{args.measure: keep}))
-        plans = {"sum": (allocate(blocks, scores, cost, settings), None)}
+        plans: dict[str, tuple[PruningPlan, dict[str, Any] | None]] = {
+            "sum": (allocate(blocks, scores, cost, settings), None)
+        }
         for name, budget in {"best sum": 2, **{f"search {b}": b for b in args.budgets}}.items():
             began, asked = time.perf_counter(), replace(settings, depth=Depth(budget=budget))
             plans[name] = choose_blocks(blocks, scores, cost, asked, plans["sum"][0], measure, alone=alone)

@@ -98,7 +98,7 @@ class BlockSets:
             yield frozenset(run)
             while place is not None and len(run) < LONGEST:
                 place = (place[0], place[1] + 1)
-                index = self._at.get(place)
+                index = self._at.get(place, -1)
                 if index in blocks:
                     run = (*run, index)
                     yield frozenset(run)

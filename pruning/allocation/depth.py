@@ -9,7 +9,7 @@ measurement corrects. No model is in here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -27,9 +27,11 @@ from pruning.types import PrunableGroup, PruningPlan
 
 Measure = Callable[[tuple[str, ...]], float]
 
+ROUNDING = 1e-9
 BUILDING = 0.25
 """Share of the budget that building a set from nothing may take."""
 HOPE = 2.0
+"""A set may change so many standard deviations less than is expected of it."""
 STARTS = 3
 """The best sets so many of which swaps are looked at."""
 STEPS = 10
@@ -87,7 +89,7 @@ def search_depth(
     """
     sets = BlockSets.of(groups, cost, settings)
     first = sets.of_paths(start.completed(groups).removed_blocks)
-    slack = max(TOLERANCE * goal, abs(sets.cost(first) - goal))
+    slack = max(TOLERANCE * goal, abs(sets.cost(first) - goal)) * (1 + ROUNDING)
     search = _Search(sets, measure, settings.depth.budget, low=goal - slack, high=goal + slack)
     chosen = search.run(first, alone) if first and settings.depth.budget else first
     trace = {
@@ -125,7 +127,8 @@ class _Search:
         self._change(start)
         self._singles = self._single_changes(alone or {})
         self._expected = Interactions(self._singles)
-        self._measure_first(self._by_sum(NONE))
+        self._sums = self._by_sum(NONE)
+        self._measure_first(self._sums)
         self._build()
         while self._left and (gone := self._likeliest()):
             self._change(gone)
@@ -160,9 +163,11 @@ class _Search:
             self.changes[gone] = found
         return self.changes[gone] if gone else 0.0
 
-    def _measure_first(self, sets: Sequence[BlockSet]) -> None:
-        if sets and self._left:
-            self._change(sets[0])
+    def _measure_first(self, sets: Iterable[BlockSet]) -> None:
+        """Measure the first set that is new."""
+        gone = next(filter(self._is_new, sets), None)
+        if gone and self._left:
+            self._change(gone)
 
     def _single_changes(self, alone: Mapping[str, float]) -> Tensor:
         """Return the change without each single block, (n,): known, measured now, or at the others' mean price."""
@@ -203,7 +208,7 @@ class _Search:
             self._measure_first(self._by_sum(gone))
 
     def _cheapest(self, gone: BlockSet, count: int) -> list[BlockSet]:
-        """Return what moves would make of a set, by price as expected: half of them single blocks, half runs.
+        """Return what moves would make of a set, those of the lowest price that they may have: half of them runs.
 
         Of the runs the best of each length comes first.
         """
@@ -214,8 +219,8 @@ class _Search:
                 by_length.setdefault(len(move), []).append(after)
         self._learn()
         for sets in by_length.values():
-            expected = dict(zip(sets, self._hoped(self._sets.rows(sets)).tolist(), strict=True))
-            sets.sort(key=lambda after, known=expected: self._price(gone, after, known[after]))
+            hoped = dict(zip(sets, self._hoped(self._sets.rows(sets)).tolist(), strict=True))
+            sets.sort(key=lambda after, hoped=hoped: self._price(gone, after, hoped[after]))
         single, longer = by_length.pop(1, []), [by_length[length] for length in sorted(by_length)]
         runs = [after for alike in zip_longest(*longer) for after in alike if after is not None]
         half = max(count - len(single), min(count // 2, len(runs)))
@@ -227,34 +232,33 @@ class _Search:
         return (change - self._change(gone)) / freed
 
     def _likeliest(self) -> BlockSet | None:
-        """Return the set of which least change is expected, among those around the best and by the sum of changes.
+        """Return the new set that may change least, of those around the best sets and of the least sums.
 
-        From there swaps are gone on with as long as that is expected to help.
+        From there it swaps on, as long as a further set may change less.
         """
         self._learn()
         best = sorted(filter(self._is_there, self.changes), key=self.changes.__getitem__)[:STARTS]
         near = [self._sets.swapped(gone) for gone in best]
-        found, least = self._least(torch.cat([*near, self._sets.rows(self._by_sum(NONE))]))
-        for _ in range(STEPS if found else 0):
-            further, value = self._least(self._sets.swapped(found))
-            if further is None or value >= least:
+        found, least = self._least(torch.cat([*near, self._sets.rows(self._sums)]))
+        for _ in range(STEPS):
+            further, value = self._least(self._sets.swapped(found)) if found else (None, math.inf)
+            if value >= least:
                 break
             found, least = further, value
         return found
 
     def _least(self, rows: Tensor) -> tuple[BlockSet | None, float]:
-        """Return the new set, of those in rows, of which least change is expected, and that change."""
+        """Return the new set, of those in rows, that may change least, and what that may be."""
         rows = self._sets.between(rows, self._low, self._high)
-        expected = self._hoped(rows)
-        order = torch.sort(expected, stable=True).indices
-        for index in order.tolist():
+        hoped = self._hoped(rows)
+        for index in torch.sort(hoped, stable=True).indices.tolist():
             gone = self._sets.sets(rows[index : index + 1])[0]
             if self._is_new(gone):
-                return gone, float(expected[index])
+                return gone, float(hoped[index])
         return None, math.inf
 
     def _hoped(self, rows: Tensor) -> Tensor:
-        """Return the change of sets as expected, less what it may well be below that, (K,)."""
+        """Return what sets may change: what is expected, less `HOPE` standard deviations, (K,)."""
         expected, deviation = self._expected.of(rows)
         return expected - HOPE * deviation
 
@@ -263,7 +267,7 @@ class _Search:
         self._expected.learn(self._sets.rows(sets), torch.tensor(changes, dtype=torch.float64))
 
     def _by_sum(self, within: BlockSet) -> list[BlockSet]:
-        """Return sets around `within`, new and there, by the sum of their single changes, the least first.
+        """Return sets around `within` that are there, by the sum of their single changes, the least first.
 
         A knapsack, nearly: block by block, the few best sets of every range of cost are carried on.
         """
@@ -278,5 +282,5 @@ class _Search:
                     carried.setdefault(int(freed / width), []).append((sum(values[k] for k in after), after))
             for place, states in carried.items():
                 carried[place] = sorted(states, key=lambda state: state[0])[:CARRIED]
-        found = [state for states in carried.values() for state in states if self._is_new(state[1])]
+        found = [state for states in carried.values() for state in states if self._is_there(state[1])]
         return [gone for _, gone in sorted(found, key=lambda state: (state[0], sorted(state[1])))]

@@ -19,8 +19,10 @@ PAIR = 0.7
 """Size of ``2 cos(d_i, d_j)``."""
 NOISE = 0.05
 """What single blocks and pairs leave unexplained of a measured change, relative."""
-FLOOR = 1e-3
-"""A block is taken to change at least this share of the mean block."""
+FLOOR, TINY = 1e-3, 1e-12
+"""A block is taken to change at least this share of the mean block, and this much."""
+
+JITTER = 1e-9  # for the Cholesky factor
 
 
 class Interactions:
@@ -32,7 +34,7 @@ class Interactions:
 
     def __init__(self, alone: Tensor) -> None:
         self._alone = alone
-        self._size = alone.clamp(min=FLOOR * float(alone.clamp(min=0).mean())).clamp(min=1e-300)
+        self._size = alone.clamp(min=max(FLOOR * float(alone.mean()), TINY))
 
     def learn(self, sets: Tensor, changes: Tensor) -> None:
         """Take the measured sets, (M, n) of zeros and ones, and their changes, (M,), in place of earlier ones."""
@@ -40,7 +42,7 @@ class Interactions:
         covariance = self._covariance(sets, sets) + torch.diag(noise)
         self._scale = covariance.diagonal().sqrt()
         scaled = covariance / self._scale[:, None] / self._scale
-        scaled.diagonal().add_(1e-9)
+        scaled.diagonal().add_(JITTER)
         self._factor = torch.linalg.cholesky(scaled)
         self._error = self._solved((changes - sets @ self._alone)[:, None])
         self._sets = sets
@@ -48,15 +50,18 @@ class Interactions:
     def of(self, sets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the expected changes of sets (K, n) and their standard deviations, (K,) each."""
         shared = self._solved(self._covariance(self._sets, sets))  # (M, K)
-        variance = self._covariance(sets, sets, diagonal=True) - shared.square().sum(0)
+        before = _kernel(sets @ self._size, sets @ self._size.square())
+        variance = before - shared.square().sum(0)
         return sets @ self._alone + shared.T @ self._error[:, 0], variance.clamp(min=0).sqrt()
 
     def _solved(self, values: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self._factor, values / self._scale[:, None], upper=False)
 
-    def _covariance(self, one: Tensor, other: Tensor, diagonal: bool = False) -> Tensor:
-        if diagonal:
-            shared, squares = one @ self._size, one @ self._size.square()
-        else:
-            shared, squares = (one * self._size) @ other.T, (one * self._size.square()) @ other.T
-        return SINGLE**2 * squares + PAIR**2 / 2 * (shared.square() - squares)
+    def _covariance(self, one: Tensor, other: Tensor) -> Tensor:
+        size = self._size
+        return _kernel((one * size) @ other.T, (one * size.square()) @ other.T)
+
+
+def _kernel(shared: Tensor, squares: Tensor) -> Tensor:
+    """Return the covariance of two sets by the sums of ``a_i`` and of ``a_i^2`` over the blocks that both have."""
+    return SINGLE**2 * squares + PAIR**2 / 2 * (shared.square() - squares)

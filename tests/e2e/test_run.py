@@ -597,7 +597,7 @@ def test_blocks_are_chosen_by_measuring_sets_of_them(workplace, features, capsys
     save_bare(dit(sample_size=16, num_layers=7), workplace)
     recipe = str(write_recipe(workplace, features[1], macs=0.575))
     kinds, limits = "prune.kinds=[ffn_channels,blocks]", "prune.limits=[{match: '*channels', max_ratio: 0.4}]"
-    asked = [recipe, kinds, limits, "prune.depth.samples=4", "recover.enabled=false"]
+    asked = [recipe, kinds, limits, "prune.depth.samples=4"]
     assert main(["run", *asked, "--dry-run", "prune.depth.budget=12"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     forwards = 13 * 4 * 2  # the dense model and 12 sets, samples, timesteps
