@@ -147,28 +147,31 @@ def compare(bench: Bench, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for keep in args.keep:
         settings = Prune(kinds=["blocks"], target=Target(**{args.measure: keep}))
-        plans: dict[str, tuple[PruningPlan, dict[str, Any] | None]] = {
-            "sum": (allocate(blocks, scores, cost, settings), None)
-        }
+        plans = {"sum": allocate(blocks, scores, cost, settings)}
+        found: dict[str, dict[str, Any]] = {}
+        measured = {"sum": 0}
         for name, budget in {"best sum": 2, **{f"search {b}": b for b in args.budgets}}.items():
-            began, asked = time.perf_counter(), replace(settings, depth=Depth(budget=budget))
-            plans[name] = choose_blocks(blocks, scores, cost, asked, plans["sum"][0], measure, alone=alone)
-            print(f"{bench.name} {keep:g} {name}: {time.perf_counter() - began:.0f} s", flush=True)
-        judged = judge(model, bench.held_out, {name: plan for name, (plan, _) in plans.items()})
+            asked = replace(settings, depth=Depth(budget=budget))
+            plans[name], trace = choose_blocks(
+                blocks, scores, cost, asked, plans["sum"], measure, alone=alone
+            )
+            found |= {"sum": trace["start"], name: trace["chosen"]}
+            measured[name] = len(trace["measured"])
+        judged = judge(model, bench.held_out, plans)
         rows += [
             {
                 "model": bench.name,
                 "keep": keep,
                 "arm": name,
                 "cost": plan.meta["got"] / plan.meta[args.measure]["dense"],
-                "blocks": sorted(plan.removed_blocks),
-                "sum_alone": sum(alone[path] for path in plan.removed_blocks) / effect.power,
-                "seen": measure(plan.removed_blocks) / effect.power,
+                "blocks": found[name]["removed"],
+                "sum_alone": found[name]["sum_alone"] / effect.power,
+                "seen": found[name]["change"] / effect.power,
                 "excess_error": judged[name]["excess_error"],
                 "excess_error_ci95": judged[name]["excess_error_ci95"],
-                "measured": len(trace["measured"]) if trace else 0,
+                "measured": measured[name],
             }
-            for name, (plan, trace) in plans.items()
+            for name, plan in plans.items()
         ]
         for row in rows[-len(plans) :]:
             print(
