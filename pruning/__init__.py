@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pruning.importance import score as score
     from pruning.interface import allocate as allocate
     from pruning.interface import calibrate as calibrate
+    from pruning.interface import choose_blocks as choose_blocks
     from pruning.interface import load as load
     from pruning.interface import noised_batches as noised_batches
     from pruning.models import example_call as example_call
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pruning.recipe import load_recipe as load_recipe
     from pruning.recovery import recover as recover
     from pruning.settings import Calibrate as Calibrate
+    from pruning.settings import Depth as Depth
     from pruning.settings import Limit as Limit
     from pruning.settings import Prune as Prune
     from pruning.settings import Recover as Recover

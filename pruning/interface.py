@@ -13,11 +13,13 @@ from torch import nn
 from pruning import calibration, checkpoint, models
 from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
+from pruning.allocation import choose_blocks as refine
 from pruning.data import Conditioner, ImageData, NoisedBatches, open_images
 from pruning.data import noised_batches as noise
 from pruning.errors import PruningError, shown
 from pruning.groups import find_groups
-from pruning.settings import Calibrate, Prune, Target
+from pruning.importance import single_changes
+from pruning.settings import Calibrate, Depth, Prune, Target
 from pruning.surgery import needs_for
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash, config_of
 
@@ -155,3 +157,47 @@ def allocate(
     settings.check("allocate")
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
     return solve(groups, scores, cost, settings, start=PruningPlan(base_hash=config_hash(config_of(model))))
+
+
+def choose_blocks(
+    model: ModelMixin,
+    groups: Sequence[PrunableGroup],
+    scores: Scores | None,
+    plan: PruningPlan,
+    batches: NoisedBatches,
+    *,
+    budget: int = 50,
+    settings: Prune | None = None,
+    weights: str | Sequence[float] = "uniform",
+) -> tuple[PruningPlan, dict[str, Any]]:
+    """Choose the blocks of a plan anew, by measuring how the model's output changes when they go together.
+
+    Args:
+        model: The dense model; it does not change.
+        groups: What may be removed, blocks among it.
+        scores: Those that `allocate` made the plan of.
+        plan: Result of `allocate`; its target and scope are kept.
+        batches: What the model is shown; a set of blocks costs one forward per batch. They are held in memory.
+        budget: Most sets that are measured.
+        settings: Those that `allocate` was given; its target, scope and `depth` are not read. None takes the defaults.
+        weights: Of the timesteps; see `Calibrate.timestep_weights`.
+
+    Returns:
+        A plan that is as near to the target and never worse on what was measured, and what was measured; see
+        `pruning.allocation.search_depth`.
+
+    Raises:
+        PruningError: For values out of range, or NaN, naming the blocks, samples and timesteps.
+    """
+    asked = {
+        "target": Target(**plan.meta["target"]),
+        "scope": plan.meta["scope"],
+        "depth": Depth(budget=budget),
+    }
+    settings = replace(settings or Prune(), kinds=sorted({group.kind for group in groups}), **asked)
+    settings.check("choose_blocks")
+    cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
+    effect = calibration.OutputChange(model, groups, batches, weights=weights)
+    alone = single_changes(scores, groups) if scores is not None else None
+    found, trace = refine(groups, scores, cost, settings, plan, effect, alone=alone)
+    return found, {**trace, "forwards": effect.forwards, "power": effect.power}

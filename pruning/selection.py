@@ -75,11 +75,10 @@ def block_by_block(
     kept = {group.name: tuple(range(group.num_units)) for group in shrinking}
     report: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        for group in groups:
-            if group.kind == "blocks" and group.module in plan.removed_blocks:
-                stack.enter_context(bypassed(model, group))
-            if group.kind == EXPERTS and group in cuts:
-                stack.enter_context(barred(model, group, cuts[group]))
+        gone = [g for g in groups if g.kind == "blocks" and g.module in plan.removed_blocks]
+        stack.enter_context(bypassed(model, *gone))
+        for group in (group for group in cuts if group.kind == EXPERTS):
+            stack.enter_context(barred(model, group, cuts[group]))
         blocks = in_order(model, shrinking, run)
         for done, (block, members, portion) in enumerate(
             [(block, members, k) for block, members in blocks for k in range(1, rounds + 1)], start=1

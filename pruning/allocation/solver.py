@@ -39,6 +39,7 @@ def allocate(
     settings: Prune,
     *,
     start: PruningPlan | None = None,
+    blocks: Sequence[str] | None = None,
 ) -> PruningPlan:
     """Decide which units stay so that the target is hit; deterministic.
 
@@ -51,6 +52,8 @@ def allocate(
             undivided whatever `per_cost` says, and a warning says so.
         start: What is decided already: the model's hash, and weights that take a smaller form. It counts towards the
             target, but for a ratio, which is of the units alone.
+        blocks: Paths of the blocks that go, which is decided then, limits or not; the units outside them make up the
+            rest. None: scores decide on blocks, too.
 
     Returns:
         The plan; ``meta`` holds what was asked and what was got, in global scope also whether scores were divided.
@@ -58,27 +61,33 @@ def allocate(
     Raises:
         PruningError: If the target lies below what the limits allow (the message names the least feasible).
     """
-    _check(groups, scores, settings)
+    _check(groups, scores, settings, blocks)
     target, scope = settings.target, settings.scope
     costs = cost.unit_costs(target.measure)
     if foreign := [group.name for group in groups if group.name not in costs]:
         raise PruningError(
             f"the cost model was not traced with the group {foreign[0]!r}; is it of another model?"
         )
-    ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in groups]
+    start = start or PruningPlan()
+    decided = replace(start, removed_blocks=tuple(blocks or ())).completed(groups)
+    left = (
+        groups
+        if blocks is None
+        else [g for g in groups if g.kind != "blocks" and not decided.removes(g.module)]
+    )
+    ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in left]
     how = {}
     if scores and scope == "global":
         how = {"per_cost": settings.per_cost and have_a_zero(ladders, scores)}
     steps = _steps(global_prices(ladders, **how) if how else local_prices(ladders))
     total = cost.macs if target.measure == "macs" else cost.params
-    start = start or PruningPlan()
     goal = _goal(target, groups, cost, start)
 
     def measure(rungs: Rungs) -> int:
-        return total(_plan(ladders, rungs, start, sizes_only=True))
+        return total(_plan(decided, ladders, rungs, sizes_only=True))
 
     rungs = _nearest(ladders, steps, measure, goal)
-    plan = _plan(ladders, rungs, start)
+    plan = _plan(decided, ladders, rungs)
     got = total(plan)
     hit = abs(got - goal) <= TOLERANCE * goal or (got < goal and not any(rungs))
     if not hit:
@@ -98,11 +107,16 @@ def allocate(
     return replace(plan, meta=meta)
 
 
-def _check(groups: Sequence[PrunableGroup], scores: Scores | None, settings: Prune) -> None:
+def _check(
+    groups: Sequence[PrunableGroup], scores: Scores | None, settings: Prune, blocks: Sequence[str] | None
+) -> None:
     settings.check("allocation")
     if twice := [name for name, count in Counter(group.name for group in groups).items() if count > 1]:
         raise PruningError(f"the group {twice[0]!r} is given twice")
     check_limits(groups, settings.limits)
+    known = {group.module for group in groups if group.kind == "blocks"}
+    if strange := [path for path in blocks or () if path not in known]:
+        raise PruningError(f"the block {strange[0]!r} that is to go is none of the given groups")
     if scores is None:
         if settings.scope == "global":
             raise PruningError("scope 'global' compares scores across groups, but no scores were given")
@@ -187,15 +201,17 @@ def _refine(
 
 
 def _plan(
-    ladders: Sequence[Ladder], rungs: Rungs, start: PruningPlan, *, sizes_only: bool = False
+    decided: PruningPlan, ladders: Sequence[Ladder], rungs: Rungs, *, sizes_only: bool = False
 ) -> PruningPlan:
-    """Return `start` with these rungs; units in a removed block are not planned.
+    """Return the plan of these rungs on top of what is decided; units in a removed block are not planned.
 
     With `sizes_only` the kept units are any, as many as they are: a cost asks for no more, but of modules in a list.
     """
     down = [(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True) if rung]
-    gone = tuple(sorted(ladder.group.module for ladder, _ in down if ladder.is_block))
-    blocks = replace(start, removed_blocks=gone).completed(ladder.group for ladder in ladders)
+    gone = {*decided.removed_blocks, *(ladder.group.module for ladder, _ in down if ladder.is_block)}
+    blocks = replace(decided, removed_blocks=tuple(sorted(gone))).completed(
+        ladder.group for ladder in ladders
+    )
     kept = {
         ladder.group.name: (0,) * ladder.sizes[rung]
         if sizes_only and not ladder.group.lists

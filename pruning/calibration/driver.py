@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -164,9 +164,8 @@ class Driver:
         output = self._run_both_ways(batch) if self.gradients.wanted else self._run_forwards(batch)
         full = output.detach()
         for block, told in self.ablations.items():
-            with self._unseen(), bypassed(self._model, block), torch.no_grad():
-                without = self._predict(batch)
-            check_finite(without, f"the output without block {block.module!r}", self.step.describe)
+            with self._unseen():
+                without = prediction_without(self._model, batch, [block], self.step)
             for tell in told:
                 tell(summable(full), summable(without), self.step)
 
@@ -181,14 +180,14 @@ class Driver:
 
     @torch.no_grad()
     def _run_forwards(self, batch: NoisedBatch) -> Tensor:
-        return self._predict(batch)
+        return prediction(self._model, batch)
 
     @torch.enable_grad()
     def _run_both_ways(self, batch: NoisedBatch) -> Tensor:
         self._differentiates = bool(self.gradients.ends)
-        target = batch.target if self._is_known else joined(batch.target, len(batch.timesteps))
+        target = batch.target if _is_known(self._model) else joined(batch.target, len(batch.timesteps))
         try:
-            output = self._predict(batch)
+            output = prediction(self._model, batch)
             self.gradients.backward(output, target, self.step)
         except NotImplementedError as error:
             raise PruningError(
@@ -198,16 +197,6 @@ class Driver:
         finally:
             self._differentiates = False
         return output
-
-    @property
-    def _is_known(self) -> bool:
-        return type(self._model).__name__ in FAMILIES
-
-    def _predict(self, batch: NoisedBatch) -> Tensor:
-        """Return the prediction, or, of a class that is not registered, all that it puts out."""
-        if self._is_known:
-            return denoise(self._model, batch.call)
-        return predict(self._model, batch.call, len(batch.timesteps))
 
     def _of_modules(self, told: Mapping[str, Told], make: Make) -> dict[str, OnOperand]:
         return {path: make(path, all_told) for path, all_told in told.items() if parameter_path(path) == path}
@@ -315,6 +304,29 @@ class Driver:
                 tell(summable(before), summable(after), self.step)
 
         return self._unless_paused(enter), self._unless_paused(leave)
+
+
+def prediction(model: nn.Module, batch: NoisedBatch) -> Tensor:
+    """Return what a model predicts of a batch, or, of a class that is not registered, all that it puts out."""
+    if _is_known(model):
+        return denoise(model, batch.call)
+    return predict(model, batch.call, len(batch.timesteps))
+
+
+@torch.no_grad()
+def prediction_without(
+    model: nn.Module, batch: NoisedBatch, blocks: Sequence[PrunableGroup], step: Step
+) -> Tensor:
+    """Return the prediction with `blocks` passed by; NaN or infinity in it is a PruningError."""
+    with bypassed(model, *blocks):
+        without = prediction(model, batch)
+    names = ", ".join(repr(block.module) for block in blocks)
+    check_finite(without, f"the output without block{'s' * (len(blocks) > 1)} {names}", step.describe)
+    return without
+
+
+def _is_known(model: nn.Module) -> bool:
+    return type(model).__name__ in FAMILIES
 
 
 def _first_of(tell: OnOperand) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,11 +17,19 @@ def main_tensor(output: Any) -> Tensor:
 
 
 @contextmanager
-def bypassed(model: nn.Module, block: PrunableGroup) -> Iterator[None]:
-    """Make a block hand on its streams, as the identity that surgery would put in its place; it does not run.
+def bypassed(model: nn.Module, *blocks: PrunableGroup) -> Iterator[None]:
+    """Make blocks hand on their streams, as the identities that surgery would put in their places; they do not run.
 
     What reaches from one module to another runs, but for the last of it, and what it puts out is dropped.
     """
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_one_bypassed(model, block))
+        yield
+
+
+@contextmanager
+def _one_bypassed(model: nn.Module, block: PrunableGroup) -> Iterator[None]:
     removal = block.removal
     assert removal is not None
     first, last = removal.between or (block.module, block.module)

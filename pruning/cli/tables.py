@@ -50,9 +50,14 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
     how = "by the scores of this run" if found["basis"] == "scores" else "at a uniform ratio"
     title = f"\n{found['class']} {found['model']}: what may be cut, and how many units would go {how}"
     groups = [(cut["group"], cut["total"], cut["kept"]) for cut in found["groups"]]
+    depth = found["depth"]
+    searched = depth and (
+        f"which blocks go is then searched (prune.depth): up to {depth['sets']:,} sets of blocks are measured, "
+        f"{depth['forwards']:,} forwards of one sample"
+    )
     return [
         table(("group", "units", "would stay"), groups),
-        _kinds(found["kinds"], title),
+        _kinds(found["kinds"], title, caption=searched),
         _dense_and_slim(found, plan, {"file": (found["bytes"], plan["bytes"])}),
     ]
 

@@ -6,6 +6,7 @@ from pruning.importance.base import check_kinds as check_kinds
 from pruning.importance.base import criterion as criterion
 from pruning.importance.base import needs_of as needs_of
 from pruning.importance.base import score as score
+from pruning.importance.base import single_changes as single_changes
 from pruning.importance.diagnostics import DIAGNOSTIC_NEEDS as DIAGNOSTIC_NEEDS
 from pruning.importance.diagnostics import head_diagnostics as head_diagnostics
 from pruning.registry import import_submodules

@@ -161,6 +161,14 @@ def score(
     return scores
 
 
+def single_changes(scores: Scores, groups: Iterable[PrunableGroup]) -> dict[str, float]:
+    """Return the change of the output without each single block, by path; empty if the scores are something else."""
+    criterion = str(scores.meta.get("criterion"))
+    if criterion not in CRITERIA or _criterion_for(criterion, "blocks").name != "block_change":
+        return {}
+    return {group.module: float(scores.values[group.name]) for group in groups if group.kind == "blocks"}
+
+
 def _weighted(group: PrunableGroup, stats: CalibrationStats, suffix: str) -> bool:
     """Tell whether there is a statistic of a variant at a consumer of the group."""
     found = [name for one in group.consumers for name in stats.of(one).values.get(group.name, {})]

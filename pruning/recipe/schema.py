@@ -50,7 +50,13 @@ class Recipe(Section):
         return DIGITS_FEATURES if self.data.source == DIGITS else "inception"
 
     def mismatches(self) -> Iterator[Problem]:
-        """Guided rows need a guided sampler."""
+        """Guided rows need a guided sampler; sets of blocks are measured on noised images."""
+        if self.prune.depth.budget and self.calibrate.provider != "noised":
+            yield (
+                "prune.depth.budget",
+                f"{self.prune.depth.budget} sets of blocks are to be measured, each on the same inputs, but "
+                f"calibrate.provider is {self.calibrate.provider!r}; set calibrate.provider=noised",
+            )
         if self.score.weighting != "guided":
             return
         if self.calibrate.provider != "sampling":

@@ -11,6 +11,7 @@ from pruning.settings.sections import DTYPES as DTYPES
 from pruning.settings.sections import WEIGHTINGS as WEIGHTINGS
 from pruning.settings.sections import Calibrate as Calibrate
 from pruning.settings.sections import Data as Data
+from pruning.settings.sections import Depth as Depth
 from pruning.settings.sections import Evaluate as Evaluate
 from pruning.settings.sections import Export as Export
 from pruning.settings.sections import Limit as Limit

@@ -208,6 +208,23 @@ class Limit(Section):
 
 
 @section
+class Depth(Section):
+    """A search that chooses blocks by measuring sets of them together; off unless it has a budget."""
+
+    budget: int = knob(
+        0,
+        "Most sets of blocks that are measured; 0 is no search: blocks go by the sum of their scores. A set costs as "
+        "many forwards as it is shown samples, times ``calibrate.timestep_buckets``.",
+        at_least(0),
+    )
+    samples: int = knob(
+        32,
+        "Of calibration's images, those that each set is shown, at most, at every timestep bucket.",
+        at_least(1),
+    )
+
+
+@section
 class Prune(Section):
     """How much goes, from where, and what makes up for it."""
 
@@ -230,6 +247,7 @@ class Prune(Section):
         "Divide each score by the cost that removing the unit frees; scores of which some are negative (``flap``, "
         "``sink_mass``) are compared undivided.",
     )
+    depth: Depth = knob(Depth, "Choosing blocks by measuring sets of them.")
     compensation: str = knob(
         "least_squares",
         "``none``, ``fold`` (the mean goes into the bias) or ``least_squares``.",
@@ -259,9 +277,15 @@ class Prune(Section):
     )
 
     def mismatches(self) -> Iterator[Problem]:
-        """There must be something to cut."""
+        """There must be something to cut, and blocks where sets of them are searched."""
         if not self.kinds:
             yield "kinds", "is empty; name at least one kind of group"
+        elif self.depth.budget and "blocks" not in self.kinds:
+            yield (
+                "depth.budget",
+                f"{self.depth.budget} sets of blocks are to be measured, but no blocks may go: kinds is "
+                f"{', '.join(self.kinds)}; add blocks to it, or leave depth.budget out",
+            )
 
 
 @section

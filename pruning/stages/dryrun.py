@@ -8,6 +8,7 @@ from typing import Any
 from pruning.errors import PruningError
 from pruning.stages import smaller_forms
 from pruning.stages.caveats import caveats
+from pruning.stages.depth import effort
 from pruning.stages.outlook import kinds_of, sizes
 from pruning.stages.planning import cuts_of, make_plan, plan_figures
 from pruning.stages.preflight import look_ahead
@@ -55,6 +56,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         "bytes": sizes(run.meta)[dtype],
         "kinds": kinds_of(run.cost, cuts),
         "plan": {**figures, "bytes": sizes(run.meta, gone=gone)[dtype]},
+        "depth": effort(run),
         "basis": "scores" if scored else "uniform",
         "groups": cuts,
     }

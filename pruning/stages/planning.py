@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pruning.allocation import allocate
-from pruning.stages import smaller_forms
+from pruning.files import write_json
+from pruning.stages import depth, smaller_forms
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash, lies_in
@@ -27,16 +28,27 @@ READS = (
 )
 
 
-@partial(Stage, "plan", after=("score",), reads=READS, extra=smaller_forms.settings)
+def _settings(run: Run) -> dict[str, Any]:
+    return smaller_forms.settings(run) | depth.depends_on(run)
+
+
+@partial(Stage, "plan", after=("score",), reads=READS, extra=_settings)
 def plan(run: Run, folder: Path) -> dict[str, Any]:
-    """Decide which weights take a smaller form, and which units stay."""
-    found = make_plan(run, run.scores, smaller_forms.decide(run, folder))
+    """Decide which weights take a smaller form and which units stay; which blocks, by measuring them if asked."""
+    found, searched = make_plan(run, run.scores, smaller_forms.decide(run, folder)), {}
+    if run.recipe.prune.depth.budget:
+        with hushed():  # what the scores' own plan misses has been said
+            found, trace = depth.search(run, found, run.scores)
+        write_json(folder / depth.DEPTH, trace)
+        searched = {"depth": depth.depth_figures(trace)}
     found.save(folder / PLAN)
-    return plan_figures(found, run.groups)
+    return {**plan_figures(found, run.groups), **searched}
 
 
 def make_plan(run: Run, scores: Scores | None, start: PruningPlan | None = None) -> PruningPlan:
-    """Return the plan for `scores`, or the uniform one for None; `start` has the weights that take a smaller form.
+    """Return the plan for `scores`, or the uniform one for None; blocks go by their scores, nothing is measured.
+
+    `start` has the weights that take a smaller form.
 
     Raises:
         PruningError: If the target lies below what kinds, rounding and limits allow, or a limit matches nothing.

@@ -19,6 +19,7 @@ from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats, unseen
 from pruning.stages.criteria import criteria_cuts
+from pruning.stages.depth import DEPTH
 from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
@@ -49,6 +50,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
         "diagnostics": {"heads": heads, "bounds": HEAD_BOUNDS},
         "folding": write_folding(run, heads, folder / HEADS),
         "criteria": criteria_cuts(run),
+        "depth": read_json(run.result("plan").folder / DEPTH),
     }
     write_json(folder / DATA, data)
     write_text(folder / PAGE, render([RunData(data, folder)]))

@@ -633,6 +633,46 @@ def test_a_model_without_modulation_layers_is_told_before_the_work(workplace, fe
     assert not Path("runs/tiny/calibrate").exists()
 
 
+def test_blocks_are_chosen_by_measuring_sets_of_them(workplace, features, capsys):
+    save_bare(dit(sample_size=16, num_layers=7), workplace)
+    recipe = str(write_recipe(workplace, features[1], macs=0.575))
+    kinds, limits = "prune.kinds=[ffn_channels,blocks]", "prune.limits=[{match: '*channels', max_ratio: 0.4}]"
+    asked = [recipe, kinds, limits, "prune.depth.samples=4"]
+    assert main(["run", *asked, "--dry-run", "prune.depth.budget=12"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    forwards = 13 * 4 * 2  # the dense model and 12 sets, samples, timesteps
+    assert f"up to 12 sets of blocks are measured, {forwards} forwards of one sample" in said
+    assert not Path("runs").exists()
+
+    assert main(["run", *asked, "--until", "plan"]) == 0
+    run = Path("runs/tiny")
+    added = json.loads((run / "plan/plan.json").read_text())
+    assert not (run / "plan/depth.json").exists()
+    capsys.readouterr()
+    assert main(["run", *asked, "prune.depth.budget=12", "prune.compensation=fold"]) == 0
+    assert (
+        "sets of blocks were measured; without those chosen the output changes by" in capsys.readouterr().err
+    )
+    plan, trace = (json.loads((run / f"plan/{name}.json").read_text()) for name in ("plan", "depth"))
+    assert trace["start"]["removed"] == added["removed_blocks"]
+    assert trace["chosen"]["removed"] == plan["removed_blocks"]
+    assert trace["chosen"]["change"] <= trace["start"]["change"]
+    assert 0 < len(trace["measured"]) <= 12
+    assert trace["forwards"] == 8 * (len(trace["measured"]) + 1)
+    assert plan["meta"]["hit"]
+    figures = json.loads((run / "plan/manifest.json").read_text())["result"]["depth"]
+    assert figures["change"] == trace["chosen"]["change"] / trace["power"]
+    check_complete(run, 0.575)
+    assert "Which blocks go together" in (run / "report/report.html").read_text()
+    slim = DiTTransformer2DModel.from_pretrained(run / "prune/model")
+    assert len(slim.transformer_blocks) == 7 - len(plan["removed_blocks"])
+
+    searches = len(list(Path("runs/.store").glob("plan*")))
+    assert main(["run", *asked, "prune.depth.budget=12", "--until", "plan"]) == 0
+    assert "reused" in capsys.readouterr().err
+    assert len(list(Path("runs/.store").glob("plan*"))) == searches
+
+
 def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])

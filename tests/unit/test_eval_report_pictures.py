@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import RunData
+from eval.report import RunData, fmt
 from eval.report.drift import drift, figure
 from eval.report.sections import criteria, folding
 from eval.report.sites import Site
@@ -197,3 +197,34 @@ def test_the_page_shows_all_three(tmp_path: Path) -> None:
     ):
         assert said in html
     assert "Not computed: sink (too slow)." in html
+
+
+def test_sets_of_blocks_stand_beside_the_sum(tmp_path: Path) -> None:
+    start = {"removed": ["blocks.1", "blocks.2"], "change": 5.0, "cost": 75, "sum_alone": 0.5}
+    chosen = {"removed": ["blocks.1", "blocks.4"], "change": 2.0, "cost": 74, "sum_alone": None}
+    search = {"start": start, "chosen": chosen, "measured": [start, chosen], "dense": 100, "power": 10.0}
+    search |= {"forwards": 96, "kept": None}
+    html = build([pictured(tmp_path / "run", depth=search)], tmp_path / "out.html").read_text()
+    assert "Which blocks go together" in html
+    assert "2 sets of blocks measured in 96 forwards of one sample" in html
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.partition("Which blocks go together")[2])
+    words = [cell.replace(fmt.THIN, " ") for cell in cells if cell]
+    assert words[:8] == [
+        "blocks.1, blocks.2",
+        "75 %",
+        "0.0500",
+        "0.500",
+        "blocks.1, blocks.4",
+        "74 %",
+        "–",
+        "0.200",
+    ]
+    assert "stayed as it was" not in html
+    kept = build([pictured(tmp_path / "kept", depth=search | {"kept": "a reason"})], tmp_path / "kept.html")
+    assert "The plan stayed as it was: a reason." in kept.read_text()
+
+
+@pytest.mark.parametrize("found", [None, {"start": None, "measured": []}])
+def test_without_a_search_nothing_is_said_of_sets(tmp_path: Path, found: Any) -> None:
+    html = build([pictured(tmp_path / "run", depth=found)], tmp_path / "out.html").read_text()
+    assert "Which blocks go together" not in html

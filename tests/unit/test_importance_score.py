@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.errors import PruningError
-from pruning.importance import CRITERIA, criterion, needs_of, score
+from pruning.importance import CRITERIA, criterion, needs_of, score, single_changes
 from pruning.importance.moments import per_row
 from pruning.importance.sink import BASE
-from pruning.types import CalibrationStats, ParamSlice, PrunableGroup
+from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, Scores
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of, sums
 
 BLOCK = PrunableGroup("b.1:blocks", "b.1", "blocks", num_units=1, unit_size=1)
@@ -245,3 +245,14 @@ def test_one_consumer_of_several_is_not_taken_for_the_group():
     del lacking.values["m.add[2:6]"]["input_sq"]
     with pytest.raises(PruningError, match="'input_sq' was not gathered for 'm:attention_heads'"):
         score(BOTH, [JOINT], lacking, criterion="wanda")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "known"),
+    [("block_change", True), ("probe_obs", True), ("block_cosine", False), ("magnitude", False)],
+)
+def test_scores_of_blocks_are_changes_of_the_output_or_something_else(criterion, known):
+    values = {HEADS.name: torch.ones(HEADS.num_units).double(), BLOCK.name: torch.tensor([2.5]).double()}
+    scores = Scores(values, {"criterion": criterion})
+    assert single_changes(scores, [HEADS, BLOCK]) == ({BLOCK.module: 2.5} if known else {})
+    assert single_changes(Scores(values), [HEADS, BLOCK]) == {}

@@ -50,3 +50,22 @@ def test_numbers_are_whole(name):
         with pytest.raises(PruningError, match=f"{name}: {value!r} is a {kind}; expected a whole number"):
             sp.noised_batches(dit(), DDPMScheduler(), "digits", **{name: value})
     assert len([*sp.noised_batches(dit(), DDPMScheduler(), "digits", **{"samples": 1, name: np.int64(1)})])
+
+
+def test_blocks_are_chosen_by_measuring_sets_of_them():
+    model = dit(num_layers=6)
+    groups, batches = sp.find_groups(model, ["blocks"]), noised(model, 2, 2)
+    scores = sp.score(
+        model, groups, sp.calibrate(model, groups, batches, for_="block_change"), criterion="block_change"
+    )
+    plan = sp.allocate(model, groups, scores, params=0.7)
+    anew, trace = sp.choose_blocks(model, groups, scores, plan, batches, budget=10)
+    assert trace["chosen"]["change"] <= trace["start"]["change"]
+    assert trace["start"]["removed"] == list(plan.removed_blocks)
+    assert len(trace["measured"]) <= 10
+    assert len(anew.removed_blocks) == len(plan.removed_blocks)
+    assert trace["chosen"]["change"] == min(
+        entry["change"] for entry in trace["measured"] if len(entry["removed"]) == len(plan.removed_blocks)
+    )
+    with pytest.raises(PruningError, match=r"choose_blocks: depth\.budget: -1 must be at least 0"):
+        sp.choose_blocks(model, groups, scores, plan, batches, budget=-1)

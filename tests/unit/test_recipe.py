@@ -364,6 +364,31 @@ def test_every_rule_names_its_key(key, value, place, message):
     assert message in problems[place]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune.depth.budget=-1"], r"prune\.depth\.budget: -1 must be at least 0"),
+        (["prune.depth.budget=2.5"], r"prune\.depth\.budget: 2\.5 is a float; expected a whole number"),
+        (["prune.depth.samples=0"], r"prune\.depth\.samples: 0 must be at least 1"),
+        (["prune.depth.sets=5"], r"prune\.depth\.sets is unknown"),
+        (
+            ["prune.depth.budget=5"],
+            r"prune\.depth\.budget: 5 sets .* no blocks may go: kinds is attention_heads, ffn",
+        ),
+        (
+            ["prune.depth.budget=5", "prune.kinds=[blocks]", "calibrate.provider=sampling"],
+            r"prune\.depth\.budget: 5 sets .* calibrate\.provider is 'sampling'; set calibrate\.provider=noised",
+        ),
+    ],
+)
+def test_a_search_of_blocks_that_cannot_be_is_refused(overrides, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe("quickstart", overrides)
+    assert (
+        load_recipe("quickstart", ["prune.depth.budget=5", "prune.kinds=[blocks]"]).prune.depth.samples == 32
+    )
+
+
 def test_guided_rows_need_a_guided_sampler():
     recipe = _replace(_replace(Recipe(), "prune.target.macs", 0.5), "score.weighting", "guided")
     problems = dict(recipe.problems())

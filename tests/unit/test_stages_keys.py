@@ -15,6 +15,7 @@ import pytest
 
 from pruning.recipe import Recipe, load_recipe
 from pruning.settings import Limit, knobs_of
+from pruning.stages.calibration import SHOWN as CALIBRATION_SHOWN
 from pruning.stages.calibration import first_pass_key, wanted
 from pruning.stages.observing import observation_key
 from pruning.stages.run import Run
@@ -111,9 +112,24 @@ TABLE: dict[str, tuple[Any, str]] = {
 }
 """Knob -> another value, and the results that depend on it beside those that print the whole recipe."""
 
+PLANNED = (
+    "prune.kinds",
+    "prune.target.macs",
+    "prune.target.params",
+    "prune.target.ratio",
+    "prune.scope",
+    "prune.round_to",
+    "prune.min_units",
+    "prune.limits",
+    "prune.per_cost",
+)
+"""Keys that any plan depends on."""
+
 ELSEWHERE = {
     "prune.target.params": "excludes macs; tested below",
     "prune.target.ratio": "excludes macs; tested below",
+    "prune.depth.budget": "takes blocks; tested below",
+    "prune.depth.samples": "counts where there is a budget; tested below",
     "model.subfolder": "the model of these tests has no other; tested in test_stages_workspace",
     "model.revision": "as model.subfolder",
 }
@@ -195,6 +211,31 @@ def test_another_kind_of_target_is_another_plan(base, key):
     recipe, before = base
     plan = keys(replaced(replaced(recipe, "prune.target.macs", None), f"prune.target.{key}", 0.5))["plan"]
     assert plan != before["plan"]
+
+
+SEARCHED = (*PLANNED, *CALIBRATION_SHOWN)
+"""Keys that a plan depends on whose blocks are searched, beside those of the search itself."""
+
+
+def test_a_search_of_blocks_depends_on_what_it_is_shown():
+    recipe = load_recipe("quickstart", ["prune.kinds=[ffn_channels, blocks]", "prune.depth.budget=5"])
+    before = keys(recipe)
+    flips = {
+        key: value for key, (value, _) in TABLE.items() if key not in ("calibrate.provider", "prune.kinds")
+    }
+    flips |= {"prune.depth.budget": 6, "prune.depth.samples": 8}
+    for key, value in flips.items():
+        changed = keys(replaced(recipe, key, value))["plan"] != before["plan"]
+        of_the_model = (key.startswith("model.") and key != "model.dtype") or key == "data.source"
+        assert changed == (key.startswith("prune.depth") or key in SEARCHED or of_the_model), key
+
+
+def test_without_a_search_the_plan_is_the_one_that_it_always_was(base):
+    recipe, before = base
+    assert keys(replaced(recipe, "prune.depth.samples", 8))["plan"] == before["plan"]
+    extra = BY_NAME["plan"].extra
+    assert extra is not None
+    assert extra(Run(recipe, progress=False)) == {}
 
 
 def test_null_and_what_it_stands_for_are_one():

@@ -19,10 +19,12 @@ from eval.classifier import SmallClassifier, save_classifier
 from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
+from pruning.settings import Depth
 from pruning.stages import preflight
 from pruning.stages.calibration import wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.dryrun import dry_run
+from pruning.stages.planning import make_plan
 from pruning.stages.run import Run
 from pruning.surgery import apply_plan
 from tests.models import dit, unet2d
@@ -426,3 +428,18 @@ def test_a_dry_run_counts_by_kind(recipe):
     gone = sum(cut["total"] - cut["kept"] for cut in found["groups"] if cut["kind"] == "ffn_channels")
     assert rows["ffn_channels"]["removed"] == gone
     assert found["plan"]["macs_ratio"] == pytest.approx(0.7, abs=0.01)
+
+
+def test_only_the_stage_plan_measures_sets_of_blocks(recipe, monkeypatch):
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("sets of blocks were measured")
+
+    monkeypatch.setattr("pruning.stages.depth.OutputChange", refuse)
+    searched = change(recipe, prune__kinds=["ffn_channels", "blocks"], prune__depth=Depth(budget=5))
+    assert dry_run(Run(searched))["depth"] == {
+        "sets": 5,
+        "forwards": 6 * 8 * 8,
+    }  # of the 8 images, at 8 timesteps
+    assert dry_run(Run(recipe))["depth"] is None
+    assert "depth" not in make_plan(Run(searched), None).meta
+    preflight.check_model(Run(searched))
