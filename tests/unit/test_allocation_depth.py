@@ -258,7 +258,13 @@ def mixed(change: Change, **asked):
     }
     settings = Prune(**{**depths.settings, "kinds": ["attention_heads", "ffn_channels", "blocks"], **asked})
     scores = Scores({**depths.scores.values, **values})
-    return depths, groups, scores, settings, allocate(groups, scores, depths.cost, settings, base_hash="abc")
+    return (
+        depths,
+        groups,
+        scores,
+        settings,
+        allocate(groups, scores, depths.cost, settings, start=PruningPlan(base_hash="abc")),
+    )
 
 
 def test_units_are_allocated_anew_around_the_blocks():

@@ -227,7 +227,8 @@ def test_a_search_of_blocks_depends_on_what_it_is_shown():
     for key, value in flips.items():
         changed = keys(replaced(recipe, key, value))["plan"] != before["plan"]
         of_the_model = (key.startswith("model.") and key != "model.dtype") or key == "data.source"
-        assert changed == (key.startswith("prune.depth") or key in SEARCHED or of_the_model), key
+        decided = ("prune.depth", "prune.modulation_error", "prune.share_embedders")
+        assert changed == (key.startswith(decided) or key in SEARCHED or of_the_model), key
 
 
 def test_without_a_search_the_plan_is_the_one_that_it_always_was(base):
