@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation import CostModel, allocate
+from pruning.allocation import CostModel, allocate, choose_blocks
 from pruning.checkpoint import load, save
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.groups.modulation import break_even, copies, modulation_layers, repeated
-from pruning.settings import Prune, Target
+from pruning.settings import Depth, Prune, Target
 from pruning.surgery import RANK_NEEDS, apply_plan, choose_ranks, mask_plan, reshape, take_low_rank
 from pruning.surgery.low_rank import LowRankLinear
 from pruning.surgery.shared import Shared
-from pruning.types import PRUNING_KEY, CalibrationStats, PruningPlan
+from pruning.types import PRUNING_KEY, CalibrationStats, PruningPlan, Scores
 from tests.models import call, dit, run, unet2d
 from tests.unit.importance_rows import sums
 
@@ -195,6 +195,27 @@ def test_the_target_counts_what_is_decided():
     enough = planned(params=0.95)
     assert enough.meta["hit"]
     assert not enough.kept
+
+
+def test_a_search_of_blocks_keeps_them_and_the_target():
+    model = dit(num_layers=8)
+    groups = [group for group in find_groups(model) if group.kind == "blocks"]
+    cost = CostModel.trace(model, call(model), find_groups(model))
+    layers = [f"transformer_blocks.{k}.norm1.linear" for k in range(8)]
+    start = PruningPlan(base_hash="abc", ranks=dict.fromkeys(layers, 2))
+    settings = Prune(target=Target(params=0.5), kinds=["blocks"], depth=Depth(budget=12))
+    scores = Scores({group.name: torch.tensor([float(k)]) for k, group in enumerate(groups)})
+    plan = allocate(groups, scores, cost, settings, start=start)
+
+    def measure(removed: tuple[str, ...]) -> float:
+        return len(removed) + 2.0 * ("transformer_blocks.1" in removed)
+
+    found, trace = choose_blocks(groups, scores, cost, settings, plan, measure)
+    assert "transformer_blocks.1" in plan.removed_blocks
+    assert "transformer_blocks.1" not in found.removed_blocks
+    assert trace["kept"] is None
+    assert (found.ranks, found.base_hash) == (start.ranks, "abc")
+    assert found.meta["got"] == plan.meta["got"] == cost.params(found)
 
 
 def test_a_plan_keeps_them_and_says_what_is_wrong(tmp_path):
