@@ -161,7 +161,7 @@ def score(
 
 def single_changes(scores: Scores, groups: Iterable[PrunableGroup]) -> dict[str, float]:
     """Return the change of the output without each single block, by path; empty if the scores are something else."""
-    criterion = scores.meta.get("criterion")
+    criterion = scores.meta.get("criterion", "")
     if criterion not in CRITERIA or _criterion_for(criterion, "blocks").name != "block_change":
         return {}
     return {group.module: float(scores.values[group.name]) for group in groups if group.kind == "blocks"}
