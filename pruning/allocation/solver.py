@@ -90,7 +90,7 @@ def allocate(
     plan = _plan(decided, ladders, rungs)
     got = total(plan)
     hit = abs(got - goal) <= TOLERANCE * goal or (got < goal and not any(rungs))
-    if not hit:
+    if not hit and ladders:  # else all is decided already
         least = measure([len(ladder.sizes) - 1 for ladder in ladders])
         _explain(target, goal, got=got, least=least, dense=total())
     meta = {

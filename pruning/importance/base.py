@@ -59,6 +59,7 @@ def criterion(
     *,
     needs: Collection[str] = (),
     blocks: str = "block_change",
+    experts: str = "expert_energy",
     instead: Mapping[str, str] | None = None,
     base: str | None = None,
     weighting: str = "off",
@@ -67,10 +68,11 @@ def criterion(
 ) -> Callable[[ScoreFn], ScoreFn]:
     """Return a decorator that registers a function as a criterion and leaves it unchanged.
 
-    Arguments are those of `Criterion`; `blocks` is the criterion that scores groups of kind ``blocks`` in its place, or
-    `name` if the function can.
+    Arguments are those of `Criterion`; `blocks` and `experts` are the criteria that score groups of these kinds in its
+    place, or `name` if the function can.
     """
-    routes = {**(instead or {}), **({} if blocks == name else {"blocks": blocks})}
+    whole_units = {"blocks": blocks, "experts": experts}
+    routes = {**(instead or {}), **{kind: other for kind, other in whole_units.items() if other != name}}
 
     def decorate(fn: ScoreFn) -> ScoreFn:
         CRITERIA.register(name)(Criterion(name, fn, frozenset(needs), routes, base, weighting, only, whole))
@@ -161,7 +163,7 @@ def score(
 
 def single_changes(scores: Scores, groups: Iterable[PrunableGroup]) -> dict[str, float]:
     """Return the change of the output without each single block, by path; empty if the scores are something else."""
-    criterion = scores.meta.get("criterion", "")
+    criterion = str(scores.meta.get("criterion"))
     if criterion not in CRITERIA or _criterion_for(criterion, "blocks").name != "block_change":
         return {}
     return {group.module: float(scores.values[group.name]) for group in groups if group.kind == "blocks"}
