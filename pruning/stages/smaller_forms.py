@@ -156,7 +156,7 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
 
     def look(folder: Path) -> None:
         section = run.recipe.calibrate
-        for name, source in ((FITTED, _source(run, held_out=False)), (HELD_OUT, _source(run, held_out=True))):
+        for name, source in ((FITTED, shown(run, held_out=False)), (HELD_OUT, shown(run, held_out=True))):
             plain = replace(section, rows=None, timestep_weights="uniform")
             stats = calibration.calibrate(
                 run.dense,
@@ -173,8 +173,11 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
     return calibration.load_stats(folder / FITTED), calibration.load_stats(folder / HELD_OUT)
 
 
-def _source(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
-    """Return what is shown: images with their labels or captions and without, as guidance asks, or sampling."""
+def shown(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
+    """Return what is shown: images with their labels or captions and without, as guidance asks, or sampling.
+
+    Held-out images come at other timesteps, for on those alone a modulation layer may depend.
+    """
     section = run.recipe.calibrate
     count = section.num_samples
     if section.provider == "sampling":
@@ -184,7 +187,7 @@ def _source(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
     split = run.recipe.data.eval_split if held_out else run.recipe.data.split
     count = min(count, len(run.images(split))) if held_out else count
     parts: Sequence[NoisedBatches] = [
-        run.noised(split, count, batch_size=section.batch_size, conditional=conditional)
+        run.noised(split, count, batch_size=section.batch_size, conditional=conditional, draw=int(held_out))
         for conditional in ((True, False) if run.guidable else (True,))
     ]
     return replace(parts[0], make=lambda: chain.from_iterable(parts))
