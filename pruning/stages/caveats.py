@@ -52,6 +52,6 @@ def caveats(run: Run) -> list[str]:
 def unseen(stats: CalibrationStats) -> list[str]:
     """Say at how many modules attention could not be seen, so that the report draws nothing of them."""
     found = list(stats.meta.get("unseen", {}).values())
-    return [
-        f"Attention unseen: at {len(found)} modules nothing is drawn of sinks and heads ({found[0]})."
-    ] * bool(found)
+    if not found:
+        return []
+    return [f"Attention unseen: at {len(found)} modules nothing is drawn of sinks and heads ({found[0]})."]

@@ -12,7 +12,7 @@ from pruning.groups import discover
 from pruning.groups.base import columns
 from pruning.importance import score
 from pruning.stages.caveats import unseen
-from pruning.types import PrunableGroup
+from pruning.types import CalibrationStats, PrunableGroup
 from tests.family.test_zoo_measuring import noised
 from tests.unit.calibration_setup import held
 from tests.zoo import ZOO, build
@@ -91,6 +91,7 @@ def test_what_is_optional_is_left_out_where_attention_cannot_be_seen() -> None:
     assert seen == {group.module for group in groups if group.module.startswith("transformer_blocks")}
     assert all(stats.has(group.consumers[0].consumer_key, "row_weight") for group in groups)
     assert "does not call F.scaled_dot_product_attention" in unseen(stats)[0]
+    assert unseen(CalibrationStats()) == []
 
 
 @pytest.mark.parametrize(
