@@ -26,6 +26,7 @@ from pruning.stages.sampling import sampler
 from pruning.stages.stage import pick
 from pruning.store import Key
 from pruning.surgery import RANK_NEEDS, LowRank, choose_ranks, take_low_rank
+from pruning.surgery.low_rank import LowRankLinear
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
 
 logger = logging.getLogger(__name__)
@@ -139,9 +140,10 @@ def layers_of(run: Run) -> list[PrunableGroup]:
     """
     found = modulation_layers(run.meta, run.all_groups)
     if not found:
+        low = any(isinstance(module, LowRankLinear) for module in run.meta.modules())
         raise PruningError(
             f"prune.modulation_error: {type(run.meta).__name__} {run.recipe.model.source!r} has no modulation layers "
-            "(linear layers of adaptive norms); leave it out"
+            f"(linear layers of adaptive norms){' but such of a low-rank form already' * low}; leave it out"
         )
     return found
 
