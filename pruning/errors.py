@@ -19,7 +19,10 @@ def is_unicode(text: str) -> bool:
 
 def shown(value: Any, most: int = 60) -> str:
     """Return a value for a message, of so many characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
+        return f"a value of type {type(value).__name__} too large to show"
     return text if len(text) <= most else f"{text[:most]}…"
 
 

@@ -52,7 +52,7 @@ def expert_probe(
     change that was measured than either. That tokens then go to other experts is left out.
     """
     effect, energy = per_sample(group, stats, "expert_effect"), _energy(group, stats)
-    if not float(energy.sum()) > 0:
+    if float(energy.sum()) == 0:
         return torch.zeros_like(effect)
     return (effect.sum() / energy.sum() * energy * effect).sqrt()
 

@@ -28,6 +28,13 @@ def caveats(run: Run) -> list[str]:
             "data.eval_split.",
         ),
         (
+            data.eval_split == data.split
+            and recipe.prune.modulation_error is not None
+            and recipe.calibrate.provider == "noised",
+            f"Ranks not held out: data.eval_split={data.eval_split} is data.split, so what low-rank forms lose "
+            "(prune.modulation_error) is counted on the images by which they were chosen, at other timesteps.",
+        ),
+        (
             data.source != DIGITS and features.is_relative_to(bundled_root().resolve()),
             f"Features of other data: evaluate.features={recipe.features} was trained on the digits, but the images "
             f"are {data.source!r}. Distances on its features say little about them; leave evaluate.features out, "

@@ -241,8 +241,13 @@ class Run:
         """Whether the model can be asked without a class or prompt, as guidance does."""
         return takes_text(self.meta) or models.null_class(self.meta) is not None
 
-    def noised(self, split: str, count: int, *, batch_size: int, conditional: bool = True) -> NoisedBatches:
-        """Return `count` images of a split, noised to every timestep bucket; as of no class and prompt if asked."""
+    def noised(
+        self, split: str, count: int, *, batch_size: int, conditional: bool = True, draw: int = 0
+    ) -> NoisedBatches:
+        """Return `count` images of a split, noised to every timestep bucket; as of no class and prompt if asked.
+
+        Another `draw` takes other timesteps and noise for them.
+        """
         return noised_batches(
             self.images(split),
             self.conditioner,
@@ -250,7 +255,7 @@ class Run:
             indices=self.choose(split, count),
             batch_size=batch_size,
             timestep_buckets=self.recipe.calibrate.timestep_buckets,
-            seed=self.recipe.seed,
+            seed=self.recipe.seed + draw,
             device=self.device,
             dtype=self.dtype,
             conditional=conditional,

@@ -26,6 +26,7 @@ from pruning.stages.sampling import sampler
 from pruning.stages.stage import pick
 from pruning.store import Key
 from pruning.surgery import RANK_NEEDS, LowRank, choose_ranks, take_low_rank
+from pruning.surgery.low_rank import LowRankLinear
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
 
 logger = logging.getLogger(__name__)
@@ -139,9 +140,10 @@ def layers_of(run: Run) -> list[PrunableGroup]:
     """
     found = modulation_layers(run.meta, run.all_groups)
     if not found:
+        low = any(isinstance(module, LowRankLinear) for module in run.meta.modules())
         raise PruningError(
             f"prune.modulation_error: {type(run.meta).__name__} {run.recipe.model.source!r} has no modulation layers "
-            "(linear layers of adaptive norms); leave it out"
+            f"(linear layers of adaptive norms){' but such of a low-rank form already' * low}; leave it out"
         )
     return found
 
@@ -156,7 +158,7 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
 
     def look(folder: Path) -> None:
         section = run.recipe.calibrate
-        for name, source in ((FITTED, _source(run, held_out=False)), (HELD_OUT, _source(run, held_out=True))):
+        for name, source in ((FITTED, shown(run, held_out=False)), (HELD_OUT, shown(run, held_out=True))):
             plain = replace(section, rows=None, timestep_weights="uniform")
             stats = calibration.calibrate(
                 run.dense,
@@ -173,8 +175,11 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
     return calibration.load_stats(folder / FITTED), calibration.load_stats(folder / HELD_OUT)
 
 
-def _source(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
-    """Return what is shown: images with their labels or captions and without, as guidance asks, or sampling."""
+def shown(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
+    """Return what is shown: images with their labels or captions and without, as guidance asks, or sampling.
+
+    Held-out images come at other timesteps, for on those alone a modulation layer may depend.
+    """
     section = run.recipe.calibrate
     count = section.num_samples
     if section.provider == "sampling":
@@ -184,7 +189,7 @@ def _source(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
     split = run.recipe.data.eval_split if held_out else run.recipe.data.split
     count = min(count, len(run.images(split))) if held_out else count
     parts: Sequence[NoisedBatches] = [
-        run.noised(split, count, batch_size=section.batch_size, conditional=conditional)
+        run.noised(split, count, batch_size=section.batch_size, conditional=conditional, draw=int(held_out))
         for conditional in ((True, False) if run.guidable else (True,))
     ]
     return replace(parts[0], make=lambda: chain.from_iterable(parts))

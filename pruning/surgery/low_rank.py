@@ -8,6 +8,7 @@ choice did not see is measured on those; see `choose_ranks`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 from pruning.groups.modulation import break_even
 from pruning.importance.moments import covariance
 from pruning.types import CalibrationStats, PrunableGroup
+
+logger = logging.getLogger(__name__)
 
 NEEDS = frozenset({"input_moment", "input_sum", "row_weight"})
 """Statistics that the choice of ranks reads."""
@@ -29,6 +32,9 @@ UNSEEN = 1e-6
 
 RELATIVE = 1e-7
 """Of the largest length of ``W Sigma^(1/2)``: below, a direction is rounding."""
+
+CONSTANT = 1e-12
+"""Of the mean square of the inputs: below, their variance is rounding."""
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -89,7 +95,9 @@ def check_rank(where: str, layer: nn.Module, rank: Any) -> None:
     """Raise PruningError, beginning with `where`, unless a layer may take the low-rank form of this rank."""
     if isinstance(layer, LowRankLinear):
         if rank != layer.rank:
-            raise PruningError(f"{where}: it has a low-rank form already, of rank {layer.rank}, not {rank!r}")
+            raise PruningError(
+                f"{where}: it has a low-rank form already, of rank {layer.rank}, not {shown(rank)}"
+            )
         return
     if not isinstance(layer, nn.Linear):
         raise PruningError(
@@ -98,7 +106,7 @@ def check_rank(where: str, layer: nn.Module, rank: Any) -> None:
     most = break_even(layer)
     if type(rank) is not int or not 1 <= rank <= most:
         raise PruningError(
-            f"{where}: rank {rank!r} saves nothing; of {layer.in_features} -> {layer.out_features} it may be 1 to "
+            f"{where}: rank {shown(rank)} saves nothing; of {layer.in_features} -> {layer.out_features} it may be 1 to "
             f"{most}"
         )
 
@@ -159,6 +167,12 @@ class _Rows:
             mean, sigma = torch.zeros_like(mean), sigma.addr_(mean, mean)
         return cls(mean, sigma)
 
+    @property
+    def vary(self) -> bool:
+        """Whether the inputs are not all the same."""
+        variance = self.sigma.trace()
+        return bool(variance > CONSTANT * (variance + self.mean.square().sum()))
+
     def root(self) -> Tensor:
         """Return F (P, P) with ``F F^T`` the covariance and a little in every direction."""
         unseen = UNSEEN * self.sigma.diagonal().mean().clamp(min=TINY)
@@ -185,10 +199,12 @@ def choose_ranks(
         multiple: Ranks are multiples of it.
 
     Returns:
-        By path the form, or None for a layer in which that saves no parameters.
+        By path the form, or None for a layer in which that saves no parameters, or whose loss cannot be told since its
+        held-out rows are all the same.
 
     Raises:
-        PruningError: For a value out of range, or a statistic that is missing or does not fit.
+        PruningError: For a value out of range, a statistic that is missing or does not fit, or weights or rows that are
+            not finite.
     """
     if not 0 < error < 1 or multiple < 1:
         raise PruningError(
@@ -201,10 +217,23 @@ def choose_ranks(
         layer = model.get_submodule(group.module)
         assert isinstance(layer, nn.Linear)
         rows, others = _Rows.of(layer, group, fit), _Rows.of(layer, group, held_out)
+        _check_finite(group, layer.weight, rows.mean, rows.sigma, others.mean, others.sigma)
+        if not others.vary:
+            logger.warning("%s stays whole: its held-out rows are all the same", group.module)
+            found[group.module] = None
+            continue
         if seen is None or not torch.equal(seen[0], rows.sigma):  # most models feed all their layers the same
             seen = rows.sigma, rows.root()
         found[group.module] = _form(layer, rows, others, seen[1], error, multiple)
     return found
+
+
+def _check_finite(group: PrunableGroup, *tensors: Tensor) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise PruningError(
+            f"group {group.name!r}: its weights or what calibration saw of its inputs are not finite, so no rank can "
+            "be chosen; look for NaN in the model, or take a wider type in model.dtype"
+        )
 
 
 def _form(

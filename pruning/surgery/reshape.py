@@ -20,7 +20,7 @@ from pruning.surgery.check import outermost
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.surgery.smaller_forms import check_entry, rebuild
-from pruning.types import PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
+from pruning.types import LENGTH, PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
 
@@ -65,7 +65,7 @@ def reshape(model: nn.Module, entry: Any) -> nn.Module:
         if group.narrowed and kept_inputs(tree[group.module]) is None:
             _check_narrowed(group, modules.get(group.module, {}), tree[group.module])
     _check_agreement(model, groups, modules, removed_blocks)
-    check_entry(model, entry, removed_blocks)
+    check_entry(model, entry, [*removed_blocks, *_removed_items(tree, modules)])
     for path in gone:
         replace_by_identity(model, removable[path])
     for path, record in modules.items():
@@ -271,6 +271,24 @@ def _check_agreement(
                 f"{PRUNING_KEY}.modules: {path} lost {found:g} of dimension {dim}, but {' and '.join(sizes)} lost "
                 f"{expected:g}"
             )
+
+    for group in groups:
+        left = group.num_units - lost.get(group.name, ("", 0))[1]
+        if left < group.min_units:
+            raise PruningError(
+                f"{PRUNING_KEY}.modules: {left:g} of {group.num_units} units of {group.name!r} are left, and at least "
+                f"{group.min_units} must be"
+            )
+
+
+def _removed_items(tree: Mapping[str, nn.Module], modules: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the items that lists lose."""
+    return [
+        f"{path}.{index}"
+        for path, record in modules.items()
+        if isinstance(items := tree[path], nn.ModuleList)
+        for index in range(record.get("attributes", {}).get(LENGTH, len(items)), len(items))
+    ]
 
 
 def _rows_lost(model: nn.Module, modules: Mapping[str, Any], path: str, dim: int) -> int:

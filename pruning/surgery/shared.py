@@ -21,6 +21,7 @@ class Shared(nn.Module):
     def __init__(self, owner: nn.Module) -> None:
         super().__init__()
         self._held = (owner,)  # in a tuple, so that it is no part of this module
+        self.training = owner.training
 
     @property
     def owner(self) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 from pruning.errors import PruningError, shown
 from pruning.surgery.low_rank import LowRankLinear, check_rank, factorise
 from pruning.surgery.shared import Shared, check_sharing, owners_of, settle, share
-from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, inside, slices_of
+from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, inside, lies_in, slices_of
 
 RANKS, SHARED = "ranks", "shared"
 
@@ -25,14 +25,25 @@ def check_smaller(model: nn.Module, groups: Sequence[PrunableGroup], plan: Pruni
             raise PruningError(f"{where}: it is no module of {type(model).__name__}")
         if any(inside(name, path) for name in cut):
             raise PruningError(f"{where}: a group has its channels")
+        if isinstance(tree.get(path.rpartition(".")[0]), LowRankLinear):
+            raise PruningError(f"{where}: it is part of a low-rank form already")
         check_rank(where, tree[path], rank)
+    owners, named = owners_of(model), [path for paths in plan.shared for path in paths]
     for paths in plan.shared:
         for path in paths[1:]:
             check_sharing(f"plan shares {path!r}", model, path, paths[0])
+            for served, owner in owners.items():
+                if inside(owner, path) and not inside(served, path):
+                    raise PruningError(
+                        f"plan shares {path!r}: {owner!r} serves in the place of {served!r}; name {path!r} first"
+                    )
         if taken := [name for name in (*cut, *plan.ranks) if any(inside(name, path) for path in paths)]:
             raise PruningError(
                 f"plan shares {paths[0]!r}, in which {taken[0]!r} takes a smaller form by itself"
             )
+    for path in named:
+        if named.count(path) > 1 or lies_in(path.rpartition(".")[0], named):
+            raise PruningError(f"plan shares {path!r}: it is named twice, or lies in another that is shared")
 
 
 class Smaller:

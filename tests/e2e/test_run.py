@@ -621,6 +621,10 @@ def test_modulation_layers_and_embedders_take_a_smaller_form_where_asked(workpla
     page = (run / "report/report.html").read_text()
     assert "3 of 3 modulation layers took a low-rank form" in page
     assert "3 embedders that were equal, weight for weight, became 1" in page
+    with pytest.raises(PruningError, match=r"no modulation layers .* but such of a low-rank form already"):
+        run_recipe(
+            recipe, ["name=again", f"model.source={run}/export/diffusers", "prune.modulation_error=0.5"]
+        )
 
 
 def test_a_model_without_modulation_layers_is_told_before_the_work(workplace, features):

@@ -219,6 +219,17 @@ def scaled(model: nn.Module, group: PrunableGroup, expert: int, factor: float) -
     return found
 
 
+def test_energies_that_are_not_finite_are_no_scores_of_zero() -> None:
+    model = build(ZOO[LIST])
+    group = next(iter(discover(model, {"experts"})))
+    per_expert = torch.ones(group.num_units, dtype=torch.float64)
+    spoilt = per_expert.clone().index_fill(0, torch.tensor([1]), float("nan"))
+    one = torch.ones(1)
+    known = {"expert_energy": spoilt, "expert_effect": per_expert, "layer_tokens": one, "samples": one}
+    with pytest.raises(PruningError, match=f"{group.name}' hold NaN or infinity"):
+        score(model, [group], CalibrationStats({group.name: known}), criterion="expert_probe")
+
+
 def test_magnitude_counts_an_expert_and_its_rows_of_the_router() -> None:
     model = build(ZOO[LIST])
     group = next(discover(model, {"experts"}))

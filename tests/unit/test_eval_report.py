@@ -16,7 +16,17 @@ import pytest
 from PIL import Image
 
 from eval.report import RunData, fmt, load_run, render, sections, svg
-from eval.report.sections import cuts, denoising, heads, measured, recovery, results, samples, sinks
+from eval.report.sections import (
+    cuts,
+    denoising,
+    heads,
+    measured,
+    recovery,
+    results,
+    samples,
+    sinks,
+    smaller_forms,
+)
 from eval.report.sites import Site, read_sites
 from eval.report.summary import verdict
 from eval.report.warnings import warnings
@@ -626,3 +636,23 @@ def test_the_zone_of_constant_heads_has_the_bounds_of_the_run(digits: Path, tmp_
     assert "<svg" not in shown.body  # a run that does not say them
     assert "No head has a sink mass" not in shown.body
     assert "constant" in shown.body
+
+
+@pytest.mark.parametrize(("held_out", "where"), [(True, "held out"), (False, "other draws")])
+def test_losses_are_called_held_out_only_if_the_images_were(
+    tmp_path: Path, held_out: bool, where: str
+) -> None:
+    layer = {
+        "module": "a.linear",
+        "params": 100,
+        "full": 10,
+        "rank": 2,
+        "saved": 60,
+        "lost": 0.1,
+        "lost_fitted": 0.0,
+    }
+    run = load_run(edited(tmp_path, {"held_out": held_out, "smaller_forms": {"modulation": [layer]}}))
+    shown = smaller_forms.section(run)
+    assert shown is not None
+    assert f"lost, {where}" in shown.body
+    assert ("that the choice did not see" in shown.body) is held_out

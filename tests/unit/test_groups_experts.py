@@ -292,6 +292,29 @@ def test_a_record_of_experts_is_not_trusted(change: dict[str, Any], words: str) 
         reshape(fresh, recorded(**change))
 
 
+def test_fewer_experts_than_a_token_needs_are_refused_in_a_record() -> None:
+    fresh = build(ZOO[LIST])
+    few = recorded(**{LENGTH: 1, "n_routed_experts": 1, "weight": [1, 32]})
+    with pytest.raises(PruningError, match=r"1 of 4 units of .*:experts' are left, and at least 2 must be"):
+        reshape(fresh, few)
+
+
+@pytest.mark.parametrize("form", [{"ranks": {"3.w1": 1}}, {"shared": {"3": "0"}}, {"shared": {"0": "3"}}])
+def test_a_removed_expert_takes_no_smaller_form(form: dict[str, dict[str, Any]]) -> None:
+    entry, fresh = recorded(), build(ZOO[LIST])
+    experts = next(
+        path for path, record in entry["modules"].items() if LENGTH in record.get("attributes", {})
+    )
+
+    def there(value: Any) -> Any:
+        return f"{experts}.{value}" if isinstance(value, str) else value
+
+    for name, found in form.items():
+        entry[name] = {there(path): there(value) for path, value in found.items()}
+    with pytest.raises(PruningError, match=r"experts\.3.*' is no module|no other serves, found"):
+        reshape(fresh, entry)
+
+
 @pytest.mark.parametrize("name", [LIST, STACK])
 def test_work_goes_to_the_experts_that_stay(name: str) -> None:
     tiny = with_config(STACK, num_experts=5, capacity_factors=1.0) if name == STACK else ZOO[name]

@@ -244,6 +244,16 @@ def test_a_plan_keeps_them_and_says_what_is_wrong(tmp_path):
         ({"shared": ((EMBEDDERS[0], f"{EMBEDDERS[0]}.timestep_embedder"),)}, "lie in one another"),
         ({"shared": ((EMBEDDERS[0], "pos_embed"),)}, "only modules of one class may become one"),
         ({"shared": (("transformer_blocks.0", "transformer_blocks.1"),)}, "takes a smaller form by itself"),
+        ({"shared": ((EMBEDDERS[0], EMBEDDERS[1]), (EMBEDDERS[1], EMBEDDERS[2]))}, "named twice"),
+        (
+            {
+                "shared": (
+                    (EMBEDDERS[0], EMBEDDERS[1]),
+                    tuple(f"{path}.timestep_embedder" for path in EMBEDDERS[1:]),
+                )
+            },
+            "lies in another that is shared",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_changes_nothing(changes, words):
@@ -254,6 +264,29 @@ def test_a_plan_that_does_not_fit_changes_nothing(changes, words):
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ranks": {f"{LAYERS[0]}.up": 3}}, "part of a low-rank form already"),
+        ({"ranks": {LAYERS[0]: 3}}, "of rank 6, not 3"),
+        ({"shared": ((EMBEDDERS[2], EMBEDDERS[0]),)}, f"in the place of '{EMBEDDERS[1]}'; name .* first"),
+    ],
+)
+def test_a_plan_that_does_not_fit_earlier_smaller_forms_is_refused(changes, words):
+    model = apply_plan(dit(), PruningPlan(ranks={LAYERS[0]: 6}, shared=((EMBEDDERS[0], EMBEDDERS[1]),)))
+    for do in (apply_plan, mask_plan):
+        with pytest.raises(PruningError, match=words):
+            do(model, PruningPlan(**changes))
+
+
+def nested(depth: int = 100_000) -> list:
+    """Return a list in a list and so on, which has no representation."""
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 @pytest.mark.parametrize(
@@ -274,6 +307,9 @@ def test_a_plan_that_does_not_fit_changes_nothing(changes, words):
             "no other serves",
         ),
         ({"shared": {"": EMBEDDERS[0]}}, "no module"),
+        ({"ranks": nested()}, "found a value of type list too large to show"),
+        ({"ranks": {LAYERS[0]: nested()}}, "rank a value of type list too large to show saves nothing"),
+        ({"ranks": {LAYERS[0]: 10**5000}}, "rank a value of type int too large to show saves nothing"),
     ],
 )
 def test_an_entry_of_a_config_is_not_trusted(entry, words):
@@ -305,6 +341,35 @@ def test_a_layer_of_zeros_takes_no_form_and_one_without_bias_does():
     assert found[LAYERS[1]].lost == pytest.approx(
         ((after - before).square().sum() / before.square().sum()).item(), rel=1e-2
     )
+
+
+@pytest.mark.parametrize("where", ["weight", "fit", "held out"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(where, value):
+    model = dit()
+    layers = modulation_layers(model, find_groups(model))
+    seen = {"fit": measured(model, seed=1), "held out": measured(model, seed=2)}
+    if where == "weight":
+        model.get_submodule(LAYERS[1]).weight.data[0, 0] = value
+    else:
+        seen[where].get(layers[1].name, "input_moment").view(-1)[0] = value
+    with pytest.raises(PruningError, match=rf"'{LAYERS[1]}:modulation': its weights or .* not finite"):
+        choose_ranks(model, layers, *seen.values(), error=0.05)
+
+
+def test_where_held_out_rows_are_all_the_same_nothing_is_known_of_the_loss(caplog):
+    model = dit()
+    layers = modulation_layers(model, find_groups(model))
+    same = rows(model.get_submodule(LAYERS[0]), directions=6, seed=1)[:1].expand(40, -1)
+    constant = CalibrationStats({one.name: sums(same, same.shape[1]) for one in layers})
+    for fit in (measured(model, seed=1), constant):
+        assert set(choose_ranks(model, layers, fit, constant, error=0.5).values()) == {None}
+    assert f"{LAYERS[0]} stays whole: its held-out rows are all the same" in caplog.text
+
+
+def test_what_serves_for_others_is_in_their_mode():
+    cut = apply_plan(twins().eval(), PruningPlan(shared=(tuple(EMBEDDERS),)))
+    assert not any(module.training for module in cut.modules())
 
 
 def test_break_even_is_where_it_says():

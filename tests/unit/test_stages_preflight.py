@@ -20,7 +20,7 @@ from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
 from pruning.settings import Depth
-from pruning.stages import preflight
+from pruning.stages import preflight, smaller_forms
 from pruning.stages.calibration import wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.dryrun import dry_run
@@ -181,6 +181,19 @@ def test_an_evaluation_on_the_images_of_training_is_warned_of(recipe, caplog):
     check(same)
     assert "Not held out: data.eval_split=train is data.split" in caplog.text
     assert any("Not held out" in text for text in caveats(Run(same)))
+    assert not any("Ranks" in text for text in caveats(Run(same)))
+    ranked = change(same, prune__modulation_error=0.1)
+    assert any("Ranks not held out" in text for text in caveats(Run(ranked)))
+
+
+def test_held_out_images_are_shown_at_other_timesteps(recipe):
+    run = Run(change(recipe, data__eval_split=recipe.data.split))
+    fit, held_out = (
+        torch.cat([batch.timesteps for batch in smaller_forms.shown(run, held_out=held_out)])
+        for held_out in (False, True)
+    )
+    assert fit.shape == held_out.shape
+    assert (fit != held_out).float().mean() > 0.8
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ TABLE = template(
 </tbody></table></div>
 """
 )
-COLUMNS = ("rank", "parameters left", "lost, held out", "lost, calibration")
+COLUMNS = ("rank", "parameters left")
 BODY = template(
     """
 <h3 style="margin-top:22px">Weights in a smaller form</h3>
@@ -42,9 +42,10 @@ def section(run: RunData) -> Section | None:
     if not found:
         return None
     layers = found.get("modulation", [])
-    words = [text for text in (_modulation(layers), _shared(found.get("shared"))) if text]
+    where = "held out" if run.held_out else "other draws"
+    words = [text for text in (_modulation(layers, where), _shared(found.get("shared"))) if text]
     rows = [(layer["module"], _cells(layer)) for layer in layers]
-    table = TABLE(names=COLUMNS, rows=rows) if rows else None
+    table = TABLE(names=(*COLUMNS, f"lost, {where}", "lost, calibration"), rows=rows) if rows else None
     return Section(BODY(words=words, table=table, folded=len(layers) if len(layers) > SHOWN else 0))
 
 
@@ -56,7 +57,7 @@ def _cells(layer: Mapping[str, Any]) -> list[str]:
     return [f"{layer['rank']} of {layer['full']}", left, *lost]
 
 
-def _modulation(layers: Sequence[Mapping[str, Any]]) -> str:
+def _modulation(layers: Sequence[Mapping[str, Any]], where: str) -> str:
     low = [layer for layer in layers if layer["rank"] is not None]
     if not layers:
         return ""
@@ -65,11 +66,16 @@ def _modulation(layers: Sequence[Mapping[str, Any]]) -> str:
             "Modulation layers were to take a low-rank form, but none that loses so little saves parameters."
         )
     saved, params = (sum(layer[key] for layer in layers) for key in ("saved", "params"))
+    seen = (
+        "images that the choice did not see"
+        if where == "held out"
+        else "other draws than those of the choice"
+    )
     worst = max(layer["lost"] for layer in low)
     return (
         f"{len(low)} of {fmt.plural(len(layers), 'modulation layer')} took a low-rank form, which frees "
         f"{fmt.quantity(saved)} of their {fmt.quantity(params)} parameters. What is lost is a share of the variance of "
-        f"the layer's output, here at most {fmt.number(worst)} on images that the choice did not see."
+        f"the layer's output, here at most {fmt.number(worst)} on {seen}."
     )
 
 
