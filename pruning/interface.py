@@ -180,7 +180,7 @@ def choose_blocks(
         batches: What the model is shown; a set of blocks costs one forward per batch. They are held in memory.
         budget: Most sets that are measured.
         settings: Those that `allocate` was given; its target, scope and `depth` are not read. None takes the defaults.
-        weights: Of the timesteps; see `Calibrate.timestep_weights`.
+        weights: Of the timesteps: ``uniform``, ``obs_diff``, or T positive numbers.
 
     Returns:
         A plan that is as near to the target and never worse on what was measured, and what was measured; see
