@@ -30,6 +30,7 @@ from pruning.types import (
     PruningPlan,
     config_of,
     inside,
+    lies_in,
     set_size,
     size_of,
     slices_of,
@@ -187,11 +188,8 @@ def _remove_stage(model: nn.Module, stage: PrunableGroup, key: dict[str, Any]) -
     drop_stage(model)
     write_config(model, with_a_stage_less(config_of(model)))
 
-    def stays(path: str) -> bool:
-        return not any(inside(path, part) for part in gone)
-
-    key["modules"] = {shifted(p, UP, 0): entry for p, entry in key["modules"].items() if stays(p)}
-    key["removed_blocks"] = [shifted(p, UP, 0) for p in key["removed_blocks"] if stays(p)]
+    key["modules"] = {shifted(p, UP, 0): entry for p, entry in key["modules"].items() if not lies_in(p, gone)}
+    key["removed_blocks"] = [shifted(p, UP, 0) for p in key["removed_blocks"] if not lies_in(p, gone)]
 
 
 def _spared(model: nn.Module, plan: PruningPlan) -> dict[str, str]:
