@@ -187,8 +187,13 @@ def choose_blocks(
         `pruning.allocation.search_depth`.
 
     Raises:
-        PruningError: For values out of range, or NaN, naming the blocks, samples and timesteps.
+        PruningError: For values out of range, a plan that `allocate` did not make, or NaN, naming the blocks, samples
+            and timesteps.
     """
+    if missing := {"target", "scope", "goal", "got"} - plan.meta.keys():
+        raise PruningError(
+            f"choose_blocks: the plan does not say its {', '.join(sorted(missing))}; give one that `allocate` returned"
+        )
     asked = {
         "target": Target(**plan.meta["target"]),
         "scope": plan.meta["scope"],
