@@ -180,15 +180,20 @@ def choose_blocks(
         batches: What the model is shown; a set of blocks costs one forward per batch. They are held in memory.
         budget: Most sets that are measured.
         settings: Those that `allocate` was given; its target, scope and `depth` are not read. None takes the defaults.
-        weights: Of the timesteps; see `Calibrate.timestep_weights`.
+        weights: Of the timesteps: ``uniform``, ``obs_diff``, or T positive numbers.
 
     Returns:
         A plan that is as near to the target and never worse on what was measured, and what was measured; see
         `pruning.allocation.search_depth`.
 
     Raises:
-        PruningError: For values out of range, or NaN, naming the blocks, samples and timesteps.
+        PruningError: For values out of range, a plan that `allocate` did not make, or NaN, naming the blocks, samples
+            and timesteps.
     """
+    if missing := {"target", "scope", "goal", "got"} - plan.meta.keys():
+        raise PruningError(
+            f"choose_blocks: the plan does not say its {', '.join(sorted(missing))}; give one that `allocate` returned"
+        )
     asked = {
         "target": Target(**plan.meta["target"]),
         "scope": plan.meta["scope"],

@@ -134,9 +134,7 @@ class PrunableGroup:
 
     def holds(self, path: str) -> bool:
         """Tell whether what lies at `path` goes with the units: in a list or a parameter that is theirs."""
-        return any(inside(path, items) for items in self.lists) or any(
-            path == part.path for part in slices_of(self)
-        )
+        return lies_in(path, self.lists) or any(path == part.path for part in slices_of(self))
 
     @property
     def consumers(self) -> tuple[PrunableGroup, ...]:
@@ -327,6 +325,10 @@ class PruningPlan:
     def removes(self, path: str) -> bool:
         """Tell whether the module or parameter at `path` lies in a removed block."""
         return any(inside(path, block) for block in self.removed_blocks)
+
+    def before_cuts(self) -> PruningPlan:
+        """Return what is decided before units and blocks are: of which model it is, and weights in a smaller form."""
+        return replace(self, kept={}, removed_blocks=(), meta={})
 
     def served_by(self) -> dict[str, str]:
         """Return, for each module that another takes the place of, the path of that one; outside removed blocks."""

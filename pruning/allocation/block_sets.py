@@ -12,7 +12,7 @@ from torch import Tensor
 from pruning.allocation.budget import sizes
 from pruning.allocation.cost import CostModel
 from pruning.settings import Prune
-from pruning.types import PrunableGroup, inside
+from pruning.types import PrunableGroup, lies_in
 
 LONGEST = 6
 """Most neighbours in a run."""
@@ -46,7 +46,7 @@ class BlockSets:
         freed = cost.unit_costs(measure)
 
         def is_inside(block: PrunableGroup, other: PrunableGroup) -> bool:
-            return all(any(inside(path, outer) for outer in other.paths) for path in block.paths)
+            return all(lies_in(path, other.paths) for path in block.paths)
 
         return cls(
             paths=tuple(block.module for block in blocks),

@@ -58,8 +58,7 @@ def choose_blocks(
         kept = "no blocks were found that change the output less when they go together"
     else:
         try:
-            decided = replace(plan, kept={}, removed_blocks=(), meta={})
-            anew = allocate(groups, scores, cost, settings, start=decided, blocks=found.removed)
+            anew = allocate(groups, scores, cost, settings, start=plan.before_cuts(), blocks=found.removed)
         except PruningError as error:  # the rest cannot make up for what the blocks free less
             kept = str(error)
         if not _as_near(anew, plan):

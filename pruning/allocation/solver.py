@@ -70,11 +70,8 @@ def allocate(
         )
     start = start or PruningPlan()
     decided = replace(start, removed_blocks=tuple(blocks or ())).completed(groups)
-    left = (
-        groups
-        if blocks is None
-        else [g for g in groups if g.kind != "blocks" and not decided.removes(g.module)]
-    )
+    left = groups if blocks is None else [group for group in groups if group.kind != "blocks"]
+    left = [group for group in left if not decided.removes(group.module)]
     ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in left]
     how = {}
     if scores and scope == "global":
@@ -89,8 +86,9 @@ def allocate(
     rungs = _nearest(ladders, steps, measure, goal)
     plan = _plan(decided, ladders, rungs)
     got = total(plan)
-    hit = abs(got - goal) <= TOLERANCE * goal or (got < goal and not any(rungs))
-    if not hit and ladders:  # else all is decided already
+    frees_enough = got < goal and not any(rungs)  # what is decided already
+    hit = frees_enough or abs(got - goal) <= TOLERANCE * goal
+    if not hit and ladders:  # else there is nothing left to decide
         least = measure([len(ladder.sizes) - 1 for ladder in ladders])
         _explain(target, goal, got=got, least=least, dense=total())
     meta = {

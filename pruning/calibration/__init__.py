@@ -2,7 +2,8 @@
 
 `passes` run the model over data (`driver`, `calibrator`) for a set of statistics (`observer`; one file per family in
 `statistics`), which look in different ways (`seeing`): at rows that enter a module (`rows`), at `attention`, at
-gradients or blocks. Rows may be weighted by how their tokens are attended to (`sinks`).
+gradients, blocks or experts. Rows may be weighted by how their tokens are attended to (`sinks`); inside experts
+`routing` says whose they are and how much they count. `removal` measures sets of blocks by themselves, outside of this.
 
 ``stats.values[place][name]`` are float64 sums. A place is a slice that is read (`PrunableGroup.consumer_key`), an
 attention module, a block, or a group; the files of `statistics` say what is summed there, and in which shape. At every

@@ -239,7 +239,9 @@ class Prune(Section):
         "``global`` ranks all units against each other; ``local`` takes the same share from every group.",
         one_of("global", "local"),
     )
-    round_to: int = knob(1, "Kept channels of every group are a multiple of this.", at_least(1))
+    round_to: int = knob(
+        1, "Kept channels of every group, and ranks of layers, are a multiple of this.", at_least(1)
+    )
     min_units: int = knob(1, "Fewest units that stay in a group.", at_least(1))
     limits: list[Limit] = knob([], "Bounds for some groups.")
     per_cost: bool = knob(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from pruning.calibration.observer import ALWAYS
@@ -48,7 +47,7 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
             try:
                 with hushed():
                     scores = score(weights, run.groups, stats, criterion=name, seed=run.recipe.seed)
-                    plan = make_plan(run, scores, replace(run.plan, kept={}, removed_blocks=(), meta={}))
+                    plan = make_plan(run, scores, run.plan.before_cuts())
                 rows.append({"name": name, "own": False, "shares": shares_cut(plan, run.groups)})
                 continue
             except PruningError as error:  # a comparison must not cost the run its report

@@ -64,12 +64,6 @@ def outlook(
     nothing = settings is None and not (start.ranks or start.shared)
     plan = None if nothing else _plan(groups, cost, settings, start)
     cuts = cuts_of(plan or PruningPlan(), groups)
-    asked: dict[str, float] = {}
-    if plan is not None and settings is not None:
-        chosen = [group for group in groups if group.kind in settings.kinds]
-        dense = cost.macs() if settings.target.measure == "macs" else cost.params()
-        ratio = (dense - plan.meta["goal"]) / prunable(chosen, cost, settings.target.measure)
-        asked.update({kind: float(ratio) for kind in settings.kinds})
     units = [group for group in groups if group.kind != "blocks"]
     found = {
         "model": source,
@@ -78,7 +72,7 @@ def outlook(
         "params": cost.params(),
         "macs": None if note else cost.macs(),
         "bytes": sizes(model),
-        "kinds": kinds_of(cost, cuts, asked),
+        "kinds": kinds_of(cost, cuts, _asked_ratios(groups, cost, settings, plan)),
         "free_share": 1 - prunable(units, cost, "params") / cost.params(),
         **_smaller_shares(model, groups),
         "plan": None,
@@ -87,11 +81,11 @@ def outlook(
     }
     if plan is not None:
         figures = plan_figures(plan, groups)
-        found["plan"] = {**figures, "bytes": sizes(model, gone=cost.params() - figures["params"])}
-        words = [figures["asked"]] if settings else []
-        words += [f"modulation layers at rank {modulation_rank}"] if start.ranks else []
-        words += ["repeated embedders shared"] if start.shared else []
-        found["plan"]["asked"] = ", ".join(words)
+        asked = [figures["asked"]] if settings else []
+        asked += [f"modulation layers at rank {modulation_rank}"] if start.ranks else []
+        asked += ["repeated embedders shared"] if start.shared else []
+        gone = cost.params() - figures["params"]
+        found["plan"] = {**figures, "bytes": sizes(model, gone=gone), "asked": ", ".join(asked)}
         if note:
             plan = replace(plan, meta={key: value for key, value in plan.meta.items() if key != "macs"})
     return found, plan
@@ -131,6 +125,19 @@ def sizes(model: nn.Module, *, gone: int = 0) -> dict[str, int]:
     """
     values = sum(tensor.numel() for tensor in model.state_dict().values()) - gone
     return {name: getattr(torch, name).itemsize * values for name in (*DTYPES, INT8)}
+
+
+def _asked_ratios(
+    groups: Sequence[PrunableGroup], cost: CostModel, settings: Prune | None, plan: PruningPlan | None
+) -> dict[str, float]:
+    """Return by kind the share of its units that the target asks for; empty without one."""
+    if plan is None or settings is None:
+        return {}
+    measure = settings.target.measure
+    chosen = [group for group in groups if group.kind in settings.kinds]
+    dense = cost.macs() if measure == "macs" else cost.params()
+    ratio = (dense - plan.meta["goal"]) / prunable(chosen, cost, measure)
+    return dict.fromkeys(settings.kinds, float(ratio))
 
 
 def _check_denoiser(model: ModelMixin) -> None:

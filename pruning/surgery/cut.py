@@ -16,7 +16,7 @@ from pruning.surgery.config import forget, write_config
 from pruning.surgery.experts import count_experts
 from pruning.surgery.identity import replace_by_identity
 from pruning.surgery.inputs import narrow_inputs
-from pruning.surgery.lists import shifted, take_items
+from pruning.surgery.lists import shifted, take_item, take_units
 from pruning.surgery.reshape import FORMAT_VERSION, sync_sizes
 from pruning.surgery.smaller_forms import RANKS, SHARED, Smaller, record
 from pruning.surgery.stages import drop_stage, with_a_stage_less
@@ -30,6 +30,7 @@ from pruning.types import (
     PruningPlan,
     config_of,
     inside,
+    lies_in,
     set_size,
     size_of,
     slices_of,
@@ -73,7 +74,7 @@ def apply_plan(
                 "units": hook.units,
             }
     _record(model, key["modules"], touched)
-    key["modules"] = take_items(model, removed, key["modules"])
+    take_units(model, removed, key)
     smaller = Smaller(model, plan)
     _remove_blocks(model, groups, plan, key)
     count_experts(model, key)
@@ -172,11 +173,8 @@ def _remove_blocks(
     # From the last to the first, so that the indices of the blocks still to go stay true.
     for path, config_field in sorted(counted, key=lambda item: int(item[0].rsplit(".", 1)[1]), reverse=True):
         parent, _, index = path.rpartition(".")
-        siblings = model.get_submodule(parent)
-        del siblings[int(index)]  # type: ignore[arg-type]
-        write_config(model, {config_field: len(siblings)})  # type: ignore[arg-type]
-        key["modules"] = {shifted(p, parent, int(index)): e for p, e in key["modules"].items()}
-        key["removed_blocks"] = [shifted(p, parent, int(index)) for p in key["removed_blocks"]]
+        take_item(model, parent, int(index), key)
+        write_config(model, {config_field: len(model.get_submodule(parent))})  # type: ignore[arg-type]
     if stage is not None:
         _remove_stage(model, stage, key)
 
@@ -187,11 +185,8 @@ def _remove_stage(model: nn.Module, stage: PrunableGroup, key: dict[str, Any]) -
     drop_stage(model)
     write_config(model, with_a_stage_less(config_of(model)))
 
-    def stays(path: str) -> bool:
-        return not any(inside(path, part) for part in gone)
-
-    key["modules"] = {shifted(p, UP, 0): entry for p, entry in key["modules"].items() if stays(p)}
-    key["removed_blocks"] = [shifted(p, UP, 0) for p in key["removed_blocks"] if stays(p)]
+    key["modules"] = {shifted(p, UP, 0): entry for p, entry in key["modules"].items() if not lies_in(p, gone)}
+    key["removed_blocks"] = [shifted(p, UP, 0) for p in key["removed_blocks"] if not lies_in(p, gone)]
 
 
 def _spared(model: nn.Module, plan: PruningPlan) -> dict[str, str]:

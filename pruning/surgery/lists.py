@@ -18,28 +18,31 @@ def shifted(path: str, parent: str, removed_index: int) -> str:
     return f"{parent}.{int(index) - 1}{dot}{rest}" if int(index) > removed_index else path
 
 
-def take_items(
-    model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]], modules: dict[str, Any]
-) -> dict[str, Any]:
-    """Delete the items of lists that are removed units.
+def take_item(model: nn.Module, parent: str, index: int, key: dict[str, Any]) -> None:
+    """Delete an item of the list at `parent`; in the config entry `key` its records go, those behind move forward."""
+    del cast(nn.ModuleList, model.get_submodule(parent))[index]
+    item = f"{parent}.{index}"
+    key["modules"] = {
+        shifted(path, parent, index): record
+        for path, record in key["modules"].items()
+        if not inside(path, item)
+    }
+    key["removed_blocks"] = [
+        shifted(path, parent, index) for path in key["removed_blocks"] if not inside(path, item)
+    ]
+
+
+def take_units(model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]], key: dict[str, Any]) -> None:
+    """Delete the items of lists that are removed units, and write the lengths of these lists into `key`.
 
     Args:
         model: The model, cut in place.
         removed: Units that go, by group.
-        modules: Records of its modules by path.
-
-    Returns:
-        The records of the modules that are left, where they are now, and the lengths of the lists.
+        key: Config entry, brought up to date in place.
     """
     for group, units in removed.items():
         for parent in group.lists:
-            items = cast(nn.ModuleList, model.get_submodule(parent))
             for unit in sorted(units, reverse=True):
-                del items[unit]
-                modules = {
-                    shifted(path, parent, unit): record
-                    for path, record in modules.items()
-                    if not inside(path, f"{parent}.{unit}")
-                }
-            modules[parent] = {"attributes": {LENGTH: len(items)}}
-    return modules
+                take_item(model, parent, unit, key)
+            items = cast(nn.ModuleList, model.get_submodule(parent))
+            key["modules"][parent] = {"attributes": {LENGTH: len(items)}}

@@ -20,7 +20,7 @@ from pruning.surgery.check import outermost
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.surgery.smaller_forms import check_entry, rebuild
-from pruning.types import LENGTH, PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
+from pruning.types import LENGTH, PRUNING_KEY, PrunableGroup, lies_in, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
 
@@ -228,11 +228,7 @@ def _check_agreement(
     Where several groups share a dimension of a parameter (a fused projection), it must have lost what they lost
     together.
     """
-    groups = [
-        group
-        for group in groups
-        if group.kind != "blocks" and not any(inside(group.module, block) for block in gone)
-    ]
+    groups = [group for group in groups if group.kind != "blocks" and not lies_in(group.module, gone)]
     owners: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups:
         for part in slices_of(group):

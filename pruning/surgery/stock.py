@@ -20,7 +20,7 @@ from pruning.surgery.config import stock_model, write_config
 from pruning.surgery.identity import IdentityBlock
 from pruning.surgery.low_rank import LowRankLinear
 from pruning.surgery.shared import Shared
-from pruning.types import config_of, inside
+from pruning.types import config_of, inside, lies_in
 
 LAYERS, DEPTH, REVERSED = (
     "layers_per_block",
@@ -85,12 +85,11 @@ def _fits(model: nn.Module, step: _Step, key: Mapping[str, Any]) -> bool:
     other = [name for name, module in model.named_modules() if isinstance(module, (LowRankLinear, Shared))]
     gone = [where for path in (*key["removed_blocks"], *other) if (where := step.moved(path))]
 
-    def stays(name: str) -> bool:
-        return not any(inside(name, path) for path in gone)
-
-    stock = {name: p.shape for name, p in built.named_parameters() if stays(name)}
+    stock = {name: p.shape for name, p in built.named_parameters() if not lies_in(name, gone)}
     left = {
-        where: p.shape for name, p in model.named_parameters() if (where := step.moved(name)) and stays(where)
+        where: p.shape
+        for name, p in model.named_parameters()
+        if (where := step.moved(name)) and not lies_in(where, gone)
     }
 
     def recorded(name: str) -> bool:

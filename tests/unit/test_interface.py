@@ -67,5 +67,10 @@ def test_blocks_are_chosen_by_measuring_sets_of_them():
     assert trace["chosen"]["change"] == min(
         entry["change"] for entry in trace["measured"] if len(entry["removed"]) == len(plan.removed_blocks)
     )
+    by_hand = sp.PruningPlan(removed_blocks=plan.removed_blocks)
+    with pytest.raises(
+        PruningError, match="choose_blocks: the plan does not say its goal, got, scope, target"
+    ):
+        sp.choose_blocks(model, groups, scores, by_hand, batches)
     with pytest.raises(PruningError, match=r"choose_blocks: depth\.budget: -1 must be at least 0"):
         sp.choose_blocks(model, groups, scores, plan, batches, budget=-1)

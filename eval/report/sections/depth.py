@@ -18,7 +18,7 @@ BODY = template(
 model's output without the whole set, as a share of the output's mean square. Where the sum of single changes is another
 number, blocks act on each other.</p>
 <div class="scroll"><table>
-<thead><tr><td></td><th scope="col">blocks</th><th scope="col">cost left</th>
+<thead><tr><td></td><th scope="col">blocks</th><th scope="col">cost left, all else dense</th>
 <th scope="col">sum of single changes</th><th scope="col">measured together</th></tr></thead>
 <tbody>
 {% for row in rows %}

@@ -132,8 +132,7 @@ def ideogram4(model: Any, draw: Draw) -> Native:
         "segment_ids": torch.ones_like(places),
         "indicator": torch.where(places < tokens, 3, 2),  # text, image
     }
-    size = f"{cells * cells} x {c['in_channels']} packed latents ({16 * cells} x {16 * cells} px)"
-    return Native(call, f"{size}, {text_words(tokens)}")
+    return _native(call, tokens, cells)
 
 
 def _positions(draw: Draw, tokens: int, cells: int) -> Tensor:
