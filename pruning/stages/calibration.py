@@ -223,10 +223,10 @@ def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
     return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 
-def progress(run: Run, what: str, times: int = 1) -> Callable[[int], None]:
-    """Return what draws a bar over the recipe's samples, each of them shown at every timestep so many times."""
+def progress(run: Run, what: str, total: int | None = None) -> Callable[[int], None]:
+    """Return what draws a bar over rows, by default over the recipe's samples at every timestep."""
     section, done = run.recipe.calibrate, 0
-    total = section.num_samples * section.timestep_buckets * times
+    total = section.num_samples * section.timestep_buckets if total is None else total
 
     def report(rows: int) -> None:
         nonlocal done

@@ -28,13 +28,6 @@ def caveats(run: Run) -> list[str]:
             "data.eval_split.",
         ),
         (
-            data.eval_split == data.split
-            and recipe.prune.modulation_error is not None
-            and recipe.calibrate.provider == "noised",
-            f"Ranks not held out: data.eval_split={data.eval_split} is data.split, so what low-rank forms lose "
-            "(prune.modulation_error) is counted on the images by which they were chosen, at other timesteps.",
-        ),
-        (
             data.source != DIGITS and features.is_relative_to(bundled_root().resolve()),
             f"Features of other data: evaluate.features={recipe.features} was trained on the digits, but the images "
             f"are {data.source!r}. Distances on its features say little about them; leave evaluate.features out, "
@@ -54,4 +47,5 @@ def unseen(stats: CalibrationStats) -> list[str]:
     found = list(stats.meta.get("unseen", {}).values())
     if not found:
         return []
-    return [f"Attention unseen: at {len(found)} modules nothing is drawn of sinks and heads ({found[0]})."]
+    where = "a module" if len(found) == 1 else f"{len(found)} modules"
+    return [f"Attention unseen: at {where} nothing is drawn of sinks and heads ({found[0]})."]

@@ -201,8 +201,6 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
     if recipe.calibrate.provider == "noised":
         data.check_enough(recipe.calibrate.num_samples)
-    if "plan" in stages and recipe.prune.modulation_error is not None:
-        _check_split(run, run.open_images(recipe.data.eval_split), captions=False)
     if "evaluate" in stages:
         held_out = run.open_images(recipe.data.eval_split)
         _check_split(run, held_out, captions=text)

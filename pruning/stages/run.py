@@ -229,12 +229,12 @@ class Run:
             caption_column=section.caption_column,
         )
 
-    def choose(self, split: str, count: int) -> list[int]:
-        """Return the rows of a split that are looked at: `count` of them, drawn by the seed, sorted."""
+    def choose(self, split: str, count: int, *, skip: int = 0) -> list[int]:
+        """Return the rows of a split that are looked at: `count` drawn by the seed, sorted; others after `skip`."""
         data = self.images(split)
-        data.check_enough(count)
+        data.check_enough(skip + count)
         order = torch.randperm(len(data), generator=sample_generator(self.recipe.seed, 0, CHOICE))
-        return sorted(order[:count].tolist())
+        return sorted(order[skip : skip + count].tolist())
 
     @property
     def guidable(self) -> bool:
@@ -242,20 +242,33 @@ class Run:
         return takes_text(self.meta) or models.null_class(self.meta) is not None
 
     def noised(
-        self, split: str, count: int, *, batch_size: int, conditional: bool = True, draw: int = 0
+        self,
+        split: str,
+        count: int,
+        *,
+        batch_size: int,
+        conditional: bool = True,
+        skip: int = 0,
+        other_noise: bool = False,
     ) -> NoisedBatches:
-        """Return `count` images of a split, noised to every timestep bucket; as of no class and prompt if asked.
+        """Return `count` images of a split, noised to every timestep bucket.
 
-        Another `draw` takes other timesteps and noise for them.
+        Args:
+            split: Which.
+            count: How many.
+            batch_size: Of each call.
+            conditional: With their classes or captions; else as of none.
+            skip: So many that others look at are left out.
+            other_noise: Other timesteps and noise than others take for them.
         """
         return noised_batches(
             self.images(split),
             self.conditioner,
             self.scheduler,
-            indices=self.choose(split, count),
+            indices=self.choose(split, count, skip=skip),
             batch_size=batch_size,
             timestep_buckets=self.recipe.calibrate.timestep_buckets,
-            seed=self.recipe.seed + draw,
+            seed=self.recipe.seed + other_noise,
             device=self.device,
             dtype=self.dtype,
             conditional=conditional,

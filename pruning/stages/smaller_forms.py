@@ -36,7 +36,6 @@ REPORT, FORMS = "smaller_forms.json", "low_rank.safetensors"
 CONTENT, PARTS = "low-rank forms", ("up", "down", "bias")
 LIKELY = 1 / 8
 """Rank that is assumed of modulation layers before they are measured, of the smaller side of their weights."""
-MEASURED = (*SHOWN, "data.eval_split")
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -44,14 +43,15 @@ def settings(run: Run) -> dict[str, Any]:
     section = run.recipe.prune
     found: dict[str, Any] = {"prune.share_embedders": True} if section.share_embedders else {}
     if section.modulation_error is not None:
-        found |= pick(run.recipe, (*MEASURED, "prune.modulation_error"))
+        found |= pick(run.recipe, (*SHOWN, "prune.modulation_error"))
     return found
 
 
 def decide(run: Run, folder: Path) -> PruningPlan | None:
     """Return the plan in which only the smaller forms are decided; None where none are asked for.
 
-    Writes the low-rank forms into the folder of the stage, and what the report says. ``modulation``: each layer's
+    Writes the low-rank forms into the folder of the stage, and what the report says. ``held_out``: whether losses are
+    of images that the choice did not see. ``modulation``: each layer's
     ``module``, ``params``, ``full`` (the smaller side of its weight), ``rank`` (None: it stays whole), ``lost``,
     ``lost_fitted`` and ``saved`` parameters. ``shared``: for each set of copies ``modules``, ``saved`` and ``error``,
     which is 0, for copies are equal.
@@ -65,6 +65,12 @@ def decide(run: Run, folder: Path) -> PruningPlan | None:
     forms: dict[str, LowRank] = {}
     shared: tuple[tuple[str, ...], ...] = ()
     if run.recipe.prune.modulation_error is not None:
+        report["held_out"] = run.recipe.calibrate.provider == "sampling" or spare(run) > 0
+        if not report["held_out"]:
+            logger.warning(
+                "prune.modulation_error: calibration takes all images of data.split, so what low-rank forms lose is "
+                "counted on the same ones, at other timesteps; lower calibrate.num_samples"
+            )
         forms, report["modulation"] = _modulation(run, run.recipe.prune.modulation_error)
         losses = {path: [form.lost, form.lost_fitted] for path, form in forms.items()}
         tensors = {f"{path}/{name}": getattr(form, name) for path, form in forms.items() for name in PARTS}
@@ -154,20 +160,22 @@ def _size(model: ModelMixin, path: str) -> int:
 
 def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
     """Return what enters the modulation layers: on the images of calibration, and on held-out ones."""
-    key = Key("modulation", pick(run.recipe, MEASURED), run.workspace.hashes, {})
+    key = Key("modulation", pick(run.recipe, SHOWN), run.workspace.hashes, {})
 
     def look(folder: Path) -> None:
         section = run.recipe.calibrate
-        for name, source in ((FITTED, shown(run, held_out=False)), (HELD_OUT, shown(run, held_out=True))):
-            plain = replace(section, rows=None, timestep_weights="uniform")
+        plain = replace(section, rows=None, timestep_weights="uniform")
+        times = section.timestep_buckets * (1 + run.guidable) * (section.provider == "noised")
+        for name, held_out in ((FITTED, False), (HELD_OUT, True)):
+            rows = ((held_out and spare(run)) or section.num_samples) * times
             stats = calibration.calibrate(
                 run.dense,
                 layers_of(run),
-                source,
+                shown(run, held_out=held_out),
                 needs=RANK_NEEDS,
                 settings=plain,
                 seed=run.recipe.seed,
-                progress=progress(run, f"modulation, {name.partition('.')[0]}", 1 + run.guidable),
+                progress=progress(run, f"modulation, {name.partition('.')[0]}", rows),
             )
             calibration.save_stats(stats, folder / name)
 
@@ -175,21 +183,34 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
     return calibration.load_stats(folder / FITTED), calibration.load_stats(folder / HELD_OUT)
 
 
+def spare(run: Run) -> int:
+    """Return how many images of the split that calibration looks at it leaves alone, up to as many as it takes."""
+    count = run.recipe.calibrate.num_samples
+    return min(count, len(run.images(run.recipe.data.split)) - count)
+
+
 def shown(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
     """Return what is shown: images with their labels or captions and without, as guidance asks, or sampling.
 
-    Held-out images come at other timesteps, for on those alone a modulation layer may depend.
+    Held-out images are the `spare` ones, or the same where there are none; they come at other timesteps, for on those
+    alone a modulation layer may depend.
     """
-    section = run.recipe.calibrate
+    section, split = run.recipe.calibrate, run.recipe.data.split
     count = section.num_samples
     if section.provider == "sampling":
         generate = sampler(run, run.dense, section)
         seeds = range(count, 2 * count) if held_out else range(count)
         return SamplingRun(lambda: generate(seeds), num_train_timesteps(run.scheduler))
-    split = run.recipe.data.eval_split if held_out else run.recipe.data.split
-    count = min(count, len(run.images(split))) if held_out else count
+    others = spare(run) if held_out else 0
     parts: Sequence[NoisedBatches] = [
-        run.noised(split, count, batch_size=section.batch_size, conditional=conditional, draw=int(held_out))
+        run.noised(
+            split,
+            others or count,
+            batch_size=section.batch_size,
+            conditional=conditional,
+            skip=count if others else 0,
+            other_noise=held_out,
+        )
         for conditional in ((True, False) if run.guidable else (True,))
     ]
     return replace(parts[0], make=lambda: chain.from_iterable(parts))

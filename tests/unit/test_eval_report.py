@@ -651,7 +651,7 @@ def test_losses_are_called_held_out_only_if_the_images_were(
         "lost": 0.1,
         "lost_fitted": 0.0,
     }
-    run = load_run(edited(tmp_path, {"held_out": held_out, "smaller_forms": {"modulation": [layer]}}))
+    run = load_run(edited(tmp_path, {"smaller_forms": {"held_out": held_out, "modulation": [layer]}}))
     shown = smaller_forms.section(run)
     assert shown is not None
     assert f"lost, {where}" in shown.body

@@ -186,7 +186,7 @@ def test_what_depends_on_a_knob_changes_with_it_and_nothing_else(base, key):
     assert changed == {*dependent.split(), *PRINTED.split()}
 
 
-@pytest.mark.parametrize("key", ["data.eval_split", "calibrate.num_samples"])
+@pytest.mark.parametrize("key", ["data.split", "calibrate.num_samples"])
 def test_low_rank_layers_depend_on_what_they_are_measured_on(base, key):
     recipe, value = replaced(base[0], "prune.modulation_error", 0.01), TABLE[key][0]
     before, after = keys(recipe), keys(replaced(recipe, key, value))

@@ -181,19 +181,18 @@ def test_an_evaluation_on_the_images_of_training_is_warned_of(recipe, caplog):
     check(same)
     assert "Not held out: data.eval_split=train is data.split" in caplog.text
     assert any("Not held out" in text for text in caveats(Run(same)))
-    assert not any("Ranks" in text for text in caveats(Run(same)))
-    ranked = change(same, prune__modulation_error=0.1)
-    assert any("Ranks not held out" in text for text in caveats(Run(ranked)))
 
 
-def test_held_out_images_are_shown_at_other_timesteps(recipe):
-    run = Run(change(recipe, data__eval_split=recipe.data.split))
-    fit, held_out = (
-        torch.cat([batch.timesteps for batch in smaller_forms.shown(run, held_out=held_out)])
-        for held_out in (False, True)
-    )
-    assert fit.shape == held_out.shape
-    assert (fit != held_out).float().mean() > 0.8
+@pytest.mark.parametrize("taken", [6, 1438])
+def test_ranks_are_chosen_by_images_that_calibration_leaves_alone_at_other_timesteps(recipe, taken):
+    run = Run(change(recipe, data__source="digits", calibrate__num_samples=taken))
+    assert smaller_forms.spare(run) == (6 if taken == 6 else 0)
+    fit, held_out = (list(smaller_forms.shown(run, held_out=held_out)) for held_out in (False, True))
+    timesteps = [torch.cat([batch.timesteps for batch in batches]) for batches in (fit, held_out)]
+    assert timesteps[0].shape == timesteps[1].shape
+    assert (timesteps[0] != timesteps[1]).float().mean() > 0.8
+    seen = [{int(i) for batch in batches for i in batch.sample_ids} for batches in (fit, held_out)]
+    assert not seen[0] & seen[1] if taken == 6 else seen[0] == seen[1]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def section(run: RunData) -> Section | None:
     if not found:
         return None
     layers = found.get("modulation", [])
-    where = "held out" if run.held_out else "other draws"
+    where = "held out" if found.get("held_out") else "other draws"
     words = [text for text in (_modulation(layers, where), _shared(found.get("shared"))) if text]
     rows = [(layer["module"], _cells(layer)) for layer in layers]
     table = TABLE(names=(*COLUMNS, f"lost, {where}", "lost, calibration"), rows=rows) if rows else None
