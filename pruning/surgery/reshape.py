@@ -20,7 +20,7 @@ from pruning.surgery.check import outermost
 from pruning.surgery.identity import IdentityBlock, replace_by_identity
 from pruning.surgery.inputs import kept_inputs, narrow_inputs
 from pruning.surgery.smaller_forms import check_entry, rebuild
-from pruning.types import LENGTH, PRUNING_KEY, PrunableGroup, inside, set_size, size_of, slices_of
+from pruning.types import LENGTH, PRUNING_KEY, PrunableGroup, lies_in, set_size, size_of, slices_of
 
 FORMAT_VERSION = 1
 
@@ -223,19 +223,17 @@ def _check_narrowed(group: PrunableGroup, record: Mapping[str, Any], module: nn.
 def _check_agreement(
     model: nn.Module, groups: Sequence[PrunableGroup], modules: Mapping[str, Any], gone: list[str]
 ) -> None:
-    """All slices and sizes of a group must have lost the same number of units.
+    """All slices and sizes of a group, outside removed blocks, must have lost the same number of units.
 
     Where several groups share a dimension of a parameter (a fused projection), it must have lost what they lost
     together.
     """
-    groups = [
-        group
-        for group in groups
-        if group.kind != "blocks" and not any(inside(group.module, block) for block in gone)
-    ]
+    groups = [group for group in groups if group.kind != "blocks" and not lies_in(group.module, gone)]
     owners: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups:
         for part in slices_of(group):
+            if lies_in(part.path, gone):
+                continue
             sizes = owners.setdefault((part.path, part.dim), {})
             sizes[group.name] = sizes.get(group.name, 0) + part.unit_size
     lost: dict[str, tuple[str, float]] = {}
@@ -250,6 +248,8 @@ def _check_agreement(
 
     for group in groups:
         for attribute in group.attributes:
+            if lies_in(attribute.module, gone):
+                continue
             stock = size_of(model.get_submodule(attribute.module), attribute.name)
             assert stock is not None
             new = modules.get(attribute.module, {}).get("attributes", {}).get(attribute.name, stock)
