@@ -223,7 +223,7 @@ def _check_narrowed(group: PrunableGroup, record: Mapping[str, Any], module: nn.
 def _check_agreement(
     model: nn.Module, groups: Sequence[PrunableGroup], modules: Mapping[str, Any], gone: list[str]
 ) -> None:
-    """All slices and sizes of a group must have lost the same number of units.
+    """All slices and sizes of a group, outside removed blocks, must have lost the same number of units.
 
     Where several groups share a dimension of a parameter (a fused projection), it must have lost what they lost
     together.
@@ -232,6 +232,8 @@ def _check_agreement(
     owners: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups:
         for part in slices_of(group):
+            if lies_in(part.path, gone):
+                continue
             sizes = owners.setdefault((part.path, part.dim), {})
             sizes[group.name] = sizes.get(group.name, 0) + part.unit_size
     lost: dict[str, tuple[str, float]] = {}
@@ -246,6 +248,8 @@ def _check_agreement(
 
     for group in groups:
         for attribute in group.attributes:
+            if lies_in(attribute.module, gone):
+                continue
             stock = size_of(model.get_submodule(attribute.module), attribute.name)
             assert stock is not None
             new = modules.get(attribute.module, {}).get("attributes", {}).get(attribute.name, stock)

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from pruning.checkpoint import install_hook, save
+from pruning.groups import find_groups
 from pruning.groups.blocks import blocks_of
 from pruning.removal import BlockRemoval
 from pruning.surgery import apply_plan, mask_plan
 from pruning.surgery.stages import take_out
-from pruning.types import PrunableGroup, PruningPlan
+from pruning.types import PrunableGroup, PruningPlan, slices_of
 from tests.family.zoo_setup import FIRST, assert_same, built, model_of
-from tests.zoo import ZOO, run
+from tests.zoo import ZOO, build, run
 
 
 @cache
@@ -124,3 +125,18 @@ def test_a_list_never_ends_empty(name: str, tmp_path: Path) -> None:
     install_hook()
     save(cut, tmp_path)
     assert_same(run(ZOO[name], type(model).from_pretrained(tmp_path)), masked, 1e-6)
+
+
+def test_a_removed_block_may_hold_a_part_of_a_group(tmp_path: Path) -> None:
+    model = build(ZOO["amused"])
+    groups = find_groups(model)
+    ffn = next(group for group in groups if group.name == "up_block.res_blocks.0:ffn_channels")
+    norm = "up_block.res_blocks.0.channelwise_norm"
+    assert any(part.path.startswith(norm) for part in slices_of(ffn))
+    plan = PruningPlan(kept={ffn.name: tuple(range(0, ffn.num_units, 2))}, removed_blocks=(norm,))
+    cut = apply_plan(copy.deepcopy(model), plan, groups)
+    pruned = run(ZOO["amused"], cut)
+    assert_same(pruned, run(ZOO["amused"], mask_plan(model, plan, groups)), 1e-5)
+    install_hook()
+    save(cut, tmp_path)
+    assert_same(run(ZOO["amused"], type(model).from_pretrained(tmp_path)), pruned, 1e-6)  # type: ignore[attr-defined]
