@@ -471,11 +471,6 @@ def config_of(model: torch.nn.Module) -> Mapping[str, Any]:
     return model.config  # type: ignore[return-value]
 
 
-def stock_config(model: torch.nn.Module) -> dict[str, Any]:
-    """Return what of a model's config its own class is built from, without what pruning has to say."""
-    return {name: value for name, value in config_of(model).items() if name not in (PRUNING_KEY, DEFAULTED)}
-
-
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return a stable hash of a model's architecture: its config without paths, versions and provenance."""
     skip = ("_name_or_path", "_diffusers_version", DEFAULTED, "_null_class")

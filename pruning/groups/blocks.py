@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from pruning.groups.base import handler, kind
@@ -23,8 +22,9 @@ from pruning.groups.reading.residual import first_channels, residual
 from pruning.groups.reading.structure import forward_names, may_be_block, signatures_of
 from pruning.groups.reading.values import Value, the_atom
 from pruning.groups.stages import DOWN, MIDDLE, channels_behind, inner_stages
+from pruning.models import stock_model
 from pruning.removal import BlockRemoval
-from pruning.types import PRUNING_KEY, PrunableGroup, stock_config
+from pruning.types import PRUNING_KEY, PrunableGroup
 
 _FOUND: WeakKeyDictionary[nn.Module, Blocks] = WeakKeyDictionary()
 _READ: dict[Any, Any] = {}
@@ -74,8 +74,8 @@ def blocks_of(model: nn.Module) -> Blocks:
     for path in [path for path in removals if _alone(path, removals)]:
         del removals[path]
         why_not[path] = "it is the one block of a module that is a block itself"
-    stock = _as_built(model)
-    built = signatures if stock is model else signatures_of(stock)
+    pruned = PRUNING_KEY in getattr(model, "config", {})
+    built = signatures_of(stock_model(model) or model) if pruned else signatures
     counted = {path: _counted(path, model, built) for path in removals}
     removals = {path: replace(removal, config_field=counted[path]) for path, removal in removals.items()}
     stage = inner_stages(model, removals, lambda path: _concatenated(path, model, callers))
@@ -175,14 +175,6 @@ def _alone(path: str, removals: dict[str, BlockRemoval]) -> bool:
         return False
     inner = [other for other in removals if other.startswith(around + ".") and not other.startswith(path)]
     return not inner
-
-
-def _as_built(model: nn.Module) -> nn.Module:
-    """Return a pruned model as its config alone builds it, on the meta device; another is what it is."""
-    if PRUNING_KEY not in getattr(model, "config", {}):
-        return model
-    with torch.device("meta"):
-        return type(model).from_config(stock_config(model))  # type: ignore[attr-defined]
 
 
 def _counted(path: str, model: nn.Module, built: dict[str, int]) -> str | None:

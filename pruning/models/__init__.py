@@ -28,5 +28,6 @@ if TYPE_CHECKING:
     from pruning.models.native import native_input as native_input
     from pruning.models.sources import bundled as bundled
     from pruning.models.sources import resolve_source as resolve_source
+    from pruning.models.stock import stock_model as stock_model
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -29,7 +29,7 @@ READS = (
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return smaller_forms.settings(run) | depth.depends_on(run)
+    return smaller_forms.depends_on(run) | depth.depends_on(run)
 
 
 @partial(Stage, "plan", after=("score",), reads=READS, extra=_settings)

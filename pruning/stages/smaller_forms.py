@@ -38,7 +38,7 @@ LIKELY = 1 / 8
 """Rank that is assumed of modulation layers before they are measured, of the smaller side of their weights."""
 
 
-def settings(run: Run) -> dict[str, Any]:
+def depends_on(run: Run) -> dict[str, Any]:
     """Return what the smaller forms of a plan depend on beside its scores; nothing where none are asked for."""
     section = run.recipe.prune
     found: dict[str, Any] = {"prune.share_embedders": True} if section.share_embedders else {}
@@ -59,7 +59,7 @@ def decide(run: Run, folder: Path) -> PruningPlan | None:
     Raises:
         PruningError: If the model has no modulation layer and some were to take a low-rank form.
     """
-    if not settings(run):
+    if not depends_on(run):
         return None
     report: dict[str, Any] = {}
     forms: dict[str, LowRank] = {}
@@ -111,7 +111,7 @@ def assumed(run: Run, share: float) -> PruningPlan | None:
         share: Rank of each modulation layer, of the smaller side of its weight; at least 1.
     """
     section, model = run.recipe.prune, run.meta
-    if not settings(run):
+    if not depends_on(run):
         return None
     ranks = {}
     for group in layers_of(run) if section.modulation_error is not None else ():

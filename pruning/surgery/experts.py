@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from pruning.errors import PruningError
 from pruning.groups.experts import mixture_at, mixtures
 from pruning.groups.words import words
-from pruning.surgery.config import stock_model, write_config
+from pruning.models import stock_model
+from pruning.surgery.config import write_config
 from pruning.types import PrunableGroup, config_of, lies_in, size_of
 
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from pruning.groups.reading.counts import shared_count
 from pruning.groups.stages import DOWN, MIDDLE, UP
-from pruning.surgery.config import stock_model, write_config
+from pruning.models import stock_model
+from pruning.surgery.config import write_config
 from pruning.surgery.identity import IdentityBlock
 from pruning.surgery.low_rank import LowRankLinear
 from pruning.surgery.shared import Shared
