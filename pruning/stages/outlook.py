@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,23 +96,35 @@ def kinds_of(
 ) -> list[dict[str, Any]]:
     """Return one row per kind: how much of the model it is, how much of it goes, and how much was to go.
 
-    A share of the MACs is None where these are not known. ``got_ratio`` counts parameters.
+    A share of the MACs is None where these are not known. ``got_ratio`` counts parameters. What several blocks hold
+    counts once.
     """
-    params, macs, all_macs = cost.unit_costs("params"), cost.unit_costs("macs"), cost.macs()
+    all_macs = cost.macs()
 
-    def total(costs: dict[str, float], own: list[dict[str, Any]], key: str) -> float:
-        return sum(costs[cut["group"]] * cut[key] for cut in own)
+    def worth(measure: str, own: list[dict[str, Any]], count: Callable[[dict[str, Any]], int]) -> float:
+        if own[0]["kind"] == "blocks":
+            blocks = PruningPlan(removed_blocks=tuple(sorted(cut["module"] for cut in own if count(cut))))
+            total = cost.macs if measure == "macs" else cost.params
+            return total() - total(blocks)
+        costs = cost.unit_costs(measure)
+        return sum(costs[cut["group"]] * count(cut) for cut in own)
+
+    def units(cut: dict[str, Any]) -> int:
+        return cut["total"]
+
+    def gone(cut: dict[str, Any]) -> int:
+        return cut["total"] - cut["kept"]
 
     return [
         {
             "kind": kind,
             "groups": len(own),
-            "units": sum(cut["total"] for cut in own),
-            "removed": sum(cut["total"] - cut["kept"] for cut in own),
-            "params_share": total(params, own, "total") / cost.params(),
-            "macs_share": total(macs, own, "total") / all_macs if all_macs else None,
+            "units": sum(map(units, own)),
+            "removed": sum(map(gone, own)),
+            "params_share": worth("params", own, units) / cost.params(),
+            "macs_share": worth("macs", own, units) / all_macs if all_macs else None,
             "asked_ratio": (asked or {}).get(kind),
-            "got_ratio": 1 - total(params, own, "kept") / total(params, own, "total"),
+            "got_ratio": worth("params", own, gone) / worth("params", own, units),
         }
         for kind, own in by_kind(cuts).items()
     ]
