@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pruning.interface import calibrate as calibrate
     from pruning.interface import choose_blocks as choose_blocks
     from pruning.interface import load as load
+    from pruning.interface import modulation_forms as modulation_forms
     from pruning.interface import noised_batches as noised_batches
     from pruning.models import example_call as example_call
     from pruning.models import load_denoiser as load_denoiser
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pruning.surgery import apply_plan as apply_plan
     from pruning.surgery import compensate as compensate
     from pruning.surgery import mask_plan as mask_plan
+    from pruning.surgery import take_low_rank as take_low_rank
     from pruning.types import CalibrationStats as CalibrationStats
     from pruning.types import PrunableGroup as PrunableGroup
     from pruning.types import PruningPlan as PruningPlan

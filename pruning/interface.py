@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from pruning.data import Conditioner, ImageData, NoisedBatches, open_images
 from pruning.data import noised_batches as noise
 from pruning.errors import PruningError, shown
 from pruning.groups import find_groups
+from pruning.groups.modulation import modulation_layers
 from pruning.importance import single_changes
 from pruning.settings import Calibrate, Depth, Prune, Target
-from pruning.surgery import needs_for
+from pruning.surgery import RANK_NEEDS, LowRank, choose_ranks, needs_for
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash, config_of
 
 
@@ -63,6 +65,7 @@ def noised_batches(
     timestep_buckets: int = 8,
     seed: int = 0,
     pipeline: DiffusionPipeline | None = None,
+    conditional: bool = True,
 ) -> NoisedBatches:
     """Return images noised to every range of timesteps, to be gone through as often as needed.
 
@@ -76,6 +79,7 @@ def noised_batches(
         timestep_buckets: T.
         seed: Of the noise and the timesteps.
         pipeline: The pipeline around the model, where that works on latents or is told texts.
+        conditional: With the images' labels or captions; else as guidance asks a model without.
 
     Raises:
         PruningError: If the data cannot be read or are fewer than `samples`, or a number is none.
@@ -98,6 +102,7 @@ def noised_batches(
         seed=int(seed),
         device=parameter.device,
         dtype=parameter.dtype,
+        conditional=conditional,
     )
 
 
@@ -129,6 +134,42 @@ def calibrate(
     )
 
 
+def modulation_forms(
+    model: nn.Module,
+    batches: NoisedBatches | Sequence[NoisedBatches],
+    held_out: NoisedBatches | Sequence[NoisedBatches],
+    *,
+    error: float = 1e-3,
+    multiple: int = 1,
+    seed: int = 0,
+) -> dict[str, LowRank]:
+    """Choose the low-rank forms of a model's modulation layers; `take_low_rank` gives them to it.
+
+    Args:
+        model: The dense model; it does not change.
+        batches: What it is shown; of a model that is guided, also batches without labels or captions.
+        held_out: Others, by which the loss is counted.
+        error: Largest share of the variance of a layer's outputs that may be lost.
+        multiple: Ranks are multiples of it.
+        seed: Of all draws.
+
+    Returns:
+        The forms by path, of those layers in which they save parameters.
+
+    Raises:
+        PruningError: As `choose_ranks`, and for NaN, naming module, sample and timesteps.
+    """
+    layers = modulation_layers(model, find_groups(model))
+
+    def seen(shown: NoisedBatches | Sequence[NoisedBatches]) -> CalibrationStats:
+        parts = [shown] if isinstance(shown, NoisedBatches) else list(shown)
+        together = replace(parts[0], make=lambda: chain.from_iterable(parts))
+        return calibration.calibrate(model, layers, together, needs=RANK_NEEDS, seed=seed)
+
+    found = choose_ranks(model, layers, seen(batches), seen(held_out), error, multiple) if layers else {}
+    return {path: form for path, form in found.items() if form is not None}
+
+
 def allocate(
     model: nn.Module,
     groups: Sequence[PrunableGroup],
@@ -138,6 +179,7 @@ def allocate(
     params: float | None = None,
     ratio: float | None = None,
     settings: Prune | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> PruningPlan:
     """Decide which units stay, so that exactly one of `macs`, `params` and `ratio` is hit.
 
@@ -149,6 +191,7 @@ def allocate(
         params: Fraction of the parameters that remains.
         ratio: Fraction of the prunable parameters that is removed.
         settings: From where units go: scope, limits, rounding; its target is not read. None takes the defaults.
+        ranks: Of the layers that take a low-rank form, by path (of `modulation_forms`); they count towards the target.
 
     Raises:
         PruningError: For a value out of range, or a target that cannot be reached (the message names what can be).
@@ -156,7 +199,8 @@ def allocate(
     settings = replace(settings or Prune(), target=Target(macs=macs, params=params, ratio=ratio))
     settings.check("allocate")
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
-    return solve(groups, scores, cost, settings, start=PruningPlan(base_hash=config_hash(config_of(model))))
+    start = PruningPlan(base_hash=config_hash(config_of(model)), ranks=dict(ranks or {}))
+    return solve(groups, scores, cost, settings, start=start)
 
 
 def choose_blocks(

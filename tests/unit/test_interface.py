@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from diffusers import DDPMScheduler
@@ -74,3 +77,18 @@ def test_blocks_are_chosen_by_measuring_sets_of_them():
         sp.choose_blocks(model, groups, scores, by_hand, batches)
     with pytest.raises(PruningError, match=r"choose_blocks: depth\.budget: -1 must be at least 0"):
         sp.choose_blocks(model, groups, scores, plan, batches, budget=-1)
+
+
+def test_modulation_layers_go_as_the_documentation_prints():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "writing-a-recipe.md").read_text(encoding="utf-8")
+    lines = next(part for part in text.split("```python\n")[1:] if "modulation_forms" in part).partition(
+        "```"
+    )[0]
+    found: dict[str, Any] = {}
+    exec(lines.replace("samples=64", "samples=8"), found)
+    model, plan, forms = (found[name] for name in ("model", "plan", "forms"))
+    assert forms
+    assert plan.ranks == {path: form.rank for path, form in forms.items()}
+    left = sum(p.numel() for p in model.parameters())
+    assert plan.meta["params"]["plan"] == pytest.approx(left, rel=1e-2)
+    assert left < 0.6 * plan.meta["params"]["dense"]
