@@ -136,7 +136,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
             "frechet_num_real": len(real),
             "frechet_num_generated": n,
             "frechet_resamples": resamples,
-            "frechet_warning": None if min(n, len(real)) > width else f"n < d: {singular}",
+            "frechet_warning": None if min(n, len(real)) > width else f"n ≤ d: {singular}",
         }
         context.progress("Fréchet distance", len(results), len(generated))
     return results

@@ -199,6 +199,11 @@ def allocate(
     settings = replace(settings or Prune(), target=Target(macs=macs, params=params, ratio=ratio))
     settings.check("allocate")
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
+    if settings.modulation_error is not None or settings.share_embedders or settings.depth.budget:
+        raise PruningError(
+            "allocate: modulation_error, share_embedders and depth are for recipes; from Python use modulation_forms, "
+            "PruningPlan.shared and choose_blocks"
+        )
     start = PruningPlan(base_hash=config_hash(config_of(model)), ranks=dict(ranks or {}))
     return solve(groups, scores, cost, settings, start=start)
 

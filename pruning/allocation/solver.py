@@ -86,11 +86,10 @@ def allocate(
     rungs = _nearest(ladders, steps, measure, goal)
     plan = _plan(decided, ladders, rungs)
     got = total(plan)
-    frees_enough = got < goal and not any(rungs)  # what is decided already
-    hit = frees_enough or abs(got - goal) <= TOLERANCE * goal
+    hit = abs(got - goal) <= TOLERANCE * goal
     if not hit and ladders:  # else there is nothing left to decide
         least = measure([len(ladder.sizes) - 1 for ladder in ladders])
-        _explain(target, goal, got=got, least=least, dense=total())
+        _explain(target, goal, got=got, least=least, dense=total(), any_go=any(rungs))
     meta = {
         "asked": str(target),
         "target": {"macs": target.macs, "params": target.params, "ratio": target.ratio},
@@ -220,7 +219,7 @@ def _plan(
     return replace(blocks, kept=kept)
 
 
-def _explain(target: Target, goal: float, *, got: int, least: int, dense: int) -> None:
+def _explain(target: Target, goal: float, *, got: int, least: int, dense: int, any_go: bool) -> None:
     """Warn that the target was not hit; refuse when it lies below what the limits allow."""
     unit = "MACs" if target.measure == "macs" else "parameters"
     if goal < least:
@@ -229,12 +228,14 @@ def _explain(target: Target, goal: float, *, got: int, least: int, dense: int) -
             f"least reachable is {least:,} ({least / dense:.4f} of the dense {dense:,}); ask for at least that, "
             "or allow more kinds or blocks"
         )
+    alone = "; what is decided already frees more than asked" if got < goal and not any_go else ""
     logger.warning(
-        "target %s cannot be hit within %.0f %%: asked %s %s, nearest feasible %s (%.4f of dense)",
+        "target %s cannot be hit within %.0f %%: asked %s %s, nearest feasible %s (%.4f of dense)%s",
         target,
         100 * TOLERANCE,
         f"{goal:,.0f}",
         unit,
         f"{got:,}",
         got / dense,
+        alone,
     )

@@ -147,8 +147,9 @@ def _asked_ratios(
         return {}
     measure = settings.target.measure
     chosen = [group for group in groups if group.kind in settings.kinds]
-    dense = cost.macs() if measure == "macs" else cost.params()
-    ratio = (dense - plan.meta["goal"]) / prunable(chosen, cost, measure)
+    whole = plan.before_cuts()
+    before = cost.macs(whole) if measure == "macs" else cost.params(whole)
+    ratio = max(0.0, before - plan.meta["goal"]) / prunable(chosen, cost, measure)
     return dict.fromkeys(settings.kinds, float(ratio))
 
 

@@ -50,8 +50,8 @@ def depends_on(run: Run) -> dict[str, Any]:
 def decide(run: Run, folder: Path) -> PruningPlan | None:
     """Return the plan in which only the smaller forms are decided; None where none are asked for.
 
-    Writes the low-rank forms into the folder of the stage, and what the report says. ``held_out``: whether losses are
-    of images that the choice did not see. ``modulation``: each layer's
+    Writes the low-rank forms into the folder of the stage, and what the report says. ``asked`` and ``multiple``: of
+    ranks; ``held_out``: whether losses are of other images than directions. ``modulation``: each layer's
     ``module``, ``params``, ``full`` (the smaller side of its weight), ``rank`` (None: it stays whole), ``lost``,
     ``lost_fitted`` and ``saved`` parameters. ``shared``: for each set of copies ``modules``, ``saved`` and ``error``,
     which is 0, for copies are equal.
@@ -65,6 +65,7 @@ def decide(run: Run, folder: Path) -> PruningPlan | None:
     forms: dict[str, LowRank] = {}
     shared: tuple[tuple[str, ...], ...] = ()
     if run.recipe.prune.modulation_error is not None:
+        report |= {"asked": run.recipe.prune.modulation_error, "multiple": run.recipe.prune.round_to}
         report["held_out"] = run.recipe.calibrate.provider == "sampling" or spare(run) > 0
         if not report["held_out"]:
             logger.warning(

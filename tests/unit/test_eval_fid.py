@@ -163,7 +163,7 @@ def test_measured_by_subject_with_shared_features() -> None:
 def test_fewer_images_than_features_is_said() -> None:
     ctx, _ = context(n=4)
     warning = measure_all(ctx, ["fid"])["dense"]["frechet_warning"]
-    assert warning == "n < d: covariance is singular (50 real and 4 generated images, 4 features)"
+    assert warning == "n ≤ d: covariance is singular (50 real and 4 generated images, 4 features)"
 
 
 def test_no_ratio_to_a_distance_of_zero() -> None:

@@ -84,7 +84,7 @@ def test_fid_and_kid_agree_with_torch_fidelity(weights: Path, tmp_path: Path) ->
     assert ours["frechet_name"].startswith("FID with unpublished Inception weights ")
     assert ours["frechet_features_sha256"].startswith(ours["frechet_name"][-8:])
     assert ours["frechet_mode"].startswith("antialias=False")
-    assert ours["frechet_warning"].startswith("n < d: covariance is singular")
+    assert ours["frechet_warning"].startswith("n ≤ d: covariance is singular")
     assert ours["kernel_name"].startswith("KID with unpublished")
 
 

@@ -420,7 +420,7 @@ def test_a_distance_of_zero_has_no_ratio_to_judge_by(tmp_path: Path) -> None:
 def test_no_verdict_from_fewer_samples_than_features(tmp_path: Path) -> None:
     pruned = {"frechet": 9.0, "frechet_ci95": [8.0, 9.5], "frechet_ratio_ci95": [0.8, 0.9]}
     dense = {"frechet": 10.0, "frechet_ci95": [9.0, 11.0]}
-    metrics = {"dense": dense, "pruned": {**pruned, "frechet_warning": "n < d: the covariance is singular"}}
+    metrics = {"dense": dense, "pruned": {**pruned, "frechet_warning": "n ≤ d: the covariance is singular"}}
     said = " ".join(verdict(load_run(edited(tmp_path, {"metrics": metrics}))))
     assert "too few samples for these features to tell the two apart" in said
     assert "better" not in said
@@ -655,4 +655,4 @@ def test_losses_are_called_held_out_only_if_the_images_were(
     shown = smaller_forms.section(run)
     assert shown is not None
     assert f"lost, {where}" in shown.body
-    assert ("that the choice did not see" in shown.body) is held_out
+    assert ("by which ranks, but not directions" in shown.body) is held_out

@@ -43,7 +43,7 @@ def section(run: RunData) -> Section | None:
         return None
     layers = found.get("modulation", [])
     where = "held out" if found.get("held_out") else "other draws"
-    words = [text for text in (_modulation(layers, where), _shared(found.get("shared"))) if text]
+    words = [text for text in (_modulation(found, layers, where), _shared(found.get("shared"))) if text]
     rows = [(layer["module"], _cells(layer)) for layer in layers]
     table = TABLE(names=(*COLUMNS, f"lost, {where}", "lost, calibration"), rows=rows) if rows else None
     return Section(BODY(words=words, table=table, folded=len(layers) if len(layers) > SHOWN else 0))
@@ -57,7 +57,7 @@ def _cells(layer: Mapping[str, Any]) -> list[str]:
     return [f"{layer['rank']} of {layer['full']}", left, *lost]
 
 
-def _modulation(layers: Sequence[Mapping[str, Any]], where: str) -> str:
+def _modulation(found: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: str) -> str:
     low = [layer for layer in layers if layer["rank"] is not None]
     if not layers:
         return ""
@@ -67,16 +67,24 @@ def _modulation(layers: Sequence[Mapping[str, Any]], where: str) -> str:
         )
     saved, params = (sum(layer[key] for layer in layers) for key in ("saved", "params"))
     seen = (
-        "images that the choice did not see"
+        "images by which ranks, but not directions, were chosen"
         if where == "held out"
-        else "other draws than those of the choice"
+        else "other draws of the images by which directions were chosen"
     )
     worst = max(layer["lost"] for layer in low)
     return (
         f"{len(low)} of {fmt.plural(len(layers), 'modulation layer')} took a low-rank form, which frees "
         f"{fmt.quantity(saved)} of their {fmt.quantity(params)} parameters. What is lost is a share of the variance of "
-        f"the layer's output, here at most {fmt.number(worst)} on {seen}."
+        f"the layer's output, here at most {fmt.number(worst)} on {seen}{_asked(found)}."
     )
+
+
+def _asked(found: Mapping[str, Any]) -> str:
+    """Say what was asked, where a run says it."""
+    if "asked" not in found:
+        return ""
+    rounded = f"; ranks are rounded up to multiples of {found['multiple']}" if found["multiple"] > 1 else ""
+    return f" (asked: at most {fmt.number(found['asked'])}{rounded})"
 
 
 def _shared(sets: Sequence[Mapping[str, Any]] | None) -> str:
