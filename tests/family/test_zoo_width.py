@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from diffusers import AutoModel
+from diffusers import AutoModel, DiffusionPipeline
 
 from pruning.allocation import CostModel
-from pruning.checkpoint import install_hook, save
+from pruning.checkpoint import install_hook
 from pruning.surgery import apply_plan, mask_plan
 from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_hash, slices_of
 from tests.family.zoo_setup import FIRST, assert_same, built, error, half, smaller, widths
@@ -39,14 +41,28 @@ def test_cut_equals_mask_and_loads_again(name, tmp_path):
 
     if name not in UNLOADABLE:
         install_hook()
-        save(cut, tmp_path)
-        loaders = (type(cut), AutoModel) if name in FIRST else (type(cut),)
-        for loader in loaders:
-            loaded = loader.from_pretrained(str(tmp_path))
+        for loaded in loaded_again(cut, str(tmp_path), every_way=name in FIRST):
             assert_same(run(ZOO[name], loaded.eval()), pruned, 2e-6)
             assert {n: p.shape for n, p in loaded.named_parameters()} == {
                 n: p.shape for n, p in cut.named_parameters()
             }
+
+
+class Around(DiffusionPipeline):
+    """A pipeline of a denoiser alone."""
+
+    def __init__(self, denoiser: Any) -> None:
+        super().__init__()
+        self.register_modules(denoiser=denoiser)
+
+
+def loaded_again(cut: Any, folder: str, *, every_way: bool) -> Iterator[Any]:
+    """Save a model, and yield it as loaded by its class; if asked, also by AutoModel, and as part of a pipeline."""
+    Around(cut).save_pretrained(folder)
+    yield type(cut).from_pretrained(f"{folder}/denoiser")
+    if every_way:
+        yield AutoModel.from_pretrained(f"{folder}/denoiser")
+        yield Around.from_pretrained(folder).denoiser
 
 
 @pytest.mark.parametrize("name", FIRST)
