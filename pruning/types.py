@@ -396,8 +396,11 @@ class PruningPlan:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        """Write the plan as JSON, the units of each group in one line."""
+        text = json.dumps(self.to_dict(), indent=1, sort_keys=True)
+        Path(path).write_text(
+            _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -419,6 +422,9 @@ def lies_in(path: str, modules: Collection[str]) -> bool:
     names = path.split(".")
     return any(".".join(names[:end]) in modules for end in range(1, len(names) + 1))
 
+
+_NUMBERS = re.compile(r"(?<=\[)[\s\d,]+(?=\])")
+"""What stands in a JSON list of whole numbers."""
 
 _MATRIX = re.compile(r"(?P<path>.+)\[(?P<index>\d+)\](?P<turned>\.T)?")
 

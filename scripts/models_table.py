@@ -15,6 +15,7 @@ from torch import nn
 from pruning.groups import KINDS, discover
 from pruning.groups.attention import why_no_heads
 from pruning.groups.blocks import blocks_of
+from pruning.groups.modulation import modulation_layers, repeated
 from pruning.models.native import WITHOUT
 from pruning.types import PrunableGroup, inside
 from tests.zoo import NOT_DENOISERS, ZOO, Tiny
@@ -28,14 +29,19 @@ COLUMNS = {
     "blocks": "blocks",
 }
 
+MODULATION, EMBEDDERS = "modulation layers", "repeated embedders"
+"""Weights that may take a smaller form."""
+
 HEAD = """# Which models, and what can be removed from them
 
 Written by `python -m scripts.models_table`; a test holds it to the code. There is a row for every denoiser class of
 diffusers {version}. **yes**: all modules of this kind are groups. **partly**: some are not, and the note says why.
-**no**: none is. **–**: the class has none. Each cell stands for tests on tiny random models of the class ({count} of
-{classes} classes, `tests/zoo/`): what is cut computes what the masked model computes, a removed block is the block with
-all its weights at zero, what is saved is what is loaded, and predicted costs are those of the cut model. The last
-column says whether `sinkprune plan` counts MACs from the config alone, on the input of the class's own pipeline.
+**no**: none is. **–**: the class has none. Each cell stands for tests on tiny random models of the class ({count}
+models of {classes} classes, `tests/zoo/`): what is cut computes what the masked model computes, a removed block is the
+block with all its weights at zero, what is saved is what is loaded, and predicted costs are those of the cut model.
+Modulation layers may take a low-rank form (`prune.modulation_error`), repeated embedders become one where their
+weights are equal (`prune.share_embedders`); a class without such layers has tables of scales and shifts, or none. The
+last column says whether `sinkprune plan` counts MACs from the config alone, on the input of the class's own pipeline.
 
 """
 
@@ -96,9 +102,11 @@ def table() -> str:
         model = on_meta(tiny)
         groups = list(discover(model))
         kinds[tiny.cls] |= {group.kind for group in groups}
+        kinds[tiny.cls] |= {MODULATION} if modulation_layers(model, groups) else set()
+        kinds[tiny.cls] |= {EMBEDDERS} if repeated(model, groups) else set()
         for kind, why in reasons(model, groups).items():
             whys[tiny.cls][kind] |= why
-    columns = [*COLUMNS, *sorted({*KINDS} - {*COLUMNS})]
+    columns = [*COLUMNS, *sorted({*KINDS} - {*COLUMNS}), MODULATION, EMBEDDERS]
     notes: list[str] = []
     rows = []
     for cls in sorted(kinds):
