@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -163,8 +162,7 @@ def modulation_forms(
 
     def seen(shown: NoisedBatches | Sequence[NoisedBatches]) -> CalibrationStats:
         parts = [shown] if isinstance(shown, NoisedBatches) else list(shown)
-        together = replace(parts[0], make=lambda: chain.from_iterable(parts))
-        return calibration.calibrate(model, layers, together, needs=RANK_NEEDS, seed=seed)
+        return calibration.calibrate(model, layers, NoisedBatches.joined(parts), needs=RANK_NEEDS, seed=seed)
 
     found = choose_ranks(model, layers, seen(batches), seen(held_out), error, multiple) if layers else {}
     return {path: form for path, form in found.items() if form is not None}
@@ -198,12 +196,12 @@ def allocate(
     """
     settings = replace(settings or Prune(), target=Target(macs=macs, params=params, ratio=ratio))
     settings.check("allocate")
-    cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
     if settings.modulation_error is not None or settings.share_embedders or settings.depth.budget:
         raise PruningError(
             "allocate: modulation_error, share_embedders and depth are for recipes; from Python use modulation_forms, "
             "PruningPlan.shared and choose_blocks"
         )
+    cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
     start = PruningPlan(base_hash=config_hash(config_of(model)), ranks=dict(ranks or {}))
     return solve(groups, scores, cost, settings, start=start)
 

@@ -472,6 +472,11 @@ def slices_of(group: PrunableGroup) -> Iterator[ParamSlice]:
     yield from group.consumed_by
 
 
+def parameters_of(groups: Iterable[PrunableGroup]) -> set[str]:
+    """Return the paths of the parameters in which groups have a part."""
+    return {part.path for group in groups for part in slices_of(group)}
+
+
 def config_of(model: torch.nn.Module) -> Mapping[str, Any]:
     """Return the config of a diffusers model."""
     return model.config  # type: ignore[return-value]

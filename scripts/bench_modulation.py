@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ class Digits:
     def both(self, split: str, first: int = 0) -> NoisedBatches:
         """Return them with their labels and without."""
         parts = [self.shown(split, first, conditional=known) for known in (True, False)]
-        return NoisedBatches(lambda: chain(*parts), parts[0].num_train_timesteps, BUCKETS)
+        return NoisedBatches.joined(parts)
 
     @torch.no_grad()
     def outputs(self, model: nn.Module) -> tuple[Tensor, Tensor]:

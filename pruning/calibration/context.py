@@ -34,7 +34,6 @@ class Context:
         rows: Rows to look at in each sample; None for all.
         guided: Mixes the rows of two branches of guidance; None where no one asked for them.
         seed: Of all draws.
-        gates: Of the rows inside experts.
     """
 
     driver: Driver
@@ -46,7 +45,11 @@ class Context:
     rows: int | None
     guided: Callable[..., tuple[Tensor, Step, Tensor]] | None
     seed: int
-    gates: Gates
+
+    @property
+    def gates(self) -> Gates:
+        """Those of the rows inside experts."""
+        return self.driver.gates
 
     def weights(self, place: Consumer, step: Step, row_of: Tensor) -> Tensor:
         """Return what the leading entries of a consumer's input weigh, (S,) float64.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class NoisedBatches:
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())
+
+    @classmethod
+    def joined(cls, parts: Sequence[NoisedBatches]) -> NoisedBatches:
+        """Return the batches of several, of the same timesteps and buckets, one after the other."""
+        return replace(parts[0], make=lambda: chain.from_iterable(parts))
 
 
 def noised_batches(

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from pruning.groups.words import is_norm, words
-from pruning.types import ParamSlice, PrunableGroup, inside, slices_of
+from pruning.types import ParamSlice, PrunableGroup, inside, parameters_of
 
 MODULATION = "modulation"
 MODULATES = frozenset({"mod", "modulation", "adaln"})
@@ -29,7 +29,7 @@ def modulation_layers(model: nn.Module, groups: Sequence[PrunableGroup]) -> list
         model: A denoiser on any device.
         groups: Result of `find_groups(model)`; a layer of which a group cuts rows or columns is left to it.
     """
-    cut = {part.path for group in groups for part in slices_of(group)}
+    cut = parameters_of(groups)
     return [
         PrunableGroup(
             f"{path}:{MODULATION}",
@@ -64,6 +64,19 @@ def break_even(layer: nn.Linear) -> int:
     return (inputs * outputs - 1) // (inputs + outputs)
 
 
+def ranks_that_save(
+    model: nn.Module, layers: Sequence[PrunableGroup], rank: Callable[[nn.Linear], int]
+) -> dict[str, int]:
+    """Return by path the rank that each of some `modulation_layers` shall have, where that saves parameters."""
+    found = {}
+    for group in layers:
+        layer = model.get_submodule(group.module)
+        assert isinstance(layer, nn.Linear)
+        if (asked := rank(layer)) <= break_even(layer):
+            found[group.module] = asked
+    return found
+
+
 def repeated(model: nn.Module, groups: Sequence[PrunableGroup]) -> list[tuple[str, ...]]:
     """Return the embedders that items of a list repeat: sets of paths of modules of one class and one layout.
 
@@ -71,7 +84,7 @@ def repeated(model: nn.Module, groups: Sequence[PrunableGroup]) -> list[tuple[st
         model: A denoiser on any device.
         groups: Result of `find_groups(model)`; embedders in which a group has a part are left out.
     """
-    cut = {part.path for group in groups for part in slices_of(group)}
+    cut = parameters_of(groups)
     found = []
     for parent, items in model.named_modules():
         if not isinstance(items, nn.ModuleList):

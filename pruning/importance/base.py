@@ -69,9 +69,9 @@ def criterion(
     """Return a decorator that registers a function as a criterion and leaves it unchanged.
 
     Arguments are those of `Criterion`; `blocks` and `experts` are the criteria that score groups of these kinds in its
-    place, or `name` if the function can.
+    place, or `name` if the function can, as it can those of the kind `only`.
     """
-    whole_units = {"blocks": blocks, "experts": experts}
+    whole_units = {"blocks": blocks, "experts": experts, only: name}
     routes = {**(instead or {}), **{kind: other for kind, other in whole_units.items() if other != name}}
 
     def decorate(fn: ScoreFn) -> ScoreFn:

@@ -13,7 +13,6 @@ from pruning.types import CalibrationStats, PrunableGroup
 @criterion(
     "block_change",
     needs=("block_change", "samples"),
-    blocks="block_change",
     experts="expert_probe",
     only="blocks",
     whole=True,
@@ -28,7 +27,6 @@ def block_change(
 @criterion(
     "block_cosine",
     needs=("block_cosine", "samples"),
-    blocks="block_cosine",
     experts="block_cosine",
     only="blocks",
     whole=True,

@@ -14,7 +14,6 @@ from pruning.types import CalibrationStats, PrunableGroup
 @criterion(
     "expert_energy",
     needs=("expert_energy", "layer_tokens"),
-    experts="expert_energy",
     only="experts",
     whole=True,
 )
@@ -25,7 +24,7 @@ def expert_energy(
     return _energy(group, stats)
 
 
-@criterion("reap", needs=("expert_norm", "expert_rows"), experts="reap", only="experts", whole=True)
+@criterion("reap", needs=("expert_norm", "expert_rows"), only="experts", whole=True)
 def reap(
     group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
 ) -> Tensor:
@@ -37,7 +36,6 @@ def reap(
 @criterion(
     "expert_probe",
     needs=("expert_effect", "expert_energy", "layer_tokens", "samples"),
-    experts="expert_probe",
     only="experts",
     whole=True,
 )

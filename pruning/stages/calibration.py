@@ -15,11 +15,10 @@ from pruning.calibration import FirstPass, SamplingRun, find, needs_first_pass
 from pruning.calibration.seeing import Input
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.weights import INFLUENCE, weights_need_first_pass
-from pruning.data import NoisedBatches, num_train_timesteps, takes_text
+from pruning.data import NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.groups.experts import EXPERTS
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
-from pruning.models import null_class
 from pruning.stages.caveats import unseen
 from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler
@@ -177,7 +176,7 @@ def check_guidance(run: Run) -> None:
         return
     name, config = type(run.meta).__name__, run.meta.config
     why = None
-    if null_class(run.meta) is None and not takes_text(run.meta):
+    if not run.guidable:
         why = "has no unconditional one (no null class, no text)"
     elif config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
         why = "is told its guidance as a number (a distilled model) and has one branch"

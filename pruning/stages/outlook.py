@@ -13,7 +13,7 @@ from torch import nn
 from pruning.allocation import CostModel, allocate, prunable
 from pruning.errors import PruningError
 from pruning.groups import KINDS, find_groups
-from pruning.groups.modulation import break_even, modulation_layers, repeated
+from pruning.groups.modulation import break_even, modulation_layers, ranks_that_save, repeated
 from pruning.models import load_meta_denoiser, native_input
 from pruning.settings import DTYPES, Prune, Target
 from pruning.stages.planning import by_kind, cuts_of, plan_figures
@@ -100,14 +100,14 @@ def kinds_of(
     counts once.
     """
     all_macs = cost.macs()
+    of_units = {measure: cost.unit_costs(measure) for measure in ("params", "macs")}
 
     def worth(measure: str, own: list[dict[str, Any]], count: Callable[[dict[str, Any]], int]) -> float:
         if own[0]["kind"] == "blocks":
             blocks = PruningPlan(removed_blocks=tuple(sorted(cut["module"] for cut in own if count(cut))))
             total = cost.macs if measure == "macs" else cost.params
             return total() - total(blocks)
-        costs = cost.unit_costs(measure)
-        return sum(costs[cut["group"]] * count(cut) for cut in own)
+        return sum(of_units[measure][cut["group"]] * count(cut) for cut in own)
 
     def units(cut: dict[str, Any]) -> int:
         return cut["total"]
@@ -185,15 +185,11 @@ def _start(
     if modulation_rank is not None:
         if modulation_rank < 1:
             raise PruningError(f"modulation rank is {modulation_rank}; it must be at least 1")
-        layers = {one.module: model.get_submodule(one.module) for one in modulation_layers(model, groups)}
-        most = {path: break_even(layer) for path, layer in layers.items() if isinstance(layer, nn.Linear)}
-        ranks = {path: modulation_rank for path, rank in most.items() if modulation_rank <= rank}
+        layers = modulation_layers(model, groups)
+        ranks = ranks_that_save(model, layers, lambda _: modulation_rank)
         if not ranks:
-            why = (
-                f"rank {modulation_rank} saves nothing; at most {max(most.values())} does"
-                if most
-                else "it has none"
-            )
+            most = ranks_that_save(model, layers, break_even).values()
+            why = f"rank {modulation_rank} saves nothing; at most {max(most)} does" if most else "it has none"
             raise PruningError(f"modulation layers of {name}: {why}")
     if share_embedders:
         shared = repeated(model, groups)

@@ -6,12 +6,10 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
-from torch import nn
 
 from pruning import calibration
 from pruning.calibration import SamplingRun
@@ -19,7 +17,7 @@ from pruning.calibration.store import read_tensors, write_tensors
 from pruning.data import NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.files import write_json
-from pruning.groups.modulation import break_even, copies, modulation_layers, repeated
+from pruning.groups.modulation import copies, modulation_layers, ranks_that_save, repeated
 from pruning.stages.calibration import SHOWN, progress
 from pruning.stages.run import Run
 from pruning.stages.sampling import sampler
@@ -114,13 +112,8 @@ def assumed(run: Run, share: float) -> PruningPlan | None:
     section, model = run.recipe.prune, run.meta
     if not depends_on(run):
         return None
-    ranks = {}
-    for group in layers_of(run) if section.modulation_error is not None else ():
-        layer = model.get_submodule(group.module)
-        assert isinstance(layer, nn.Linear)
-        rank = max(1, round(share * min(layer.in_features, layer.out_features)))
-        if rank <= break_even(layer):
-            ranks[group.module] = rank
+    layers = layers_of(run) if section.modulation_error is not None else []
+    ranks = ranks_that_save(model, layers, lambda layer: max(1, round(share * min(layer.weight.shape))))
     shared = tuple(repeated(model, run.all_groups)) if section.share_embedders else ()
     return PruningPlan(base_hash=config_hash(model.config), ranks=ranks, shared=shared)
 
@@ -214,4 +207,4 @@ def shown(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
         )
         for conditional in ((True, False) if run.guidable else (True,))
     ]
-    return replace(parts[0], make=lambda: chain.from_iterable(parts))
+    return NoisedBatches.joined(parts)

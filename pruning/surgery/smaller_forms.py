@@ -10,7 +10,7 @@ from torch import nn
 from pruning.errors import PruningError, shown
 from pruning.surgery.low_rank import LowRankLinear, check_rank, factorise
 from pruning.surgery.shared import Shared, check_sharing, owners_of, settle, share
-from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, inside, lies_in, slices_of
+from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, inside, lies_in, parameters_of
 
 RANKS, SHARED = "ranks", "shared"
 
@@ -18,7 +18,7 @@ RANKS, SHARED = "ranks", "shared"
 def check_smaller(model: nn.Module, groups: Sequence[PrunableGroup], plan: PruningPlan) -> None:
     """Raise PruningError, naming the module and the rule, unless a plan's smaller forms fit `model`."""
     tree = dict(model.named_modules())
-    cut = {part.path for group in groups for part in slices_of(group)}
+    cut = parameters_of(groups)
     for path, rank in plan.ranks.items():
         where = f"plan gives {path!r} a rank"
         if path not in tree:
