@@ -143,6 +143,7 @@ class Calibrator:
             rows=settings.rows,
             guided=None if self._guidance is None else functools.partial(mixed, **self._guidance),
             seed=self._seed,
+            gates=driver.gates,
         )
         for watch in self._watches:
             watch.sees.watch(watch.places, watch.observers, context)

@@ -34,6 +34,7 @@ class Context:
         rows: Rows to look at in each sample; None for all.
         guided: Mixes the rows of two branches of guidance; None where no one asked for them.
         seed: Of all draws.
+        gates: Of the rows inside experts.
     """
 
     driver: Driver
@@ -45,11 +46,7 @@ class Context:
     rows: int | None
     guided: Callable[..., tuple[Tensor, Step, Tensor]] | None
     seed: int
-
-    @property
-    def gates(self) -> Gates:
-        """Those of the rows inside experts."""
-        return self.driver.gates
+    gates: Gates
 
     def weights(self, place: Consumer, step: Step, row_of: Tensor) -> Tensor:
         """Return what the leading entries of a consumer's input weigh, (S,) float64.
