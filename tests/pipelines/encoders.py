@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from torch import nn
+from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
 from tests.pipelines.words import VOCAB
 
@@ -19,6 +21,12 @@ LANGUAGE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 10,
+}
+EYES = {
+    "image_token_id": 6,
+    "video_token_id": VOCAB - 1,
+    "vision_start_token_id": 7,
+    "vision_end_token_id": 8,
 }
 
 
@@ -95,5 +103,89 @@ def qwen_vl(**more: Any) -> nn.Module:
             "out_hidden_size": WIDTH,
             "fullatt_block_indexes": [0],
         },
-        **{f"{name}_token_id": VOCAB - 1 - k for k, name in enumerate(("image", "video", "vision_start", "vision_end"))},
+        **EYES,
+    )
+
+
+def mistral() -> nn.Module:
+    """Return Mistral 3 with its eyes, which are not used."""
+    return _model(
+        "Mistral3ForConditionalGeneration",
+        "Mistral3Config",
+        text_config={"model_type": "mistral", **LANGUAGE},
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 20,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=VOCAB - 1,
+    )
+
+
+def qwen3_vl(model: str = "Qwen3VLForConditionalGeneration", **more: Any) -> nn.Module:
+    """Return Qwen3-VL with its eyes, which are not used."""
+    return _model(
+        model,
+        "Qwen3VLConfig",
+        text_config={
+            **LANGUAGE,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 2]},
+            **more,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 20,
+            "num_heads": 2,
+            "out_hidden_size": more.get("hidden_size", WIDTH),
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **EYES,
+    )
+
+
+def t5_gemma() -> nn.Module:
+    """Return the encoder of T5Gemma."""
+    return T5GemmaEncoder(transformers.T5GemmaConfig(encoder=LANGUAGE, decoder=LANGUAGE).encoder)
+
+
+def multilingual_clip(width: int, projection: int) -> nn.Module:
+    """Return the text encoder of Kandinsky 2.1."""
+    config = MCLIPConfig(
+        transformerDimSize=width,
+        imageDimSize=projection,
+        vocab_size=VOCAB,
+        hidden_size=width,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+    )
+    return MultilingualCLIP(config)
+
+
+def clip_vision(width: int = WIDTH, projection: int | None = None, **more: Any) -> nn.Module:
+    """Return CLIP's image encoder for images of 32 x 32; with a projection to that width if told so."""
+    config = {
+        "hidden_size": width,
+        "intermediate_size": 28,
+        "projection_dim": projection or width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        **more,
+    }
+    return _model("CLIPVisionModelWithProjection" if projection else "CLIPVisionModel", "CLIPVisionConfig", **config)
+
+
+def clip_processor() -> Any:
+    """Return what makes images of 32 x 32 for `clip_vision`."""
+    return transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
     )

@@ -6,11 +6,28 @@ from typing import Any
 
 from tests.pipelines.base import assemble, denoiser, scheduler, text
 from tests.pipelines.decoders import kl
-from tests.pipelines.encoders import clip
-from tests.pipelines.words import clip_tokenizer
+from tests.pipelines.encoders import bert, clip, t5
+from tests.pipelines.words import clip_tokenizer, tokenizer
 
 CALL = {"guidance_scale": 5.0, "height": 16, "width": 16}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def sd(cls: str = "StableDiffusionPipeline", sampler: Any = None, **more: Any) -> Any:
+    return assemble(
+        cls,
+        vae=kl(),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        scheduler=sampler or scheduler("DDIMScheduler", **NOISE, clip_sample=False, set_alpha_to_one=False),
+        **UNCHECKED,
+        **more,
+    )
+
+
+def sd15(**sampler: Any) -> Any:
+    return sd(unet=denoiser("sd15"), **sampler)
 
 
 def sdxl() -> Any:
@@ -27,6 +44,52 @@ def sdxl() -> Any:
     )
 
 
+def pag() -> Any:
+    """Attention is perturbed in the middle: its processors are swapped during the call."""
+    return sd("StableDiffusionPAGPipeline", unet=denoiser("sd15"), pag_applied_layers=["mid"])
+
+
+def latent_consistency() -> Any:
+    return sd(
+        "LatentConsistencyModelPipeline",
+        scheduler("LCMScheduler", **NOISE),
+        unet=denoiser("lcm-inpaint", in_channels=4),
+    )
+
+
+def latent_diffusion() -> Any:
+    return assemble(
+        "LDMTextToImagePipeline",
+        vqvae=kl(),
+        bert=bert(),
+        tokenizer=tokenizer(begin=True),
+        unet=denoiser("sd15"),
+        scheduler=scheduler("DDIMScheduler", **NOISE),
+    )
+
+
+def deepfloyd() -> Any:
+    return assemble(
+        "IFPipeline",
+        tokenizer=tokenizer(),
+        text_encoder=t5(28),
+        unet=denoiser("deepfloyd", in_channels=3, out_channels=6, class_embed_type=None),
+        scheduler=scheduler("DDPMScheduler", variance_type="learned_range", thresholding=True),
+        watermarker=None,
+        **UNCHECKED,
+    )
+
+
 PIPELINES = {
+    "sd": text(sd15, **CALL),
+    # What its models come with: the first step is asked twice.
+    "sd-pndm": text(
+        lambda: sd15(sampler=scheduler("PNDMScheduler", **NOISE, skip_prk_steps=True, steps_offset=1)), **CALL
+    ),
+    "sd-dpm": text(lambda: sd15(sampler=scheduler("DPMSolverMultistepScheduler", **NOISE)), **CALL),
+    "sd-pag": text(pag, **CALL),
     "sdxl": text(sdxl, negative_prompt="blurry", **CALL),
+    "lcm": text(latent_consistency, **CALL),
+    "ldm": text(latent_diffusion, **CALL),
+    "deepfloyd": text(deepfloyd, clean_caption=False, **CALL),
 }
