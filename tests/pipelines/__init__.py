@@ -10,7 +10,7 @@ import pkgutil
 
 from tests.pipelines.base import TinyPipeline, run
 
-_PARTS = {"base", "decoders", "encoders", "words"}
+_PARTS = {"base", "decoders", "encoders", "videos", "words"}
 
 PIPELINES: dict[str, TinyPipeline] = {}
 """Tiny pipelines by name."""

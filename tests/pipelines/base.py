@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import diffusers
@@ -66,6 +68,8 @@ def assemble(cls: str, gain: Mapping[str, float] | None = None, **parts: Any) ->
         if isinstance(part, nn.Module):
             randomise(part, seed, (gain or {}).get(name, 0.7))
     pipeline.set_progress_bar_config(disable=True)
+    # Some clean their prompts with ftfy, whether it is installed or not.
+    vars(sys.modules[type(pipeline).__module__]).setdefault("ftfy", SimpleNamespace(fix_text=str))
     return pipeline
 
 

@@ -22,6 +22,10 @@ LANGUAGE = {
     "num_key_value_heads": 1,
     "head_dim": 10,
 }
+QWEN_VL = {
+    **LANGUAGE,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 2]},
+}
 EYES = {
     "image_token_id": 6,
     "video_token_id": VOCAB - 1,
@@ -90,11 +94,7 @@ def qwen_vl(**more: Any) -> nn.Module:
     return _model(
         "Qwen2_5_VLForConditionalGeneration",
         "Qwen2_5_VLConfig",
-        text_config={
-            **LANGUAGE,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 2]},
-            **more,
-        },
+        text_config={**QWEN_VL, **more},
         vision_config={
             "depth": 1,
             "hidden_size": 16,
@@ -131,11 +131,7 @@ def qwen3_vl(model: str = "Qwen3VLForConditionalGeneration", **more: Any) -> nn.
     return _model(
         model,
         "Qwen3VLConfig",
-        text_config={
-            **LANGUAGE,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 2]},
-            **more,
-        },
+        text_config={**QWEN_VL, **more},
         vision_config={
             "depth": 1,
             "hidden_size": 16,
@@ -189,3 +185,8 @@ def clip_processor() -> Any:
     return transformers.CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
     )
+
+
+def qwen_vl_text(**more: Any) -> nn.Module:
+    """Return the text part of Qwen2.5-VL."""
+    return _model("Qwen2_5_VLTextModel", "Qwen2_5_VLTextConfig", **{**QWEN_VL, **more})

@@ -108,29 +108,11 @@ def glm() -> Any:
     )
 
 
-def embedded(positive: torch.Tensor, negative: torch.Tensor) -> dict[str, Any]:
-    mask = torch.ones(1, positive.shape[1], dtype=torch.bool)
-    return {
-        "prompt": None,
-        "prompt_embeds": positive,
-        "prompt_attention_mask": mask,
-        "negative_prompt_embeds": negative,
-        "negative_prompt_attention_mask": mask,
-    }
-
-
-EMBEDDINGS = torch.randn(3, 2, 1, 7, 20, generator=torch.Generator().manual_seed(5))
 SYMBOLS = torch.randint(30, (3, 1, 16), generator=torch.Generator().manual_seed(5))
 
 PIPELINES = {
     "prx": text(prx, guidance_scale=4.0, height=32, width=32, use_resolution_binning=False),
-    # It cleans its prompts with a library that need not be here, so it is given their embeddings.
-    "prx-pixel": TinyPipeline(
-        prx_pixel,
-        [embedded(*draws) for draws in EMBEDDINGS],
-        {"num_inference_steps": 4, "guidance_scale": 4.0, "height": 16, "width": 16, "use_resolution_binning": False},
-        "text",
-    ),
+    "prx-pixel": text(prx_pixel, guidance_scale=4.0, height=16, width=16, use_resolution_binning=False),
     "nucleus": text(nucleus, guidance_scale=4.0, height=32, width=48),
     "krea2": text(krea2, guidance_scale=4.0, height=32, width=32, max_sequence_length=256),
     "ovis": text(ovis, guidance_scale=4.0, height=16, width=24),
