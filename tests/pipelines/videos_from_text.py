@@ -29,8 +29,10 @@ def latte() -> Any:
 
 
 def allegro() -> Any:
+    """It decodes only in tiles; here there is one."""
     pipeline = from_t5("AllegroPipeline", videos.allegro(), denoiser("allegro"), noise())
-    pipeline.vae.enable_tiling()  # it decodes only so
+    pipeline.vae.enable_tiling()
+    pipeline.vae.kernel = pipeline.vae.stride = (8, 48, 64)
     return pipeline
 
 

@@ -17,11 +17,15 @@ CHAT = (
 )
 
 
+def byte_vocabulary() -> dict[str, int]:
+    """Return the numbers of all tokens: the special ones, then a letter for each byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return {token: number for number, token in enumerate([*SPECIAL, *letters])}
+
+
 def tokenizer(length: int = 77, begin: bool = False, end: bool = True, **more: Any) -> Any:
     """Return a fast tokenizer of at most `length` tokens, with a token at the beginning or the end of the text."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
-    words = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    words = Tokenizer(models.BPE(vocab=byte_vocabulary(), merges=[], unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     template = " ".join(["<s>"] * begin + ["$A"] + ["</s>"] * end)
