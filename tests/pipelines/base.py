@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import nn
 
 from tests.models import randomise
@@ -42,6 +43,30 @@ def text(build: Callable[[], DiffusionPipeline], **call: Any) -> TinyPipeline:
     return TinyPipeline(build, [{"prompt": prompt} for prompt in PROMPTS], {"num_inference_steps": 4, **call}, "text")
 
 
+def pictures(frames: int, height: int, width: int) -> list[list[Image.Image]]:
+    """Return three short films of smooth random colours."""
+    draws = np.random.default_rng(0).uniform(0, 255, (3, frames, 4, 4, 3)).astype(np.uint8)
+    return [[Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in one] for one in draws]
+
+
+def image(
+    build: Callable[[], DiffusionPipeline],
+    size: tuple[int, int],
+    name: str = "image",
+    prompt: bool = True,
+    frames: int | None = None,
+    **call: Any,
+) -> TinyPipeline:
+    """Return an entry that is told three images, or films where `frames` is given, most with a prompt."""
+    films = pictures(frames or 1, *size)
+    inputs = [{name: film if frames else film[0]} for film in films]
+    if prompt:
+        inputs = [{"prompt": words, **one} for words, one in zip(PROMPTS, inputs, strict=True)]
+    return TinyPipeline(
+        build, inputs, {"num_inference_steps": 4, "height": size[0], "width": size[1], **call}, "image"
+    )
+
+
 def denoiser(name: str, **changes: Any) -> nn.Module:
     """Return the tiny model of this name in the zoo, with changes of its config."""
     tiny = ZOO[name]
@@ -58,12 +83,12 @@ def flow(**config: Any) -> Any:
     return scheduler("FlowMatchEulerDiscreteScheduler", **config)
 
 
-def assemble(cls: str, gain: Mapping[str, float] | None = None, **parts: Any) -> DiffusionPipeline:
+def assemble(cls: str | type[DiffusionPipeline], gain: Mapping[str, float] | None = None, **parts: Any) -> DiffusionPipeline:
     """Return a pipeline of these components, each module with non-trivial weights of its own.
 
     `gain` by component is how much a layer passes on of what it is given, where 0.7 is too much or too little.
     """
-    pipeline = getattr(diffusers, cls)(**parts)
+    pipeline = (getattr(diffusers, cls) if isinstance(cls, str) else cls)(**parts)
     for seed, (name, part) in enumerate(sorted(parts.items())):
         if isinstance(part, nn.Module):
             randomise(part, seed, (gain or {}).get(name, 0.7))

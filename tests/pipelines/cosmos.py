@@ -8,7 +8,7 @@ from tests.pipelines import videos
 from tests.pipelines.base import assemble, denoiser, flow, scheduler, text
 from tests.pipelines.decoders import wan
 from tests.pipelines.encoders import qwen_vl, t5
-from tests.pipelines.words import tokenizer
+from tests.pipelines.words import VOCAB, tokenizer
 
 CALL = {"guidance_scale": 5.0, "height": 64, "width": 48}
 
@@ -66,7 +66,27 @@ def predict25() -> Any:
     )
 
 
+def omni() -> Any:
+    """Text and video in one sequence, one sample a call; the text has no encoder of its own."""
+    return assemble(
+        "Cosmos3OmniPipeline",
+        transformer=denoiser("cosmos3", vocab_size=VOCAB),
+        text_tokenizer=tokenizer(512, end=False),
+        vae=wan(4),
+        scheduler=scheduler(
+            "UniPCMultistepScheduler",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            use_karras_sigmas=True,
+            sigma_max=200.0,
+            sigma_min=0.01,
+        ),
+        enable_safety_checker=False,
+    )
+
+
 PIPELINES = {
+    "cosmos3": text(omni, num_frames=5, **CALL),
     "cosmos": text(
         lambda: world(
             "CosmosTextToWorldPipeline",

@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from torch import nn
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
@@ -185,6 +186,45 @@ def clip_processor() -> Any:
     return transformers.CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
     )
+
+
+def gemma3() -> nn.Module:
+    """Return Gemma 3 with its eyes, which are not used."""
+    return _model(
+        "Gemma3ForConditionalGeneration",
+        "Gemma3Config",
+        text_config={**LANGUAGE, "query_pre_attn_scalar": 10, "sliding_window": 64},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 20,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=1,
+        image_token_index=VOCAB - 1,
+        boi_token_index=7,
+        eoi_token_index=8,
+    )
+
+
+def chatglm(width: int) -> nn.Module:
+    """Return the text encoder of Kolors."""
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=VOCAB,
+        hidden_size=width,
+        ffn_hidden_size=20,
+        kv_channels=width // 2,
+        num_attention_heads=2,
+        seq_length=64,
+        multi_query_attention=True,
+        multi_query_group_num=1,
+        add_qkv_bias=True,
+        original_rope=True,
+    )
+    return ChatGLMModel(config)
 
 
 def qwen_vl_text(**more: Any) -> nn.Module:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from diffusers import AutoencoderKLFlux2
 
-from tests.pipelines.base import assemble, denoiser, flow, text
+from tests.pipelines.base import TinyPipeline, assemble, denoiser, flow, image, pictures, text
 from tests.pipelines.decoders import kl, shifted, wan
 from tests.pipelines.encoders import WIDTH, clip, language, mistral, t5
 from tests.pipelines.words import clip_tokenizer, tokenizer
 
 SIZE = {"height": 16, "width": 24}
+CALL = {"max_sequence_length": 24}
 
 
-def flux(guidance: bool) -> Any:
+def flux(guidance: bool = True, cls: str = "FluxPipeline", **changes: Any) -> Any:
     name = "flux-guidance" if guidance else "flux"
+    config = {"in_channels": 8, "pooled_projection_dim": 20, **changes}
     return assemble(
-        "FluxPipeline",
+        cls,
         scheduler=flow(shift=3.0, use_dynamic_shifting=guidance),
         vae=shifted(channels=2),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5(),
         tokenizer_2=tokenizer(),
-        transformer=denoiser(name, in_channels=8, pooled_projection_dim=20),
+        transformer=denoiser(name, **config),
     )
 
 
@@ -60,8 +63,16 @@ def flux2(cls: str, text_encoder: Any, model: str, **more: Any) -> Any:
     )
 
 
-def klein() -> Any:
-    return flux2("Flux2KleinPipeline", language("Qwen3ForCausalLM", "Qwen3Config"), "flux2-klein")
+def klein(cls: str = "Flux2KleinPipeline") -> Any:
+    return flux2(cls, language("Qwen3ForCausalLM", "Qwen3Config"), "flux2-klein")
+
+
+def fill() -> TinyPipeline:
+    """The latents of the image without the hole and the mask of the hole go in beside the noise."""
+    entry = image(lambda: flux(cls="FluxFillPipeline", in_channels=32, out_channels=8), (16, 24), **CALL)
+    holes = [mask for (mask,) in pictures(1, 16, 24)]
+    inputs = [{**one, "mask_image": mask.convert("L")} for one, mask in zip(entry.inputs, holes[::-1], strict=True)]
+    return replace(entry, inputs=inputs)
 
 
 def bria() -> Any:
@@ -106,4 +117,24 @@ PIPELINES = {
     ),
     "bria": text(bria, max_sequence_length=24, height=32, width=48),
     "bria-fibo": text(fibo, negative_prompt="blurry", height=32, width=64),
+    "flux-fill": fill(),
+    "flux-control": image(
+        lambda: flux(cls="FluxControlPipeline", in_channels=16, out_channels=8), (16, 24), "control_image", **CALL
+    ),
+    "flux-kontext": image(
+        lambda: flux(cls="FluxKontextPipeline"),
+        (16, 24),
+        max_area=16 * 24,
+        _auto_resize=False,
+        true_cfg_scale=3.0,
+        negative_prompt="blurry",
+        **CALL,
+    ),
+    # It keeps the keys and values of the given image from the first step on.
+    "flux2-klein-kv": image(
+        lambda: klein("Flux2KleinKVPipeline"),
+        (16, 24),
+        max_sequence_length=96,
+        text_encoder_out_layers=(0, 1, 2),
+    ),
 }

@@ -1,10 +1,12 @@
-"""Kandinsky 2.1, 2.2 and 3: priors from text to an image embedding, decoders from that to an image."""
+"""Kandinsky 2.1, 2.2 and 3, Shap-E: priors from text to an embedding, decoders from that to an image."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
+from diffusers.pipelines.shap_e import ShapERenderer
 
 from tests.pipelines.base import PROMPTS, TinyPipeline, assemble, denoiser, scheduler, text
 from tests.pipelines.decoders import quantized
@@ -67,6 +69,33 @@ def kandinsky3() -> Any:
     )
 
 
+def shap_e() -> Any:
+    """What is denoised are rows of the weights of a small network, which draws an object from its sides."""
+    width, last = 8, 93
+    renderer = ShapERenderer(
+        param_shapes=((width, last), (width, width), (width, width), (width, width)),
+        d_latent=20,
+        d_hidden=width,
+    )
+    few = {"ray_batch_size": 64, "n_coarse_samples": 4, "n_fine_samples": 4}
+    renderer.decode_to_image = functools.partial(renderer.decode_to_image, **few)
+    return assemble(
+        "ShapEPipeline",
+        prior=denoiser("prior-shap-e", num_embeddings=4 * width),
+        text_encoder=clip(projection=14),
+        tokenizer=clip_tokenizer(),
+        scheduler=scheduler(
+            "HeunDiscreteScheduler",
+            beta_schedule="exp",
+            num_train_timesteps=1024,
+            prediction_type="sample",
+            use_karras_sigmas=True,
+            clip_sample=True,
+        ),
+        shap_e_renderer=renderer,
+    )
+
+
 PIPELINES = {
     "kandinsky21-prior": text(lambda: prior("KandinskyPriorPipeline"), guidance_scale=4.0),
     "kandinsky22-prior": text(lambda: prior("KandinskyV22PriorPipeline"), guidance_scale=4.0),
@@ -79,5 +108,6 @@ PIPELINES = {
     "kandinsky22": TinyPipeline(
         kandinsky22, embeddings(12), {"num_inference_steps": 4, "guidance_scale": 4.0, **SIZE}, "text"
     ),
+    "shap-e": text(shap_e, guidance_scale=4.0, frame_size=4),
     "kandinsky3": text(kandinsky3, guidance_scale=3.0, height=128, width=128),
 }

@@ -82,6 +82,13 @@ def cosmos(channels: int = 4) -> nn.Module:
     )
 
 
+def temporal(channels: int = 4) -> nn.Module:
+    """Return Stable Video Diffusion's: twice in space, none in time."""
+    return diffusers.AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), latent_channels=channels
+    )
+
+
 def magvit(channels: int = 4) -> nn.Module:
     """Return EasyAnimate's: 8 times in space, 4 in time."""
     return diffusers.AutoencoderKLMagvit(

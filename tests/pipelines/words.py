@@ -23,14 +23,25 @@ def byte_vocabulary() -> dict[str, int]:
     return {token: number for number, token in enumerate([*SPECIAL, *letters])}
 
 
-def tokenizer(length: int = 77, begin: bool = False, end: bool = True, **more: Any) -> Any:
+class PlacedTokenizer(transformers.PreTrainedTokenizerFast):
+    """Also numbers the tokens of each text, as ChatGLM's does."""
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        out = super().__call__(*texts, **options)
+        out["position_ids"] = (out["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return out
+
+
+def tokenizer(
+    length: int = 77, begin: bool = False, end: bool = True, cls: Any = transformers.PreTrainedTokenizerFast, **more: Any
+) -> Any:
     """Return a fast tokenizer of at most `length` tokens, with a token at the beginning or the end of the text."""
     words = Tokenizer(models.BPE(vocab=byte_vocabulary(), merges=[], unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     template = " ".join(["<s>"] * begin + ["$A"] + ["</s>"] * end)
     words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
-    return transformers.PreTrainedTokenizerFast(
+    return cls(
         tokenizer_object=words,
         model_max_length=length,
         pad_token="<pad>",
