@@ -32,7 +32,9 @@ class ParameterListener(Protocol):
 def data_losses(output: Tensor, target: Tensor | None, step: Step, seed: int) -> Tensor:
     """Return the mean squared error of each row, (B,), with its graph; without a target that is a PruningError."""
     if target is None:
-        raise PruningError("the data loss needs a target, and the batch has none; give batches that have targets")
+        raise PruningError(
+            "the data loss needs a target, and the batch has none; give batches that have targets"
+        )
     return (output.float() - target.to(output.device, torch.float32)).square().flatten(1).mean(1)
 
 

@@ -140,7 +140,9 @@ class StepReader:
             )
         self._branches = None if branches is None else tuple(branch % MAX_BRANCHES for branch in branches)
         if self._branches is not None and len(self._branches) != len(given):
-            raise PruningError(f"{len(self._branches)} branches were said for {len(given)} rows; say one for each row")
+            raise PruningError(
+                f"{len(self._branches)} branches were said for {len(given)} rows; say one for each row"
+            )
         self._buckets = None
         if buckets is not None:
             many = torch.as_tensor(buckets, dtype=torch.long).cpu().reshape(-1)

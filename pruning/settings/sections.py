@@ -307,9 +307,10 @@ class Recover(Section):
         "cosine", "``cosine`` (down to 0) or ``constant`` after the warm-up.", one_of("cosine", "constant")
     )
     weight_decay: float = knob(0.0, "AdamW's, on weights of two or more dimensions.", at_least(0))
-    distill_weight: float = knob(
-        0.5,
-        "Weight of the distance to the dense model's output; the data loss has one minus it.",
+    distill_weight: float | None = knob(
+        None,
+        "Weight of the distance to the dense model's output; the data loss has one minus it; null takes 0.5 where the "
+        "data say what to answer, else 1.",
         within("[0, 1]"),
     )
     label_dropout: float | None = knob(

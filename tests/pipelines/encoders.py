@@ -51,7 +51,9 @@ def clip(width: int = WIDTH, projection: int | None = None, **more: Any) -> nn.M
         "max_position_embeddings": 77,
         **more,
     }
-    return _model("CLIPTextModelWithProjection" if projection else "CLIPTextModel", "CLIPTextConfig", **config)
+    return _model(
+        "CLIPTextModelWithProjection" if projection else "CLIPTextModel", "CLIPTextConfig", **config
+    )
 
 
 def t5(width: int = WIDTH, name: str = "T5", **more: Any) -> nn.Module:
@@ -178,7 +180,9 @@ def clip_vision(width: int = WIDTH, projection: int | None = None, **more: Any) 
         "patch_size": 16,
         **more,
     }
-    return _model("CLIPVisionModelWithProjection" if projection else "CLIPVisionModel", "CLIPVisionConfig", **config)
+    return _model(
+        "CLIPVisionModelWithProjection" if projection else "CLIPVisionModel", "CLIPVisionConfig", **config
+    )
 
 
 def clip_processor() -> Any:

@@ -156,7 +156,9 @@ PIPELINES = {
         complex_human_instruction=None,
         max_sequence_length=24,
     ),
-    "easyanimate": text(easyanimate, guidance_scale=5.0, negative_prompt="blurry", num_frames=5, height=32, width=48),
+    "easyanimate": text(
+        easyanimate, guidance_scale=5.0, negative_prompt="blurry", num_frames=5, height=32, width=48
+    ),
     "motif-video": text(
         motif, negative_prompt="blurry", num_frames=5, height=32, width=48, max_sequence_length=24
     ),
