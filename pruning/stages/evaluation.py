@@ -15,10 +15,11 @@ from eval.cost import saved_bytes
 from eval.features import load_features
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
+from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
-from pruning.sampling import to_uint8
+from pruning.sampling import PixelPipeline, to_uint8
 from pruning.stages.observing import LOOKED_AT, Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
@@ -80,15 +81,14 @@ def _subject(run: Run, model: ModelMixin) -> Subject:
 
 def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     section, split = run.recipe.evaluate, run.recipe.data.eval_split
-    data = run.images(split)
-    noised = run.noised(split, min(section.denoising_samples, len(data)), batch_size=section.batch_size)
+    noised = cache(partial(_noised, run, split, section.denoising_samples))
     latency = section.latency
-    # A pipeline has a state, so it looks at one batch after the other.
-    side_by_side = run.device.type == "cpu" and run.autoencoder is None
+    # A pipeline of diffusers has a state, so it looks at one batch after the other.
+    side_by_side = run.device.type == "cpu" and run.pipeline_class is PixelPipeline
     return Context(
         subjects=subjects,
         real=lambda: _real(run, split, section.num_real),
-        noised=lambda: noised,
+        noised=noised,
         call=lambda batch: example_call(run.dense, batch),
         features=cache(partial(load_features, resolve_source(run.recipe.features), run.device)),
         num_samples=section.num_samples,
@@ -103,6 +103,12 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         seed=run.recipe.seed,
         progress=run.bars,
     )
+
+
+def _noised(run: Run, split: str, most: int) -> NoisedBatches:
+    """Return at most so many images of a split, noised."""
+    count = min(most, len(run.images(split)))
+    return run.noised(split, count, batch_size=run.recipe.evaluate.batch_size)
 
 
 def _real(run: Run, split: str, count: int | None) -> Tensor:

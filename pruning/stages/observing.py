@@ -16,6 +16,7 @@ PICTURES = (
     "data",
     "model.dtype",
     "seed",
+    "pipeline",
     "evaluate.num_samples",
     "evaluate.num_steps",
     "evaluate.sampler",
@@ -29,7 +30,7 @@ READS = {
 }
 """Keys that an observation depends on; one that is not named here depends on all that are `LOOKED_AT`."""
 
-LOOKED_AT = ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "export.dtype", "evaluate")
+LOOKED_AT = ("data", "model.dtype", "seed", "pipeline", "calibrate.timestep_buckets", "export.dtype", "evaluate")
 
 Seen = dict[str, dict[str, Observation]]
 

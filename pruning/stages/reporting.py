@@ -62,7 +62,7 @@ def _data(run: Run) -> dict[str, Any]:
     recipe, plan, metrics = run.recipe, run.cut_plan, run.metrics
     manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
-    prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))
+    prompts = prompts_of(run, recipe.data.eval_split, SHOWN_SAMPLES)
     return {
         "name": recipe.name,
         "title": recipe.title or recipe.name,
