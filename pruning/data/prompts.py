@@ -59,7 +59,9 @@ def text_files(folder: Path) -> dict[str, Path]:
         for path in folder.glob(f"*{TEXT}")
         if path.is_file() and split_named(path.stem) and not path.name.startswith(".")
     )
-    if not named or any(is_table(file) or suffix_of(file) in IMAGE_SUFFIXES for file in list_files(folder)[0]):
+    if not named or any(
+        is_table(file) or suffix_of(file) in IMAGE_SUFFIXES for file in list_files(folder)[0]
+    ):
         return {}
     found: dict[str, Path] = {}
     for path in named:
@@ -104,9 +106,15 @@ def open_prompts(source: str, split: str, caption_column: str | None = None) -> 
 def _texts(source: str, split: str) -> list[str]:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _chosen(source, split, {name: lambda file=file: _lines(file) for name, file in text_files(path).items()})
+        return _chosen(
+            source, split, {name: lambda file=file: _lines(file) for name, file in text_files(path).items()}
+        )
     texts = _lines(path)
-    splits = {"train": lambda: _parts(source, texts)[0], "test": lambda: _parts(source, texts)[1], ALL: lambda: texts}
+    splits = {
+        "train": lambda: _parts(source, texts)[0],
+        "test": lambda: _parts(source, texts)[1],
+        ALL: lambda: texts,
+    }
     return _chosen(source, split, splits)
 
 

@@ -85,7 +85,9 @@ def open_captions(source: str, split: str, column: str | None) -> Prompts:
         raise PruningError(f"data {name} is empty: it holds no rows")
     captions = _column(rows.table, column, "caption", name)
     if captions is None:
-        raise PruningError(f"{name} has no captions to generate from; name their column in data.caption_column")
+        raise PruningError(
+            f"{name} has no captions to generate from; name their column in data.caption_column"
+        )
     return Prompts(name, len(rows.table), _fetch_text(rows.table, captions))
 
 

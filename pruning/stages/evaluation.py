@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eval.cost import saved_bytes
 from eval.features import load_features
+from eval.media import medium_of, pictures
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
 from pruning.data import NoisedBatches
@@ -25,10 +26,9 @@ from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.stage import Stage
 
-SAMPLES = "samples.safetensors"
+SAMPLES, SAMPLE = "samples.safetensors", "sample.json"
 SHOWN_SAMPLES = 32
-"""Images a subject that are kept for the report."""
-
+"""Samples a subject of which pictures are kept for the report."""
 
 FIGURES = {
     "frechet": "Fréchet distance",
@@ -67,7 +67,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
         metrics = measure_all(context, run.recipe.evaluate.metrics, seen=seen)
     except ValueError as error:
         raise PruningError(str(error)) from error
-    _keep_samples(run, subjects, seen, folder / SAMPLES)
+    _keep_samples(run, subjects, seen, folder)
     write_json(folder / METRICS, metrics)
     return {name: {key: values[key] for key in FIGURES if key in values} for name, values in metrics.items()}
 
@@ -118,16 +118,18 @@ def _real(run: Run, split: str, count: int | None) -> Tensor:
     return torch.cat([to_uint8(data.images(part)) for part in rows.split(256)])
 
 
-def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, path: Path) -> None:
-    """Keep the first images of every subject for the report, with their classes."""
+def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, folder: Path) -> None:
+    """Keep pictures of the first samples of every subject for the report, with their classes and what they are."""
     ids = torch.arange(min(SHOWN_SAMPLES, run.recipe.evaluate.num_samples))
-    tensors = {}
+    tensors, facts = {}, {}
     for name, subject in subjects.items():
-        if "images" in seen[name]:
-            tensors[name] = seen[name]["images"].tensors["images"][: len(ids)].contiguous()
-        elif subject.sample is not None:
-            tensors[name] = subject.sample(ids).contiguous()
+        assert subject.sample is not None
+        known = seen[name].get("samples")
+        found = known.tensors["samples"][: len(ids)] if known else subject.sample(ids)
+        tensors[name] = pictures(found).contiguous()
+        facts = {"medium": medium_of(found), "shape": list(found.shape[1:])}
+    write_json(folder / SAMPLE, facts)
     labels = labels_of(run, ids)
     if labels is not None:
         tensors["labels"] = labels
-    save_file(tensors, str(path))
+    save_file(tensors, str(folder / SAMPLES))

@@ -80,7 +80,9 @@ def _call_words(run: Run) -> list[str]:
     steps, guidance = (value_of(run.pipeline_class, arguments, name) for name in (STEPS, GUIDANCE))
     words = [] if steps is None else [f"{steps} steps"]
     words += [] if guidance is None else [f"guidance {guidance:g}"]
-    return words + [f"{key} {shown(value)}" for key, value in arguments.items() if key not in (STEPS, GUIDANCE)]
+    return words + [
+        f"{key} {shown(value)}" for key, value in arguments.items() if key not in (STEPS, GUIDANCE)
+    ]
 
 
 def _base_folder(run: Run) -> Path | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor
 
 from eval.features import inception_is_here, load_features
 from eval.run import check_medium, check_metrics, fewest_images
@@ -33,7 +32,7 @@ from pruning.recovery import check_split
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
 from pruning.sampling import rehearse as rehearse_sample
-from pruning.settings import DIGITS, Calibrate, Evaluate, Prune
+from pruning.settings import DIGITS, Prune
 from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
@@ -41,7 +40,7 @@ from pruning.stages.exporting import request_of
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import hushed, make_plan
 from pruning.stages.run import Run, image_shape
-from pruning.stages.sampling import arguments_of, check_call, pipeline_around, split_of, steps_of
+from pruning.stages.sampling import arguments_of, check_call, pipeline_around, steps_of
 
 logger = logging.getLogger(__name__)
 
@@ -298,11 +297,8 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
 
 def rehearse(run: Run, stages: Sequence[str]) -> None:
     """Try what the last stages will do after those that are still to run; a PruningError names one that would fail."""
-    attempts = [("evaluate", _evaluate)] + [("export", _export)] * (stages[0] != "export")
-    if run.recipe.calibrate.provider == "sampling":
-        attempts.insert(0, ("calibrate", lambda run: _sample(run, run.recipe.calibrate)))
-    for stage, attempt in attempts:
-        if stage not in stages:
+    for stage, attempt in (("evaluate", _evaluate), ("export", _export)):
+        if stage not in stages or stages[0] == stage:
             continue
         try:
             attempt(run)
@@ -313,16 +309,12 @@ def rehearse(run: Run, stages: Sequence[str]) -> None:
 def _evaluate(run: Run) -> None:
     """See by one sample of the dense model whether the metrics can judge such, and whether there is room for all."""
     section = run.recipe.evaluate
-    one = _sample(run, section)
-    check_medium(section.metrics, one)
+    pipeline = pipeline_around(run, run.dense, section.sampler)
+    given = run.inputs(run.recipe.data.eval_split, 1)[0]
+    one = rehearse_sample(pipeline, given, seed=run.recipe.seed, arguments=arguments_of(run, section))
+    with named("evaluate.metrics"):
+        check_medium(section.metrics, one)
     check_room(run, SUBJECTS * section.num_samples * one.nbytes)
-
-
-def _sample(run: Run, section: Calibrate | Evaluate) -> Tensor:
-    """Let the dense model generate one sample of few steps, by the way in which all models will."""
-    pipeline = pipeline_around(run, run.dense, getattr(section, "sampler", None))
-    one = run.inputs(split_of(run, section), 1)[0]
-    return rehearse_sample(pipeline, one, seed=run.recipe.seed, arguments=arguments_of(run, section))
 
 
 def _export(run: Run) -> None:

@@ -104,23 +104,23 @@ def pipeline_around(run: Run, model: ModelMixin, sampler_name: str | None = None
 def sampler(run: Run, model: ModelMixin, section: Calibrate | Evaluate) -> Sampler:
     """Return what generates samples with `model`, the dense or a slim one, as a section of the recipe says.
 
-    `Evaluate` may name another scheduler than the model's own, and has its prompts from the held-out split.
+    Whether batches may be made is tried here, before anybody watches what the model does. `Evaluate` may name another scheduler than the model's own, and has its prompts from the held-out split.
     """
     split, arguments = split_of(run, section), arguments_of(run, section)
     pipeline = pipeline_around(run, model, getattr(section, "sampler", None))
+    at_once = section.batch_size
+    if min(at_once, section.num_samples) > 1 and not _batches_are_safe(run, pipeline, section, arguments):
+        at_once = 1
 
     def generate(ids: Sequence[int] | Tensor) -> Tensor:
         inputs = [run.inputs(split, 1, skip=int(i))[0] for i in ids]
-        at_once = min(len(inputs), section.batch_size)
-        if at_once > 1 and not _batches_are_safe(run, pipeline, section, arguments):
-            at_once = 1
         return sample_pipeline(
             pipeline,
             inputs,
             sample_ids=ids,
             seed=run.recipe.seed,
             arguments=arguments,
-            batch_size=max(at_once, 1),
+            batch_size=at_once,
         )
 
     return generate
