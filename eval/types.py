@@ -1,7 +1,7 @@
 """What an evaluation is given: the subjects, the data and the options.
 
-Shapes: samples are images, videos or sounds as in `eval.media`; predictions and targets are float ``(B, C, H, W)``; sample ids are
-int64 ``(B,)``. Everything random is seeded by sample id, so that no result depends on the batch size.
+Shapes: samples are images, videos or sounds as in `eval.media`; predictions and targets are float ``(B, C, H, W)``;
+sample ids are int64 ``(B,)``. Everything random is seeded by sample id, so that no result depends on the batch size.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ SAME, SAME_HALF = 1e-4, 2e-2
 
 REHEARSED = 2
 """Steps of a rehearsal; a single one does not show what a scheduler does between steps."""
+
+MEDIA = {"images": 4, "frames": 5, "video": 5, "audios": 3}
+"""Fields of a pipeline's output that hold samples, and how many axes they have."""
 
 Inputs = Sequence[Mapping[str, Any]]
 """What each sample brings to a call: ``{"prompt": text}``, ``{"class_labels": [k]}``, or nothing."""
@@ -63,7 +67,7 @@ def sample_pipeline(
         raise PruningError(f"{len(inputs)} inputs for {len(ids)} samples: give one per sample")
 
     def draw(rows: slice) -> Tensor:
-        return _draw(pipeline, pipeline_call(pipeline, inputs[rows], ids[rows], seed, arguments or {}))
+        return _draw(pipeline, inputs[rows], ids[rows], seed, arguments or {})
 
     samples = in_batches(ids, batch_size, draw, _finished)
     if len({each.shape[1:] for each in samples}) > 1:
@@ -84,7 +88,7 @@ def pipeline_call(
     """
     taken, count = call_parameters(type(pipeline)), len(inputs)
     names, generators = list(inputs[0]), sample_generators(torch.as_tensor(sample_ids), seed)
-    call = {**arguments, "output_type": "np", "return_dict": False}
+    call = {**arguments, "output_type": "np", "return_dict": True}
     call |= {"generator": generators if count > 1 else generators[0], "batch_size": count}
     call = {name: value for name, value in call.items() if name in taken}
     if count == 1:
@@ -96,7 +100,7 @@ def pipeline_call(
         call |= {name: [arguments[name]] * count for name in texts}
         for name in names:
             values = [one[name] for one in inputs]
-            call[name] = sum(values, []) if isinstance(values[0], list) else values
+            call[name] = list(chain.from_iterable(values)) if isinstance(values[0], list) else values
     if isinstance(pipeline, PixelPipeline):
         call["latents"] = pipeline.initial_noise(sample_ids, seed)
     return call
@@ -125,9 +129,9 @@ def batch_fault(
     if isinstance(pipeline, PixelPipeline):
         return None  # labels and noise are rows, and nothing is padded
     few = shortened(type(pipeline), arguments or {}, REHEARSED)
-    alone = [_draw(pipeline, pipeline_call(pipeline, [one], [i], seed, few)) for i, one in enumerate(inputs)]
+    alone = [_draw(pipeline, [one], [i], seed, few) for i, one in enumerate(inputs)]
     try:
-        together = _draw(pipeline, pipeline_call(pipeline, inputs, range(len(inputs)), seed, few))
+        together = _draw(pipeline, inputs, range(len(inputs)), seed, few)
     except PruningError as error:
         return str(error)
     shapes = [tuple(each.shape) for each in (*alone, together)]
@@ -138,13 +142,16 @@ def batch_fault(
     return None if off <= (SAME_HALF if half else SAME) else f"together they differ by {off:.2g}"
 
 
-def _draw(pipeline: Any, call: Mapping[str, Any]) -> Tensor:
-    """Return what a pipeline makes of a call, in floating point, in our layout; its own errors become ours."""
-    name = type(pipeline).__name__
+def _draw(
+    pipeline: Any, inputs: Inputs, sample_ids: Sequence[int] | Tensor, seed: int, arguments: Mapping[str, Any]
+) -> Tensor:
+    """Return the samples of one call of a pipeline, in floating point; its own errors become ours."""
+    call = pipeline_call(pipeline, inputs, sample_ids, seed, arguments)
+    name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
     try:
         with _as_it_was(pipeline, call.get("generator")):
-            found = pipeline(**call)[0]
+            output = pipeline(**call)
     except PruningError:
         raise
     except Exception as error:  # each pipeline has its own checks
@@ -152,22 +159,26 @@ def _draw(pipeline: Any, call: Mapping[str, Any]) -> Tensor:
         raise PruningError(
             f"{name} fails with {shown(given, 200)}: {type(error).__name__}: {reason}"
         ) from error
-    return _in_layout(found, name)
+    return _in_layout(output, count, name)
 
 
 @contextmanager
 def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
     """Put back what a call changes of a pipeline of diffusers, and seed what it draws from the global generator.
 
-    Put back are its own attributes, the progress bar among them, the state of its schedulers, and the processors of its
-    attention modules.
+    Put back are its own attributes, the progress bar among them, the state of its schedulers, the attributes of its
+    tokenizers, and the processors of its attention modules.
     """
     if isinstance(pipeline, PixelPipeline):  # it changes nothing, and calls may run side by side
         yield
         return
     first = generator[0] if isinstance(generator, list) else generator
     own, parts = dict(vars(pipeline)), list(pipeline.components.values())
-    states = [(part, copy.deepcopy(vars(part))) for part in parts if isinstance(part, SchedulerMixin)]
+    states = [
+        (part, copy.deepcopy(vars(part)) if isinstance(part, SchedulerMixin) else dict(vars(part)))
+        for part in parts
+        if hasattr(part, "__dict__") and not isinstance(part, nn.Module)
+    ]
     modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
     processors = [(module, module.processor) for module in modules if hasattr(module, "processor")]
     devices = {weight.device for weight in _weights(pipeline) if weight.device.type == "cuda"}
@@ -196,17 +207,30 @@ def _is_prompt(name: str) -> bool:
     return re.fullmatch(r"(negative_)?prompt(_\d+)?", name) is not None
 
 
-def _in_layout(found: Any, name: str) -> Tensor:
-    """Return what a pipeline gave: images and videos with the channels in front of height, sounds with channels."""
-    value = torch.as_tensor(np.asarray(found.float().cpu() if isinstance(found, Tensor) else found))
-    if value.ndim in (4, 5) and value.shape[-1] in (1, 3, 4):
-        return value.movedim(-1, -3).float()
-    if value.ndim in (2, 3) and value.is_floating_point():
-        return (value.unsqueeze(1) if value.ndim == 2 else value).float()
-    raise PruningError(
-        f"{name} gives {value.dtype} {tuple(value.shape)}, which is no batch of images (B, H, W, C), videos "
-        "(B, F, H, W, C) or sounds (B, channels, samples)"
-    )
+def _in_layout(output: Any, count: int, name: str) -> Tensor:
+    """Return the samples in what a pipeline gave, with channels in front: of height and width, or of time.
+
+    What they are is said by the name of the output's first field, and not by their shape: one video, which some give
+    without the axis of samples, is shaped like several images.
+    """
+    field, value = next(iter(output.items())) if isinstance(output, Mapping) else ("", None)
+    if field not in MEDIA:
+        said = field or type(output).__name__
+        raise PruningError(f"{name} gives {said}, none of {', '.join(MEDIA)}: it makes no samples to look at")
+    found = torch.as_tensor(np.asarray(value.float().cpu() if isinstance(value, Tensor) else value)).float()
+    is_picture = field != "audios"
+    if found.ndim == MEDIA[field] - 1:  # one video, or sounds of one channel
+        found = found.unsqueeze(0 if is_picture else 1)
+    if (
+        found.ndim not in (3, 4, 5)
+        or len(found) != count
+        or (is_picture and found.shape[-1] not in (1, 3, 4))
+    ):
+        raise PruningError(
+            f"{name} gives {field} of shape {tuple(found.shape)} for {count} sample(s); expected images (B, H, W, C), "
+            "frames (B, F, H, W, C) or audios (B, channels, samples)"
+        )
+    return found.movedim(-1, -3) if is_picture else found
 
 
 def _finished(drawn: Tensor) -> Tensor:

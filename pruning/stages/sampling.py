@@ -87,8 +87,8 @@ def pipeline_around(run: Run, model: ModelMixin, sampler_name: str | None = None
     if run.pipeline_class is PixelPipeline:
         if not is_known(model):
             raise PruningError(
-                f"model.source: {run.recipe.model.source!r} is a bare {type(model).__name__}, and how it samples is not "
-                "known; give the folder or hub id of a whole pipeline"
+                f"model.source: {run.recipe.model.source!r} is a bare {type(model).__name__}, and how it samples is "
+                "not known; give the folder or hub id of a whole pipeline"
             )
         return PixelPipeline(model, scheduler_named(run.scheduler, sampler_name))
     whole: Any = run.pipeline
@@ -104,7 +104,8 @@ def pipeline_around(run: Run, model: ModelMixin, sampler_name: str | None = None
 def sampler(run: Run, model: ModelMixin, section: Calibrate | Evaluate) -> Sampler:
     """Return what generates samples with `model`, the dense or a slim one, as a section of the recipe says.
 
-    Whether batches may be made is tried here, before anybody watches what the model does. `Evaluate` may name another scheduler than the model's own, and has its prompts from the held-out split.
+    Whether batches may be made is tried here, before anybody watches what the model does. `Evaluate` may name another
+    scheduler than the model's own, and has its prompts from the held-out split.
     """
     split, arguments = split_of(run, section), arguments_of(run, section)
     pipeline = pipeline_around(run, model, getattr(section, "sampler", None))
