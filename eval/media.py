@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,14 +60,16 @@ def pictures(samples: Tensor) -> Tensor:
     """Return what a page shows of each sample, uint8 (N, C, H, W).
 
     An image is itself; of a video `SHOWN_FRAMES` frames from the first to the last stand side by side; of a sound it is
-    the spectrogram: time to the right, frequency upwards, the loudest black.
+    the spectrogram: time to the right, frequency upwards in steps of equal ratio, the loudest black.
     """
     medium = medium_of(samples)
     if medium == IMAGE:
         return samples
     if medium == VIDEO:
         frames = torch.linspace(0, samples.shape[1] - 1, min(SHOWN_FRAMES, samples.shape[1])).round().long()
-        return torch.cat(samples[:, frames].unbind(1), -1)
+        gap = max(samples.shape[-1] // 64, 1)
+        strips = F.pad(samples[:, frames], (0, gap), value=255).unbind(1)
+        return torch.cat(strips, -1)[..., :-gap]
     return torch.cat([_drawn(sound[None]) for sound in samples])
 
 
@@ -73,6 +77,10 @@ def _drawn(sound: Tensor) -> Tensor:
     """Return the picture of one sound, uint8 (1, 1, H, W)."""
     power = spectrogram(sound).square().mean(1, keepdim=True)
     level = 10 * (power / power.max().clamp(min=1e-30)).clamp(min=1e-30).log10()
-    size = [min(a, b) for a, b in zip(level.shape[-2:], PICTURE, strict=True)]
-    share = F.adaptive_max_pool2d((1 + level / DYNAMIC_RANGE).clamp(0, 1), size).flip(-2)
+    bins, frames = level.shape[-2:]
+    rows, columns = min(bins, PICTURE[0]), min(frames, PICTURE[1])
+    ends = torch.logspace(0, math.log10(bins), rows).long().clamp(1, bins)
+    bands = [level[..., max(end - max(end // 16, 1), 0) : end, :].amax(-2, keepdim=True) for end in ends.tolist()]
+    shown = F.adaptive_max_pool2d(torch.cat(bands, -2), (rows, columns))
+    share = (1 + shown / DYNAMIC_RANGE).clamp(0, 1).flip(-2)
     return ((1 - share) * 255).round().to(torch.uint8)

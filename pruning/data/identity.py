@@ -63,7 +63,7 @@ def data_fingerprint(source: str, hash_file: Callable[[Path], str]) -> tuple[str
 
 
 def data_files(root: Path) -> list[str]:
-    """Return the files of a folder that are data: prompts, or tables and what goes with them, or images and metadata."""
+    """Return the files of a folder that are data: prompts, tables with what goes with them, or images and metadata."""
     if texts := text_files(root):
         return [path.name for path in texts.values()]
     files, _ = list_files(root)

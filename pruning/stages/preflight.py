@@ -282,12 +282,12 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
     """
     if STAGES[0] not in stages:
         return
-    model, scale, asked = run.dense, pixels_per_latent(run.pipeline), run.recipe.data.resolution
+    model, pipeline, asked = run.dense, run.pipeline, run.recipe.data.resolution
     if any(image_splits(run, stages)):
-        Conditioner(model, run.pipeline)
+        Conditioner(model, pipeline)
     if not is_known(run.meta):
         return
-    _, height, width = sample_shape(run.meta)
+    scale, (_, height, width) = pixels_per_latent(pipeline), sample_shape(run.meta)
     if asked is not None and scale > 1 and (asked, asked) != (height * scale, width * scale):
         raise PruningError(
             f"data.resolution: {asked} pixels become {asked / scale:g} x {asked / scale:g} latents ({scale} pixels "
