@@ -19,7 +19,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from pruning.errors import PruningError, shown
-from pruning.sampling.arguments import call_parameters, shortened
+from pruning.sampling.arguments import as_taken, call_parameters, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
 
@@ -88,9 +88,9 @@ def pipeline_call(
     """
     taken, count = call_parameters(type(pipeline)), len(inputs)
     names, generators = list(inputs[0]), sample_generators(torch.as_tensor(sample_ids), seed)
-    call = {**arguments, "output_type": "np", "return_dict": True}
-    call |= {"generator": generators if count > 1 else generators[0], "batch_size": count}
-    call = {name: value for name, value in call.items() if name in taken}
+    ours: dict[str, Any] = {"output_type": "np", "return_dict": True, "batch_size": count}
+    ours["generator"] = generators if count > 1 else generators[0]
+    call = as_taken(type(pipeline), arguments) | {name: ours[name] for name in ours if name in taken}
     if count == 1:
         call |= inputs[0]
     elif not names and "batch_size" not in taken:

@@ -37,7 +37,7 @@ from pruning.sampling import (
     sample_pipeline,
     value_of,
 )
-from pruning.sampling.arguments import shortened
+from pruning.sampling.arguments import as_taken, shortened
 from tests.models import dit, unet2d
 from tests.unit.tiny_pipelines import (
     FLUX_CALL,
@@ -336,6 +336,16 @@ def test_a_rehearsal_is_one_sample_of_few_steps():
 def test_arguments_are_held_against_the_signature(cls: type, arguments: dict, message: str):
     with pytest.raises(PruningError, match=message):
         check_arguments(cls, arguments, ("prompt", "class_labels"))
+
+
+def test_lists_become_the_tuples_that_are_taken(tmp_path: Path):
+    pipeline = stable_diffusion_xl(tmp_path)
+    arguments = {"original_size": [8, 8], "timesteps": [600, 20]}
+    found = as_taken(type(pipeline), arguments)
+    assert found == {"original_size": (8, 8), "timesteps": [600, 20]}
+    assert sample_pipeline(
+        pipeline, PROMPTS[:1], sample_ids=[0], seed=0, arguments={**STEPS, "original_size": [8, 8]}
+    ).shape == (1, 3, 16, 16)
 
 
 def test_what_the_signature_has_passes():

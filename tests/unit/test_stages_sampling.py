@@ -174,6 +174,15 @@ def test_the_slim_model_takes_the_place_of_the_dense_one_and_settings_stay(recip
     assert type(pipeline_around(run, other, "PNDMScheduler").scheduler).__name__ == "PNDMScheduler"
 
 
+def test_a_denoiser_that_is_no_part_of_the_pipeline_is_refused(recipe, tmp_path):
+    saved(stable_diffusion(tmp_path), tmp_path)
+    (tmp_path / "model" / "unet").rename(tmp_path / "model" / "other")
+    run = Run(change(recipe, model__subfolder="other"))
+    run.pipeline = type("Odd", (), {"components": {"vae": 1}, "config": {}})()
+    with pytest.raises(PruningError, match=r"model\.subfolder: 'other' is no part of Odd, which has vae"):
+        pipeline_around(run, run.meta)
+
+
 def test_a_text_to_image_model_of_no_known_family_runs_whole(recipe, tmp_path):
     saved(flux(tmp_path), tmp_path)
     latency = dataclasses.replace(recipe.evaluate.latency, batch_size=1, runs=1, sampling_runs=1)
