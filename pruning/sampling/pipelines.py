@@ -150,7 +150,7 @@ def _draw(
     name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
     try:
-        with _as_it_was(pipeline, call.get("generator")):
+        with _as_it_was(pipeline, sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()):
             output = pipeline(**call)
     except PruningError:
         raise
@@ -163,8 +163,8 @@ def _draw(
 
 
 @contextmanager
-def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
-    """Put back what a call changes of a pipeline of diffusers, and seed what it draws from the global generator.
+def _as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
+    """Put back what a call changes of a pipeline of diffusers, and `seed` what it draws from the global generator.
 
     Put back are its own attributes, the progress bar among them, the state of its schedulers, the attributes of its
     tokenizers, and the processors of its attention modules.
@@ -172,7 +172,6 @@ def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
     if isinstance(pipeline, PixelPipeline):  # it changes nothing, and calls may run side by side
         yield
         return
-    first = generator[0] if isinstance(generator, list) else generator
     own, parts = dict(vars(pipeline)), list(pipeline.components.values())
     states = [
         (part, copy.deepcopy(vars(part)) if isinstance(part, SchedulerMixin) else dict(vars(part)))
@@ -184,7 +183,7 @@ def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
     devices = {weight.device for weight in _weights(pipeline) if weight.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(first.initial_seed() if first is not None else 0)
+            torch.manual_seed(seed)
             pipeline.set_progress_bar_config(disable=True)
             yield
     finally:

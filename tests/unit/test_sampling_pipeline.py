@@ -197,6 +197,7 @@ def test_a_pipeline_is_left_as_it_was():
     found = sample_pipeline(pipeline, [{}, {}], sample_ids=[0, 1], seed=0)
     assert attention.processor is processor
     assert vars(pipeline) == own
+    assert not torch.equal(found[0], found[1])
     assert vars(pipeline.scheduler).keys() == state.keys()
     assert torch.equal(sample_pipeline(pipeline, [{}], sample_ids=[1], seed=0), found[1:]), (
         "seeded all the same"

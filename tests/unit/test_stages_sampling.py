@@ -255,7 +255,7 @@ def test_room_for_the_samples_is_seen_in_the_rehearsal(recipe, tmp_path, monkeyp
     saved(flux(tmp_path), tmp_path)
     asked: list[int] = []
     monkeypatch.setattr(
-        "pruning.stages.preflight.check_writable", lambda what, where, needed: asked.append(needed)
+        "pruning.stages.room.check_writable", lambda what, where, needed: asked.append(needed)
     )
     preflight(Run(change(recipe, pipeline=FLUX_CALL)), ["calibrate", "evaluate"])
     assert asked[-1] == 3 * 3 * 3 * 16 * 24
