@@ -29,7 +29,7 @@ SAME, SAME_HALF = 1e-4, 2e-2
 REHEARSED = 2
 """Steps of a rehearsal; a single one does not show what a scheduler does between steps."""
 
-MEDIA = {"images": 4, "frames": 5, "video": 5, "audios": 3}
+MEDIA = {"images": 4, "image": 4, "frames": 5, "video": 5, "audios": 3}
 """Fields of a pipeline's output that hold samples, and how many axes they have."""
 
 Inputs = Sequence[Mapping[str, Any]]

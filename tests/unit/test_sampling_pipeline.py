@@ -244,7 +244,7 @@ def says(output: Any) -> Says:
     [
         (
             {"image_embeds": np.zeros((1, 4))},
-            "Says gives image_embeds, none of images, frames, video, audios",
+            "Says gives image_embeds, none of images, image, frames, video, audios",
         ),
         ((np.zeros((1, 2, 2, 3)),), "Says gives tuple, none of images"),
         ({"images": np.zeros((2, 4, 4, 3))}, r"gives images of shape \(2, 4, 4, 3\) for 1 sample"),
