@@ -83,7 +83,7 @@ def deepfloyd() -> Any:
 
 
 def kolors() -> Any:
-    """Imported by its path: diffusers hides it where sentencepiece, of which its tokenizer is made, is not installed."""
+    """Imported by its path: diffusers hides it where sentencepiece, which makes its tokenizer, is not installed."""
     return assemble(
         KolorsPipeline,
         vae=kl(),
