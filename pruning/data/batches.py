@@ -24,17 +24,21 @@ class NoisedBatch:
 
     Attributes:
         call: Keyword arguments of the denoiser.
-        target: (B, C, H, W), float32.
+        target: (B, C, H, W), float32; None where only the dense model's own answer is known.
         bucket: Timestep bucket; 0 is the least noise.
         sample_ids: (B,) int64, rows of the data set.
-        timesteps: (B,), as handed to the model.
+        timesteps: (B,), as handed to the model, or to the scheduler.
+        branches: Which branch of guidance each row is, where that is known.
+        read: The model's output -> what `target` is of; None: the prediction, as `pruning.models.denoise` returns it.
     """
 
     call: dict[str, Any]
-    target: Tensor
+    target: Tensor | None
     bucket: int
     sample_ids: Tensor
     timesteps: Tensor
+    branches: tuple[int, ...] | None = None
+    read: Callable[[Any], Tensor] | None = None
 
 
 def check_buckets(buckets: int, total: int) -> None:
@@ -68,11 +72,15 @@ class NoisedBatches:
         make: Starts going through them anew.
         num_train_timesteps: Upper end of the timesteps.
         timestep_buckets: T.
+        has_targets: Whether the batches say what the model should answer.
+        rows: How many rows all batches have.
     """
 
     make: Callable[[], Iterable[NoisedBatch]]
     num_train_timesteps: int
     timestep_buckets: int
+    has_targets: bool = True
+    rows: int = 0
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())
@@ -80,7 +88,8 @@ class NoisedBatches:
     @classmethod
     def joined(cls, parts: Sequence[NoisedBatches]) -> NoisedBatches:
         """Return the batches of several, of the same timesteps and buckets, one after the other."""
-        return replace(parts[0], make=lambda: chain.from_iterable(parts))
+        rows = sum(part.rows for part in parts)
+        return replace(parts[0], make=lambda: chain.from_iterable(parts), rows=rows)
 
 
 def noised_batches(
@@ -149,13 +158,21 @@ def noised_batches(
                     timesteps=model_t,
                 )
 
-    return NoisedBatches(make, total, timestep_buckets)
+    return NoisedBatches(make, total, timestep_buckets, rows=len(rows) * timestep_buckets)
 
 
-def move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Move call arguments: floating point ones also to `dtype`, nested mappings entry by entry."""
+def move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    """Move call arguments, entry by entry.
+
+    Floating point tensors of two or more dimensions also take `dtype`, if it is given; what has fewer are times and
+    other numbers, which keep the type that they have.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        cast = dtype is not None and value.is_floating_point() and value.ndim > 1
+        return value.to(device, dtype) if cast else value.to(device)
     if isinstance(value, Mapping):
         return {name: move(entry, device, dtype) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [move(entry, device, dtype) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
     return value

@@ -27,7 +27,7 @@ from pruning.models import (
 )
 from pruning.recovery import check_split
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
-from pruning.settings import DIGITS, Calibrate, Evaluate, Prune
+from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
 from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights
 from pruning.stages.caveats import caveats
@@ -37,6 +37,7 @@ from pruning.stages.rehearsal import rehearse
 from pruning.stages.room import check_room, needed_bytes
 from pruning.stages.run import Run, image_shape
 from pruning.stages.sampling import check_call, steps_of
+from pruning.stages.showing import check_recording, is_recorded, recovery_provider, training_samples
 
 logger = logging.getLogger(__name__)
 
@@ -155,16 +156,18 @@ def check_device(run: Run) -> None:
 def check_steps(run: Run) -> None:
     """Check that sampler and scheduler exist and can take the asked numbers of steps and buckets."""
     calibrate, evaluate = run.recipe.calibrate, run.recipe.evaluate
-    total = num_train_timesteps(run.scheduler)
-    with named("calibrate.timestep_buckets"):
-        check_buckets(calibrate.timestep_buckets, total)
+    if is_recorded(run):
+        check_recording(run)
+    else:
+        with named("calibrate.timestep_buckets"):
+            check_buckets(calibrate.timestep_buckets, num_train_timesteps(run.scheduler))
     with named("evaluate.sampler"):
         scheduler = scheduler_named(run.scheduler, evaluate.sampler)
     # A whole pipeline sets its own scheduler by more than the number of steps: that is seen in the rehearsal.
     ours = run.pipeline_class is PixelPipeline
     if ours or evaluate.sampler:
         _check_sampler(run, scheduler, evaluate)
-    if ours and calibrate.provider == "sampling":
+    if ours and is_recorded(run):
         _check_sampler(run, run.scheduler, calibrate)
     with named("calibrate.timestep_weights"):
         timestep_weights(run)
@@ -180,7 +183,7 @@ def _check_sampler(run: Run, scheduler: Any, section: Calibrate | Evaluate) -> N
 def check_provider(run: Run) -> None:
     """Check that the provider can give what the criteria need."""
     recipe = run.recipe
-    if recipe.calibrate.provider != "sampling":
+    if recipe.calibrate.provider != SAMPLING:
         return
     asked = [("score.criterion", recipe.score.criterion)]
     asked += [("calibrate.criteria", name) for name in recipe.calibrate.criteria]
@@ -189,7 +192,7 @@ def check_provider(run: Run) -> None:
             if observer.sees.needs_targets:
                 raise PruningError(
                     f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
-                    f"{criterion!r} ({key}) needs; use calibrate.provider=noised or another criterion"
+                    f"{criterion!r} ({key}) needs; use calibrate.provider=noised or renoised, or another criterion"
                 )
 
 
@@ -202,9 +205,9 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     if shown:
         data = run.open_images(recipe.data.split)
         _check_split(run, data)
-        if recipe.calibrate.provider == "noised":
+        if not is_recorded(run):
             data.check_enough(recipe.calibrate.num_samples)
-    if recipe.calibrate.provider == "sampling":
+    if training_samples(run):
         run.inputs(recipe.data.split, 1)
     if "evaluate" in stages:
         run.inputs(recipe.data.eval_split, 1)
@@ -217,9 +220,10 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
 def image_splits(run: Run, stages: Sequence[str]) -> tuple[bool, bool]:
     """Tell whether images are shown to the model, and whether it is judged by held-out ones."""
     recipe = run.recipe
-    trains = "recover" in stages and recipe.recover.enabled
-    judged = "evaluate" in stages and bool({"real", "noised"} & metric_needs(recipe.evaluate.metrics))
-    return recipe.calibrate.provider == "noised" or trains, judged
+    trains = "recover" in stages and recipe.recover.enabled and recovery_provider(run) == NOISED
+    needs = {"real"} if is_recorded(run) else {"real", "noised"}
+    judged = "evaluate" in stages and bool(needs & metric_needs(recipe.evaluate.metrics))
+    return trains or not is_recorded(run), judged
 
 
 def _check_size(run: Run) -> None:

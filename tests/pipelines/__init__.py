@@ -1,0 +1,22 @@
+"""One table of tiny pipelines: one of every text-, class-, image- or unconditional pipeline that is recorded.
+
+A file here holds some relatives, in a mapping ``PIPELINES``; a new pipeline is one entry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from tests.pipelines.base import TinyPipeline, run
+
+_PARTS = {"base", "decoders", "encoders", "videos", "words"}
+
+PIPELINES: dict[str, TinyPipeline] = {}
+"""Tiny pipelines by name."""
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name not in _PARTS and not _module.name.startswith("test_"):
+        PIPELINES |= importlib.import_module(f"{__name__}.{_module.name}").PIPELINES
+
+__all__ = ["PIPELINES", "TinyPipeline", "run"]

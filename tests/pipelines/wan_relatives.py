@@ -1,0 +1,45 @@
+"""Built on Wan: SkyReels V2, AnyFlow, Helios."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.pipelines.base import assemble, denoiser, scheduler, text
+from tests.pipelines.wan import CALL, parts, unipc
+
+
+def skyreels(cls: str, **config: Any) -> Any:
+    return assemble(cls, **parts(), transformer=denoiser("skyreels_v2", **config))
+
+
+def anyflow(cls: str, model: str, **config: Any) -> Any:
+    components = parts() | {"scheduler": scheduler("FlowMapEulerDiscreteScheduler", shift=5.0)}
+    return assemble(cls, **components, transformer=denoiser(model, in_channels=5, out_channels=5, **config))
+
+
+def helios() -> Any:
+    components = parts() | {"scheduler": scheduler("HeliosScheduler", stages=1, stage_range=[0, 1])}
+    return assemble("HeliosPipeline", **components, transformer=denoiser("helios"))
+
+
+PIPELINES = {
+    "skyreels-v2": text(lambda: skyreels("SkyReelsV2Pipeline"), **CALL),
+    "skyreels-v2-forcing": text(
+        lambda: skyreels("SkyReelsV2DiffusionForcingPipeline"),
+        **{**CALL, "num_frames": 9},
+        base_num_frames=9,
+        ar_step=1,
+        causal_block_size=1,
+    ),
+    "anyflow": text(lambda: anyflow("AnyFlowPipeline", "anyflow"), **CALL),
+    "anyflow-far": text(
+        lambda: anyflow("AnyFlowFARPipeline", "anyflow-far"), **{**CALL, "num_frames": 13, "width": 32}
+    ),
+    "helios": text(
+        helios,
+        **{**CALL, "num_frames": 9, "height": 64, "width": 64},
+        num_latent_frames_per_chunk=3,
+        history_sizes=[4, 2, 1],
+    ),
+}
+assert unipc
