@@ -114,8 +114,8 @@ class Calibrate(Section):
     )
     provider: str = knob(
         "noised",
-        "``noised`` shows noised images of the data; ``sampling`` records what the model's own pipeline asks of it while "
-        "it generates; ``renoised`` noises what it generated anew, at the sampler's own steps.",
+        "``noised`` shows noised images of the data; ``sampling`` records what the model's own pipeline asks of it "
+        "while it generates; ``renoised`` noises what it generated anew, at the sampler's own steps.",
         one_of(*PROVIDERS),
     )
     num_steps: int | None = knob(
