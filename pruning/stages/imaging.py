@@ -84,7 +84,7 @@ def conditions_of(run: Run, data: ImageData, rows: Sequence[int]) -> Conditions:
 
 
 def image_calls(run: Run, split: str, rows: Sequence[int]) -> tuple[ImageCalls, int | None]:
-    """Return what is shown of some rows of a split, and the recorded sample without a label or caption, if there is one.
+    """Return what is shown of some rows of a split, and the recorded sample of no label or caption, None without one.
 
     The model does not run for it but to learn how its pipeline calls it.
     """
