@@ -54,12 +54,12 @@ def image(
     size: tuple[int, int],
     name: str = "image",
     prompt: bool = True,
-    frames: int | None = None,
+    film: int | None = None,
     **call: Any,
 ) -> TinyPipeline:
-    """Return an entry that is told three images, or films where `frames` is given, most with a prompt."""
-    films = pictures(frames or 1, *size)
-    inputs = [{name: film if frames else film[0]} for film in films]
+    """Return an entry that is told three images, or films of so many frames, most with a prompt."""
+    films = pictures(film or 1, *size)
+    inputs = [{name: frames if film else frames[0]} for frames in films]
     if prompt:
         inputs = [{"prompt": words, **one} for words, one in zip(PROMPTS, inputs, strict=True)]
     return TinyPipeline(

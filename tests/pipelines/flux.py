@@ -133,7 +133,7 @@ PIPELINES = {
     # It keeps the keys and values of the given image from the first step on.
     "flux2-klein-kv": image(
         lambda: klein("Flux2KleinKVPipeline"),
-        (16, 24),
+        (64, 64),
         max_sequence_length=96,
         text_encoder_out_layers=(0, 1, 2),
     ),

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.pipelines.base import assemble, denoiser, scheduler, text
-from tests.pipelines.wan import CALL, parts, unipc
+from tests.pipelines.base import assemble, denoiser, image, scheduler, text
+from tests.pipelines.encoders import clip_processor, clip_vision
+from tests.pipelines.wan import CALL, parts
 
 
 def skyreels(cls: str, **config: Any) -> Any:
     return assemble(cls, **parts(), transformer=denoiser("skyreels_v2", **config))
+
+
+def skyreels_image() -> Any:
+    return assemble(
+        "SkyReelsV2ImageToVideoPipeline",
+        **parts(),
+        transformer=denoiser("skyreels_v2_i2v", in_channels=14),
+        image_encoder=clip_vision(14, projection=14),
+        image_processor=clip_processor(),
+    )
 
 
 def anyflow(cls: str, model: str, **config: Any) -> Any:
@@ -39,5 +50,15 @@ PIPELINES = {
         helios, **{**CALL, "num_frames": 9, "height": 64, "width": 64}, num_latent_frames_per_chunk=3,
         history_sizes=[4, 2, 1],
     ),
+    "skyreels-v2-image": image(
+        skyreels_image, (32, 48), num_frames=5, guidance_scale=4.0, max_sequence_length=512
+    ),
+    "skyreels-v2-forcing-image": image(
+        lambda: skyreels("SkyReelsV2DiffusionForcingImageToVideoPipeline"),
+        (32, 48),
+        num_frames=9,
+        base_num_frames=9,
+        guidance_scale=4.0,
+        max_sequence_length=24,
+    ),
 }
-assert unipc
