@@ -40,13 +40,18 @@ class TinyPipeline:
 
 def text(build: Callable[[], DiffusionPipeline], **call: Any) -> TinyPipeline:
     """Return an entry that is told three prompts of different lengths."""
-    return TinyPipeline(build, [{"prompt": prompt} for prompt in PROMPTS], {"num_inference_steps": 4, **call}, "text")
+    return TinyPipeline(
+        build, [{"prompt": prompt} for prompt in PROMPTS], {"num_inference_steps": 4, **call}, "text"
+    )
 
 
 def pictures(frames: int, height: int, width: int) -> list[list[Image.Image]]:
     """Return three short films of smooth random colours."""
     draws = np.random.default_rng(0).uniform(0, 255, (3, frames, 4, 4, 3)).astype(np.uint8)
-    return [[Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in one] for one in draws]
+    return [
+        [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in one]
+        for one in draws
+    ]
 
 
 def image(
@@ -83,7 +88,9 @@ def flow(**config: Any) -> Any:
     return scheduler("FlowMatchEulerDiscreteScheduler", **config)
 
 
-def assemble(cls: str | type[DiffusionPipeline], gain: Mapping[str, float] | None = None, **parts: Any) -> DiffusionPipeline:
+def assemble(
+    cls: str | type[DiffusionPipeline], gain: Mapping[str, float] | None = None, **parts: Any
+) -> DiffusionPipeline:
     """Return a pipeline of these components, each module with non-trivial weights of its own.
 
     `gain` by component is how much a layer passes on of what it is given, where 0.7 is too much or too little.

@@ -51,7 +51,9 @@ def clip(width: int = WIDTH, projection: int | None = None, **more: Any) -> nn.M
         "max_position_embeddings": 77,
         **more,
     }
-    return _model("CLIPTextModelWithProjection" if projection else "CLIPTextModel", "CLIPTextConfig", **config)
+    return _model(
+        "CLIPTextModelWithProjection" if projection else "CLIPTextModel", "CLIPTextConfig", **config
+    )
 
 
 def t5(width: int = WIDTH, name: str = "T5", **more: Any) -> nn.Module:
@@ -178,7 +180,9 @@ def clip_vision(width: int = WIDTH, projection: int | None = None, **more: Any) 
         "patch_size": 16,
         **more,
     }
-    return _model("CLIPVisionModelWithProjection" if projection else "CLIPVisionModel", "CLIPVisionConfig", **config)
+    return _model(
+        "CLIPVisionModelWithProjection" if projection else "CLIPVisionModel", "CLIPVisionConfig", **config
+    )
 
 
 def clip_processor() -> Any:
@@ -255,7 +259,16 @@ def qwen_vl_processor() -> Any:
     """Return what makes texts and images for `qwen_vl`: a token for each 28 x 28 of an image."""
     return transformers.Qwen2_5_VLProcessor(
         image_processor=transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=4 * 28 * 28),
-        tokenizer=tokenizer(1200, end=False, extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"}),
+        tokenizer=tokenizer(
+            1200,
+            end=False,
+            extra_special_tokens={
+                "image_token": "<|image_pad|>",
+                "video_token": "<|video_pad|>",
+                "vision_start_token": "<|vision_start|>",
+                "vision_end_token": "<|vision_end|>",
+            },
+        ),
         video_processor=transformers.Qwen2VLVideoProcessor(),
     )
 

@@ -71,7 +71,9 @@ def fill() -> TinyPipeline:
     """The latents of the image without the hole and the mask of the hole go in beside the noise."""
     entry = image(lambda: flux(cls="FluxFillPipeline", in_channels=32, out_channels=8), (16, 24), **CALL)
     holes = [mask for (mask,) in pictures(1, 16, 24)]
-    inputs = [{**one, "mask_image": mask.convert("L")} for one, mask in zip(entry.inputs, holes[::-1], strict=True)]
+    inputs = [
+        {**one, "mask_image": mask.convert("L")} for one, mask in zip(entry.inputs, holes[::-1], strict=True)
+    ]
     return replace(entry, inputs=inputs)
 
 
@@ -90,7 +92,9 @@ def fibo() -> Any:
     """The text's last two layers go in at once, and one layer into each block."""
     return assemble(
         "BriaFiboPipeline",
-        transformer=denoiser("bria-fibo", in_channels=5, joint_attention_dim=2 * WIDTH, text_encoder_dim=WIDTH),
+        transformer=denoiser(
+            "bria-fibo", in_channels=5, joint_attention_dim=2 * WIDTH, text_encoder_dim=WIDTH
+        ),
         scheduler=flow(use_dynamic_shifting=True),
         vae=wan(5),
         text_encoder=language("SmolLM3ForCausalLM", "SmolLM3Config", head_dim=10),
@@ -119,7 +123,10 @@ PIPELINES = {
     "bria-fibo": text(fibo, negative_prompt="blurry", height=32, width=64),
     "flux-fill": fill(),
     "flux-control": image(
-        lambda: flux(cls="FluxControlPipeline", in_channels=16, out_channels=8), (16, 24), "control_image", **CALL
+        lambda: flux(cls="FluxControlPipeline", in_channels=16, out_channels=8),
+        (16, 24),
+        "control_image",
+        **CALL,
     ),
     "flux-kontext": image(
         lambda: flux(cls="FluxKontextPipeline"),

@@ -31,5 +31,7 @@ def hunyuan_dit(cls: str = "HunyuanDiTPipeline", **more: Any) -> Any:
 
 PIPELINES = {
     "hunyuan-dit": text(hunyuan_dit, **CALL),
-    "hunyuan-dit-pag": text(lambda: hunyuan_dit("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]), **CALL),
+    "hunyuan-dit-pag": text(
+        lambda: hunyuan_dit("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]), **CALL
+    ),
 }

@@ -40,7 +40,12 @@ def parts(model: str) -> dict[str, Any]:
             temporal_compression_ratio=8,
         ),
         "audio_vae": diffusers.AutoencoderKLLTX2Audio(
-            base_channels=6, latent_channels=2, mel_bins=12, num_res_blocks=1, sample_rate=160, mel_hop_length=10
+            base_channels=6,
+            latent_channels=2,
+            mel_bins=12,
+            num_res_blocks=1,
+            sample_rate=160,
+            mel_hop_length=10,
         ),
         "text_encoder": gemma3(),
         "tokenizer": tokenizer(64, begin=True, end=False),
@@ -82,7 +87,8 @@ def conditions() -> TinyPipeline:
     """Any frame may be given; here the first."""
     entry = image(lambda: ltx2("ltx2", "LTX2ConditionPipeline"), (64, 96), **DOUBLED, **CALL)
     inputs = [
-        {"prompt": one["prompt"], "conditions": [LTX2VideoCondition(one["image"], crf=0)]} for one in entry.inputs
+        {"prompt": one["prompt"], "conditions": [LTX2VideoCondition(one["image"], crf=0)]}
+        for one in entry.inputs
     ]
     return replace(entry, inputs=inputs)
 

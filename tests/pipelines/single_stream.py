@@ -121,7 +121,10 @@ PIPELINES = {
     "dreamlite-mobile": text(lambda: dreamlite("DreamLiteMobilePipeline"), height=32, width=32),
     "glm-image": TinyPipeline(
         glm,
-        [{"prompt": f"'{prompt}'", "prior_token_ids": ids} for prompt, ids in zip(PROMPTS, SYMBOLS, strict=True)],
+        [
+            {"prompt": f"'{prompt}'", "prior_token_ids": ids}
+            for prompt, ids in zip(PROMPTS, SYMBOLS, strict=True)
+        ],
         {"num_inference_steps": 4, "guidance_scale": 1.5, "height": 16, "width": 16},
         "text",
     ),

@@ -155,7 +155,9 @@ def audioldm2() -> Any:
         text_encoder_2=t5(14),
         projection_model=AudioLDM2ProjectionModel(12, 14, 10),
         language_model=transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(vocab_size=VOCAB, n_embd=10, n_layer=1, n_head=2, n_positions=128, max_new_tokens=4)
+            transformers.GPT2Config(
+                vocab_size=VOCAB, n_embd=10, n_layer=1, n_head=2, n_positions=128, max_new_tokens=4
+            )
         ),
         tokenizer=transformers.RobertaTokenizer(vocab=vocabulary, merges=[], model_max_length=64),
         tokenizer_2=transformers.T5Tokenizer(
@@ -172,7 +174,9 @@ def audioldm2() -> Any:
             attention_head_dim=4,
             norm_num_groups=4,
         ),
-        scheduler=scheduler("DDIMScheduler", beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear"),
+        scheduler=scheduler(
+            "DDIMScheduler", beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear"
+        ),
         vocoder=transformers.SpeechT5HifiGan(
             transformers.SpeechT5HifiGanConfig(
                 model_in_dim=8,

@@ -37,7 +37,10 @@ PIPELINES = {
     ),
     "consistency-classes": TinyPipeline(
         lambda: pixels(
-            "ConsistencyModelPipeline", "CMStochasticIterativeScheduler", "unet2d-consistency", num_train_timesteps=20
+            "ConsistencyModelPipeline",
+            "CMStochasticIterativeScheduler",
+            "unet2d-consistency",
+            num_train_timesteps=20,
         ),
         [{"class_labels": 3}, {"class_labels": 0}, {"class_labels": 1}],
         {"num_inference_steps": 4},

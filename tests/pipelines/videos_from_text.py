@@ -131,7 +131,9 @@ def motif_image() -> Any:
     """The text encoder's eye sees the image."""
     text_encoder = t5(name="UMT5")
     text_encoder.vision_tower = siglip(14)
-    return motif("MotifVideoImage2VideoPipeline", "motif_video_i2v", text_encoder, feature_extractor=siglip_processor())
+    return motif(
+        "MotifVideoImage2VideoPipeline", "motif_video_i2v", text_encoder, feature_extractor=siglip_processor()
+    )
 
 
 def svd() -> Any:
@@ -140,8 +142,14 @@ def svd() -> Any:
         vae=videos.temporal(),
         image_encoder=clip_vision(projection=20, image_size=224, patch_size=56),
         unet=denoiser("svd"),
-        scheduler=scheduler("EulerDiscreteScheduler", prediction_type="v_prediction", use_karras_sigmas=True,
-            timestep_type="continuous", sigma_min=0.002, sigma_max=700.0),
+        scheduler=scheduler(
+            "EulerDiscreteScheduler",
+            prediction_type="v_prediction",
+            use_karras_sigmas=True,
+            timestep_type="continuous",
+            sigma_min=0.002,
+            sigma_max=700.0,
+        ),
         feature_extractor=clip_processor(),
     )
 
@@ -168,7 +176,9 @@ def kandinsky5_image() -> Any:
 
 def kandinsky5_edit() -> Any:
     """The text encoder sees the image."""
-    pipeline = kandinsky5("Kandinsky5I2IPipeline", shifted(channels=5, stages=4), "kandinsky5_i2v", qwen_vl_processor())
+    pipeline = kandinsky5(
+        "Kandinsky5I2IPipeline", shifted(channels=5, stages=4), "kandinsky5_i2v", qwen_vl_processor()
+    )
     pipeline.resolutions = [(96, 64)]
     return pipeline
 
@@ -194,11 +204,16 @@ PIPELINES = {
     "sana-video": text(
         lambda: sana_video("SanaVideoPipeline", "sana_video", solver()), frames=5, height=32, width=64, **SANA
     ),
-    "easyanimate": text(easyanimate, guidance_scale=5.0, negative_prompt="blurry", num_frames=5, height=32, width=48),
+    "easyanimate": text(
+        easyanimate, guidance_scale=5.0, negative_prompt="blurry", num_frames=5, height=32, width=48
+    ),
     "motif-video": text(
         lambda: motif("MotifVideoPipeline", "motif_video", t5(name="UMT5")),
         negative_prompt="blurry",
-        num_frames=5, height=32, width=48, max_sequence_length=24
+        num_frames=5,
+        height=32,
+        width=48,
+        max_sequence_length=24,
     ),
     "kandinsky5-image": text(
         kandinsky5_image,
@@ -221,13 +236,24 @@ PIPELINES = {
         max_sequence_length=24,
     ),
     "ltx-image": image(
-        lambda: ltx("LTXImageToVideoPipeline"), (64, 96), guidance_scale=3.0, num_frames=9, max_sequence_length=24
+        lambda: ltx("LTXImageToVideoPipeline"),
+        (64, 96),
+        guidance_scale=3.0,
+        num_frames=9,
+        max_sequence_length=24,
     ),
     "ltx-condition": image(
-        lambda: ltx("LTXConditionPipeline", flow()), (64, 96), guidance_scale=3.0, num_frames=9, max_sequence_length=24
+        lambda: ltx("LTXConditionPipeline", flow()),
+        (64, 96),
+        guidance_scale=3.0,
+        num_frames=9,
+        max_sequence_length=24,
     ),
     "sana-video-image": image(
-        lambda: sana_video("SanaImageToVideoPipeline", "sana_video_i2v", flow(shift=3.0)), (32, 64), frames=5, **SANA
+        lambda: sana_video("SanaImageToVideoPipeline", "sana_video_i2v", flow(shift=3.0)),
+        (32, 64),
+        frames=5,
+        **SANA,
     ),
     "motif-video-image": image(
         motif_image, (32, 48), negative_prompt="blurry", num_frames=5, max_sequence_length=24

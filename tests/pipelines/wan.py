@@ -70,7 +70,9 @@ def animate() -> TinyPipeline:
         max_sequence_length=512,
     )
     films = zip(entry.inputs, pictures(5, 32, 48), pictures(5, 16, 16)[::-1], strict=True)
-    return replace(entry, inputs=[{**one, "pose_video": poses, "face_video": faces} for one, poses, faces in films])
+    return replace(
+        entry, inputs=[{**one, "pose_video": poses, "face_video": faces} for one, poses, faces in films]
+    )
 
 
 PIPELINES = {

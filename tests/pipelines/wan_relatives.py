@@ -47,7 +47,9 @@ PIPELINES = {
         lambda: anyflow("AnyFlowFARPipeline", "anyflow-far"), **{**CALL, "num_frames": 13, "width": 32}
     ),
     "helios": text(
-        helios, **{**CALL, "num_frames": 9, "height": 64, "width": 64}, num_latent_frames_per_chunk=3,
+        helios,
+        **{**CALL, "num_frames": 9, "height": 64, "width": 64},
+        num_latent_frames_per_chunk=3,
         history_sizes=[4, 2, 1],
     ),
     "skyreels-v2-image": image(

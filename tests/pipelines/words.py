@@ -45,14 +45,20 @@ class PlacedTokenizer(transformers.PreTrainedTokenizerFast):
 
 
 def tokenizer(
-    length: int = 77, begin: bool = False, end: bool = True, cls: Any = transformers.PreTrainedTokenizerFast, **more: Any
+    length: int = 77,
+    begin: bool = False,
+    end: bool = True,
+    cls: Any = transformers.PreTrainedTokenizerFast,
+    **more: Any,
 ) -> Any:
     """Return a fast tokenizer of at most `length` tokens, with a token at the beginning or the end of the text."""
     words = Tokenizer(models.BPE(vocab=byte_vocabulary(), merges=[], unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     template = " ".join(["<s>"] * begin + ["$A"] + ["</s>"] * end)
-    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    words.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return cls(
         tokenizer_object=words,
         model_max_length=length,
