@@ -83,7 +83,7 @@ def deepfloyd() -> Any:
 
 
 def kolors() -> Any:
-    """Imported by its path: diffusers hides it where sentencepiece is not installed, of which only its tokenizer is made."""
+    """Imported by its path: diffusers hides it where its tokenizer's library, sentencepiece, is not installed."""
     return assemble(
         KolorsPipeline,
         vae=kl(),

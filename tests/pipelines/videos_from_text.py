@@ -1,4 +1,4 @@
-"""Videos from text or an image: Latte, Allegro, CogVideoX, Mochi, LTX-Video, SANA-Video, EasyAnimate, Motif, Kandinsky 5."""
+"""Videos from text or an image, of makes that have no file of their own."""
 
 from __future__ import annotations
 
