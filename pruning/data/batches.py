@@ -24,17 +24,21 @@ class NoisedBatch:
 
     Attributes:
         call: Keyword arguments of the denoiser.
-        target: (B, C, H, W), float32.
+        target: (B, C, H, W), float32; None where only the dense model's own answer is known.
         bucket: Timestep bucket; 0 is the least noise.
         sample_ids: (B,) int64, rows of the data set.
-        timesteps: (B,), as handed to the model.
+        timesteps: (B,), as handed to the model, or to the scheduler.
+        branches: Which branch of guidance each row is, where that is known.
+        read: The model's output -> what `target` is of; None: the prediction, as `pruning.models.denoise` returns it.
     """
 
     call: dict[str, Any]
-    target: Tensor
+    target: Tensor | None
     bucket: int
     sample_ids: Tensor
     timesteps: Tensor
+    branches: tuple[int, ...] | None = None
+    read: Callable[[Any], Tensor] | None = None
 
 
 def check_buckets(buckets: int, total: int) -> None:
@@ -68,11 +72,13 @@ class NoisedBatches:
         make: Starts going through them anew.
         num_train_timesteps: Upper end of the timesteps.
         timestep_buckets: T.
+        has_targets: Whether the batches say what the model should answer.
     """
 
     make: Callable[[], Iterable[NoisedBatch]]
     num_train_timesteps: int
     timestep_buckets: int
+    has_targets: bool = True
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())

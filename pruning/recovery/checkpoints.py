@@ -7,7 +7,6 @@ written under a temporary name, flushed and renamed. There is no generator state
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from pruning.data import ImageData
 from pruning.errors import PruningError
 from pruning.files import write_errors, written_whole
+from pruning.models.stored import stored_tensors, weights_digest
 from pruning.settings import Recover, knobs_of
 from pruning.store import changes
 
@@ -135,7 +135,7 @@ def clear_temporaries(folder: Path) -> None:
 
 def checkpoint_bytes(student: nn.Module) -> int:
     """Return about how large a checkpoint of `student` is: weights, averages and two moments."""
-    weights = sum(t.numel() * t.element_size() for t in _stored(student).values())
+    weights = sum(t.numel() * t.element_size() for t in stored_tensors(student).values())
     trained = sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
     return 2 * weights + 2 * trained
 
@@ -160,29 +160,12 @@ def fingerprint(
     kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
     described = {
         "settings": {key: value for key, value in course.items() if key not in free},
-        "student": _digest(student),
-        "teacher": None if teacher is None else _digest(teacher),
+        "student": weights_digest(student),
+        "teacher": None if teacher is None else weights_digest(teacher),
         "data": {"name": data.name, "images": len(data), "shape": list(data.shape)},
         "scheduler": {"class": type(scheduler).__name__, **kept},
     }
     return json.loads(json.dumps(described, default=str))
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in _stored(model).items():
-        flat = tensor.detach().flatten()
-        part = flat[:: max(1, flat.numel() // 256)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
-    return digest.hexdigest()[:32]
-
-
-def _stored(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and stored buffers by name, each once."""
-    saved = model.state_dict(keep_vars=True)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return {**dict(model.named_parameters()), **buffers}
 
 
 def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
@@ -194,7 +177,7 @@ def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
     found = {
-        "model": _stored(state.student),
+        "model": stored_tensors(state.student),
         "ema": dict(zip(named, state.ema.shadow_params, strict=True)),
         "optimizer": moments,
     }
@@ -214,7 +197,7 @@ def _restore(
     state: TrainingState, content: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
     named = dict(state.student.named_parameters())
-    for name, tensor in _stored(state.student).items():
+    for name, tensor in stored_tensors(state.student).items():
         tensor.copy_(tensors["model"][name])
     for name, shadow in zip(named, state.ema.shadow_params, strict=True):
         shadow.copy_(tensors["ema"][name])

@@ -1,0 +1,205 @@
+"""Recorded calls as batches for calibration and evaluation: as they were asked, or their latents noised anew."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.data.seeding import sample_generator
+from pruning.errors import PruningError
+from pruning.recording.axes import count_rows, cut
+from pruning.recording.calls import RecordedCalls, Row
+from pruning.recording.oracle import KINDS
+
+SOURCES = ("points", "x0")
+ORDER, FRESH_NOISE = 34, 35
+"""Streams of `sample_generator`."""
+
+
+def recorded_batches(
+    calls: RecordedCalls,
+    *,
+    denoiser: str | None = None,
+    source: str = "points",
+    samples: Sequence[int] | None = None,
+    batch_size: int = 32,
+    timestep_buckets: int = 8,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> NoisedBatches:
+    """Return the recorded rows of a denoiser in batches of one signature and bucket, in an order drawn by the seed.
+
+    Args:
+        calls: Recorded calls.
+        denoiser: Name of the component; may be left out where only one was recorded.
+        source: ``points``: the calls as the pipeline made them, without targets. ``x0``: their latents are made anew of
+            the sample's end and fresh noise at the row's own step, with the target; where the oracle check has proven
+            how.
+        samples: Which samples; None: all.
+        batch_size: Most rows of a call; rows that cannot share one go apart.
+        timestep_buckets: T equal parts of the run; bucket 0 is its end, with the least noise.
+        seed: Of the order and the fresh noise.
+        device: Where the calls go.
+        dtype: Type of the floating point tensors of two or more dimensions; None: as recorded.
+
+    Raises:
+        PruningError: For names or numbers that do not fit the recording, before the first batch is made.
+    """
+    if batch_size < 1:
+        raise PruningError(f"batch_size {batch_size} must be at least 1")
+    rows = chosen_rows(calls, denoiser, samples)
+    check_recorded_buckets(calls, timestep_buckets)
+    if source not in SOURCES:
+        raise PruningError(f"source {source!r} is unknown; valid: {', '.join(SOURCES)}")
+    if source == "x0":
+        check_noising(calls, rows)
+    chunks = list(_chunks(calls, rows, batch_size, timestep_buckets, seed))
+
+    def make() -> Iterator[NoisedBatch]:
+        for bucket, chunk in chunks:
+            made = [renoised(calls, row, seed) for row in chunk] if source == "x0" else None
+            trees = None if made is None else [tree for tree, _ in made]
+            yield NoisedBatch(
+                call=calls.call(chunk, device=device, dtype=dtype, arguments=trees),
+                target=None if made is None else torch.cat([target for _, target in made]).to(device),
+                bucket=bucket,
+                sample_ids=torch.tensor([row.sample for row in chunk]),
+                timesteps=torch.tensor([time_of(row) for row in chunk], dtype=torch.float64),
+                branches=tuple(row.call + row.branch for row in chunk),
+                read=None if made is None else answers_of(calls, chunk),
+            )
+
+    return NoisedBatches(make, calls.steps, timestep_buckets, has_targets=source == "x0")
+
+
+def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[int] | None) -> list[Row]:
+    """Return the rows of a denoiser and of some samples; none at all is a PruningError."""
+    if denoiser is None:
+        if len(calls.denoisers) > 1:
+            have = ", ".join(f"{name} ({kind})" for name, kind in calls.denoisers.items())
+            raise PruningError(f"{calls.folder}: several denoisers were recorded ({have}); name one")
+        denoiser = next(iter(calls.denoisers))
+    wanted = range(calls.samples) if samples is None else [int(sample) for sample in samples]
+    if outside := [sample for sample in wanted if not 0 <= sample < calls.samples]:
+        raise PruningError(
+            f"{calls.folder}: sample {outside[0]} asked; {calls.samples} were recorded, from 0 on"
+        )
+    rows = [row for row in calls.of(denoiser) if row.sample in set(wanted)]
+    if not rows:
+        raise PruningError(f"{calls.folder}: none of the samples asked has a call of {denoiser!r}")
+    return rows
+
+
+def check_recorded_buckets(calls: RecordedCalls, buckets: int) -> None:
+    """Raise PruningError if there are more buckets than sampling steps, or none."""
+    if not 1 <= buckets <= calls.steps:
+        raise PruningError(
+            f"timestep_buckets {buckets}: must be 1 to {calls.steps}, the number of sampling steps that were recorded"
+        )
+
+
+def check_noising(calls: RecordedCalls, rows: Sequence[Row]) -> None:
+    """Raise PruningError unless the latents of all rows can be made anew."""
+    if calls.head.target is None:
+        raise PruningError(
+            f"{calls.folder}: {calls.head.identity['pipeline']} cannot be noised anew: with the right answers in its "
+            "denoiser's place it does not end at what they point to, or its scheduler does not say how it adds noise; "
+            "use the recorded points"
+        )
+    for row in rows:
+        if not row.places or row.levels is None:
+            raise PruningError(
+                f"{calls.folder}: {row.name}: its latents are not known; use the recorded points"
+            )
+        if not calls.x0.get(row.sample):
+            raise PruningError(
+                f"{calls.folder}: the end of sample {row.sample} was not kept; use the recorded points"
+            )
+
+
+def renoised(
+    calls: RecordedCalls, row: Row, seed: int, noise: Mapping[int, Tensor] | None = None
+) -> tuple[Any, Tensor]:
+    """Return a row's arguments with its latents made anew, and what the denoiser should answer.
+
+    Args:
+        calls: Recorded calls.
+        row: One that `check_noising` lets pass.
+        seed: Of the noise; all branches of a step have the same.
+        noise: In its place, by slot, in the scheduler's layout.
+
+    Returns:
+        The arguments, and the target (1, ...) of slot 0 as `answers_of` reads it, float32.
+    """
+    tree, targets = calls.arguments(row), dict[int, Tensor]()
+    target = calls.head.target
+    assert target is not None
+    assert row.levels is not None
+    for place in row.places:
+        level, map_, x0 = (
+            row.levels[place.slot],
+            target.maps[row.step][place.slot],
+            calls.end(row, place.slot),
+        )
+        eps = _noise(row, place.slot, x0, seed) if noise is None else noise[place.slot]
+        x = level.signal * x0 + level.noise * eps
+        tree = place.put(tree, x)
+        wanted = KINDS[target.kind](x0, eps, level)
+        targets[place.slot] = (wanted - map_.beta * x) / map_.alpha
+    return tree, targets[min(targets)]
+
+
+def _noise(row: Row, slot: int, x0: Tensor, seed: int) -> Tensor:
+    drawn = sample_generator(seed + 7919 * slot, row.sample * 4096 + row.step, FRESH_NOISE)
+    return torch.randn(x0.shape, generator=drawn)
+
+
+def answers_of(calls: RecordedCalls, rows: Sequence[Row]) -> Callable[[Any], Tensor]:
+    """Return what reads, in an answer for `rows`, the part that a target is of, in the scheduler's layout."""
+    target = calls.head.target
+    assert target is not None
+    axes = calls.head.denoisers[rows[0].denoiser].outputs
+    slots = [min(place.slot for place in row.places) for row in rows]
+    shapes = [tuple(calls.end(row, slot).shape) for row, slot in zip(rows, slots, strict=True)]
+
+    def read(output: Any) -> Tensor:
+        count = count_rows(output, axes)
+        parts = []
+        for index, (row, slot, shape) in enumerate(zip(rows, slots, shapes, strict=True)):
+            of_row = cut(output, axes, count, index)
+            parts.append(target.maps[row.step][slot].place.get(of_row, shape))
+        return torch.cat(parts)
+
+    return read
+
+
+def bucket_of(row: Row, steps: int, buckets: int) -> int:
+    """Return the timestep bucket of a row: which of so many equal parts of the run, 0 being its end."""
+    return (steps - 1 - row.step) * buckets // steps
+
+
+def time_of(row: Row) -> float:
+    """Return the scheduler's timestep of a row, or its position where it has none."""
+    return float(row.step) if row.t is None else row.t
+
+
+def _chunks(
+    calls: RecordedCalls, rows: Sequence[Row], batch_size: int, buckets: int, seed: int
+) -> Iterator[tuple[int, list[Row]]]:
+    """Yield bucket and rows of each batch, the batches in an order drawn by the seed."""
+    alike: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[bucket_of(row, calls.steps, buckets), calls.signature(row)].append(row)
+    found = [
+        (bucket, some[start : start + batch_size])
+        for (bucket, _), some in alike.items()
+        for start in range(0, len(some), batch_size)
+    ]
+    for index in torch.randperm(len(found), generator=sample_generator(seed, 0, ORDER)).tolist():
+        yield found[index]

@@ -1,0 +1,236 @@
+"""What one run of one sample, one of two and some rehearsals tell of a pipeline: its batch, and what answers mean."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.data.noise import PREDICTIONS, prediction_type
+from pruning.errors import PruningError
+from pruning.models.outputs import with_tuple
+from pruning.recording.axes import EACH, Axes, compared, guessed, joined
+from pruning.recording.calls import Denoiser, form_of
+from pruning.recording.cutting import rows_of_call
+from pruning.recording.oracle import BOUNDARY, Learned, Stand, Target, check
+from pruning.recording.runs import Runs
+from pruning.recording.tensors import Tensors
+from pruning.recording.trees import Path, encoded, leaves, mapped, original
+from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler
+
+logger = logging.getLogger(__name__)
+
+JOINED, JOINED_ROUNDED = 1e-3, 0.03
+"""Relative distance at which a call of two rows answers as two calls, in float32 and in shorter types."""
+
+REPLAYED, REPLAYED_ROUNDED = 1e-5, 2e-3
+"""Relative distance at which a call answers as it did in the pipeline, in float32 and in shorter types."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What was learned of a pipeline.
+
+    Attributes:
+        denoisers: How each component is called, by name.
+        target: What the answers should be, None where that is not proven.
+        steps: Sampling steps of a run.
+        runs: The sampling steps of the first and of the last sample, for what they take on disk.
+    """
+
+    denoisers: Mapping[str, Denoiser]
+    target: Target | None
+    steps: int
+    runs: tuple[Sequence[SamplingStep], Sequence[SamplingStep]]
+
+
+def learn(runs: Runs) -> Lesson:
+    """Learn what the batch of each denoiser is and what its answers mean.
+
+    Raises:
+        PruningError: If no model runs between the steps of the scheduler.
+    """
+    steps = runs.run(0, outputs=True)
+    if not steps:
+        raise PruningError(
+            f"{runs.name}: no model ran before a step of its scheduler, so there is nothing to record"
+        )
+    last = {call.denoiser: call for step in steps for call in step.calls}
+    two = _last_of_two(runs, set(last))
+    sample = next((update.sample for step in steps for update in step.updates), None)
+    inputs, outputs = dict[str, Axes](), dict[str, Axes]()
+    for name, call in last.items():
+        inputs[name] = dict(compared(call.arguments, two[name].arguments)) if name in two else {}
+        outputs[name] = dict(compared(call.output, two[name].output)) if name in two else {}
+        if not inputs[name]:
+            inputs[name], outputs[name] = guessed(call.arguments, sample), guessed(call.output, sample)
+    learned = Learned(steps, inputs, outputs)
+    for name in last:
+        _check_replay(runs, name, learned)
+    other = _other(runs, learned)
+    target = None if runs.exceptional.points_only else _target(runs, learned)
+    denoisers = {}
+    for name in last:
+        module = runs.pipeline.components[name]
+        axes, alone = _proven(runs, name, learned, other)
+        denoisers[name] = Denoiser(type(original(module)).__name__, axes, outputs[name], alone)
+    return Lesson(denoisers, target, len(steps), (steps, other))
+
+
+def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
+    """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
+    call = next(call for step in learned.steps for call in step.calls if call.denoiser == name)
+    alone = _Alike(runs.pipeline.components[name], learned.outputs[name]).answer([call.arguments], {})
+    wanted = dict(leaves(call.output))
+    if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
+        raise PruningError(
+            f"{runs.name} cannot be recorded: {name!r} answers otherwise there than by itself, for the same "
+            "arguments; the pipeline changes it during its call (attention processors, hooks, a cache)"
+        )
+
+
+def _last_of_two(runs: Runs, names: set[str]) -> dict[str, Call]:
+    """Return the last call of each denoiser in a run of two samples, empty where the pipeline makes no two."""
+    for asked in _doubled(runs.inputs[0], runs.shared, runs.parameters):
+        try:
+            steps = runs.ask(asked, [0, 0], denoisers=names, outputs=True)
+        except Exception as error:  # each pipeline refuses two samples in its own way
+            logger.debug("%s makes no two samples: %s", runs.name, error)
+            continue
+        if found := {call.denoiser: call for step in steps for call in step.calls}:
+            return found
+    return {}
+
+
+def _doubled(
+    one: Mapping[str, Any], shared: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield arguments that ask for two samples of one input, in the ways that pipelines have."""
+    twice = {name: _twice(value) for name, value in one.items()}
+    if "batch_size" in parameters:
+        twice["batch_size"] = 2
+    texts = {
+        name: _twice(value) for name, value in shared.items() if "prompt" in name and isinstance(value, str)
+    }
+    if twice:
+        yield {**shared, **twice, **texts}
+        if texts:
+            yield {**shared, **twice}
+    for name in parameters:
+        if name.startswith("num_") and name.endswith("_per_prompt"):
+            yield {**shared, **one, name: 2}
+
+
+def _twice(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, value])
+    return list(value) * 2 if isinstance(value, (list, tuple)) else [value, value]
+
+
+def _other(runs: Runs, learned: Learned) -> Sequence[SamplingStep]:
+    """Return the sampling steps of the last sample with answers of the first, which cost no call of a denoiser."""
+    stand = Stand(learned.steps, lambda position, call, true: true.output)
+    try:
+        return runs.run(len(runs.inputs) - 1, denoisers=learned.inputs.keys(), answer=stand)
+    except Exception as error:  # its answers have other shapes than those of the first
+        logger.debug("%s: no rehearsal of the last sample: %s", runs.name, error)
+        return learned.steps
+
+
+def _target(runs: Runs, learned: Learned) -> Target | None:
+    schedulers = [part for part in runs.pipeline.components.values() if is_scheduler(part)]
+    said = {
+        prediction_type(s) for s in schedulers if s.config.get("prediction_type", "epsilon") in PREDICTIONS
+    }
+    if any(hasattr(scheduler, BOUNDARY) for scheduler in schedulers):
+        said.add("sample")
+
+    def rehearse(answer: Answer) -> list[SamplingStep]:
+        return runs.run(0, denoisers=learned.inputs.keys(), outputs=True, answer=answer)
+
+    try:
+        return check(learned, rehearse, said)
+    except Exception as error:  # what cannot be answered for cannot be proven
+        logger.debug("%s: no oracle check: %s", runs.name, error)
+        return None
+
+
+def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingStep]) -> tuple[Axes, bool]:
+    """Return the axes with which a call of two rows answers as two calls, and whether there are none.
+
+    Numbers that change from step to step and that all rows share are tried as one for every row, too.
+    """
+    axes, out_axes = learned.inputs[name], learned.outputs[name]
+    if runs.exceptional.alone or not axes:
+        return axes, True
+    ours, theirs = (_rows(name, steps, axes) for steps in (learned.steps, other))
+    alike = _Alike(runs.pipeline.components[name], out_axes)
+    each = dict.fromkeys(changing_numbers(ours[0], ours[-1], axes), EACH)
+    if each and alike(ours[0], ours[-1], {**axes, **each}) is True:
+        axes = {**axes, **each}
+    partners = [ours[-1], *[row for row in theirs[:1] if row is not ours[0]]]
+    return axes, any(alike(ours[0], partner, axes) is False for partner in partners)
+
+
+def _rows(name: str, steps: Sequence[SamplingStep], axes: Axes) -> list[Any]:
+    calls = [call for step in steps for call in step.calls if call.denoiser == name]
+    return [row for call in calls for row in rows_of_call(call, axes)]
+
+
+def changing_numbers(one: Any, two: Any, axes: Axes) -> list[Path]:
+    """Return the paths of single numbers that two rows do not share and that no batch axis holds."""
+    values = dict(leaves(two))
+    return [
+        path
+        for path, leaf in leaves(one)
+        if path not in axes and path in values and _is_number(leaf) and _is_number(values[path])
+        if float(leaf) != float(values[path])
+    ]
+
+
+def _is_number(leaf: Any) -> bool:
+    is_single = isinstance(leaf, Tensor) and leaf.numel() == 1 and leaf.dtype != torch.bool
+    return is_single or (isinstance(leaf, (int, float)) and not isinstance(leaf, bool))
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Tells whether two rows in one call get the answers that they get alone; None where they cannot share one."""
+
+    model: nn.Module
+    outputs: Axes
+
+    def __call__(self, one: Any, two: Any, axes: Axes) -> bool | None:
+        tensors = Tensors()
+        forms = [form_of(encoded(row, tensors.keep, ""), axes) for row in (one, two)]
+        if forms[0] != forms[1]:
+            return None
+        try:
+            alone = joined([self.answer([row], axes) for row in (one, two)], self.outputs)
+            both = self.answer([one, two], axes)
+        except Exception as error:  # whatever a model has against a call of two rows, it then cannot have one
+            logger.debug("two rows cannot share a call of %s: %s", type(self.model).__name__, error)
+            return False
+        found, wanted = dict(leaves(both)), dict(leaves(alone))
+        return found.keys() == wanted.keys() and all(
+            _same(found[path], wanted[path], JOINED, JOINED_ROUNDED) for path in wanted
+        )
+
+    @torch.no_grad()
+    def answer(self, rows: list[Any], axes: Axes) -> Any:
+        device = next(self.model.parameters()).device
+        call = mapped(joined(rows, axes), lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
+        return as_tuple(self.model(**with_tuple(original(self.model), call)))[0]
+
+
+def _same(one: Any, other: Any, exact: float, rounded: float) -> bool:
+    """Tell whether two leaves are equal to `exact`, relative; to `rounded` in types shorter than float32."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True
+    allowed = exact if one.dtype in (torch.float32, torch.float64) else rounded
+    is_near = one.shape == other.shape and float((one.double() - other.double()).norm())
+    return is_near is not False and is_near <= allowed * float(other.double().norm())

@@ -1,0 +1,105 @@
+"""Where the latents are inside a call: the leaf that equals c times the scheduler's sample, or holds it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pruning.recording.trees import Path, at, leaves, with_leaf
+
+NEAR = 5e-3
+"""Relative distance, root of the sum of squares, at which two tensors are the same: bfloat16 rounds to 2e-3."""
+
+MOST_AXES = 5
+"""Dimensions longer than 1 of which all orders are tried."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A part of a tree that is ``scale * x`` with x the scheduler's sample, of one row.
+
+    ``leaf.narrow(axis, offset, size) = scale * x`` where `axis` is given; else the leaf is ``scale * x`` with its
+    dimensions in the order `order`, reshaped to the leaf's shape.
+
+    Attributes:
+        path: Of the leaf.
+        slot: Which of the step's samples: a pipeline may denoise a video and its sound side by side.
+        scale: c; samplers with a sigma scale what they show the model.
+    """
+
+    path: Path
+    slot: int
+    scale: float
+    order: tuple[int, ...] | None = None
+    axis: int | None = None
+    offset: int = 0
+    size: int = 0
+
+    def get(self, tree: Any, shape: tuple[int, ...]) -> Tensor:
+        """Return x as it is in the tree, in the scheduler's layout, of shape `shape`."""
+        leaf = at(tree, self.path)
+        if self.axis is not None:
+            leaf = leaf.narrow(self.axis, self.offset, self.size)
+        if self.order is not None:
+            inner = [shape[axis] for axis in self.order]
+            back = [self.order.index(axis) for axis in range(len(shape))]
+            leaf = leaf.reshape(inner).permute(back)
+        return leaf.reshape(shape) / self.scale
+
+    def put(self, tree: Any, x: Tensor) -> Any:
+        """Return the tree with x (the scheduler's layout) in the place of the x that it holds."""
+        leaf = at(tree, self.path)
+        value = self.scale * x
+        if self.axis is not None:
+            whole = leaf.clone()
+            whole.narrow(self.axis, self.offset, self.size).copy_(value)
+            return with_leaf(tree, self.path, whole)
+        if self.order is not None:
+            value = value.permute(self.order)
+        return with_leaf(tree, self.path, value.reshape(leaf.shape).to(leaf))
+
+
+def find(tree: Any, x: Tensor, slot: int) -> list[Placement]:
+    """Return where x, one sample in the scheduler's layout, is inside the arguments of one row."""
+    if not float(x.norm()):
+        return []
+    found = []
+    for path, leaf in leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() >= x.numel():
+            found.extend(itertools.islice(_in_leaf(path, leaf, x, slot), 1))
+    return found
+
+
+def _in_leaf(path: Path, leaf: Tensor, x: Tensor, slot: int) -> Iterator[Placement]:
+    """Yield where x is in a leaf: the leaf itself, a slice of it, or the leaf with its dimensions in another order."""
+    if leaf.shape == x.shape:
+        if scale := ratio(leaf, x):
+            yield Placement(path, slot, scale)
+    elif leaf.ndim == x.ndim:
+        wider = [axis for axis in range(x.ndim) if leaf.shape[axis] != x.shape[axis]]
+        axis, size = wider[0], x.shape[wider[0]]
+        if len(wider) == 1:
+            for offset in range(leaf.shape[axis] - size + 1):
+                if scale := ratio(leaf.narrow(axis, offset, size), x):
+                    yield Placement(path, slot, scale, None, axis, offset, size)
+    if leaf.numel() == x.numel():
+        single = tuple(axis for axis in range(x.ndim) if x.shape[axis] == 1)
+        longer = tuple(axis for axis in range(x.ndim) if x.shape[axis] != 1)
+        for turned in itertools.permutations(longer) if len(longer) <= MOST_AXES else (longer,):
+            if scale := ratio(leaf, x.permute(single + turned)):
+                yield Placement(path, slot, scale, single + turned)
+
+
+def ratio(y: Tensor, x: Tensor) -> float | None:
+    """Return c with y = c x, entry by entry in memory's order, or None where there is none or it is 0."""
+    y, x = y.double().flatten(), x.double().flatten()
+    energy = float(x @ x)
+    scale = float(y @ x) / energy if energy else 0.0
+    is_same = abs(scale) > 1e-6 and float((y - scale * x).norm()) < NEAR * float(y.norm())
+    if not is_same:
+        return None
+    return float(round(scale)) if abs(abs(scale) - 1) < 1e-6 else scale

@@ -1,0 +1,176 @@
+"""`record`: a user's own pipeline runs, and what its denoisers were asked is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pruning.errors import PruningError, shown
+from pruning.files import check_writable, size, write_errors, write_json, written_whole
+from pruning.models.stored import weights_digest
+from pruning.recording.calls import HEAD, Head, RecordedCalls, Row, part_paths, read_parts
+from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
+from pruning.recording.learning import Lesson, learn
+from pruning.recording.runs import Runs
+from pruning.recording.tensors import Tensors
+from pruning.recording.watching import denoiser_components, is_scheduler
+from pruning.store.result import changes
+
+logger = logging.getLogger(__name__)
+
+PART_SAMPLES, PART_BYTES = 16, 2**28
+"""A part of a recording ends after so many samples, or new bytes."""
+
+Progress = Callable[[int, int], None]
+"""Is told how many samples are done, and how many there are."""
+
+
+def record(
+    pipeline: Any,
+    inputs: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    call: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    points: int | None = 8,
+    progress: Progress | None = None,
+) -> RecordedCalls:
+    """Run a pipeline once for each of `inputs` and keep what its denoisers were asked.
+
+    Before, one run of one sample and one of two learn what the batch is, and some rehearsals without the denoiser prove
+    what its answers mean (`pruning.recording.oracle`); then it is said how much will be written. A recording that was
+    stopped in any way goes on where it was, if it is asked for again with the same arguments.
+
+    Args:
+        pipeline: Any DiffusionPipeline, on whatever device; it is left as it was.
+        inputs: What each sample is asked with: ``{"prompt": "a dog"}``, ``{"class_labels": [3]}``, ``{}``.
+        folder: Where to write; made.
+        call: What all samples share, by the names of the pipeline's call: steps, guidance, size, negative prompt.
+        seed: Sample i draws from its own generator, seeded by (seed, i).
+        points: Sampling steps that are kept of a sample, one in each of so many equal parts of the run; None: all.
+        progress: Told after each sample.
+
+    Returns:
+        The recording, opened.
+
+    Raises:
+        PruningError: For a pipeline that cannot be recorded, arguments that it does not take, a folder that holds
+            another recording or cannot be written, or no room on the disk.
+    """
+    folder = Path(folder).expanduser()
+    runs = Runs(pipeline, inputs, dict(call or {}), seed)
+    if points is not None and points < 1:
+        raise PruningError(f"points is {points}; it must be at least 1, or None for every step")
+    identity = _identity(runs, points)
+    head = Head.read(folder)
+    if head is not None and (other := changes(dict(head.identity), identity)):
+        said = "; ".join(f"{place} was {shown(old)}, is {shown(new)}" for place, old, new in other[:3])
+        raise PruningError(
+            f"{folder} holds another recording: {said}; choose another folder, or delete this one"
+        )
+    if head is None:
+        lesson = learn(runs)
+        expected = _expected_bytes(lesson, len(inputs), points)
+        logger.info("recording of %d samples: about %s on disk", len(inputs), size(expected))
+        check_writable("the recording", folder, expected)
+        head = Head(identity, len(inputs), lesson.steps, lesson.denoisers, lesson.target, expected)
+        write_json(folder / HEAD, head.to_json())
+    with write_errors(
+        "the recording", folder, "The samples that were recorded are kept; record again to go on"
+    ):
+        _write(runs, folder, head, points, progress)
+    return RecordedCalls.open(folder)
+
+
+def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
+    """Return in JSON types what tells this recording from others."""
+    parts = runs.pipeline.components.items()
+    found = {
+        "pipeline": runs.name,
+        "weights": {name: weights_digest(part) for name, part in denoiser_components(runs.pipeline).items()},
+        "schedulers": {
+            name: {
+                "class": type(part).__name__,
+                **{k: v for k, v in dict(part.config).items() if k[0] != "_"},
+            }
+            for name, part in parts
+            if is_scheduler(part)
+        },
+        "inputs": hashlib.sha256(json.dumps([_said(one) for one in runs.inputs]).encode()).hexdigest(),
+        "call": _said({name: value for name, value in runs.shared.items() if name != "output_type"}),
+        "seed": runs.seed,
+        "points": points,
+    }
+    return json.loads(json.dumps(found, default=str))
+
+
+def _said(value: Any) -> Any:
+    """Return an argument of a pipeline as JSON types; images and tensors by their content."""
+    if isinstance(value, Mapping):
+        return {str(key): _said(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_said(entry) for entry in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    content = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else value
+    if not hasattr(content, "tobytes"):
+        return type(value).__name__
+    return f"{type(value).__name__} {hashlib.sha256(content.tobytes()).hexdigest()}"
+
+
+def _expected_bytes(lesson: Lesson, samples: int, points: int | None) -> int:
+    """Return about what a recording takes: what two samples have in common once, the rest for each."""
+    sizes, text = list[dict[str, int]](), 0
+    inputs = {name: denoiser.inputs for name, denoiser in lesson.denoisers.items()}
+    for sample, steps in enumerate(lesson.runs):
+        tensors = Tensors()
+        rows = list(rows_of_run(sample, steps, points_of(sample, len(steps), points), inputs, tensors))
+        ends_of_run(steps, tensors)
+        text = max(text, len(json.dumps([row.to_json() for row in rows])))
+        sizes.append({key: tensor.numel() * tensor.element_size() for key, tensor in tensors.new.items()})
+    common = sum(sizes[0][key] for key in sizes[0].keys() & sizes[1].keys()) if samples > 1 else 0
+    return common + samples * (max(sum(found.values()) for found in sizes) - common + text)
+
+
+def _write(runs: Runs, folder: Path, head: Head, points: int | None, progress: Progress | None) -> None:
+    """Write the samples that are not there yet, part by part; a part is there when its file of rows is."""
+    parts = read_parts(folder)
+    tensors = Tensors(key for part in parts for key in part.keys)
+    inputs = {name: denoiser.inputs for name, denoiser in head.denoisers.items()}
+    index, done = len(parts), sum(len(part.x0) for part in parts)
+    rows, ends = list[Row](), dict[str, list[str]]()
+    for sample in range(done, len(runs.inputs)):
+        chosen = points_of(sample, head.steps, points)
+        steps = runs.run(sample, denoisers=inputs.keys(), wanted=chosen.__contains__)
+        if len(steps) != head.steps:
+            raise PruningError(
+                f"{runs.name}: sample {sample} took {len(steps)} sampling steps, the first one {head.steps}; all must "
+                "take as many"
+            )
+        rows += rows_of_run(sample, steps, chosen, inputs, tensors)
+        ends[str(sample)] = ends_of_run(steps, tensors)
+        if len(ends) == PART_SAMPLES or tensors.bytes > PART_BYTES or sample + 1 == len(runs.inputs):
+            _write_part(folder, index, rows, ends, tensors)
+            index, rows, ends = index + 1, [], {}
+        if progress is not None:
+            progress(sample + 1, len(runs.inputs))
+
+
+def _write_part(
+    folder: Path, index: int, rows: list[Row], ends: Mapping[str, list[str]], tensors: Tensors
+) -> None:
+    """Write a part: its tensors, and then its rows, which say that it is whole."""
+    path, place = part_paths(folder, index)
+    keys = sorted(tensors.new)
+    if keys:
+        with written_whole(place, flush=True) as temporary:
+            tensors.write(temporary)
+    content = {"keys": keys, "x0": ends, "rows": [row.to_json() for row in rows]}
+    with written_whole(path, flush=True) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
