@@ -10,7 +10,7 @@ import pkgutil
 
 from tests.pipelines.base import TinyPipeline, run
 
-_PARTS = {"base", "decoders", "encoders", "videos", "words"}
+_PARTS = {"base", "checks", "decoders", "encoders", "videos", "words"}
 
 NOT_HERE = {
     "ConsisIDPipeline": "it cannot be imported without OpenCV",
