@@ -165,7 +165,7 @@ def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingSte
     Numbers that change from step to step and that all rows share are tried as one for every row, too.
     """
     axes, out_axes = learned.inputs[name], learned.outputs[name]
-    if runs.exceptional.alone or not axes:
+    if not axes:
         return axes, True
     ours, theirs = (_rows(name, steps, axes) for steps in (learned.steps, other))
     alike = _Alike(runs.pipeline.components[name], out_axes)

@@ -85,7 +85,9 @@ class Runs:
             sample_generator(self.seed, sample, SAMPLING) for sample in samples
         ]
         steps = run_once(self.pipeline, arguments, generators, **how)
-        for call in (call for step in steps for call in step.calls):
+        for arguments in (call.arguments or {} for step in steps for call in step.calls):
             for name in self.exceptional.without:
-                (call.arguments or {}).pop(name, None)
+                arguments.pop(name, None)
+            for name in self.exceptional.first_row & arguments.keys():
+                arguments[name] = arguments[name][:1]
         return steps
