@@ -18,7 +18,8 @@ from torch import nn
 from tests.models import randomise
 from tests.zoo import ZOO
 
-PROMPTS = ("a red fox", "two boats on a grey lake", "a cup")
+PROMPTS = ("a red fox", "two boats on a grey lake", "a tin cup")
+"""The first and the last have as many tokens."""
 
 
 @dataclass(frozen=True)

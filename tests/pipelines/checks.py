@@ -17,7 +17,7 @@ from pruning.recording import RecordedCalls, Row, record
 from pruning.recording.axes import cut
 from pruning.recording.batches import renoised
 from pruning.recording.runs import Runs
-from pruning.recording.trees import leaves
+from pruning.recording.trees import copied, leaves
 from tests.pipelines.base import TinyPipeline
 
 
@@ -58,13 +58,13 @@ def calls_of(calls: RecordedCalls, sample: int) -> list[list[Row]]:
     return [found[place] for place in sorted(found)]
 
 
-def own_answers(made: Recorded, sample: int) -> list[tuple[str, tuple[Tensor, ...]]]:
+def own_answers(made: Recorded, sample: int) -> list[tuple[str, tuple[Any, ...]]]:
     """Return what the denoisers said within the pipeline, call by call, seen by hooks of our own."""
-    seen: list[tuple[str, tuple[Tensor, ...]]] = []
+    seen: list[tuple[str, tuple[Any, ...]]] = []
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen.append((name, tuple(part.clone() for part in tensors_in(output))))
+            seen.append((name, as_tuple(copied(output))))
 
         return hook
 
@@ -73,7 +73,7 @@ def own_answers(made: Recorded, sample: int) -> list[tuple[str, tuple[Tensor, ..
     made.runs.run(sample, denoisers=names)
     for hook in hooks:
         hook.remove()
-    return seen
+    return seen[-len(calls_of(made.calls, sample)) :]  # a pipeline that always decodes runs twice the first time
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -91,7 +91,16 @@ def replayed(made: Recorded, sample: int) -> Iterator[float]:
     rows, answers = calls_of(made.calls, sample), own_answers(made, sample)
     assert [group[0].denoiser for group in rows] == [name for name, _ in answers]
     for group, (_, wanted) in zip(rows, answers, strict=True):
-        yield distance(made.answer(group), wanted)
+        yield distance(made.answer(group), list(tensors_in(wanted)))
+
+
+def alone(made: Recorded, sample: int) -> Iterator[float]:
+    """Yield for each row of a sample how far it is, by itself, from what was said to it in the pipeline."""
+    for group, (denoiser, wanted) in zip(calls_of(made.calls, sample), own_answers(made, sample), strict=True):
+        outputs = made.calls.head.denoisers[denoiser].outputs
+        for index, row in enumerate(group):
+            part = cut(wanted, outputs, len(group), index)
+            yield distance(made.answer([row]), tuple(tensors_in(part)))
 
 
 def joined_anew(made: Recorded) -> Iterator[float]:
