@@ -1,24 +1,31 @@
-"""Consistency: how alike two models' images from the same noise are.
+"""Consistency: how alike two models' samples from the same noise are.
 
-SSIM of Wang et al. 2004 (IEEE TIP 13(4), eq. 13), by torchmetrics, and mean squared error, image by image against the
-reference. High consistency is not quality: a model may draw other images that are as good.
+Images and the frames of videos: SSIM of Wang et al. 2004 (IEEE TIP 13(4), eq. 13), by torchmetrics, and mean squared
+error, sample by sample against the reference. Sounds: the error of the waveform, ``|x - y|^2 / |y|^2``, and spectral
+convergence, ``||X| - |Y|| / |Y|`` of the spectrograms (Arik et al. 2019, IEEE SPL 26(1), eq. 5), y and Y the
+reference's; a silent reference makes them the plain error. High consistency is not quality: a model may draw other
+samples that are as good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eval.intervals import mean_interval
+from eval.media import IMAGE, SOUND, VIDEO, medium_of, spectrogram
 from eval.observation import Seen
 from eval.types import Context
 
-READS = ("images",)
+READS = ("samples",)
 WINDOW = 11
 SIGMA = 1.5
+FRAMES = 16
+"""Frames of a video that are compared at once."""
 
 
 def ssim_window(height: int, width: int) -> tuple[int, float]:
@@ -49,25 +56,54 @@ def image_mse(images: Tensor, reference: Tensor) -> Tensor:
     return (images.double() / 255 - reference.double() / 255).square().flatten(1).mean(1)
 
 
+def over_frames(measure: Callable[[Tensor, Tensor], Tensor], videos: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean over frames of what `measure` says of images; float64 ``(N,)`` of ``(N, F, C, H, W)``."""
+    means = []
+    for video, other in zip(videos, reference, strict=True):
+        parts = zip(video.split(FRAMES), other.split(FRAMES), strict=True)
+        means.append(torch.cat([measure(a, b) for a, b in parts]).mean())
+    return torch.stack(means)
+
+
+def waveform_error(sounds: Tensor, reference: Tensor) -> Tensor:
+    """Return the squared error of every sound over the reference's energy; float64 ``(N,)``."""
+    sounds, reference = sounds.double().flatten(1), reference.double().flatten(1)
+    return (sounds - reference).square().sum(1) / _or_one(reference.square().sum(1))
+
+
+def spectral_error(sounds: Tensor, reference: Tensor) -> Tensor:
+    """Return the spectral convergence of every sound; float64 ``(N,)``."""
+    found, wanted = (spectrogram(each).flatten(1) for each in (sounds, reference))
+    return (found - wanted).norm(dim=1) / _or_one(wanted.norm(dim=1))
+
+
+def _or_one(values: Tensor) -> Tensor:
+    return torch.where(values > 0, values, 1.0)
+
+
+MEASURES: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    IMAGE: {"ssim": image_ssim, "mse": image_mse},
+    VIDEO: {"ssim": partial(over_frames, image_ssim), "mse": partial(over_frames, image_mse)},
+    SOUND: {"waveform_error": waveform_error, "spectral_error": spectral_error},
+}
+"""What is measured, by medium."""
+
+
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
-    """Return for every subject mean SSIM and MSE to the reference's images of the same sample ids, with intervals."""
-    reference = seen[context.reference]["images"].tensors["images"]
-    window, _ = ssim_window(reference.shape[-2], reference.shape[-1])
-    results = {}
+    """Return for every subject the means of what is measured against the reference's samples, with intervals."""
+    reference = seen[context.reference]["samples"].tensors["samples"]
+    medium = medium_of(reference)
+    results: dict[str, dict[str, Any]] = {}
     for name in context.subjects:
-        images = seen[name]["images"].tensors["images"]
-        if images.shape != reference.shape:
+        samples = seen[name]["samples"].tensors["samples"]
+        if samples.shape != reference.shape:
             raise ValueError(
-                f"subject {name!r}, metric 'consistency': images of shape {tuple(images.shape)} cannot be compared "
+                f"subject {name!r}, metric 'consistency': {medium}s of shape {tuple(samples.shape)} cannot be compared "
                 f"with the reference's {tuple(reference.shape)}; sample all subjects at one size"
             )
-        pairs = list(zip(images.split(context.batch_size), reference.split(context.batch_size), strict=True))
-        ssim, mse = (torch.cat([f(a, b) for a, b in pairs]) for f in (image_ssim, image_mse))
-        results[name] = {
-            "ssim": float(ssim.mean()),
-            "ssim_ci95": mean_interval(ssim),
-            "ssim_window": window,
-            "mse": float(mse.mean()),
-            "mse_ci95": mean_interval(mse),
-        }
+        pairs = list(zip(samples.split(context.batch_size), reference.split(context.batch_size), strict=True))
+        results[name] = {} if medium == SOUND else {"ssim_window": ssim_window(*reference.shape[-2:])[0]}
+        for key, measure in MEASURES[medium].items():
+            values = torch.cat([measure(a, b) for a, b in pairs])
+            results[name] |= {key: float(values.mean()), f"{key}_ci95": mean_interval(values)}
     return results

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from eval.image_features import features_of
 from eval.intervals import NORMAL_95
+from eval.media import IMAGE
 from eval.observation import Seen
 from eval.types import Context
 
-READS = ("images", "image_features")
+READS = ("samples", "image_features")
+MEDIA = (IMAGE,)
 READS_DATA = ("image_features",)
 CHUNK = 4096
 WIDE = 256

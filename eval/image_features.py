@@ -24,7 +24,7 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
         assert context.real is not None
         images = context.real()
     else:
-        images = seen["images"].tensors["images"]
+        images = seen["samples"].tensors["samples"]
     assert context.features is not None
     extractor = context.features()
     features = extractor.extract(images, batch_size=context.batch_size, place=place)

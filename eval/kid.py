@@ -16,10 +16,12 @@ from torch import Tensor
 
 from eval.fid import Precomputed, check_pair
 from eval.image_features import features_of
+from eval.media import IMAGE
 from eval.observation import Seen
 from eval.types import Context
 
-READS = ("images", "image_features")
+READS = ("samples", "image_features")
+MEDIA = (IMAGE,)
 READS_DATA = ("image_features",)
 MIN_IMAGES = 4  # so that a subset of half of them has a variance
 SUBSETS = 100

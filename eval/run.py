@@ -6,7 +6,8 @@ An observation is a file of this package with a function ``observe(context, name
 showed before, and ``NEEDS`` names what the context and the subject must have (``NEEDS_DATA``: for the data). A metric
 is a file with a function ``compute(context, seen)``; ``seen`` holds what every subject and the data showed. It says in
 ``READS`` which observations of each subject it is computed from, in ``READS_DATA`` which of the data, and in
-``MIN_IMAGES`` how many images it takes at least. An observation for one metric alone is a function in the metric's own
+``MIN_IMAGES`` how many images it takes at least, and in ``MEDIA`` which of images, videos and sounds it judges, if not
+all (`eval.media`). An observation for one metric alone is a function in the metric's own
 file. A metric that runs the subjects side by side reads none, and its own ``NEEDS`` say what for.
 """
 
@@ -18,6 +19,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from eval.media import medium_of
 from eval.metrics import available_metrics
 from eval.observation import Observation, Seen
 from eval.types import DATA, Context, Subject
@@ -61,6 +65,18 @@ def fewest_images(metrics: Sequence[str]) -> tuple[int, str]:
     check_metrics(metrics)
     found = [(getattr(_module(name), "MIN_IMAGES", 1), name) for name in metrics]
     return max(found, default=(1, ""))
+
+
+def check_medium(metrics: Sequence[str], samples: Tensor) -> None:
+    """Raise ValueError for a metric that cannot judge such samples; one of few steps is enough to know."""
+    check_metrics(metrics)
+    medium = medium_of(samples)
+    for name in metrics:
+        judged = getattr(_module(name), "MEDIA", (medium,))
+        if medium not in judged:
+            raise ValueError(
+                f"the metric {name!r} judges {' and '.join(judged)}s, and the model makes {medium}s; leave it out"
+            )
 
 
 def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:

@@ -1,7 +1,7 @@
 """What an evaluation is given: the subjects, the data and the options.
 
-Shapes: images are uint8 ``(N, C, H, W)``; predictions and targets are float ``(B, C, H, W)``; sample ids are
-int64 ``(B,)``. Everything random is seeded by sample id, so that no result depends on the batch size.
+Shapes: samples are images, videos or sounds as in `eval.media`; predictions and targets are float ``(B, C, H, W)``;
+sample ids are int64 ``(B,)``. Everything random is seeded by sample id, so that no result depends on the batch size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Subject:
 
     Attributes:
         predict: Maps the denoiser's call arguments to its prediction ``(B, C, H, W)``.
-        sample: Maps sample ids ``(B,)`` to uint8 images ``(B, C, H, W)``; image i depends on id i alone.
+        sample: Maps sample ids ``(B,)`` to samples ``(B, …)``; sample i depends on id i alone.
         model: The denoiser, in eval mode.
         file_bytes: Size of its weights as they are saved; see `eval.cost.saved_bytes`.
     """
@@ -84,7 +84,7 @@ class Context:
         noised: Returns noised held-out batches with the attributes of `Noised`; called once for each subject.
         call: Returns plausible call arguments for a batch size, on the subjects' device.
         features: Returns the feature extractor; called once for each subject and for the data.
-        num_samples: Images to sample from every subject, ids ``0 .. num_samples - 1``.
+        num_samples: Samples to draw from every subject, ids ``0 .. num_samples - 1``.
         batch_size: Images to sample, or to extract features from, at once.
         workers: Batches to sample or to predict side by side, each on one CPU thread (`eval.workers`). With more than
             one, `sample` and `predict` of the subjects are called in several threads at a time.

@@ -143,17 +143,13 @@ def look(args: argparse.Namespace) -> None:
     model, classifier = load_twin(args.folder), load_classifier(args.classifier)
     pipeline = load_pipeline(args.folder, denoiser=cast(Any, model))
     labels = torch.arange(args.samples) % classifier.head.out_features
-    options: dict[str, Any] = {
-        "num_steps": 20,
-        "seed": 0,
-        "batch_size": 50,
-        "sample_ids": range(args.samples),
-    }
+    options: dict[str, Any] = {"seed": 0, "batch_size": 50, "sample_ids": range(args.samples)}
     if pipeline is None:
-        images = sample(model, load_scheduler(args.folder), labels=labels, **options)
+        images = sample(model, load_scheduler(args.folder), labels=labels, num_steps=20, **options)
     else:
-        prompts = [caption(label, row) for row, label in enumerate(labels.tolist())]
-        images = sample_pipeline(pipeline, prompts=prompts, guidance_scale=args.guidance, **options)
+        prompts = [{"prompt": caption(label, row)} for row, label in enumerate(labels.tolist())]
+        arguments = {"num_inference_steps": 20, "guidance_scale": args.guidance}
+        images = sample_pipeline(pipeline, prompts, arguments=arguments, **options)
     _, guess = features_of(classifier, images)
     right = guess == labels
     by_class = [round(float(right[labels == c].double().mean()), 3) for c in labels.unique()]

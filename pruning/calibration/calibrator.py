@@ -166,9 +166,10 @@ class Calibrator:
         samples: Sequence[int] | Tensor,
         buckets: int | Sequence[int] | Tensor | None = None,
         timesteps: Sequence[float] | Tensor | None = None,
+        branches: Sequence[int] | None = None,
     ) -> None:
         """Say whose rows come next, until it is said again; see `StepReader.identify`."""
-        self._reader.identify(samples, buckets, timesteps)
+        self._reader.identify(samples, buckets, timesteps, branches)
 
     def gather(
         self, source: NoisedBatches | SamplingRun, progress: Progress | None = None

@@ -23,7 +23,7 @@ from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups.experts import Mixture
 from pruning.models.families import FAMILIES, denoise
-from pruning.models.outputs import joined, predict, tensors_in
+from pruning.models.outputs import joined, predict, tensors_in, with_tuple
 from pruning.removal import BlockRemoval
 from pruning.types import PrunableGroup, parameter_path
 
@@ -154,7 +154,7 @@ class Driver:
                 source.generate()
             return
         for batch in source:
-            self._reader.identify(batch.sample_ids, batch.bucket, batch.timesteps)
+            self._reader.identify(batch.sample_ids, batch.bucket, batch.timesteps, batch.branches)
             self._run_batch(batch)
             if progress is not None:
                 progress(len(batch.sample_ids))
@@ -185,7 +185,9 @@ class Driver:
     @torch.enable_grad()
     def _run_both_ways(self, batch: NoisedBatch) -> Tensor:
         self._differentiates = bool(self.gradients.ends)
-        target = batch.target if _is_known(self._model) else joined(batch.target, len(batch.timesteps))
+        target = batch.target
+        if target is not None and batch.read is None and not _is_known(self._model):
+            target = joined(target, len(batch.timesteps))
         try:
             output = prediction(self._model, batch)
             self.gradients.backward(output, target, self.step)
@@ -308,6 +310,8 @@ class Driver:
 
 def prediction(model: nn.Module, batch: NoisedBatch) -> Tensor:
     """Return what a model predicts of a batch, or, of a class that is not registered, all that it puts out."""
+    if batch.read is not None:
+        return batch.read(model(**with_tuple(model, batch.call)))
     if _is_known(model):
         return denoise(model, batch.call)
     return predict(model, batch.call, len(batch.timesteps))

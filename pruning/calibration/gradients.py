@@ -29,18 +29,22 @@ class ParameterListener(Protocol):
         ...
 
 
-def data_losses(output: Tensor, target: Tensor, step: Step, seed: int) -> Tensor:
-    """Return the mean squared error of each row, (B,), with its graph."""
+def data_losses(output: Tensor, target: Tensor | None, step: Step, seed: int) -> Tensor:
+    """Return the mean squared error of each row, (B,), with its graph; without a target that is a PruningError."""
+    if target is None:
+        raise PruningError(
+            "the data loss needs a target, and the batch has none; give batches that have targets"
+        )
     return (output.float() - target.to(output.device, torch.float32)).square().flatten(1).mean(1)
 
 
-def projections(output: Tensor, target: Tensor, step: Step, seed: int) -> Tensor:
+def projections(output: Tensor, target: Tensor | None, step: Step, seed: int) -> Tensor:
     """Return the output's projection on random signs v, ``<v, output>``, (B,), with its graph."""
     signs = random_signs(seed, step.keys, step.timesteps.tolist(), output.shape[1:])
     return (output.float() * signs.to(output.device)).flatten(1).sum(1)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Step, int], Tensor]] = {
+LOSSES: dict[str, Callable[[Tensor, Tensor | None, Step, int], Tensor]] = {
     "data": data_losses,
     "output": projections,
 }
@@ -82,19 +86,19 @@ class Gradients:
         """Forget what the last forward left."""
         self._wanted.clear()
 
-    def backward(self, output: Tensor, target: Tensor, step: Step) -> None:
+    def backward(self, output: Tensor, target: Tensor | None, step: Step) -> None:
         """Differentiate a forward: one backward pass per listener to parameters, one per loss.
 
         Args:
             output: Model output (B, C, H, W), with its graph.
-            target: What the model should predict, same shape.
+            target: What the model should predict, same shape; None where only losses without one are differentiated.
             step: The denoiser's call.
 
         Raises:
             PruningError: If output and target differ in shape, a loss or gradient holds NaN or infinity, or nothing
                 came by of which the gradient is wanted.
         """
-        if output.shape != target.shape:
+        if target is not None and output.shape != target.shape:
             raise PruningError(
                 f"the target has shape {tuple(target.shape)}, but the model's output {tuple(output.shape)}; give a "
                 "batch whose target has the form of the output"

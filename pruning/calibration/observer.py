@@ -41,10 +41,15 @@ class Sight(Protocol):
     """A way of seeing: a frozen dataclass, so that observers that see alike are served together.
 
     Attributes:
-        needs_targets: It takes a target or further forwards, which a sampling run does not have.
+        needs_calls: It takes gradients or further forwards, which a run that is only watched does not have.
     """
 
-    needs_targets: ClassVar[bool] = False
+    needs_calls: ClassVar[bool] = False
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it takes what the model should answer."""
+        return False
 
     @property
     def needs_means(self) -> bool:

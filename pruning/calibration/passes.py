@@ -118,10 +118,16 @@ def calibrate(
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
     for name, observer in find(needs).items():
-        if isinstance(source, SamplingRun) and observer.sees.needs_targets:
+        if isinstance(source, SamplingRun):
+            if observer.sees.needs_calls:
+                raise PruningError(
+                    f"statistic {name!r} cannot be gathered from a run that is only watched: it takes gradients or "
+                    "further forwards; calibrate on noised images or on recorded calls"
+                )
+        elif observer.sees.needs_targets and not source.has_targets:
             raise PruningError(
-                f"statistic {name!r} cannot be gathered from a sampling run, which has no targets; "
-                "calibrate on noised images of a data set"
+                f"statistic {name!r} needs to know what the model should answer, which recorded points do not say; "
+                "calibrate on noised images, or on recorded calls with source='x0'"
             )
     if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
         first_pass = _first_pass(

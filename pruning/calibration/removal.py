@@ -83,5 +83,6 @@ def _step(batch: NoisedBatch, weights: Tensor) -> Step:
     """Return whose rows a batch has, at which timesteps; `weights` are w_tau by bucket."""
     samples = tuple(batch.sample_ids.tolist())
     buckets = torch.full((len(samples),), batch.bucket)
-    keys = tuple(sample * MAX_BRANCHES for sample in samples)
+    branches = batch.branches or (0,) * len(samples)
+    keys = tuple(s * MAX_BRANCHES + b % MAX_BRANCHES for s, b in zip(samples, branches, strict=True))
     return Step(samples, keys, batch.timesteps.double().cpu(), buckets, weights[buckets])

@@ -100,6 +100,7 @@ class StepReader:
         self._weights = weights
         self._given: tuple[int, ...] | None = None
         self._buckets: Tensor | None = None
+        self._branches: tuple[int, ...] | None = None
         self._times: Tensor | None = None
         self._next = 0
         self._last: tuple[float, int] | None = None
@@ -109,6 +110,7 @@ class StepReader:
         samples: Sequence[int] | Tensor,
         buckets: int | Sequence[int] | Tensor | None = None,
         timesteps: Sequence[float] | Tensor | None = None,
+        branches: Sequence[int] | None = None,
     ) -> None:
         """Say whose rows come next, until it is said again.
 
@@ -117,6 +119,8 @@ class StepReader:
             buckets: Timestep buckets, if they are known; else they are computed from the timesteps.
             timesteps: Those of all rows of the call, which is then not looked at: its arguments may be of any names,
                 scales and forms.
+            branches: Which branch of guidance each row is, where all rows of the call are said in `samples`; None: rows
+                come branch by branch.
 
         Raises:
             PruningError: For negative indices, buckets out of range or not as many as samples, or timesteps that are
@@ -133,6 +137,11 @@ class StepReader:
             raise PruningError(
                 f"{len(self._times)} timesteps were said for {len(given)} samples; a call has one row per sample, "
                 "times the guidance branches"
+            )
+        self._branches = None if branches is None else tuple(branch % MAX_BRANCHES for branch in branches)
+        if self._branches is not None and len(self._branches) != len(given):
+            raise PruningError(
+                f"{len(self._branches)} branches were said for {len(given)} rows; say one for each row"
             )
         self._buckets = None
         if buckets is not None:
@@ -162,7 +171,10 @@ class StepReader:
         if self._times is None or self._buckets is None:
             self._check(times)
         buckets = self._bucket(times, branches)
-        keys = tuple(s * MAX_BRANCHES + b for b in range(branches) for s in ids)
+        if self._branches is not None and branches == 1:
+            keys = tuple(s * MAX_BRANCHES + b for s, b in zip(ids, self._branches, strict=True))
+        else:
+            keys = tuple(s * MAX_BRANCHES + b for b in range(branches) for s in ids)
         return Step(ids * branches, keys, times, buckets, self._weights[buckets])
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

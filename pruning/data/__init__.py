@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pruning.data.noise import is_flow as is_flow
     from pruning.data.noise import noise_and_target as noise_and_target
     from pruning.data.noise import num_train_timesteps as num_train_timesteps
+    from pruning.data.prompts import Prompts as Prompts
+    from pruning.data.prompts import open_prompts as open_prompts
     from pruning.data.seeding import indexed_noise as indexed_noise
     from pruning.data.seeding import sample_generator as sample_generator
     from pruning.data.sources import open_images as open_images

@@ -158,10 +158,18 @@ def noised_batches(
     return NoisedBatches(make, total, timestep_buckets)
 
 
-def move(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Move call arguments: floating point ones also to `dtype`, nested mappings entry by entry."""
+def move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    """Move call arguments, entry by entry.
+
+    Floating point tensors of two or more dimensions also take `dtype`, if it is given; what has fewer are times and other
+    numbers, which keep the type that they have.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        cast = dtype is not None and value.is_floating_point() and value.ndim > 1
+        return value.to(device, dtype) if cast else value.to(device)
     if isinstance(value, Mapping):
         return {name: move(entry, device, dtype) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [move(entry, device, dtype) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
     return value

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from pruning.data.folder import IMAGE_SUFFIXES, METADATA
 from pruning.data.listing import list_files, suffix_of
+from pruning.data.prompts import text_files
 from pruning.data.table_files import is_table
 from pruning.files import size
 from pruning.store import hash_of
@@ -62,7 +63,9 @@ def data_fingerprint(source: str, hash_file: Callable[[Path], str]) -> tuple[str
 
 
 def data_files(root: Path) -> list[str]:
-    """Return the files of a folder that are data: tables and what was saved with them, or images and their metadata."""
+    """Return the files of a folder that are data: prompts, tables with what goes with them, or images and metadata."""
+    if texts := text_files(root):
+        return [path.name for path in texts.values()]
     files, _ = list_files(root)
     tables = any(map(is_table, files))
     return [

@@ -10,7 +10,9 @@ from pruning.errors import PruningError
 from pruning.models.families import family_of, null_class, num_classes
 
 
-def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> tuple[int | None, str | None]:
+def find_null_class(
+    model: nn.Module, data: ImageData | None, asked: str = "auto"
+) -> tuple[int | None, str | None]:
     """Return the null class of a model, and why in a sentence where it is not the model's own config that says it.
 
     A UNet says how many classes it has, not whether the last of them is "no class". It is taken to be where the data
@@ -18,7 +20,7 @@ def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> t
 
     Args:
         model: The denoiser.
-        data: What it was trained on, or is trained on now.
+        data: What it was trained on, or is trained on now; without them none is found.
         asked: ``auto``, or ``last`` or ``none`` to overrule it; what contradicts the model is a PruningError.
     """
     name, family, settled = type(model).__name__, family_of(model), null_class(model)
@@ -30,9 +32,9 @@ def find_null_class(model: nn.Module, data: ImageData, asked: str = "auto") -> t
         return by_family, None
     if asked == "auto" and settled is not None:
         return settled, None
-    if asked == "none" or (asked == "auto" and data.num_classes != labels - 1):
+    if asked == "none" or (asked == "auto" and (data is None or data.num_classes != labels - 1)):
         return None, None
-    why = f"{data.name} has {labels - 1}" if asked == "auto" else "model.null_class says so"
+    why = "model.null_class says so" if data is None or asked == "last" else f"{data.name} has {labels - 1}"
     return labels - 1, (
         f"{name} has {labels} classes, of which the last, {labels - 1}, is taken to be 'no class' ({why}): guidance "
         "and label dropout use it, and it is never asked for; overrule it with model.null_class=none"

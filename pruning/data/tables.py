@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from pruning.data.decode import open_image, to_tensor
 from pruning.data.images import ImageData, UnreadableRow
 from pruning.data.names import split_named
+from pruning.data.prompts import Prompts
 from pruning.data.rows import load_rows
 from pruning.errors import PruningError
 
@@ -64,20 +65,41 @@ def open_table(
             )
         return int(value)
 
-    def fetch_caption(index: int) -> str:
-        value = by_caption[index][captions]
-        return str((value or [""])[0] if isinstance(value, list) else value or "")
-
-    by_label, by_caption = table.select_columns(labels or []), table.select_columns(captions or [])
+    by_label = table.select_columns(labels or [])
     return ImageData(
         name=name,
         shape=shape,
         length=len(table),
         fetch=fetch,
         fetch_label=fetch_label if labels else None,
-        fetch_caption=fetch_caption if captions else None,
+        fetch_caption=_fetch_text(table, captions) if captions else None,
         class_names=rows.class_names or _class_names(table, labels) if labels else None,
     )
+
+
+def open_captions(source: str, split: str, column: str | None) -> Prompts:
+    """Open the captions of a split of a table, with or without images; see `pruning.data.prompts.open_prompts`."""
+    rows, name = load_rows(source, split), f"{source}[{split}]"
+    _say(source, rows.found)
+    if len(rows.table) == 0:
+        raise PruningError(f"data {name} is empty: it holds no rows")
+    captions = _column(rows.table, column, "caption", name)
+    if captions is None:
+        raise PruningError(
+            f"{name} has no captions to generate from; name their column in data.caption_column"
+        )
+    return Prompts(name, len(rows.table), _fetch_text(rows.table, captions))
+
+
+def _fetch_text(table: datasets.Dataset, column: str) -> Callable[[int], str]:
+    """Return what reads the text of a row; of several in a list the first."""
+    texts = table.select_columns(column)
+
+    def fetch(index: int) -> str:
+        value = texts[index][column]
+        return str((value or [""])[0] if isinstance(value, list) else value or "")
+
+    return fetch
 
 
 @lru_cache(maxsize=64)

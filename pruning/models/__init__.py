@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pruning.models.families import denoise as denoise
     from pruning.models.families import denoiser_call as denoiser_call
     from pruning.models.families import has_open_null_class as has_open_null_class
+    from pruning.models.families import is_known as is_known
     from pruning.models.families import null_class as null_class
     from pruning.models.families import num_classes as num_classes
     from pruning.models.families import pixel_shape as pixel_shape
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from pruning.models.families import sample_shape as sample_shape
     from pruning.models.families import set_null_class as set_null_class
     from pruning.models.families import takes_pixels as takes_pixels
+    from pruning.models.loading import denoiser_name as denoiser_name
     from pruning.models.loading import find_scheduler as find_scheduler
     from pruning.models.loading import load_denoiser as load_denoiser
     from pruning.models.loading import load_meta_denoiser as load_meta_denoiser
     from pruning.models.loading import load_pipeline as load_pipeline
     from pruning.models.loading import load_scheduler as load_scheduler
+    from pruning.models.loading import pipeline_class as pipeline_class
     from pruning.models.native import Native as Native
     from pruning.models.native import example_call as example_call
     from pruning.models.native import has_native_input as has_native_input

@@ -75,20 +75,34 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES[name]
 
 
+def is_known(model: nn.Module) -> bool:
+    """Tell whether the class of `model` is a family here, so that noised images can be made for it."""
+    return type(model).__name__ in FAMILIES
+
+
 def num_classes(model: nn.Module) -> int | None:
-    """Return the number of classes of a class-conditional model, the null class left out; else None."""
+    """Return the number of classes of a class-conditional model, the null class left out; else None.
+
+    Of a class that is no family here no classes are known.
+    """
+    if not is_known(model):
+        return None
     count = family_of(model).num_classes(model)
     return count if count is None or _settled(model) is None else count - 1
 
 
 def null_class(model: nn.Module) -> int | None:
     """Return the label that stands for "no class", which guidance and label dropout use; None without one."""
+    if not is_known(model):
+        return None
     by_family = family_of(model).null_class(model)
     return _settled(model) if by_family is None else by_family
 
 
 def has_open_null_class(model: nn.Module) -> bool:
     """Tell whether a model has classes and does not say by its class which of them stands for "no class"."""
+    if not is_known(model):
+        return False
     family = family_of(model)
     return family.num_classes(model) is not None and family.null_class(model) is None
 
@@ -141,9 +155,12 @@ def denoiser_call(
 def denoise(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
     """Return the denoiser's prediction (B, C, H, W) for the keyword arguments of `denoiser_call` or `example_call`.
 
-    Where the model also predicts a variance (twice as many channels out as in), that half is dropped.
+    Where the model also predicts a variance (twice as many channels out as in), that half is dropped. What a model of
+    no family here says is returned as it is.
     """
     out = model(**call, return_dict=False)[0]
+    if not is_known(model):
+        return out
     channels = call[family_of(model).sample_argument].shape[1]
     return out[:, :channels] if out.shape[1] == 2 * channels else out
 

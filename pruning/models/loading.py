@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,27 @@ def load_scheduler(source: str | Path, *, revision: str | None = None) -> Schedu
     return found
 
 
+def pipeline_class(source: str | Path, *, revision: str | None = None) -> type[DiffusionPipeline] | None:
+    """Return the class of the pipeline at a source, read from its index alone; None where the source is no pipeline.
+
+    A class that is not of diffusers is a PruningError.
+    """
+    resolved = resolve_source(source)
+    if Path(resolved).is_file():
+        return None
+    index = fetch_json(resolved, None, "model_index.json", revision)
+    return None if index is None else _class_of(index, resolved, DiffusionPipeline)
+
+
+def denoiser_name(parts: Collection[str], subfolder: str | None = None) -> str | None:
+    """Return which of a pipeline's parts is its denoiser: `subfolder`, else the usual one; None if none is."""
+    return next((name for name in (subfolder, *DENOISER_FOLDERS) if name in parts), None)
+
+
 def load_pipeline(
     source: str | Path,
     *,
+    subfolder: str | None = None,
     denoiser: ModelMixin | None = None,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
@@ -148,8 +167,8 @@ def load_pipeline(
 ) -> DiffusionPipeline | None:
     """Load a whole pipeline, or return None where the source is no pipeline (it has no ``model_index.json``).
 
-    A `denoiser` that is loaded already takes the place of the pipeline's own, whose weights are then not read. All
-    else is as for `load_denoiser`.
+    A `denoiser` that is loaded already takes the place of the pipeline's own, that of `subfolder`, whose weights are
+    then not read. All else is as for `load_denoiser`.
 
     Raises:
         PruningError: If a component is missing or cannot be loaded.
@@ -159,7 +178,7 @@ def load_pipeline(
     if index is None:
         return None
     _class_of(index, resolved, DiffusionPipeline)
-    name = next((name for name in DENOISER_FOLDERS if name in index), None)
+    name = denoiser_name(index, subfolder)
     given = {name: denoiser} if denoiser is not None and name is not None else {}
     try:
         pipeline = DiffusionPipeline.from_pretrained(

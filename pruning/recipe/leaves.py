@@ -16,6 +16,7 @@ from pruning.recipe.schema import Recipe
 from pruning.settings.section import (
     fits,
     hints_of,
+    is_free,
     is_section,
     item_section,
     knobs_of,
@@ -66,16 +67,39 @@ def _value(tree: Any, hint: Any, path: str, problems: list[str]) -> Any:
     try:
         if isinstance(tree, Word):
             tree = _opened(tree, hint)
-        elif is_section(hint) and isinstance(tree, Plain) and not tree:
+        elif (is_section(hint) or is_free(hint)) and isinstance(tree, Plain) and not tree:
             tree = {}  # ``recover:`` and nothing below
         if is_section(hint):
             return _section(tree, hint, f"{path}.", problems)
+        if is_free(hint):
+            return _mapping(tree)
         item = item_section(hint)
         if item is None or not isinstance(tree, list):
             return _leaf(tree, hint)
         return [_value(entry, item, f"{path}[{place}]", problems) for place, entry in enumerate(tree)]
     except _Misfit as misfit:
         problems.append(f"{path}: {misfit}")
+
+
+def _mapping(tree: Any) -> dict[str, Any]:
+    """Return a mapping of free keys, its leaves as YAML reads them."""
+    if not isinstance(tree, Mapping):
+        raise _Misfit(f"{shown(_read(tree))} is not a mapping; write name: value below it")
+    return {str(key): _free(inner) for key, inner in tree.items()}
+
+
+def _free(tree: Any) -> Any:
+    """Return a value of which no type is known; one that is not of JSON is a misfit."""
+    if isinstance(tree, Word):
+        tree = _parsed(tree)
+    if isinstance(tree, Mapping):
+        return _mapping(tree)
+    if isinstance(tree, list):
+        return [_free(entry) for entry in tree]
+    value = _read(tree)
+    if not fits({"": value}, dict[str, Any]):
+        raise _Misfit(f"{shown(value)} must be a finite number")
+    return value
 
 
 def _opened(word: Word, hint: Any) -> Any:
@@ -86,6 +110,11 @@ def _opened(word: Word, hint: Any) -> Any:
             return Plain(word)
         quoted = _QUOTED.fullmatch(word)
         return quoted[2] if quoted else str(word)
+    return _parsed(word)
+
+
+def _parsed(word: Word) -> Any:
+    """Return an override as YAML reads it."""
     try:
         return parse(word)
     except yaml.YAMLError as error:

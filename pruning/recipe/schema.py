@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pruning.settings import DIGITS, Calibrate, Data, Evaluate, Export, Model, Prune, Recover, Score
 from pruning.settings.rules import matches, within
@@ -34,6 +35,11 @@ class Recipe(Section):
     )
     model: Model = knob(Model, "The denoiser.")
     data: Data = knob(Data, "The images.")
+    pipeline: dict[str, Any] = knob(
+        dict,
+        "Arguments of every call of the model's own pipeline, by the pipeline's names: height, num_frames, "
+        "num_inference_steps, guidance_scale, negative_prompt and so on; null takes its default.",
+    )
     calibrate: Calibrate = knob(Calibrate, "What the dense model is shown while it is measured, and how.")
     score: Score = knob(Score, "How importance is judged.")
     prune: Prune = knob(Prune, "How much goes, and from where.")
@@ -65,8 +71,10 @@ class Recipe(Section):
                 "'guided' mixes the two branches of guided sampling, but calibrate.provider is "
                 f"{self.calibrate.provider!r}; set calibrate.provider=sampling",
             )
-        if self.calibrate.guidance_scale <= 1:
+        scale = self.calibrate.guidance_scale
+        if scale is None or scale <= 1:
+            said = "null" if scale is None else scale
             yield (
                 "calibrate.guidance_scale",
-                f"{self.calibrate.guidance_scale} must be above 1 for score.weighting=guided, for at 1 one branch runs",
+                f"{said} must be a number above 1 for score.weighting=guided, for at 1 one branch runs",
             )

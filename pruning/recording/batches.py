@@ -17,8 +17,8 @@ from pruning.recording.calls import RecordedCalls, Row
 from pruning.recording.oracle import KINDS
 
 SOURCES = ("points", "x0")
-ORDER, FRESH_NOISE = 34, 35
-"""Streams of `sample_generator`."""
+FRESH_NOISE = 35
+"""Stream of `sample_generator`."""
 
 
 def recorded_batches(
@@ -33,7 +33,7 @@ def recorded_batches(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> NoisedBatches:
-    """Return the recorded rows of a denoiser in batches of one signature and bucket, in an order drawn by the seed.
+    """Return the recorded rows of a denoiser in batches of one signature and bucket, from the least noise to the most.
 
     Args:
         calls: Recorded calls.
@@ -44,7 +44,7 @@ def recorded_batches(
         samples: Which samples; None: all.
         batch_size: Most rows of a call; rows that cannot share one go apart.
         timestep_buckets: T equal parts of the run; bucket 0 is its end, with the least noise.
-        seed: Of the order and the fresh noise.
+        seed: Of the fresh noise.
         device: Where the calls go.
         dtype: Type of the floating point tensors of two or more dimensions; None: as recorded.
 
@@ -59,7 +59,7 @@ def recorded_batches(
         raise PruningError(f"source {source!r} is unknown; valid: {', '.join(SOURCES)}")
     if source == "x0":
         check_noising(calls, rows)
-    chunks = list(_chunks(calls, rows, batch_size, timestep_buckets, seed))
+    chunks = list(_chunks(calls, rows, batch_size, timestep_buckets))
 
     def make() -> Iterator[NoisedBatch]:
         for bucket, chunk in chunks:
@@ -190,16 +190,13 @@ def time_of(row: Row) -> float:
 
 
 def _chunks(
-    calls: RecordedCalls, rows: Sequence[Row], batch_size: int, buckets: int, seed: int
+    calls: RecordedCalls, rows: Sequence[Row], batch_size: int, buckets: int
 ) -> Iterator[tuple[int, list[Row]]]:
-    """Yield bucket and rows of each batch, the batches in an order drawn by the seed."""
+    """Yield bucket and rows of each batch, from the least noise to the most."""
     alike: dict[tuple[int, str], list[Row]] = defaultdict(list)
     for row in rows:
         alike[bucket_of(row, calls.steps, buckets), calls.signature(row)].append(row)
-    found = [
-        (bucket, some[start : start + batch_size])
-        for (bucket, _), some in alike.items()
-        for start in range(0, len(some), batch_size)
-    ]
-    for index in torch.randperm(len(found), generator=sample_generator(seed, 0, ORDER)).tolist():
-        yield found[index]
+    for bucket, signature in sorted(alike, key=lambda key: key[0]):
+        some = alike[bucket, signature]
+        for start in range(0, len(some), batch_size):
+            yield bucket, some[start : start + batch_size]

@@ -22,7 +22,7 @@ from pruning.recording.oracle import KINDS, Map, Target
 from pruning.recording.placements import Placement
 from pruning.recording.tensors import KEY, TensorFiles
 from pruning.recording.trees import Path as TreePath
-from pruning.recording.trees import decoded, mapped, tensor_keys, words
+from pruning.recording.trees import decoded, tensor_keys, words
 
 FORMAT = 1
 HEAD = "recording.json"
@@ -289,7 +289,7 @@ class RecordedCalls:
             )
         trees = list(arguments) if arguments is not None else [self.arguments(row) for row in rows]
         whole = joined(trees, self.head.denoisers[rows[0].denoiser].inputs)
-        return placed(whole, device, dtype)
+        return move(whole, device, dtype)
 
     def signature(self, row: Row) -> str:
         """Return what rows must have in common to share a call: shapes along other axes, and all that is shared."""
@@ -320,18 +320,6 @@ class RecordedCalls:
         if self.head.denoisers[denoiser].alone and batch_size > 1:
             raise PruningError(f"{denoiser!r} takes one sample a call; ask for a batch of 1")
         return self.call([first] * batch_size, **where)
-
-
-def placed(call: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Move the arguments of a call; floating point tensors of two or more dimensions also to `dtype`."""
-
-    def place(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        cast = dtype is not None and leaf.ndim > 1
-        return move(leaf, device, dtype) if cast and dtype is not None else leaf.to(device)
-
-    return mapped(call, place)
 
 
 def form_of(node: Any, axes: Axes, path: TreePath = ()) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from pruning.data.batches import move
 from pruning.data.conditioning import Conditioner
 from pruning.models.families import denoiser_call, null_class
 from pruning.recovery.labels import drop_captions, drop_classes
+from pruning.recovery.weighting import loss_weights
 from pruning.settings import Recover
 
 ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
@@ -37,19 +38,58 @@ class TrainingBatch:
 
     Attributes:
         call: Arguments of the denoiser.
-        target: What it should predict (B, C, H, W).
-        timesteps: int64 (B,), in ``[0, num_train_timesteps)``.
+        target: What it should predict (B, C, H, W), or None where only the dense model's answer is known.
+        timesteps: (B,); of images int64 in ``[0, num_train_timesteps)``.
         sample_ids: Indices into the data (B,), on the CPU.
         dropped: Which samples lost their label (B,), bool, on the CPU.
         position: Position of its first sample in the run; identifies the micro-batch.
+        weights: Of the samples' losses (B,), float32; None: all 1.
+        read: The model's output -> what `target` is of; None: the first channels of its first tensor.
     """
 
     call: dict[str, Any]
-    target: Tensor
+    target: Tensor | None
     timesteps: Tensor
     sample_ids: Tensor
     dropped: Tensor
     position: int
+    weights: Tensor | None = None
+    read: Callable[[Any], Tensor] | None = None
+
+    def answer_in(self, output: Any) -> Tensor:
+        """Return the part of a model's output that `target` is of."""
+        assert self.target is not None
+        return output[0][:, : self.target.shape[1]] if self.read is None else self.read(output)
+
+
+class Source(Protocol):
+    """Where training batches come from.
+
+    Attributes:
+        settings: Batch size, micro-batches and the like, null resolved.
+        seed: Of every draw.
+    """
+
+    @property
+    def settings(self) -> Recover:
+        """See above."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """See above."""
+        ...
+
+    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
+        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
+        ...
+
+
+def micro_batches(settings: Recover, rank: int, processes: int) -> list[slice]:
+    """Return the micro-batches of a process as slices of the step's B samples."""
+    size = settings.batch_size // (settings.gradient_accumulation * processes)
+    first = rank * size * settings.gradient_accumulation
+    return [slice(first + m * size, first + (m + 1) * size) for m in range(settings.gradient_accumulation)]
 
 
 def sample_order(length: int, first: int, count: int, seed: int) -> Tensor:
@@ -92,8 +132,8 @@ def step_draws(
 
 
 @dataclass(frozen=True)
-class BatchSource:
-    """All that a training batch is made of.
+class ImageSource:
+    """Training batches of noised images: all that they are made of.
 
     Attributes:
         model: The denoiser, read for its call arguments only.
@@ -117,12 +157,9 @@ class BatchSource:
     rank: int = 0
     processes: int = 1
 
-    def slices(self) -> list[slice]:
-        """Return the micro-batches of this process as slices of the step's B samples."""
-        parts = self.settings.gradient_accumulation
-        size = self.settings.batch_size // (parts * self.processes)
-        first = self.rank * size * parts
-        return [slice(first + m * size, first + (m + 1) * size) for m in range(parts)]
+    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
+        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
+        return training_batches(self, first_step, last_step)
 
     def sample_ids(self, step: int, part: slice) -> Tensor:
         """Return the data indices of one micro-batch."""
@@ -148,11 +185,12 @@ class BatchSource:
         x0 = x0.to(self.device, torch.float32)
         noised, target, asked = noise_and_target(self.scheduler, x0, noise, timesteps)
         call = denoiser_call(self.model, noised, asked, conditioning)
-        return TrainingBatch(call, target, timesteps, ids, dropped, position)
+        weights = loss_weights(self.scheduler, timesteps, self.settings.loss_weighting)
+        return TrainingBatch(call, target, timesteps, ids, dropped, position, weights)
 
 
 def training_batches(
-    source: BatchSource, first_step: int, last_step: int
+    source: ImageSource, first_step: int, last_step: int
 ) -> Generator[TrainingBatch, None, None]:
     """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
 
@@ -171,7 +209,11 @@ def training_batches(
             ids = source.sample_ids(step, part)
             return step, part, ids, pool.submit(read, ids)
 
-        asked = (ask(step, part) for step in range(first_step, last_step) for part in source.slices())
+        asked = (
+            ask(step, part)
+            for step in range(first_step, last_step)
+            for part in micro_batches(source.settings, source.rank, source.processes)
+        )
         ahead = next(asked, None)
         while ahead is not None:
             step, part, ids, images = ahead

@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pruning.data import ImageData
 from pruning.errors import PruningError
 from pruning.files import write_errors, written_whole
 from pruning.models.stored import stored_tensors, weights_digest
@@ -145,10 +144,9 @@ def fingerprint(
     seed: int,
     student: nn.Module,
     teacher: nn.Module | None,
-    data: ImageData,
-    scheduler: Any,
+    seen: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe what is run, in JSON types: the settings, the models' weights, the data and the scheduler.
+    """Describe what is run, in JSON types: the settings, the models' weights, and what the batches are made of.
 
     Weights are identified by a hash over up to 256 evenly spaced entries of every tensor. When to stop early does not
     change the course; with a constant learning rate the number of steps does not either, so that such a run can be
@@ -157,13 +155,11 @@ def fingerprint(
     free = {knob.key for knob in knobs_of(Recover) if knob.neutral} | {"enabled", "max_seconds"}
     free |= {"steps"} if settings.schedule == "constant" else set()
     course = {**asdict(settings), "warmup_steps": settings.warmup, "seed": seed}
-    kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
     described = {
         "settings": {key: value for key, value in course.items() if key not in free},
         "student": weights_digest(student),
         "teacher": None if teacher is None else weights_digest(teacher),
-        "data": {"name": data.name, "images": len(data), "shape": list(data.shape)},
-        "scheduler": {"class": type(scheduler).__name__, **kept},
+        **seen,
     }
     return json.loads(json.dumps(described, default=str))
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pruning.data import sample_generator
 from pruning.errors import PruningError
-from pruning.recovery.batches import MODULES, BatchSource, TrainingBatch, training_batches
+from pruning.recovery.batches import MODULES, Source, TrainingBatch
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
-from pruning.recovery.objective import loss_weights, training_step
+from pruning.recovery.objective import training_step
 from pruning.settings import Recover
 
 
@@ -55,7 +55,7 @@ class Training:
         identity: The fingerprint written into them.
     """
 
-    source: BatchSource
+    source: Source
     accelerator: Accelerator
     model: nn.Module
     teacher: nn.Module | None
@@ -80,7 +80,7 @@ def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) ->
     seconds_before, resumed_from = state.seconds, state.step
     saved = resumed_from
     limit = math.inf if settings.max_seconds is None else settings.max_seconds
-    with closing(training_batches(run.source, state.step, settings.steps)) as batches:
+    with closing(run.source.batches(state.step, settings.steps)) as batches:
         while state.step < settings.steps and state.seconds < limit:
             step, began = state.step, time.perf_counter()
             loss = optimizer_step(run, step, islice(batches, settings.gradient_accumulation))
@@ -114,11 +114,14 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     for batch in batches:
         # Dropout modules can only draw from the global generator; the caller restores it.
         torch.manual_seed(sample_generator(run.source.seed, batch.position, MODULES).initial_seed())
-        weights = loss_weights(run.source.scheduler, batch.timesteps, settings.loss_weighting)
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
                 loss = training_step(
-                    run.model, run.teacher, batch, distill_weight=settings.distill_weight, weights=weights
+                    run.model,
+                    run.teacher,
+                    batch,
+                    distill_weight=settings.distill_weight or 0.0,
+                    weights=batch.weights,
                 )
             accelerator.backward(loss)
         total = total + loss.detach() / settings.gradient_accumulation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pruning.data import ImageData, num_train_timesteps
 from pruning.data.conditioning import Conditioner
 from pruning.errors import PruningError
 from pruning.files import check_writable
-from pruning.recovery.batches import BatchSource
+from pruning.recovery.batches import ImageSource, Source
 from pruning.recovery.checkpoints import (
     TrainingState,
     checkpoint_bytes,
@@ -29,7 +29,7 @@ from pruning.recovery.checkpoints import (
 )
 from pruning.recovery.labels import hold_label_embeddings, resolve_label_dropout
 from pruning.recovery.loop import RecoveryProgress, Training, train
-from pruning.recovery.objective import loss_weights
+from pruning.recovery.weighting import loss_weights
 from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,15 @@ _DATA_PARALLEL = (
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
 )
+
+
+Place = tuple[torch.device, int, int]
+"""Device, rank and number of processes."""
+
+Progress = Callable[[RecoveryProgress], None]
+
+HALF = 0.5
+"""Weight of distillation where the data say what to answer and nothing else is asked."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,9 @@ def recover(
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
-    progress: Callable[[RecoveryProgress], None] | None = None,
+    progress: Progress | None = None,
 ) -> RecoveryResult:
-    """Train `student` in place; at the end it holds the averaged (EMA) weights, in float32 and eval mode.
+    """Train `student` in place on noised images; at the end it holds the averaged (EMA) weights, float32, eval mode.
 
     A run that was stopped in any way goes on from its newest checkpoint in `folder` with the same losses, bit for bit,
     as an uninterrupted one on the CPU (on a GPU as far as its kernels are deterministic). Works under
@@ -97,25 +106,80 @@ def recover(
         PruningError: For settings out of range, a folder that cannot be written or holds checkpoints of another
             configuration, or a loss or gradient that is not finite (earlier checkpoints are left whole).
     """
-    settings.check("recovery")
-    _check_models(student, teacher, data, settings)
+    settings = checked(settings, has_targets=True)
+    if len(data) == 0:
+        raise PruningError(f"recovery: {data.name} holds no image; give a data set with at least one")
     captions = data.fetch_caption is not None
     dropout = resolve_label_dropout(settings.label_dropout, student, has_captions=captions)
     num_train_timesteps(scheduler)  # no scheduler, or one that cannot weigh like this, fails here
     loss_weights(scheduler, torch.zeros(1, dtype=torch.long), settings.loss_weighting)
+    kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
+    seen = {
+        "data": {"name": data.name, "images": len(data), "shape": list(data.shape)},
+        "scheduler": {"class": type(scheduler).__name__, **kept},
+    }
+
+    def source(settings: Recover, where: Place) -> Source:
+        return ImageSource(student, data, conditioner, scheduler, settings, seed, *where)
+
+    settings = replace(settings, label_dropout=dropout)
+    return train_back(student, teacher, source, seen, settings, seed, folder, device, progress)
+
+
+def checked(settings: Recover, *, has_targets: bool) -> Recover:
+    """Return the settings with the weight of distillation resolved.
+
+    Raises:
+        PruningError: For settings out of range, or a data loss without targets.
+    """
+    settings.check("recovery")
+    weight = settings.distill_weight
+    if weight is None:
+        weight = HALF if has_targets else 1.0
+    if weight < 1 and not has_targets:
+        raise PruningError(
+            f"recovery: distill_weight is {weight:g}, but recorded points have no target, only the dense model's own "
+            "answer; set it to 1 or null, or train on the recorded ends, noised anew"
+        )
+    return replace(settings, distill_weight=weight)
+
+
+def train_back(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    make_source: Callable[[Recover, Place], Source],
+    seen: Mapping[str, Any],
+    settings: Recover,
+    seed: int,
+    folder: str | Path | None,
+    device: str | None,
+    progress: Progress | None,
+) -> RecoveryResult:
+    """Train `student` in place on batches of any source; see `recover`.
+
+    Args:
+        student: The pruned denoiser.
+        teacher: The dense denoiser.
+        make_source: (settings with all null resolved, device, rank and number of processes) -> the batches.
+        seen: What the batches are made of, in JSON types, for checkpoints.
+        settings: As `checked` returns them.
+        seed: Of every draw.
+        folder: Where checkpoints go.
+        device: Kind of device.
+        progress: Called after every step.
+    """
+    _check_models(student, teacher, settings)
     accelerator = _accelerator(settings, device)
-    settings = replace(settings, label_dropout=dropout, mixed_precision=accelerator.mixed_precision)
-    used_teacher = teacher if settings.distill_weight > 0 else None
+    settings = replace(settings, mixed_precision=accelerator.mixed_precision)
+    used_teacher = teacher if settings.distill_weight else None
     place = Path(folder) if folder is not None else None
-    identity = fingerprint(settings, seed, student, used_teacher, data, scheduler)
+    identity = fingerprint(settings, seed, student, used_teacher, seen)
     if place is not None and accelerator.is_main_process:
         check_writable("recovery checkpoints", place, checkpoint_bytes(student))
         clear_temporaries(place)
     accelerator.wait_for_everyone()
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    source = BatchSource(
-        student, data, conditioner, scheduler, settings, seed, accelerator.device, rank, processes
-    )
+    where = accelerator.device, accelerator.process_index, accelerator.num_processes
+    source = make_source(settings, where)
     with _training(student, used_teacher, accelerator.device):
         model, optimizer, state = _prepared(student, settings, accelerator)
         run = Training(source, accelerator, model, used_teacher, optimizer, state, place, identity)
@@ -131,13 +195,11 @@ def recover(
     )
 
 
-def _check_models(student: nn.Module, teacher: nn.Module | None, data: ImageData, settings: Recover) -> None:
+def _check_models(student: nn.Module, teacher: nn.Module | None, settings: Recover) -> None:
     if not any(p.requires_grad for p in student.parameters()):
         raise PruningError(
             "recovery: no parameter of the student requires a gradient; call student.requires_grad_(True)"
         )
-    if len(data) == 0:
-        raise PruningError(f"recovery: {data.name} holds no image; give a data set with at least one")
     if settings.distill_weight == 0:
         config = getattr(student, "config", {})
         if config.get("in_channels") and config.get("out_channels") == 2 * config["in_channels"]:

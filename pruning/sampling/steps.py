@@ -39,22 +39,24 @@ def fresh_scheduler(scheduler: Any, num_steps: int, device: torch.device | str =
     return steps
 
 
-def in_batches(ids: Tensor, num_steps: int, batch_size: int, draw: Callable[[slice], Tensor]) -> list[Tensor]:
-    """Return what `draw` makes of each slice of the N sample indices, in [-1, 1], as uint8 (B, C, H, W) on the CPU.
+def in_batches(
+    ids: Tensor, batch_size: int, draw: Callable[[slice], Tensor], finish: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return what `draw` makes of each slice of the N sample indices, made ready by `finish`, on the CPU.
 
     Raises:
-        PruningError: Unless both numbers are at least 1, or for samples that are NaN or infinite.
+        PruningError: For a batch size below 1, or for samples that are NaN or infinite.
     """
-    if num_steps < 1 or batch_size < 1:
-        raise PruningError(f"sampling: num_steps {num_steps} and batch_size {batch_size} must be at least 1")
-    images = []
+    if batch_size < 1:
+        raise PruningError(f"sampling: batch_size {batch_size} must be at least 1")
+    samples = []
     for start in range(0, len(ids), batch_size):
         rows = slice(start, start + batch_size)
         drawn = draw(rows)
         if not bool(torch.isfinite(drawn).all()):
             raise PruningError(f"sampling: NaN or infinity in the samples {ids[rows].tolist()}")
-        images.append(to_uint8(drawn).cpu())
-    return images
+        samples.append(finish(drawn).cpu())
+    return samples
 
 
 def run_steps(

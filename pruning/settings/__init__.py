@@ -8,6 +8,7 @@ from pruning.settings.section import type_words as type_words
 from pruning.settings.sections import COMPENSATIONS as COMPENSATIONS
 from pruning.settings.sections import DIGITS as DIGITS
 from pruning.settings.sections import DTYPES as DTYPES
+from pruning.settings.sections import NO_DATA as NO_DATA
 from pruning.settings.sections import WEIGHTINGS as WEIGHTINGS
 from pruning.settings.sections import Calibrate as Calibrate
 from pruning.settings.sections import Data as Data

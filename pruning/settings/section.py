@@ -37,7 +37,7 @@ def knob(default: Any, meaning: str, *rules: Rule, neutral: bool = False) -> Any
     """Return a field of a section.
 
     Args:
-        default: Its default; a list is copied for each section, a type is called.
+        default: Its default; a list is copied for each section, a type is called (``dict``: a free mapping).
         meaning: What it does, with its unit and what null stands for.
         rules: What values must fulfil.
         neutral: It changes how the work is done and not what comes out, so that results are reused across its values.
@@ -127,6 +127,11 @@ def is_section(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Section)
 
 
+def is_free(hint: Any) -> bool:
+    """Tell whether a type hint is a mapping of free keys, whose values are of JSON types."""
+    return typing.get_origin(hint) is dict
+
+
 def item_section(hint: Any) -> type | None:
     """Return the section of which a list holds several, or None."""
     items = typing.get_args(hint) if typing.get_origin(hint) is list else ()
@@ -148,7 +153,7 @@ def type_words(hint: Any) -> str:
             item = typing.get_args(option)[0]
             found.append("a list of mappings" if is_section(item) else f"a list of {words[item]}")
         else:
-            found.append("a mapping" if is_section(option) else words[option])
+            found.append("a mapping" if is_section(option) or is_free(option) else words[option])
     return " or ".join(found)
 
 
@@ -158,12 +163,24 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _fits(value: Any, option: Any) -> bool:
+    if is_free(option):
+        return isinstance(value, dict) and _is_json(value)
     if typing.get_origin(option) is list:
         item = typing.get_args(option)[0]
         return isinstance(value, (list, tuple)) and all(fits(entry, item) for entry in value)
     if isinstance(value, bool):
         return option is bool
     return isinstance(value, (int, float) if option is float else option)
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(entry) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
 
 
 def _fault(value: Any, rules: tuple[Rule, ...]) -> str | None:

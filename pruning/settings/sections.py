@@ -9,12 +9,15 @@ from pruning.settings.section import Problem, Section, knob, section
 
 DIGITS = "digits"
 """The source of data that is embedded."""
+NO_DATA = "none"
+"""The source of data where samples are made from class labels, or from nothing."""
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTINGS = ("off", "on", "permuted", "influence", "influence_permuted", "guided")
 COMPENSATIONS = ("none", "fold", "least_squares")
 MAX_WARMUP = 50
 
 _SINK_WEIGHT = within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them")
+_PIPELINE_SAYS = "what ``pipeline`` says, else the default of the model's own pipeline"
 _REMAINS = within("(0, 1]", "it is the fraction that remains")
 
 
@@ -46,10 +49,12 @@ class Model(Section):
 
 @section
 class Data(Section):
-    """The images for calibration, recovery and evaluation."""
+    """The images, prompts and labels for calibration, recovery and evaluation."""
 
     source: str = knob(
-        DIGITS, "``digits`` (embedded), an image folder, a parquet or arrow file or folder, or a hub id."
+        DIGITS,
+        "``digits`` (embedded), an image folder, a parquet or arrow file or folder, a hub id, a text file of prompts, "
+        "or ``none``.",
     )
     split: str = knob("train", "Split that calibration and recovery read.")
     eval_split: str = knob("test", "Held-out split that evaluation reads.")
@@ -110,11 +115,13 @@ class Calibrate(Section):
         "``noised`` shows noised images of the data; ``sampling`` lets the model generate.",
         one_of("noised", "sampling"),
     )
-    num_steps: int = knob(20, "Sampling steps of the ``sampling`` provider.", at_least(1))
-    guidance_scale: float = knob(
-        1.0,
-        "Classifier-free guidance of the ``sampling`` provider; 1 is none. With ``score.weighting=guided`` "
-        "also how the rows of both branches are mixed.",
+    num_steps: int | None = knob(
+        None, f"Sampling steps of the ``sampling`` provider; null takes {_PIPELINE_SAYS}.", at_least(1)
+    )
+    guidance_scale: float | None = knob(
+        None,
+        f"Guidance of the ``sampling`` provider; null takes {_PIPELINE_SAYS}. With ``score.weighting=guided`` also "
+        "how the rows of both branches are mixed.",
         within("[-1e6, 1e6]"),
     )
     queries: int | None = knob(
@@ -307,9 +314,10 @@ class Recover(Section):
         "cosine", "``cosine`` (down to 0) or ``constant`` after the warm-up.", one_of("cosine", "constant")
     )
     weight_decay: float = knob(0.0, "AdamW's, on weights of two or more dimensions.", at_least(0))
-    distill_weight: float = knob(
-        0.5,
-        "Weight of the distance to the dense model's output; the data loss has one minus it.",
+    distill_weight: float | None = knob(
+        None,
+        "Weight of the distance to the dense model's output; the data loss has one minus it; null takes 0.5 where the "
+        "data say what to answer, else 1.",
         within("[0, 1]"),
     )
     label_dropout: float | None = knob(
@@ -370,13 +378,13 @@ class Evaluate(Section):
     """What is measured on dense, pruned and recovered."""
 
     num_samples: int = knob(1000, "Generated images per model.", at_least(2))
-    num_steps: int = knob(20, "Sampling steps.", at_least(1))
+    num_steps: int | None = knob(None, f"Sampling steps; null takes {_PIPELINE_SAYS}.", at_least(1))
     sampler: str | None = knob(
         None,
         "Scheduler class of diffusers to sample with, e.g. ``DDIMScheduler``; null takes the model's own.",
     )
     batch_size: int = knob(100, "Images generated at a time.", at_least(1), neutral=True)
-    guidance_scale: float = knob(1.0, "Classifier-free guidance; 1 is none.")
+    guidance_scale: float | None = knob(None, f"Guidance; null takes {_PIPELINE_SAYS}.")
     features: str | None = knob(
         None,
         "Feature network of the distances: ``bundled:models/<classifier>`` or a folder of such a classifier, "

@@ -21,7 +21,7 @@ from pruning.groups.experts import EXPERTS
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.stages.caveats import unseen
 from pruning.stages.run import STATS, Run
-from pruning.stages.sampling import sampler
+from pruning.stages.sampling import sampler, steps_of
 from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import Key
 from pruning.surgery import needs_for
@@ -35,6 +35,7 @@ DRAWN = frozenset({"key_mass", "sink_indicator"})
 
 SHOWN = (
     *IMAGES,
+    "pipeline",
     "calibrate.num_samples",
     "calibrate.timestep_buckets",
     "calibrate.provider",
@@ -210,7 +211,10 @@ def timestep_weights(run: Run) -> list[float] | None:
     section = run.recipe.calibrate
     if section.timestep_weights != "sampler":
         return None
-    return calibration.sampler_weights(run.scheduler, section.timestep_buckets, section.num_steps)
+    steps = steps_of(run, section)
+    if steps is None:
+        raise PruningError("'sampler' counts steps, and the pipeline is not told how many; take another")
+    return calibration.sampler_weights(run.scheduler, section.timestep_buckets, steps)
 
 
 def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:

@@ -14,6 +14,7 @@ from pruning.stages.planning import cuts_of, make_plan, plan_figures
 from pruning.stages.preflight import look_ahead
 from pruning.stages.run import Run
 from pruning.stages.runner import due
+from pruning.stages.sampling import check_call
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,11 @@ def dry_run(run: Run) -> dict[str, Any]:
         how much of each goes; ``plan``: asked and got; ``basis``: ``scores`` or ``uniform``; ``groups``: every group.
 
     Raises:
-        PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing.
+        PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing, an argument
+            that the pipeline does not take.
     """
     run.offline = True
+    check_call(run)
     scored = _has_scores(run)
     start = smaller_forms.assumed(run, smaller_forms.LIKELY)
     plan = make_plan(run, run.scores if scored else None, start)

@@ -13,21 +13,22 @@ from torch import Tensor
 
 from eval.cost import saved_bytes
 from eval.features import load_features
+from eval.media import medium_of, pictures
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
+from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import denoise, example_call, resolve_source
-from pruning.sampling import to_uint8
+from pruning.sampling import PixelPipeline, to_uint8
 from pruning.stages.observing import LOOKED_AT, Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.stage import Stage
 
-SAMPLES = "samples.safetensors"
+SAMPLES, SAMPLE = "samples.safetensors", "sample.json"
 SHOWN_SAMPLES = 32
-"""Images a subject that are kept for the report."""
-
+"""Samples a subject of which pictures are kept for the report."""
 
 FIGURES = {
     "frechet": "Fréchet distance",
@@ -66,7 +67,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
         metrics = measure_all(context, run.recipe.evaluate.metrics, seen=seen)
     except ValueError as error:
         raise PruningError(str(error)) from error
-    _keep_samples(run, subjects, seen, folder / SAMPLES)
+    _keep_samples(run, subjects, seen, folder)
     write_json(folder / METRICS, metrics)
     return {name: {key: values[key] for key in FIGURES if key in values} for name, values in metrics.items()}
 
@@ -80,15 +81,14 @@ def _subject(run: Run, model: ModelMixin) -> Subject:
 
 def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     section, split = run.recipe.evaluate, run.recipe.data.eval_split
-    data = run.images(split)
-    noised = run.noised(split, min(section.denoising_samples, len(data)), batch_size=section.batch_size)
+    noised = cache(partial(_noised, run, split, section.denoising_samples))
     latency = section.latency
-    # A pipeline has a state, so it looks at one batch after the other.
-    side_by_side = run.device.type == "cpu" and run.autoencoder is None
+    # A pipeline of diffusers has a state, so it looks at one batch after the other.
+    side_by_side = run.device.type == "cpu" and run.pipeline_class is PixelPipeline
     return Context(
         subjects=subjects,
         real=lambda: _real(run, split, section.num_real),
-        noised=lambda: noised,
+        noised=noised,
         call=lambda batch: example_call(run.dense, batch),
         features=cache(partial(load_features, resolve_source(run.recipe.features), run.device)),
         num_samples=section.num_samples,
@@ -105,6 +105,12 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
     )
 
 
+def _noised(run: Run, split: str, most: int) -> NoisedBatches:
+    """Return at most so many images of a split, noised."""
+    count = min(most, len(run.images(split)))
+    return run.noised(split, count, batch_size=run.recipe.evaluate.batch_size)
+
+
 def _real(run: Run, split: str, count: int | None) -> Tensor:
     """Return the images of a split that the distances compare with, uint8 (N, C, H, W); None for `count` is all."""
     data = run.images(split)
@@ -112,16 +118,18 @@ def _real(run: Run, split: str, count: int | None) -> Tensor:
     return torch.cat([to_uint8(data.images(part)) for part in rows.split(256)])
 
 
-def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, path: Path) -> None:
-    """Keep the first images of every subject for the report, with their classes."""
+def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, folder: Path) -> None:
+    """Keep pictures of the first samples of every subject for the report, with their classes and what they are."""
     ids = torch.arange(min(SHOWN_SAMPLES, run.recipe.evaluate.num_samples))
-    tensors = {}
+    tensors, facts = {}, {}
     for name, subject in subjects.items():
-        if "images" in seen[name]:
-            tensors[name] = seen[name]["images"].tensors["images"][: len(ids)].contiguous()
-        elif subject.sample is not None:
-            tensors[name] = subject.sample(ids).contiguous()
+        assert subject.sample is not None
+        known = seen[name].get("samples")
+        found = known.tensors["samples"][: len(ids)] if known else subject.sample(ids)
+        tensors[name] = pictures(found).contiguous()
+        facts = {"medium": medium_of(found), "shape": list(found.shape[1:])}
+    write_json(folder / SAMPLE, facts)
     labels = labels_of(run, ids)
     if labels is not None:
         tensors["labels"] = labels
-    save_file(tensors, str(path))
+    save_file(tensors, str(folder / SAMPLES))

@@ -11,13 +11,17 @@ import torch
 from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 
+from pruning.errors import shown
 from pruning.export import ExportRequest, Facts
 from pruning.export import export as write_export
 from pruning.export.card import Measurement
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
+from pruning.sampling import value_of
+from pruning.sampling.arguments import GUIDANCE, STEPS
 from pruning.stages.evaluation import FIGURES
 from pruning.stages.run import Run
+from pruning.stages.sampling import arguments_of
 from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.stages.summary import interval
 from pruning.store import folder_bytes
@@ -60,8 +64,7 @@ def request_of(
         recovery=figures["recover"],
         metrics={name: _measurements(found) for name, found in metrics.items()},
         measured=(
-            f"{section.num_samples} samples, {section.num_steps} steps, guidance {section.guidance_scale:g}, "
-            f"seed {recipe.seed}",
+            ", ".join([f"{section.num_samples} samples", *_call_words(run), f"seed {recipe.seed}"]),
             run.device_name,
             "in brackets: 95 % intervals",
         ),
@@ -69,6 +72,17 @@ def request_of(
         versions=versions(),
     )
     return ExportRequest(model, run.scheduler, recipe.export, card, _base_folder(run))
+
+
+def _call_words(run: Run) -> list[str]:
+    """Return the arguments that samples were made with, in words; steps and guidance also where they are defaults."""
+    arguments = arguments_of(run, run.recipe.evaluate)
+    steps, guidance = (value_of(run.pipeline_class, arguments, name) for name in (STEPS, GUIDANCE))
+    words = [] if steps is None else [f"{steps} steps"]
+    words += [] if guidance is None else [f"guidance {guidance:g}"]
+    return words + [
+        f"{key} {shown(value)}" for key, value in arguments.items() if key not in (STEPS, GUIDANCE)
+    ]
 
 
 def _base_folder(run: Run) -> Path | None:

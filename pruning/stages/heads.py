@@ -14,7 +14,7 @@ from torch import Tensor
 from pruning.calibration.contributions import Unit, contributions
 from pruning.errors import PruningError
 from pruning.importance.moments import consumer_columns, per_row
-from pruning.models import sample_shape
+from pruning.models import is_known, sample_shape
 from pruning.stages.run import Run
 from pruning.types import PrunableGroup
 
@@ -88,7 +88,12 @@ def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], p
 
 
 def image_grid(run: Run, tokens: int) -> list[int] | None:
-    """Return rows and columns of that many image tokens, or None if no grid of the input's shape has as many."""
+    """Return rows and columns of that many image tokens, or None if no grid of the input's shape has as many.
+
+    Of a model of no known family the shape is not known either.
+    """
+    if not is_known(run.meta):
+        return None
     _, height, width = sample_shape(run.meta)
     scale = math.sqrt(height * width / tokens)
     rows, columns = round(height / scale), round(width / scale)

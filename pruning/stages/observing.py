@@ -12,24 +12,33 @@ from pruning.stages.run import Run
 from pruning.stages.stage import pick
 from pruning.store import Key
 
-PICTURES = (
+SAMPLED = (
     "data",
     "model.dtype",
     "seed",
+    "pipeline",
     "evaluate.num_samples",
     "evaluate.num_steps",
     "evaluate.sampler",
     "evaluate.guidance_scale",
 )
 READS = {
-    "images": PICTURES,
-    "image_features": (*PICTURES, "evaluate.num_real", "evaluate.features"),
+    "samples": SAMPLED,
+    "image_features": (*SAMPLED, "evaluate.num_real", "evaluate.features"),
     "denoising": ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "evaluate.denoising_samples"),
     "cost": ("model.dtype", "export.dtype"),
 }
 """Keys that an observation depends on; one that is not named here depends on all that are `LOOKED_AT`."""
 
-LOOKED_AT = ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "export.dtype", "evaluate")
+LOOKED_AT = (
+    "data",
+    "model.dtype",
+    "seed",
+    "pipeline",
+    "calibrate.timestep_buckets",
+    "export.dtype",
+    "evaluate",
+)
 
 Seen = dict[str, dict[str, Observation]]
 

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from eval.features import inception_is_here, load_features
-from eval.run import check_metrics, fewest_images
+from eval.run import check_medium, check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find, sum_bytes
-from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps, takes_text
+from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps
 from pruning.data.batches import check_buckets
 from pruning.errors import PruningError, named
 from pruning.export import check_export
 from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
-from pruning.models import num_classes, pixels_per_latent, resolve_source, sample_shape, takes_pixels
+from pruning.models import (
+    is_known,
+    num_classes,
+    pixels_per_latent,
+    resolve_source,
+    sample_shape,
+    takes_pixels,
+)
 from pruning.recovery import check_split
 from pruning.recovery.checkpoints import checkpoint_bytes
-from pruning.sampling import check_sampler, scheduler_named
+from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
+from pruning.sampling import rehearse as rehearse_sample
 from pruning.settings import DIGITS, Prune
 from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
@@ -32,12 +40,12 @@ from pruning.stages.exporting import request_of
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import hushed, make_plan
 from pruning.stages.run import Run, image_shape
-from pruning.stages.sampling import check_captions, sampler
+from pruning.stages.sampling import arguments_of, check_call, pipeline_around, steps_of
 
 logger = logging.getLogger(__name__)
 
-STEPS = 2
-"""Sampling steps of a rehearsal; `pruning.sampling.check_sampler` proves the scheduler for all of them."""
+SUBJECTS = 3
+"""Dense, pruned and recovered."""
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
@@ -49,6 +57,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_device(run)
     if "evaluate" in stages:
         check_metric_names(run)
+    check_call(run)
     check_model(run)
     check_steps(run)
     check_guidance(run)
@@ -60,7 +69,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         check_features(run)
     elif stages:
         _warn(look_ahead(run))
-    check_room(run, stages)
+    check_room(run, needed_bytes(run, stages))
     check_weights(run, stages)
     if stages:
         rehearse(run, stages)
@@ -110,7 +119,7 @@ def check_features(run: Run) -> None:
         logger.info(
             "evaluate.features: inception, for the data are %r and not the digits", recipe.data.source
         )
-    channels, _ = image_shape(run.meta)
+    channels = image_shape(run.meta)[0] if is_known(run.meta) else 3
     shown = f"{channels} channel{'s' * (channels != 1)}"
     with named("evaluate.features"):
         features = load_features(resolve_source(recipe.features))
@@ -124,7 +133,7 @@ def check_local_splits(run: Run) -> None:
     path = Path(data.source).expanduser()
     if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
         for split in (data.split, data.eval_split):
-            run.open_images(split)
+            run.open_images(split) if run.has_images else run.prompts(split)
 
 
 def check_model(run: Run) -> None:
@@ -158,11 +167,14 @@ def check_steps(run: Run) -> None:
         check_buckets(calibrate.timestep_buckets, total)
     with named("evaluate.sampler"):
         scheduler = scheduler_named(run.scheduler, evaluate.sampler)
-    with named("evaluate.num_steps"):
-        check_sampler(run.scheduler, scheduler, evaluate.num_steps)
-    if calibrate.provider == "sampling":
-        with named("calibrate.num_steps"):
-            check_sampler(run.scheduler, run.scheduler, calibrate.num_steps)
+    for section, steps, own in (
+        ("evaluate", steps_of(run, evaluate), evaluate.sampler is None),
+        ("calibrate", steps_of(run, calibrate) if calibrate.provider == "sampling" else None, True),
+    ):
+        # A whole pipeline sets its own scheduler by more than the number of steps; it is rehearsed.
+        if steps is not None and not (own and run.pipeline_class is not PixelPipeline):
+            with named(f"{section}.num_steps"):
+                check_sampler(run.scheduler, run.scheduler if own else scheduler, steps)
     with named("calibrate.timestep_weights"):
         timestep_weights(run)
 
@@ -184,38 +196,60 @@ def check_provider(run: Run) -> None:
 
 
 def check_data(run: Run, stages: Sequence[str]) -> None:
-    """Check that the splits exist, hold enough images, and have the labels and captions that the model needs."""
+    """Check that the splits exist, and hold the images, labels and prompts that the stages need."""
     recipe = run.recipe
-    pixels, (_, height, width) = takes_pixels(run.meta), sample_shape(run.meta)
+    if is_known(run.meta):
+        _check_size(run)
+    shown, judged = image_splits(run, stages)
+    if shown:
+        data = run.open_images(recipe.data.split)
+        _check_split(run, data)
+        if recipe.calibrate.provider == "noised":
+            data.check_enough(recipe.calibrate.num_samples)
+    if recipe.calibrate.provider == "sampling":
+        run.inputs(recipe.data.split, 1)
+    if "evaluate" in stages:
+        run.inputs(recipe.data.eval_split, 1)
+    if judged:
+        held_out = run.open_images(recipe.data.eval_split)
+        _check_split(run, held_out)
+        held_out.check_enough(recipe.evaluate.num_real or fewest_images(recipe.evaluate.metrics)[0])
+
+
+def image_splits(run: Run, stages: Sequence[str]) -> tuple[bool, bool]:
+    """Tell whether images are shown to the model, and whether it is judged by held-out ones."""
+    recipe = run.recipe
+    trains = "recover" in stages and recipe.recover.enabled
+    judged = "evaluate" in stages and bool({"real", "noised"} & metric_needs(recipe.evaluate.metrics))
+    return recipe.calibrate.provider == "noised" or trains, judged
+
+
+def _check_size(run: Run) -> None:
+    """Check that images are as large as the model takes them, where it works on pixels."""
+    asked, pixels = run.recipe.data.resolution, takes_pixels(run.meta)
+    _, height, width = sample_shape(run.meta)
     if pixels and height != width:
         raise PruningError(
             f"model.source: the model takes {height} x {width} images; only square ones are supported"
         )
-    if pixels and recipe.data.resolution not in (None, height):
+    if pixels and asked not in (None, height):
         raise PruningError(
-            f"data.resolution: {recipe.data.resolution} is not the model's {height} x {width}, in which it samples and "
-            "is measured; leave it out"
+            f"data.resolution: {asked} is not the model's {height} x {width}, in which it samples and is measured; "
+            "leave it out"
         )
-    text = takes_text(run.meta)
-    data = run.open_images(recipe.data.split)
-    _check_split(run, data, captions=text and recipe.calibrate.provider == "sampling")
-    if recipe.calibrate.provider == "noised":
-        data.check_enough(recipe.calibrate.num_samples)
-    if "evaluate" in stages:
-        held_out = run.open_images(recipe.data.eval_split)
-        _check_split(run, held_out, captions=text)
-        held_out.check_enough(recipe.evaluate.num_real or fewest_images(recipe.evaluate.metrics)[0])
 
 
-def _check_split(run: Run, data: ImageData, *, captions: bool) -> None:
+def _check_split(run: Run, data: ImageData) -> None:
     _warn(check_classes(data, run.meta))
-    if captions:
-        check_captions(data)
     data.check_readable(labels=num_classes(run.meta) is not None)
 
 
-def check_room(run: Run, stages: Sequence[str]) -> None:
-    """Check that the statistics fit into memory, and all files onto the disk."""
+def needed_bytes(run: Run, stages: Sequence[str]) -> int:
+    """Return about how much the stages will write, but samples, whose size is seen in the rehearsal.
+
+    Raises:
+        PruningError: If the statistics do not fit into memory.
+    """
     statistics = moment_bytes(run)
     memory = psutil.virtual_memory().total
     if statistics > memory:
@@ -228,19 +262,17 @@ def check_room(run: Run, stages: Sequence[str]) -> None:
     needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
     if "recover" in stages and run.recipe.recover.enabled:
         needed += weights + checkpoint_bytes(run.meta) * (1 + run.recipe.recover.keep_checkpoints)
-    if "evaluate" in stages:
-        needed += observation_bytes(run)
+    if "evaluate" in stages and "noised" in metric_needs(run.recipe.evaluate.metrics):
+        predicted = run.recipe.evaluate.denoising_samples * run.recipe.calibrate.timestep_buckets
+        needed += SUBJECTS * 4 * predicted * math.prod(sample_shape(run.meta))
+    return needed
+
+
+def check_room(run: Run, needed: int) -> None:
+    """Check that so many bytes fit onto the disk."""
     store = run.workspace.store.path.absolute()
     there = next(place for place in (store, *store.parents) if place.is_dir())
     check_writable(f"the run {run.recipe.name!r}", there, needed)
-
-
-def observation_bytes(run: Run) -> int:
-    """Return about how much is kept of what three subjects show: images, and predictions on held-out data."""
-    section, (channels, height, width) = run.recipe.evaluate, sample_shape(run.meta)
-    pixels = height * width * (channels if takes_pixels(run.meta) else 3 * 64)  # a latent stands for 8 x 8
-    predicted = section.denoising_samples * run.recipe.calibrate.timestep_buckets
-    return 3 * (section.num_samples * pixels + 4 * predicted * channels * height * width)
 
 
 def check_weights(run: Run, stages: Sequence[str]) -> None:
@@ -250,10 +282,12 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
     """
     if STAGES[0] not in stages:
         return
-    model, scale, asked = run.dense, pixels_per_latent(run.pipeline), run.recipe.data.resolution
-    if run.recipe.calibrate.provider == "noised":
-        Conditioner(model, run.pipeline)
-    _, height, width = sample_shape(run.meta)
+    model, pipeline, asked = run.dense, run.pipeline, run.recipe.data.resolution
+    if any(image_splits(run, stages)):
+        Conditioner(model, pipeline)
+    if not is_known(run.meta):
+        return
+    scale, (_, height, width) = pixels_per_latent(pipeline), sample_shape(run.meta)
     if asked is not None and scale > 1 and (asked, asked) != (height * scale, width * scale):
         raise PruningError(
             f"data.resolution: {asked} pixels become {asked / scale:g} x {asked / scale:g} latents ({scale} pixels "
@@ -263,7 +297,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
 
 def rehearse(run: Run, stages: Sequence[str]) -> None:
     """Try what the last stages will do after those that are still to run; a PruningError names one that would fail."""
-    for stage, attempt in (("evaluate", _sample), ("export", _export)):
+    for stage, attempt in (("evaluate", _evaluate), ("export", _export)):
         if stage not in stages or stages[0] == stage:
             continue
         try:
@@ -272,10 +306,15 @@ def rehearse(run: Run, stages: Sequence[str]) -> None:
             raise PruningError(f"stage {stage!r} would stop at this: {error}") from error
 
 
-def _sample(run: Run) -> None:
-    """Let the dense model generate one image, by the way in which all models will."""
+def _evaluate(run: Run) -> None:
+    """See by one sample of the dense model whether the metrics can judge such, and whether there is room for all."""
     section = run.recipe.evaluate
-    sampler(run, run.dense, replace(section, num_steps=min(STEPS, section.num_steps), batch_size=1))([0])
+    pipeline = pipeline_around(run, run.dense, section.sampler)
+    given = run.inputs(run.recipe.data.eval_split, 1)[0]
+    one = rehearse_sample(pipeline, given, seed=run.recipe.seed, arguments=arguments_of(run, section))
+    with named("evaluate.metrics"):
+        check_medium(section.metrics, one)
+    check_room(run, SUBJECTS * section.num_samples * one.nbytes)
 
 
 def _export(run: Run) -> None:

@@ -35,7 +35,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     student = run.load_pruned("prune", torch.float32)
     result = recovery.recover(
         student,
-        run.dense if section.distill_weight > 0 else None,
+        run.dense if section.distill_weight != 0 else None,
         run.images(run.recipe.data.split),
         run.conditioner,
         run.scheduler,

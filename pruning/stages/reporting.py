@@ -20,7 +20,7 @@ from pruning.recipe import to_yaml
 from pruning.stages.caveats import caveats, unseen
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.depth import DEPTH
-from pruning.stages.evaluation import SAMPLES, SHOWN_SAMPLES
+from pruning.stages.evaluation import SAMPLE, SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
 from pruning.stages.planning import cuts_of
@@ -62,7 +62,7 @@ def _data(run: Run) -> dict[str, Any]:
     recipe, plan, metrics = run.recipe, run.cut_plan, run.metrics
     manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
     target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
-    prompts = prompts_of(run, recipe.data.eval_split, range(SHOWN_SAMPLES))
+    prompts = prompts_of(run, recipe.data.eval_split, SHOWN_SAMPLES)
     return {
         "name": recipe.name,
         "title": recipe.title or recipe.name,
@@ -91,6 +91,7 @@ def _data(run: Run) -> dict[str, Any]:
         "smaller_forms": read_json(run.result("plan").folder / SMALLER_FORMS),
         "recovery": read_json(run.result("recover").folder / "losses.json"),
         "samples": SAMPLES,
+        "sample": read_json(run.result("evaluate").folder / SAMPLE),
         "warnings": [*caveats(run), *unseen(run.stats)],
         **({"captions": prompts} if prompts else {}),
     }

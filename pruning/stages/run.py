@@ -22,16 +22,21 @@ from pruning.data import (
     Conditioner,
     ImageData,
     NoisedBatches,
+    Prompts,
     find_null_class,
     noised_batches,
     open_images,
+    open_prompts,
     sample_generator,
     takes_text,
 )
+from pruning.data.prompts import is_text
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
 from pruning.recipe import Recipe
+from pruning.sampling import PixelPipeline, call_parameters
+from pruning.settings import NO_DATA
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
@@ -45,6 +50,8 @@ logger = logging.getLogger(__name__)
 STATS, SCORES = "stats.safetensors", "scores.safetensors"
 PLAN, MODEL, METRICS = "plan.json", "model", "metrics.json"
 SCORES_CONTENT = "importance scores"
+PLAIN = ("DDPMPipeline", "DDIMPipeline")
+"""Pipelines whose loop fits one kind of scheduler. `PixelPipeline` does what they do with any."""
 CHOICE = 32
 """Stream of `sample_generator` that draws which images are looked at."""
 
@@ -61,6 +68,7 @@ class Run:
         anew: Stages that are to be done even if there is a result.
         uses: Names of the shared results that the stage at work has asked for.
         redoing: The stage at work is done anew, and so are the shared results that it asks for.
+        batch_faults: By section, why its samples are made one a call; None where they are not.
     """
 
     def __init__(self, recipe: Recipe, *, progress: bool = True) -> None:
@@ -75,7 +83,9 @@ class Run:
         self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=_device(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
+        self.batch_faults: dict[str, str | None] = {}
         self._images: dict[str, ImageData] = {}
+        self._prompts: dict[str, Prompts] = {}
         self._loaded: dict[tuple[str, str], tuple[Result, Any]] = {}
 
     def result(self, stage: str) -> Result:
@@ -134,7 +144,7 @@ class Run:
             section.source, subfolder=section.subfolder, revision=section.revision
         )
         if not self.offline and (models.has_open_null_class(model) or section.null_class != "auto"):
-            data = self.open_images(self.recipe.data.split, image_shape(model))
+            data = self.open_images(self.recipe.data.split, image_shape(model)) if self.has_images else None
             label, why = find_null_class(model, data, section.null_class)
             if why:
                 logger.info("model.null_class: %s", why)
@@ -187,10 +197,25 @@ class Run:
         folder = self.result(stage).folder / MODEL
         return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
+    @property
+    def is_config(self) -> bool:
+        """Whether the source of the model is a config alone, of which nothing is known but the denoiser."""
+        return Path(models.resolve_source(self.recipe.model.source)).is_file()
+
+    @cached_property
+    def pipeline_class(self) -> type:
+        """Class of the pipeline that the models sample in, known without weights; ours around a bare denoiser."""
+        section = self.recipe.model
+        found = models.pipeline_class(section.source, revision=section.revision)
+        return PixelPipeline if found is None or found.__name__ in PLAIN else found
+
     @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
         """The pipeline around the dense model, or None for a bare denoiser."""
-        return models.load_pipeline(self.recipe.model.source, denoiser=self.dense, **self._weights)
+        section = self.recipe.model
+        return models.load_pipeline(
+            section.source, subfolder=section.subfolder, denoiser=self.dense, **self._weights
+        )
 
     @property
     def autoencoder(self) -> Any | None:
@@ -209,21 +234,52 @@ class Run:
 
     # The data.
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the data hold images, not prompts alone or nothing."""
+        return self.recipe.data.source != NO_DATA and not is_text(self.recipe.data.source)
+
+    def inputs(self, split: str, count: int, *, skip: int = 0) -> list[dict[str, Any]]:
+        """Return what samples bring to a call of the pipeline: those with the indices from `skip` on.
+
+        A text pipeline has the prompts of the split in turn, a class-conditional one all classes in turn.
+        """
+        indices, taken = range(skip, skip + count), call_parameters(self.pipeline_class)
+        if "prompt" in taken:
+            prompts = self.prompts(split)
+            return [{"prompt": prompts.of_sample(i)} for i in indices]
+        classes = models.num_classes(self.meta) if "class_labels" in taken else None
+        return [{} if classes is None else {"class_labels": [i % classes]} for i in indices]
+
+    def prompts(self, split: str) -> Prompts:
+        """Return the prompts of a split."""
+        if split not in self._prompts:
+            section = self.recipe.data
+            self._prompts[split] = open_prompts(section.source, split, section.caption_column)
+        return self._prompts[split]
+
     def images(self, split: str) -> ImageData:
         """Return the images of a split, as large and coloured as the model takes them."""
         if split not in self._images:
-            self._images[split] = self.open_images(split, models.pixel_shape(self.meta, self.pipeline))
+            known = models.is_known(self.meta)
+            shape = models.pixel_shape(self.meta, self.pipeline) if known else None
+            self._images[split] = self.open_images(split, shape)
         return self._images[split]
 
     def open_images(self, split: str, shape: tuple[int, int] | None = None) -> ImageData:
         """Open a split of the data with the given channels and resolution, else those of `image_shape`."""
         section = self.recipe.data
-        channels, resolution = shape or image_shape(self.meta)
+        channels, side = shape or (image_shape(self.meta) if models.is_known(self.meta) else (3, None))
+        resolution = section.resolution or side or self.recipe.pipeline.get("height")
+        if not isinstance(resolution, int):
+            raise PruningError(
+                f"data.resolution: how large the images of {type(self.meta).__name__} are is not known here; give it"
+            )
         return open_images(
             section.source,
             split=split,
             channels=channels,
-            resolution=section.resolution or resolution,
+            resolution=resolution,
             image_column=section.image_column,
             label_column=section.label_column,
             caption_column=section.caption_column,

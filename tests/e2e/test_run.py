@@ -747,13 +747,13 @@ def test_a_sweep_measures_the_dense_model_once(workplace, features):
         run_recipe(recipe, [f"name=at-{percent}", f"prune.target.macs={percent / 100}"])
     kinds = [result.kind for result in Store("runs/.store").results()]
     assert (kinds.count("calibrate"), kinds.count("first_pass"), kinds.count("score")) == (1, 1, 1)
-    for what in ("images", "denoising", "cost"):
+    for what in ("samples", "denoising", "cost"):
         assert kinds.count(what) <= 1 + 2 * 5, what
     dense = json.loads(Path("runs/at-70/run.json").read_text())["results"]["evaluate"]
     shared = set(dense).intersection(
         *(json.loads(path.read_text())["results"]["evaluate"] for path in Path("runs").glob("at-*/run.json"))
     )
-    assert {name.partition("/")[0] for name in shared} == {"images", "image_features", "denoising", "cost"}
+    assert {name.partition("/")[0] for name in shared} == {"samples", "image_features", "denoising", "cost"}
     figures = [
         json.loads(path.read_text())["dense"]["denoising_error_mean"]
         for path in Path("runs").glob("at-*/evaluate/metrics.json")

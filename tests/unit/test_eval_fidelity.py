@@ -76,7 +76,7 @@ def test_fid_and_kid_agree_with_torch_fidelity(weights: Path, tmp_path: Path) ->
     ours = measure_all(context, ["fid", "kid"])["dense"]
     assert ours["frechet"] > 1
     assert ours["frechet"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    images = {"images": look(context, "dense", "images", {})}
+    images = {"samples": look(context, "dense", "samples", {})}
     features = [look(context, name, "image_features", images).tensors["features"] for name in (DATA, "dense")]
     mean, _, _ = kernel_distance(*features, subsets=2, subset_size=N)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)

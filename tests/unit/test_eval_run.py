@@ -150,7 +150,7 @@ def test_figures_of_what_was_seen_before_are_those_of_now_and_no_subject_is_touc
     context = whole_context()
     seen = seen_by(context, tmp_path if files else None)
     assert list(seen[DATA]) == ["image_features"]
-    assert set(seen["dense"]) == set(seen["pruned"]) == {"images", "image_features", "cost", "denoising"}
+    assert set(seen["dense"]) == set(seen["pruned"]) == {"samples", "image_features", "cost", "denoising"}
     bare = Context({name: Subject() for name in context.subjects}, num_samples=40, batch_size=16)
     assert measure_all(bare, APART, seen=seen) == measure_all(context, APART)
 
@@ -169,33 +169,33 @@ def test_what_was_not_seen_yet_is_looked_at_beside_what_was() -> None:
 
 def test_what_a_look_needs_is_named_if_it_is_missing() -> None:
     context = replace(whole_context(), subjects={"dense": Subject()})
-    with pytest.raises(ValueError, match=r"metric 'images' needs Subject\.sample; subject 'dense' has none"):
-        look(context, "dense", "images", {})
+    with pytest.raises(ValueError, match=r"metric 'samples' needs Subject\.sample; subject 'dense' has none"):
+        look(context, "dense", "samples", {})
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (
-            lambda f: (f / "images.json").unlink(),
-            r"the observation 'images' cannot be read \(.*images.json.*; observe",
+            lambda f: (f / "samples.json").unlink(),
+            r"the observation 'samples' cannot be read \(.*samples.json.*; observe",
         ),
         (
-            lambda f: (f / "images.safetensors").unlink(),
-            r"cannot be read \(.*No such file.*images.safetensors",
+            lambda f: (f / "samples.safetensors").unlink(),
+            r"cannot be read \(.*No such file.*samples.safetensors",
         ),
         (
-            lambda f: (f / "images.safetensors").write_bytes(b"x"),
-            r"the observation 'images' cannot be read .*; observe it anew",
+            lambda f: (f / "samples.safetensors").write_bytes(b"x"),
+            r"the observation 'samples' cannot be read .*; observe it anew",
         ),
-        (lambda f: (f / "images.json").write_text("[]"), r"the observation 'images' cannot be read"),
+        (lambda f: (f / "samples.json").write_text("[]"), r"the observation 'samples' cannot be read"),
     ],
 )
 def test_an_observation_that_is_not_whole(tmp_path: Path, spoil, message: str) -> None:
-    look(whole_context(), "dense", "images", {}).save(tmp_path, "images")
+    look(whole_context(), "dense", "samples", {}).save(tmp_path, "samples")
     spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
-        Observation.load(tmp_path, "images")
+        Observation.load(tmp_path, "samples")
 
 
 def test_observations_that_do_not_belong_together() -> None:
@@ -283,9 +283,9 @@ def test_results_that_are_no_plain_numbers(monkeypatch: pytest.MonkeyPatch, valu
 def test_a_new_metric_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brightness.py").write_text(
         "from eval.observation import Observation\n"
-        "NEEDS, READS = ('sample',), ('images', 'brightness')\n"
+        "NEEDS, READS = ('sample',), ('samples', 'brightness')\n"
         "def observe(context, name, seen):\n"
-        "    return Observation(facts={'mean': float(seen['images'].tensors['images'].double().mean())})\n"
+        "    return Observation(facts={'mean': float(seen['samples'].tensors['samples'].double().mean())})\n"
         "def compute(context, seen):\n"
         "    return {name: {'brightness': seen[name]['brightness'].facts['mean']} for name in context.subjects}\n"
     )
@@ -293,7 +293,7 @@ def test_a_new_metric_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("eval.run.available_metrics", lambda: available_metrics(tmp_path))
     context = whole_context()
     found = measure_all(context, ["brightness"])
-    images = {"images": look(context, "dense", "images", {})}
+    images = {"samples": look(context, "dense", "samples", {})}
     shown = {"dense": {**images, "brightness": look(context, "dense", "brightness", images)}}
     again = measure_all(context, ["brightness"], seen=shown)
     sys.modules.pop("eval.brightness")
@@ -318,14 +318,14 @@ def test_two_metrics_may_not_return_one_key(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (
             torch.full((2, 1, 4, 4), math.nan),
-            "subject 'dense', samples 0 to 1: .* NaN or infinity",
+            "subject 'dense', samples 0 to 1 hold NaN or infinity",
         ),
         (
             torch.zeros(2, 1, 4, 4),
-            r"samples 0 to 1: images must be rounded uint8 \(N, C, H, W\) with N > 0, found torch.float32",
+            r"samples 0 to 1 must be images, rounded uint8 \(N, C, H, W\), .* found torch.float32",
         ),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), r"found torch.uint8 \(2, 4, 4\)"),
-        (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "3 images came for 2 sample ids"),
+        (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "3 samples came for 2 sample ids"),
     ],
 )
 def test_samples_that_are_no_images(images: Tensor, expected: str) -> None:

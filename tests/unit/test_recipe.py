@@ -394,7 +394,7 @@ def test_guided_rows_need_a_guided_sampler():
     problems = dict(recipe.problems())
     assert list(problems) == ["score.weighting", "calibrate.guidance_scale"]
     assert "calibrate.provider is 'noised'; set calibrate.provider=sampling" in problems["score.weighting"]
-    assert "1.0 must be above 1 for score.weighting=guided" in problems["calibrate.guidance_scale"]
+    assert "null must be a number above 1 for score.weighting=guided" in problems["calibrate.guidance_scale"]
     recipe = _replace(_replace(recipe, "calibrate.provider", "sampling"), "calibrate.guidance_scale", 4.0)
     assert not recipe.problems()
 

@@ -12,7 +12,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from pruning.data import Conditioner, ImageData
 from pruning.errors import PruningError
 from pruning.recovery import batches
-from pruning.recovery.batches import BatchSource, sample_order, step_draws, training_batches
+from pruning.recovery.batches import ImageSource, sample_order, step_draws, training_batches
 from pruning.recovery.labels import (
     drop_captions,
     drop_classes,
@@ -26,12 +26,12 @@ from tests.unit.recovery_setup import small, stripes
 CPU = torch.device("cpu")
 
 
-def _source(scheduler=None, data=None, **changes) -> BatchSource:
+def _source(scheduler=None, data=None, **changes) -> ImageSource:
     model = small()
     settings = Recover(batch_size=8, label_dropout=0.5, gradient_accumulation=changes.pop("micro_batches", 1))
     scheduler = DDIMScheduler() if scheduler is None else scheduler
     data = stripes() if data is None else data
-    return BatchSource(model, data, Conditioner(model), scheduler, settings, seed=3, device=CPU, **changes)
+    return ImageSource(model, data, Conditioner(model), scheduler, settings, seed=3, device=CPU, **changes)
 
 
 def test_every_epoch_is_a_fresh_permutation_without_gaps():

@@ -18,7 +18,8 @@ from pruning.groups import find_groups
 from pruning.recovery import RecoveryProgress, loop, recover, training
 from pruning.recovery.batches import TrainingBatch
 from pruning.recovery.loop import learning_rate_at
-from pruning.recovery.objective import loss_weights, training_step
+from pruning.recovery.objective import training_step
+from pruning.recovery.weighting import loss_weights
 from pruning.settings import Recover
 from pruning.surgery import apply_plan
 from tests.models import run as output_of

@@ -64,10 +64,10 @@ def calls(run: Run, argument: str) -> list[Tensor]:
     def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append(kwargs[argument])
 
+    shown = source(run, run.dense)
+    assert isinstance(shown, SamplingRun)
     handle = run.dense.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        shown = source(run, run.dense)
-        assert isinstance(shown, SamplingRun)
         shown.generate()
     finally:
         handle.remove()

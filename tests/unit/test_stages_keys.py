@@ -27,7 +27,7 @@ BASE = ("score.criterion=sink", "prune.selection=block_by_block", "calibrate.sin
 """Settings under which every key matters: sinks are weighted, and blocks are measured again."""
 
 SHOWN = "first_pass calibrate prune"  # what the model is shown; `prune` measures block by block
-SEEN = "images image_features"
+SEEN = "samples image_features"
 PRINTED = "export report"  # they print the whole recipe
 EVERYTHING = f"first_pass calibrate score plan prune recover evaluate {SEEN} denoising cost {PRINTED}"
 
@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "data.image_column": ("x", f"{SHOWN} recover evaluate {SEEN} denoising"),
     "data.label_column": ("x", f"{SHOWN} recover evaluate {SEEN} denoising"),
     "data.caption_column": ("x", f"{SHOWN} recover evaluate {SEEN} denoising"),
+    "pipeline": ({"height": 512}, f"{SHOWN} evaluate {SEEN}"),
     "calibrate.num_samples": (129, SHOWN),
     "calibrate.timestep_buckets": (9, f"{SHOWN} evaluate denoising"),
     "calibrate.provider": ("sampling", SHOWN),
@@ -142,7 +143,7 @@ def keys(recipe: Recipe) -> dict[str, str]:
     run.result = lambda name: SimpleNamespace(output_hash=name)  # type: ignore[assignment, method-assign]
     found = {name: stage.key(run).id for name, stage in BY_NAME.items()}
     found["first_pass"] = first_pass_key(run, wanted(run)).id
-    for what in ("images", "image_features", "denoising", "cost"):
+    for what in ("samples", "image_features", "denoising", "cost"):
         found[what] = observation_key(run, what, "subject").id
     return found
 
@@ -274,7 +275,7 @@ def test_influence_is_of_exactly_the_kinds_that_were_shown(base):
 
 def test_an_observation_depends_on_whose_it_is(base):
     run = Run(base[0], progress=False)
-    for what in ("images", "cost", "of_a_metric_of_ones_own"):
+    for what in ("samples", "cost", "of_a_metric_of_ones_own"):
         assert observation_key(run, what, "dense").id != observation_key(run, what, "slim").id
 
 

@@ -244,9 +244,8 @@ def test_the_text_pipeline_is_loaded_conditioned_and_sampled(text_model: Path) -
     assert text.shape == (2, 77, 64)
     assert torch.equal(text[0, 0], text[1, 0])  # the first token is the same in every prompt
     assert not torch.allclose(text[0, 2], text[1, 2])
-    images = sample_pipeline(
-        pipeline, sample_ids=[0], prompts=["a bag"], num_steps=2, seed=0, batch_size=1, guidance_scale=2.0
-    )
+    asked = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    images = sample_pipeline(pipeline, [{"prompt": "a bag"}], sample_ids=[0], seed=0, arguments=asked)
     assert images.shape == (1, 1, 16, 16)
 
 

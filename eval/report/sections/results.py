@@ -13,7 +13,7 @@ from eval.report.html import Section, template
 PLACE = 10
 OWN_ROWS = (
     *("params", "macs", "file", "weight_bytes", "peak_memory", "speedup"),
-    *("frechet", "kernel", "ssim", "mse", "denoising", "excess_error"),
+    *("frechet", "kernel", "ssim", "mse", "waveform_error", "spectral_error", "denoising", "excess_error"),
 )
 """How the names of metrics begin that have a row, or a place in one; every other number gets a row of its own."""
 
@@ -85,6 +85,8 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
             ("Kernel distance", "lower is better", kernel),
             (f"SSIM to {dense}, same noise", "higher is closer", value("ssim", apart=True)),
             (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
+            (f"Waveform error to {dense}, same noise", small, value("waveform_error", apart=True)),
+            (f"Spectral error to {dense}, same noise", small, value("spectral_error", apart=True)),
             ("Denoising error", "lower is better", value("denoising_error_mean", ratio=True)),
             ("Excess error", small, value("excess_error", apart=True)),
         ],

@@ -1,9 +1,14 @@
-"""Samples: what every subject draws from the same noise, one below the other."""
+"""Samples: what every subject makes from the same noise, one below the other.
+
+A run keeps one picture per sample (`eval.media.pictures`) and says in ``sample`` of what: ``medium`` and ``shape``.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -14,16 +19,18 @@ from eval.report.data import RunData
 from eval.report.html import Section, template
 
 PLACE = 20
+VIDEO, SOUND = "video", "sound"  # as `eval.media` calls them, which imports torch
 BANDS = 2  # rows of samples on the page
 CRISP_SIDE = 64  # images up to this side are enlarged by whole pixels
 PNG_SIDE = 128  # images up to this side are kept pixel for pixel
 PAGE_SIDE = 256  # larger images are scaled down to this side
+STRIP_SIDE = 640  # and the frames of a video, side by side, to this one
 
 BODY = template(
     """
 <p class="soft">A column is one noise{{ shared }}. What changes down a column is what pruning changed.
 {{ shown }} of {{ '{:,}'.format(total) }} kept samples, {{ order }}, not hand-picked
-{%- if scaled %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.</p>
+{%- if scaled %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.{{ said_of_all }}</p>
 {% for start in range(0, shown, columns) %}
 {% set said = captions[start:start + columns] %}
 <div class="band{% if not crisp %} wide{% endif %}"
@@ -58,11 +65,13 @@ def section(run: RunData) -> Section | None:
     images = {name: tensors[name] for name in run.subjects}
     labels, prompts = tensors.get("labels"), run.data.get("captions") or []
     total, _, height, width = images[run.reference].shape
-    columns = 10 if max(height, width) <= 32 else 8 if max(height, width) <= 128 else 4
+    sample = run.entry("sample")
+    columns = _columns(max(height, width), sample.get("medium"))
     chosen = choose(total, labels, BANDS * columns)
     captions = [prompts[i] if i < len(prompts) else "" if labels is None else str(labels[i]) for i in chosen]
     columns = min(columns, len(chosen))
-    uris = {name: [data_uri(pixels[i]) for i in chosen] for name, pixels in images.items()}
+    most = STRIP_SIDE if sample.get("medium") == VIDEO else PAGE_SIDE
+    uris = {name: [data_uri(pixels[i], most) for i in chosen] for name, pixels in images.items()}
     body = BODY(
         uris=uris,
         captions=captions,
@@ -74,10 +83,34 @@ def section(run: RunData) -> Section | None:
         crisp=max(height, width) <= CRISP_SIDE,
         height=height,
         width=width,
-        scaled=max(height, width) > PAGE_SIDE,
+        scaled=max(height, width) > most,
+        said_of_all=_words(sample, width),
         blank=Markup("<span></span>"),
     )
     return Section(body, "Samples from the same noise", link="Samples")
+
+
+def _columns(side: int, medium: str | None) -> int:
+    """Return how many samples stand side by side."""
+    if medium == VIDEO:
+        return 2
+    if medium == SOUND:
+        return 4
+    return 10 if side <= 32 else 8 if side <= 128 else 4
+
+
+def _words(sample: Mapping[str, Any], width: int) -> str:
+    """Say what a picture is where it is not the sample itself."""
+    if sample.get("medium") == VIDEO:
+        frames, _, _, one = sample["shape"]
+        if frames == 1:
+            return " Each is a video of one frame."
+        return f" Each is {width // one} of the {frames:,} frames of a video, from the first to the last."
+    if sample.get("medium") == SOUND:
+        channels, length = sample["shape"]
+        said = f"{channels} channel{'s' * (channels > 1)} of {length:,} samples"
+        return f" Each is the spectrogram of a sound ({said}): time to the right, frequency upwards (logarithmic), loud is dark."
+    return ""
 
 
 def choose(count: int, labels: NDArray | None, most: int) -> list[int]:
@@ -90,15 +123,15 @@ def choose(count: int, labels: NDArray | None, most: int) -> list[int]:
     return [index for _, _, index in sorted(order)][:most]
 
 
-def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """Encode ``(1 or 3, H, W)`` uint8: small images as PNG, large ones scaled to `PAGE_SIDE` as JPEG."""
+def data_uri(pixels: NDArray[np.uint8], most: int = PAGE_SIDE) -> str:
+    """Encode ``(1 or 3, H, W)`` uint8: small images as PNG, large ones scaled to at most that side as JPEG."""
     grey = len(pixels) == 1
     image, buffer = Image.fromarray(pixels[0] if grey else pixels.transpose(1, 2, 0).copy()), io.BytesIO()
     if max(image.size) <= PNG_SIDE:
         image.save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
-        image.thumbnail((PAGE_SIDE, PAGE_SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=90)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

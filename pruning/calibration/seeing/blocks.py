@@ -61,7 +61,7 @@ class Block(Sight):
 class Ablation(Block):
     """Sees the `Change` of the model's output when a block is passed by, at the price of a forward per block."""
 
-    needs_targets: ClassVar[bool] = True
+    needs_calls: ClassVar[bool] = True
 
     def watch(self, places: Sequence[BlockAt], observers: Mapping[str, Observer], context: Context) -> None:
         """Hand on the changes by the lack of the blocks."""

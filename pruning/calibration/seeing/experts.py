@@ -130,9 +130,14 @@ class ExpertEffect(_OfExperts):
         loss: As in `InputGradient`.
     """
 
-    needs_targets: ClassVar[bool] = True
+    needs_calls: ClassVar[bool] = True
 
     loss: str
+
+    @property
+    def needs_targets(self) -> bool:
+        """For the loss by the data."""
+        return self.loss == "data"
 
     def watch(self, places: Sequence[ExpertsAt], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what leaves the experts."""

@@ -43,9 +43,14 @@ class InputGradient(Sight):
         loss: ``data``: L = mean squared error to the target; ``output``: L = <v, model output>, v random signs.
     """
 
-    needs_targets: ClassVar[bool] = True
+    needs_calls: ClassVar[bool] = True
 
     loss: str
+
+    @property
+    def needs_targets(self) -> bool:
+        """For the loss by the data."""
+        return self.loss == "data"
 
     @property
     def needs_means(self) -> bool:
@@ -126,9 +131,14 @@ class OutputGradient(Sight):
         loss: As in `InputGradient`.
     """
 
-    needs_targets: ClassVar[bool] = True
+    needs_calls: ClassVar[bool] = True
 
     loss: str
+
+    @property
+    def needs_targets(self) -> bool:
+        """For the loss by the data."""
+        return self.loss == "data"
 
     def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what leaves the consumers."""

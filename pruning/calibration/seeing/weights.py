@@ -63,9 +63,14 @@ class WeightGradient(Sight):
         threshold: See above; 0 takes all timesteps.
     """
 
-    needs_targets: ClassVar[bool] = True
+    needs_calls: ClassVar[bool] = True
 
     threshold: float = 0.0
+
+    @property
+    def needs_targets(self) -> bool:
+        """For the loss by the data."""
+        return True
 
     def places(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> list[Holder]:
         """Return every group that has a consumer."""

@@ -1,0 +1,154 @@
+"""Training back from recorded calls alone: no text encoder, no autoencoder, no scheduler."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pruning.data import sample_generator
+from pruning.errors import PruningError
+from pruning.recording import RecordedCalls, Row
+from pruning.recording.batches import answers_of, check_noising, chosen_rows, renoised, time_of
+from pruning.recovery.batches import Source, TrainingBatch, micro_batches
+from pruning.recovery.training import Place, Progress, RecoveryResult, checked, train_back
+from pruning.recovery.weighting import min_snr
+from pruning.settings import Recover
+
+DRAWS = 21
+"""Stream of `sample_generator` that draws the rows of a micro-batch."""
+
+
+def recover_recorded(
+    student: nn.Module,
+    teacher: nn.Module,
+    calls: RecordedCalls,
+    settings: Recover,
+    *,
+    denoiser: str | None = None,
+    source: str = "points",
+    samples: Sequence[int] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> RecoveryResult:
+    """Train `student` in place on recorded calls; all else is as for `recover`.
+
+    Args:
+        student: The pruned denoiser.
+        teacher: The dense denoiser.
+        calls: Recorded calls of the dense denoiser's pipeline.
+        settings: How to train; `label_dropout` is not read, for the rows hold both branches of guidance.
+        denoiser: Name of the component; may be left out where only one was recorded.
+        source: ``points``: the calls as they were made, with the dense model's answers. ``x0``: their latents made anew
+            of the sample's end and fresh noise, with the target; see `recorded_batches`.
+        samples: Which samples; None: all.
+        seed: Of every draw.
+        folder: Where checkpoints go; None writes none.
+        device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
+        progress: Called after every step on process 0.
+
+    Raises:
+        PruningError: As `recover`, and for names or numbers that do not fit the recording.
+    """
+    rows = chosen_rows(calls, denoiser, samples)
+    if source == "x0":
+        check_noising(calls, rows)
+    elif source != "points":
+        raise PruningError(f"source {source!r} is unknown; valid: points, x0")
+    settings = checked(settings, has_targets=source == "x0")
+    if settings.loss_weighting == "min_snr":
+        if source != "x0":
+            raise PruningError(
+                "recovery: loss_weighting='min_snr' needs noise levels, which points lack; use 'uniform'"
+            )
+        assert calls.head.target is not None
+        min_snr(torch.ones(1), calls.head.target.kind)
+
+    def make(settings: Recover, where: Place) -> Source:
+        return RecordedSource(calls, rows, source == "x0", settings, seed, *where)
+
+    seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
+    return train_back(student, teacher, make, seen, settings, seed, folder, device, progress)
+
+
+@dataclass(frozen=True)
+class RecordedSource:
+    """Training batches of recorded rows.
+
+    Attributes:
+        calls: The recording.
+        rows: Of one denoiser.
+        is_renoised: Their latents are made anew.
+        settings: Batch size, micro-batches and weighting.
+        seed: Of every draw.
+        device: Where the batches go.
+        rank: This process, 0 <= rank < processes.
+        processes: How many share the samples of each step.
+    """
+
+    calls: RecordedCalls
+    rows: Sequence[Row]
+    is_renoised: bool
+    settings: Recover
+    seed: int
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+
+    @cached_property
+    def _alike(self) -> dict[str, list[Row]]:
+        """Rows by signature: those of one can share a call."""
+        found: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            found[self.calls.signature(row)].append(row)
+        return found
+
+    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
+        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
+        for step in range(first_step, last_step):
+            for part in micro_batches(self.settings, self.rank, self.processes):
+                yield self.build(step * self.settings.batch_size + part.start, part.stop - part.start)
+
+    def build(self, position: int, count: int) -> TrainingBatch:
+        """Return the micro-batch whose first sample is at `position` of the run.
+
+        Its first row is drawn from all, the others from those that can share a call with it, with replacement: so every
+        row is as likely as any other.
+        """
+        generator = sample_generator(self.seed, position, DRAWS)
+        first = self.rows[int(torch.randint(len(self.rows), (1,), generator=generator))]
+        alike = self._alike[self.calls.signature(first)]
+        others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
+        rows = [first, *(alike[index] for index in others)]
+        made = (
+            [renoised(self.calls, row, self.seed + position + k) for k, row in enumerate(rows)]
+            if self.is_renoised
+            else []
+        )
+        trees = [tree for tree, _ in made] or None
+        return TrainingBatch(
+            call=self.calls.call(rows, device=self.device, dtype=torch.float32, arguments=trees),
+            target=torch.cat([target for _, target in made]).to(self.device) if made else None,
+            timesteps=torch.tensor([time_of(row) for row in rows], device=self.device),
+            sample_ids=torch.tensor([row.sample for row in rows]),
+            dropped=torch.zeros(count, dtype=torch.bool),
+            position=position,
+            weights=self._weights(rows),
+            read=answers_of(self.calls, rows) if made else None,
+        )
+
+    def _weights(self, rows: Sequence[Row]) -> Tensor | None:
+        if self.settings.loss_weighting == "uniform":
+            return None
+        levels = [row.levels[0] for row in rows if row.levels is not None]
+        target = self.calls.head.target
+        assert target is not None
+        snr = torch.tensor([(level.signal / max(level.noise, 1e-8)) ** 2 for level in levels])
+        return min_snr(snr, target.kind).to(self.device)
