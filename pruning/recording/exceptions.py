@@ -35,7 +35,8 @@ EXCEPTIONS: dict[str, Exceptional] = {
         "its cache of reference images is empty without them", without=("kv_caches",)
     ),
     "OmniGenPipeline": Exceptional(
-        "its rotary embedding has the positions of the first row for all rows", first_row=frozenset({"position_ids"})
+        "its rotary embedding has the positions of the first row for all rows",
+        first_row=frozenset({"position_ids"}),
     ),
 }
 """By class of pipeline."""

@@ -20,7 +20,7 @@ from pruning.recording.oracle import BOUNDARY, Learned, Stand, Target, check
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.trees import Path, encoded, leaves, mapped, original
-from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler
+from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def learn(runs: Runs) -> Lesson:
     target = None if runs.exceptional.points_only else _target(runs, learned)
     denoisers = {}
     for name in last:
-        module = runs.pipeline.components[name]
+        module = parts_of(runs.pipeline)[name]
         axes, alone = _proven(runs, name, learned, other)
         denoisers[name] = Denoiser(type(original(module)).__name__, axes, outputs[name], alone)
     return Lesson(denoisers, target, len(steps), (steps, other))
@@ -84,7 +84,7 @@ def learn(runs: Runs) -> Lesson:
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
     call = next(call for step in learned.steps for call in step.calls if call.denoiser == name)
-    alone = _Alike(runs.pipeline.components[name], learned.outputs[name]).answer([call.arguments], {})
+    alone = _Alike(parts_of(runs.pipeline)[name], learned.outputs[name]).answer([call.arguments], {})
     wanted = dict(leaves(call.output))
     if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
         raise PruningError(
@@ -142,7 +142,7 @@ def _other(runs: Runs, learned: Learned) -> Sequence[SamplingStep]:
 
 
 def _target(runs: Runs, learned: Learned) -> Target | None:
-    schedulers = [part for part in runs.pipeline.components.values() if is_scheduler(part)]
+    schedulers = [part for part in parts_of(runs.pipeline).values() if is_scheduler(part)]
     said = {
         prediction_type(s) for s in schedulers if s.config.get("prediction_type", "epsilon") in PREDICTIONS
     }
@@ -168,7 +168,7 @@ def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingSte
     if not axes:
         return axes, True
     ours, theirs = (_rows(name, steps, axes) for steps in (learned.steps, other))
-    alike = _Alike(runs.pipeline.components[name], out_axes)
+    alike = _Alike(parts_of(runs.pipeline)[name], out_axes)
     each = dict.fromkeys(changing_numbers(ours[0], ours[-1], axes), EACH)
     if each and alike(ours[0], ours[-1], {**axes, **each}) is True:
         axes = {**axes, **each}

@@ -19,7 +19,7 @@ from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
 from pruning.recording.learning import Lesson, learn
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
-from pruning.recording.watching import denoiser_components, is_scheduler
+from pruning.recording.watching import denoiser_components, is_scheduler, parts_of
 from pruning.store.result import changes
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def record(
 
 def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
     """Return in JSON types what tells this recording from others."""
-    parts = runs.pipeline.components.items()
+    parts = parts_of(runs.pipeline).items()
     found = {
         "pipeline": runs.name,
         "weights": {name: weights_digest(part) for name, part in denoiser_components(runs.pipeline).items()},

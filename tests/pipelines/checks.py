@@ -73,7 +73,9 @@ def own_answers(made: Recorded, sample: int) -> list[tuple[str, tuple[Any, ...]]
     made.runs.run(sample, denoisers=names)
     for hook in hooks:
         hook.remove()
-    return seen[-len(calls_of(made.calls, sample)) :]  # a pipeline that always decodes runs twice the first time
+    return seen[
+        -len(calls_of(made.calls, sample)) :
+    ]  # a pipeline that always decodes runs twice the first time
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -96,7 +98,9 @@ def replayed(made: Recorded, sample: int) -> Iterator[float]:
 
 def alone(made: Recorded, sample: int) -> Iterator[float]:
     """Yield for each row of a sample how far it is, by itself, from what was said to it in the pipeline."""
-    for group, (denoiser, wanted) in zip(calls_of(made.calls, sample), own_answers(made, sample), strict=True):
+    for group, (denoiser, wanted) in zip(
+        calls_of(made.calls, sample), own_answers(made, sample), strict=True
+    ):
         outputs = made.calls.head.denoisers[denoiser].outputs
         for index, row in enumerate(group):
             part = cut(wanted, outputs, len(group), index)
