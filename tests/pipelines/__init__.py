@@ -15,13 +15,13 @@ _PARTS = {"base", "checks", "decoders", "encoders", "videos", "words"}
 NOT_HERE = {
     "ConsisIDPipeline": "it cannot be imported without OpenCV",
     "KandinskyCombinedPipeline": "a prior and a decoder, one after the other; both have entries",
-    "KandinskyImg2ImgCombinedPipeline": "as KandinskyCombinedPipeline",
-    "KandinskyInpaintCombinedPipeline": "as KandinskyCombinedPipeline",
-    "KandinskyV22CombinedPipeline": "as KandinskyCombinedPipeline",
-    "KandinskyV22Img2ImgCombinedPipeline": "as KandinskyCombinedPipeline",
-    "KandinskyV22InpaintCombinedPipeline": "as KandinskyCombinedPipeline",
-    "StableCascadeCombinedPipeline": "as KandinskyCombinedPipeline",
-    "StableUnCLIPPipeline": "as KandinskyCombinedPipeline",
+    "KandinskyImg2ImgCombinedPipeline": "a prior and a decoder, one after the other; both have entries",
+    "KandinskyInpaintCombinedPipeline": "a prior and a decoder, one after the other; both have entries",
+    "KandinskyV22CombinedPipeline": "a prior and a decoder, one after the other; both have entries",
+    "KandinskyV22Img2ImgCombinedPipeline": "a prior and a decoder, one after the other; both have entries",
+    "KandinskyV22InpaintCombinedPipeline": "a prior and a decoder, one after the other; both have entries",
+    "StableCascadeCombinedPipeline": "a prior and a decoder, one after the other; both have entries",
+    "StableUnCLIPPipeline": "a prior and a decoder, one after the other; both have entries",
 }
 """Pipelines that recorded calls were studied on and that have no entry, and why."""
 

@@ -87,7 +87,8 @@ def hunyuan_video15() -> Any:
         tokenizer_2=tokenizer(256),
         guider=ClassifierFreeGuidance(guidance_scale=5.0),
     )
-    pipeline.tokenizer_max_length = 600
+    pipeline.system_message, pipeline.prompt_template_encode_start_idx = "Describe.", 9
+    pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = 96, 16
     pipeline.vision_num_semantic_tokens = 9
     return pipeline
 
@@ -115,7 +116,8 @@ def hunyuan_image() -> Any:
         guider=AdaptiveProjectedMixGuidance(guidance_scale=3.5, enabled=True),
         ocr_guider=AdaptiveProjectedMixGuidance(guidance_scale=3.5, enabled=True),
     )
-    pipeline.tokenizer_max_length = 300
+    pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx = "Describe: {}", 10
+    pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = 32, 16
     return pipeline
 
 
