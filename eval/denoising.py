@@ -9,7 +9,7 @@ drawn at random, so the intervals are clustered by image.
 
 Observation, one row per image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
 (digits: 256 images at 8 buckets are 2 MB; latents of 64 x 64: 134 MB); ``error`` float64 ``(R,)``, its mean squared
-difference to the target; ``bucket`` and ``sample_ids`` int64 ``(R,)``.
+difference to the target (not there for recorded points, which have none); ``bucket`` and ``sample_ids`` int64 ``(R,)``.
 """
 
 from __future__ import annotations
@@ -36,37 +36,42 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
     Raises:
         ValueError: If a prediction or a target holds NaN or infinity or has another shape, or there is no batch.
     """
-    predict = context.subjects[name].predict
+    subject = context.subjects[name]
+    predict = subject.predict
     assert context.noised is not None
     assert predict is not None
 
     def look(batch: Noised) -> tuple[Noised, Tensor]:
-        return batch, predict(batch.call).detach().cpu().float()
+        prediction = predict(batch.call) if subject.answer is None else subject.answer(batch)
+        return batch, prediction.detach().cpu().float()
 
     rows: dict[str, list[Tensor]] = {"prediction": [], "error": [], "bucket": [], "sample_ids": []}
     for index, (batch, prediction) in enumerate(side_by_side(look, context.noised(), context.workers)):
-        target = batch.target.detach().cpu().double()
-        _check_batch(f"subject {name!r}", prediction, target, batch, index)
+        _check_batch(f"subject {name!r}", prediction, batch, index)
         rows["prediction"].append(prediction)
-        rows["error"].append((prediction.double() - target).square().flatten(1).mean(1))
-        rows["bucket"].append(torch.full((len(target),), batch.bucket, dtype=torch.long))
+        if batch.target is not None:
+            change = prediction.double() - batch.target.detach().cpu().double()
+            rows["error"].append(change.square().flatten(1).mean(1))
+        rows["bucket"].append(torch.full((len(prediction),), batch.bucket, dtype=torch.long))
         rows["sample_ids"].append(batch.sample_ids.detach().cpu())
         context.progress(f"denoising error of {name}", index + 1, 0)
     if not rows["bucket"]:
         raise ValueError("metric 'denoising': Context.noised yielded no batch; give held-out data")
-    return Observation({key: torch.cat(values) for key, values in rows.items()})
+    return Observation({key: torch.cat(values) for key, values in rows.items() if values})
 
 
-def _check_batch(subject: str, prediction: Tensor, target: Tensor, batch: Noised, index: int) -> None:
-    """Raise ValueError unless prediction and target are finite and of one shape ``(B, C, H, W)``."""
+def _check_batch(subject: str, prediction: Tensor, batch: Noised, index: int) -> None:
+    """Raise ValueError unless prediction and target, if there is one, are finite and of one shape ``(B, C, H, W)``."""
     where = f"timestep bucket {batch.bucket}"
-    _check(target, f"metric 'denoising', target of batch {index}, {where}", batch.sample_ids)
     place = f"{subject}, metric 'denoising', batch {index}, {where}"
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"{place}: the prediction has shape {tuple(prediction.shape)}, the target {tuple(target.shape)}; "
-            "they must agree (a learned variance is to be dropped)"
-        )
+    if batch.target is not None:
+        target = batch.target.detach().cpu()
+        _check(target, f"metric 'denoising', target of batch {index}, {where}", batch.sample_ids)
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"{place}: the prediction has shape {tuple(prediction.shape)}, the target {tuple(target.shape)}; "
+                "they must agree (a learned variance is to be dropped)"
+            )
     _check(prediction, f"{place}, prediction", batch.sample_ids)
 
 
@@ -105,14 +110,19 @@ def _rows(tensors: Mapping[str, Tensor]) -> list[Any]:
 
 def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the numbers of one subject."""
-    error, bucket, images = tensors["error"], tensors["bucket"], tensors["sample_ids"]
+    bucket, images = tensors["bucket"], tensors["sample_ids"]
     change, power = _squares(tensors["prediction"], reference["prediction"])
     chosen = [bucket == b for b in range(int(bucket.max()) + 1)]
+    errors: dict[str, Any] = {}
+    if (error := tensors.get("error")) is not None:
+        errors = {
+            "denoising_error": [float(error[rows].mean()) if bool(rows.any()) else None for rows in chosen],
+            "denoising_error_mean": float(error.mean()),
+            "denoising_error_ci95": _clustered(error, torch.ones_like(error), images),
+        }
     return {
-        "denoising_error": [float(error[rows].mean()) if bool(rows.any()) else None for rows in chosen],
-        "denoising_error_mean": float(error.mean()),
-        "denoising_error_ci95": _clustered(error, torch.ones_like(error), images),
-        "denoising_samples": len(error),
+        **errors,
+        "denoising_samples": len(bucket),
         "denoising_images": len(images.unique()),
         "excess_error": _share(change, power),
         "excess_error_ci95": _clustered(change, power, images),

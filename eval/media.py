@@ -80,7 +80,9 @@ def _drawn(sound: Tensor) -> Tensor:
     bins, frames = level.shape[-2:]
     rows, columns = min(bins, PICTURE[0]), min(frames, PICTURE[1])
     ends = torch.logspace(0, math.log10(bins), rows).long().clamp(1, bins)
-    bands = [level[..., max(end - max(end // 16, 1), 0) : end, :].amax(-2, keepdim=True) for end in ends.tolist()]
+    bands = [
+        level[..., max(end - max(end // 16, 1), 0) : end, :].amax(-2, keepdim=True) for end in ends.tolist()
+    ]
     shown = F.adaptive_max_pool2d(torch.cat(bands, -2), (rows, columns))
     share = (1 + shown / DYNAMIC_RANGE).clamp(0, 1).flip(-2)
     return ((1 - share) * 255).round().to(torch.uint8)

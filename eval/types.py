@@ -24,12 +24,14 @@ class Subject:
 
     Attributes:
         predict: Maps the denoiser's call arguments to its prediction ``(B, C, H, W)``.
+        answer: Maps a noised batch to what its target is of, ``(B, ...)``; None: its call's prediction.
         sample: Maps sample ids ``(B,)`` to samples ``(B, …)``; sample i depends on id i alone.
         model: The denoiser, in eval mode.
         file_bytes: Size of its weights as they are saved; see `eval.cost.saved_bytes`.
     """
 
     predict: Callable[[Mapping[str, Any]], Tensor] | None = None
+    answer: Callable[[Any], Tensor] | None = None
     sample: Callable[[Tensor], Tensor] | None = None
     model: nn.Module | None = None
     file_bytes: int | None = None
@@ -40,13 +42,13 @@ class Noised(NamedTuple):
 
     Attributes:
         call: The denoiser's call arguments.
-        target: What it should predict, ``(B, C, H, W)``.
+        target: What it should predict, ``(B, C, H, W)``; None where only the reference's own prediction is known.
         bucket: Timestep bucket, 0 is the least noise.
         sample_ids: Which image each row is, ``(B,)``.
     """
 
     call: Mapping[str, Any]
-    target: Tensor
+    target: Tensor | None
     bucket: int
     sample_ids: Tensor
 

@@ -73,12 +73,14 @@ class NoisedBatches:
         num_train_timesteps: Upper end of the timesteps.
         timestep_buckets: T.
         has_targets: Whether the batches say what the model should answer.
+        rows: How many rows all batches have.
     """
 
     make: Callable[[], Iterable[NoisedBatch]]
     num_train_timesteps: int
     timestep_buckets: int
     has_targets: bool = True
+    rows: int = 0
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())
@@ -86,7 +88,8 @@ class NoisedBatches:
     @classmethod
     def joined(cls, parts: Sequence[NoisedBatches]) -> NoisedBatches:
         """Return the batches of several, of the same timesteps and buckets, one after the other."""
-        return replace(parts[0], make=lambda: chain.from_iterable(parts))
+        rows = sum(part.rows for part in parts)
+        return replace(parts[0], make=lambda: chain.from_iterable(parts), rows=rows)
 
 
 def noised_batches(
@@ -155,14 +158,14 @@ def noised_batches(
                     timesteps=model_t,
                 )
 
-    return NoisedBatches(make, total, timestep_buckets)
+    return NoisedBatches(make, total, timestep_buckets, rows=len(rows) * timestep_buckets)
 
 
 def move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
     """Move call arguments, entry by entry.
 
-    Floating point tensors of two or more dimensions also take `dtype`, if it is given; what has fewer are times and other
-    numbers, which keep the type that they have.
+    Floating point tensors of two or more dimensions also take `dtype`, if it is given; what has fewer are times and
+    other numbers, which keep the type that they have.
     """
     if isinstance(value, Tensor):
         cast = dtype is not None and value.is_floating_point() and value.ndim > 1

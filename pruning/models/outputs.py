@@ -47,6 +47,11 @@ def with_tuple(model: nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, **asked}
 
 
+def first_answer(model: nn.Module, call: Mapping[str, Any]) -> Tensor:
+    """Return the first tensor that a denoiser of any class puts out for a call."""
+    return next(tensors_in(model(**with_tuple(model, call))))
+
+
 def predict(model: nn.Module, call: Mapping[str, Any], rows: int) -> Tensor:
     """Return all that a denoiser of any class puts out for a call with a batch of `rows`, (rows, D); see `joined`."""
     return joined(model(**with_tuple(model, call)), rows)

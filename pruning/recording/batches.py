@@ -13,7 +13,7 @@ from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.data.seeding import sample_generator
 from pruning.errors import PruningError
 from pruning.recording.axes import count_rows, cut
-from pruning.recording.calls import RecordedCalls, Row
+from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
 from pruning.recording.oracle import KINDS
 
 SOURCES = ("points", "x0")
@@ -75,7 +75,7 @@ def recorded_batches(
                 read=None if made is None else answers_of(calls, chunk),
             )
 
-    return NoisedBatches(make, calls.steps, timestep_buckets, has_targets=source == "x0")
+    return NoisedBatches(make, calls.steps, timestep_buckets, has_targets=source == "x0", rows=len(rows))
 
 
 def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[int] | None) -> list[Row]:
@@ -107,11 +107,7 @@ def check_recorded_buckets(calls: RecordedCalls, buckets: int) -> None:
 def check_noising(calls: RecordedCalls, rows: Sequence[Row]) -> None:
     """Raise PruningError unless the latents of all rows can be made anew."""
     if calls.head.target is None:
-        raise PruningError(
-            f"{calls.folder}: {calls.head.identity['pipeline']} cannot be noised anew: with the right answers in its "
-            "denoiser's place it does not end at what they point to, or its scheduler does not say how it adds noise; "
-            "use the recorded points"
-        )
+        raise PruningError(f"{calls.folder}: {calls.head.identity['pipeline']}: {NOT_NOISED}")
     for row in rows:
         if not row.places or row.levels is None:
             raise PruningError(

@@ -27,6 +27,10 @@ from pruning.recording.trees import decoded, tensor_keys, words
 FORMAT = 1
 HEAD = "recording.json"
 """What was recorded, and how; written first."""
+NOT_NOISED = (
+    "its latents cannot be noised anew: with the right answers in its denoiser's place it does not end at what they "
+    "point to, or its scheduler does not say how it adds noise; use the recorded points"
+)
 ADVICE = "this is no recording of sinkprune, or it was changed; record anew"
 
 

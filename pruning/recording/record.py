@@ -14,7 +14,7 @@ from torch import Tensor
 from pruning.errors import PruningError, shown
 from pruning.files import check_writable, size, write_errors, write_json, written_whole
 from pruning.models.stored import weights_digest
-from pruning.recording.calls import HEAD, Head, RecordedCalls, Row, part_paths, read_parts
+from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
 from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
 from pruning.recording.learning import Lesson, learn
 from pruning.recording.runs import Runs
@@ -39,6 +39,7 @@ def record(
     call: Mapping[str, Any] | None = None,
     seed: int = 0,
     points: int | None = 8,
+    noised_anew: bool = False,
     progress: Progress | None = None,
 ) -> RecordedCalls:
     """Run a pipeline once for each of `inputs` and keep what its denoisers were asked.
@@ -54,6 +55,7 @@ def record(
         call: What all samples share, by the names of the pipeline's call: steps, guidance, size, negative prompt.
         seed: Sample i draws from its own generator, seeded by (seed, i).
         points: Sampling steps that are kept of a sample, one in each of so many equal parts of the run; None: all.
+        noised_anew: Refuse at once a pipeline whose latents cannot be noised anew.
         progress: Told after each sample.
 
     Returns:
@@ -76,6 +78,8 @@ def record(
         )
     if head is None:
         lesson = learn(runs)
+        if noised_anew and lesson.target is None:
+            raise PruningError(f"{runs.name}: {NOT_NOISED}")
         expected = _expected_bytes(lesson, len(inputs), points)
         logger.info("recording of %d samples: about %s on disk", len(inputs), size(expected))
         check_writable("the recording", folder, expected)

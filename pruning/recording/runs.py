@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,20 @@ SAMPLING = 33
 
 OURS = ("generator", "output_type", "return_dict")
 """Arguments of the pipeline's call that recording gives itself."""
+
+
+@contextlib.contextmanager
+def _quiet(pipeline: Any) -> Iterator[None]:
+    """Let a pipeline draw no bar of its own."""
+    if not hasattr(pipeline, "set_progress_bar_config"):
+        yield
+        return
+    before = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**before)
 
 
 class Runs:
@@ -84,10 +99,11 @@ class Runs:
         generators: list[torch.Generator] = [
             sample_generator(self.seed, sample, SAMPLING) for sample in samples
         ]
-        steps = run_once(self.pipeline, arguments, generators, **how)
-        for arguments in (call.arguments or {} for step in steps for call in step.calls):
+        with _quiet(self.pipeline):
+            steps = run_once(self.pipeline, arguments, generators, **how)
+        for asked in (call.arguments or {} for step in steps for call in step.calls):
             for name in self.exceptional.without:
-                arguments.pop(name, None)
-            for name in self.exceptional.first_row & arguments.keys():
-                arguments[name] = arguments[name][:1]
+                asked.pop(name, None)
+            for name in self.exceptional.first_row & asked.keys():
+                asked[name] = asked[name][:1]
         return steps

@@ -9,6 +9,9 @@ from pruning.settings.sections import COMPENSATIONS as COMPENSATIONS
 from pruning.settings.sections import DIGITS as DIGITS
 from pruning.settings.sections import DTYPES as DTYPES
 from pruning.settings.sections import NO_DATA as NO_DATA
+from pruning.settings.sections import NOISED as NOISED
+from pruning.settings.sections import RENOISED as RENOISED
+from pruning.settings.sections import SAMPLING as SAMPLING
 from pruning.settings.sections import WEIGHTINGS as WEIGHTINGS
 from pruning.settings.sections import Calibrate as Calibrate
 from pruning.settings.sections import Data as Data

@@ -19,9 +19,11 @@ from pruning.data import NoisedBatches, num_train_timesteps
 from pruning.errors import PruningError
 from pruning.groups.experts import EXPERTS
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
+from pruning.settings import SAMPLING
 from pruning.stages.caveats import unseen
 from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler, steps_of
+from pruning.stages.showing import shown
 from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import Key
 from pruning.surgery import needs_for
@@ -104,15 +106,16 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
         return None
 
     def look(folder: Path) -> None:
+        source = source_for(run, run.dense)
         found = calibration.first_pass(
             run.dense,
             run.groups,
-            source(run, run.dense),
+            source,
             settings=run.recipe.calibrate,
             timestep_weights=timestep_weights(run),
             stability=weights_need_first_pass(asked.variants, run.recipe.calibrate.sink_weights),
             seed=run.recipe.seed,
-            progress=progress(run, "first pass"),
+            progress=progress(run, "first pass", source),
         )
         calibration.save_stats(found.stats, folder / FIRST_PASS)
 
@@ -155,10 +158,11 @@ def gather(
     """
     if not asked.needs:
         return CalibrationStats(meta={"needs": [], "variants": []})
+    source = source_for(run, model)
     return calibration.calibrate(
         model,
         groups,
-        source(run, model),
+        source,
         needs=asked.needs,
         settings=run.recipe.calibrate,
         variants=asked.variants,
@@ -167,7 +171,7 @@ def gather(
         first_pass=seen,
         conditional=conditional_half(run),
         seed=run.recipe.seed,
-        progress=progress(run, "statistics"),
+        progress=progress(run, "statistics", source),
     )
 
 
@@ -217,19 +221,21 @@ def timestep_weights(run: Run) -> list[float] | None:
     return calibration.sampler_weights(run.scheduler, section.timestep_buckets, steps)
 
 
-def source(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
-    """Return what the recipe shows `model`: noised images, or what it generates itself, the same every time."""
+def source_for(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
+    """Return what the recipe shows `model`.
+
+    Rows of both branches of guidance are mixed while the model itself samples; nothing else watches it do so.
+    """
     section = run.recipe.calibrate
-    if section.provider == "noised":
-        return run.noised(run.recipe.data.split, section.num_samples, batch_size=section.batch_size)
+    if run.recipe.score.weighting != "guided" or section.provider != SAMPLING:
+        return shown(run, range(section.num_samples))
     generate = sampler(run, model, section)
     return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 
-def progress(run: Run, what: str, total: int | None = None) -> Callable[[int], None]:
-    """Return what draws a bar over rows, by default over the recipe's samples at every timestep."""
-    section, done = run.recipe.calibrate, 0
-    total = section.num_samples * section.timestep_buckets if total is None else total
+def progress(run: Run, what: str, source: NoisedBatches | SamplingRun) -> Callable[[int], None]:
+    """Return what draws a bar over the rows that are shown."""
+    total, done = source.rows if isinstance(source, NoisedBatches) else 0, 0
 
     def report(rows: int) -> None:
         nonlocal done

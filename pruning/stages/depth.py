@@ -10,6 +10,7 @@ from pruning.calibration import OutputChange
 from pruning.importance import single_changes
 from pruning.stages.calibration import SHOWN, timestep_weights
 from pruning.stages.run import Run
+from pruning.stages.showing import shown
 from pruning.stages.stage import pick
 from pruning.types import PruningPlan, Scores
 
@@ -43,7 +44,7 @@ def search(run: Run, plan: PruningPlan, scores: Scores) -> tuple[PruningPlan, di
     effect = OutputChange(
         run.dense,
         run.groups,
-        run.noised(recipe.data.split, _samples(run), batch_size=recipe.calibrate.batch_size),
+        shown(run, range(_samples(run))),
         weights=timestep_weights(run) or recipe.calibrate.timestep_weights,
     )
     done = 0

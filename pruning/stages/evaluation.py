@@ -16,14 +16,16 @@ from eval.features import load_features
 from eval.media import medium_of, pictures
 from eval.run import measure_all
 from eval.types import Context, LatencyOptions, Subject
+from pruning.calibration.driver import prediction
 from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_json
-from pruning.models import denoise, example_call, resolve_source
+from pruning.models import first_answer, resolve_source
 from pruning.sampling import PixelPipeline, to_uint8
 from pruning.stages.observing import LOOKED_AT, Seen, features_identity, observe
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
+from pruning.stages.showing import example, is_recorded, shown
 from pruning.stages.stage import Stage
 
 SAMPLES, SAMPLE = "samples.safetensors", "sample.json"
@@ -76,7 +78,13 @@ def _subject(run: Run, model: ModelMixin) -> Subject:
     """Return a model under test. Its file size is that of its weights as they would be exported."""
     generate = sampler(run, model, run.recipe.evaluate)
     size = saved_bytes(model, getattr(torch, run.recipe.export.dtype))
-    return Subject(predict=lambda call: denoise(model, call), sample=generate, model=model, file_bytes=size)
+    return Subject(
+        predict=lambda call: first_answer(model, call),
+        answer=lambda batch: prediction(model, batch),
+        sample=generate,
+        model=model,
+        file_bytes=size,
+    )
 
 
 def _context(run: Run, subjects: dict[str, Subject]) -> Context:
@@ -89,7 +97,7 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         subjects=subjects,
         real=lambda: _real(run, split, section.num_real),
         noised=noised,
-        call=lambda batch: example_call(run.dense, batch),
+        call=lambda batch: example(run, batch),
         features=cache(partial(load_features, resolve_source(run.recipe.features), run.device)),
         num_samples=section.num_samples,
         batch_size=section.batch_size,
@@ -106,9 +114,9 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
 
 
 def _noised(run: Run, split: str, most: int) -> NoisedBatches:
-    """Return at most so many images of a split, noised."""
-    count = min(most, len(run.images(split)))
-    return run.noised(split, count, batch_size=run.recipe.evaluate.batch_size)
+    """Return what is predicted of a split: at most so many images, noised, or recorded samples."""
+    count = most if is_recorded(run) else min(most, len(run.images(split)))
+    return shown(run, range(count), held_out=True, batch_size=run.recipe.evaluate.batch_size)
 
 
 def _real(run: Run, split: str, count: int | None) -> Tensor:

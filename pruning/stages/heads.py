@@ -16,6 +16,7 @@ from pruning.errors import PruningError
 from pruning.importance.moments import consumer_columns, per_row
 from pruning.models import is_known, sample_shape
 from pruning.stages.run import Run
+from pruning.stages.showing import shown
 from pruning.types import PrunableGroup
 
 MOST_CONSTANT = 2  # heads shown for their constancy; the least constant one stands beside them
@@ -70,7 +71,7 @@ def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> di
 
 def _look(run: Run, chosen: Sequence[tuple[Mapping[str, Any], PrunableGroup]], path: Path) -> dict[str, Any]:
     units = [_unit(run, group, row["head"]) for row, group in chosen]
-    found = contributions(run.dense, units, run.noised(run.recipe.data.split, 1, batch_size=1))
+    found = contributions(run.dense, units, shown(run, [0], batch_size=1))
     tensors: dict[str, Tensor] = {}
     heads = []
     for (row, _), seen in zip(chosen, found, strict=True):

@@ -32,7 +32,7 @@ from pruning.recovery import check_split
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
 from pruning.sampling import rehearse as rehearse_sample
-from pruning.settings import DIGITS, Prune
+from pruning.settings import DIGITS, NOISED, SAMPLING, Prune
 from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights, wanted
 from pruning.stages.caveats import caveats
@@ -41,6 +41,7 @@ from pruning.stages.folder import STAGES
 from pruning.stages.planning import hushed, make_plan
 from pruning.stages.run import Run, image_shape
 from pruning.stages.sampling import arguments_of, check_call, pipeline_around, steps_of
+from pruning.stages.showing import check_recording, is_recorded, recovery_provider, training_samples
 
 logger = logging.getLogger(__name__)
 
@@ -162,14 +163,16 @@ def check_device(run: Run) -> None:
 def check_steps(run: Run) -> None:
     """Check that sampler and scheduler exist and can take the asked numbers of steps and buckets."""
     calibrate, evaluate = run.recipe.calibrate, run.recipe.evaluate
-    total = num_train_timesteps(run.scheduler)
-    with named("calibrate.timestep_buckets"):
-        check_buckets(calibrate.timestep_buckets, total)
+    if is_recorded(run):
+        check_recording(run)
+    else:
+        with named("calibrate.timestep_buckets"):
+            check_buckets(calibrate.timestep_buckets, num_train_timesteps(run.scheduler))
     with named("evaluate.sampler"):
         scheduler = scheduler_named(run.scheduler, evaluate.sampler)
     for section, steps, own in (
         ("evaluate", steps_of(run, evaluate), evaluate.sampler is None),
-        ("calibrate", steps_of(run, calibrate) if calibrate.provider == "sampling" else None, True),
+        ("calibrate", steps_of(run, calibrate) if is_recorded(run) else None, True),
     ):
         # A whole pipeline sets its own scheduler by more than the number of steps; it is rehearsed.
         if steps is not None and not (own and run.pipeline_class is not PixelPipeline):
@@ -182,7 +185,7 @@ def check_steps(run: Run) -> None:
 def check_provider(run: Run) -> None:
     """Check that the provider can give what the criteria need."""
     recipe = run.recipe
-    if recipe.calibrate.provider != "sampling":
+    if recipe.calibrate.provider != SAMPLING:
         return
     asked = [("score.criterion", recipe.score.criterion)]
     asked += [("calibrate.criteria", name) for name in recipe.calibrate.criteria]
@@ -191,7 +194,7 @@ def check_provider(run: Run) -> None:
             if observer.sees.needs_targets:
                 raise PruningError(
                     f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
-                    f"{criterion!r} ({key}) needs; use calibrate.provider=noised or another criterion"
+                    f"{criterion!r} ({key}) needs; use calibrate.provider=noised or renoised, or another criterion"
                 )
 
 
@@ -204,9 +207,9 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
     if shown:
         data = run.open_images(recipe.data.split)
         _check_split(run, data)
-        if recipe.calibrate.provider == "noised":
+        if not is_recorded(run):
             data.check_enough(recipe.calibrate.num_samples)
-    if recipe.calibrate.provider == "sampling":
+    if training_samples(run):
         run.inputs(recipe.data.split, 1)
     if "evaluate" in stages:
         run.inputs(recipe.data.eval_split, 1)
@@ -219,9 +222,10 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
 def image_splits(run: Run, stages: Sequence[str]) -> tuple[bool, bool]:
     """Tell whether images are shown to the model, and whether it is judged by held-out ones."""
     recipe = run.recipe
-    trains = "recover" in stages and recipe.recover.enabled
-    judged = "evaluate" in stages and bool({"real", "noised"} & metric_needs(recipe.evaluate.metrics))
-    return recipe.calibrate.provider == "noised" or trains, judged
+    trains = "recover" in stages and recipe.recover.enabled and recovery_provider(run) == NOISED
+    needs = {"real"} if is_recorded(run) else {"real", "noised"}
+    judged = "evaluate" in stages and bool(needs & metric_needs(recipe.evaluate.metrics))
+    return trains or not is_recorded(run), judged
 
 
 def _check_size(run: Run) -> None:

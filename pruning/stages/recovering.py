@@ -13,17 +13,25 @@ import torch
 
 from pruning import checkpoint, recovery
 from pruning.files import write_json
+from pruning.settings import NOISED
 from pruning.stages.run import MODEL, Run
-from pruning.stages.stage import IMAGES, Stage
+from pruning.stages.showing import RECORDED, component, recorded, recovery_provider, source_of
+from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import SCRATCH
+
+
+def shown_to_train(run: Run) -> dict[str, Any]:
+    """Return what says on what the slim model is trained: keys of images or of recorded calls."""
+    provider = recovery_provider(run)
+    return {"recover.provider": provider, **pick(run.recipe, IMAGES if provider == NOISED else RECORDED)}
 
 
 @partial(
     Stage,
     "recover",
     after=("prune",),
-    reads=(*IMAGES, "recover"),
-    extra=lambda run: {"recover.warmup_steps": run.recipe.recover.warmup},  # null resolved, as for `score`
+    reads=("seed", "model.dtype", "recover"),
+    extra=lambda run: {"recover.warmup_steps": run.recipe.recover.warmup, **shown_to_train(run)},
     resumable=True,
     on_all_ranks=True,
 )
@@ -33,18 +41,21 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     if not section.enabled:
         return {"enabled": False}
     student = run.load_pruned("prune", torch.float32)
-    result = recovery.recover(
-        student,
-        run.dense if section.distill_weight != 0 else None,
-        run.images(run.recipe.data.split),
-        run.conditioner,
-        run.scheduler,
-        section,
-        seed=run.recipe.seed,
-        folder=folder / SCRATCH / "checkpoints",
-        device=run.device.type,
-        progress=_progress(run),
-    )
+    how: dict[str, Any] = {
+        "seed": run.recipe.seed,
+        "folder": folder / SCRATCH / "checkpoints",
+        "device": run.device.type,
+        "progress": _progress(run),
+    }
+    provider = recovery_provider(run)
+    if provider == NOISED:
+        teacher = run.dense if section.distill_weight != 0 else None
+        data = run.images(run.recipe.data.split)
+        result = recovery.recover(student, teacher, data, run.conditioner, run.scheduler, section, **how)
+    else:
+        calls, count = recorded(run, section.num_samples), section.num_samples
+        where = {"denoiser": component(run), "source": source_of(provider), "samples": range(count)}
+        result = recovery.recover_recorded(student, run.dense, calls, section, **where, **how)
     if run.ranks.is_first:
         checkpoint.save(student, folder / MODEL)
         steps, losses = [step for step, _ in result.losses], [loss for _, loss in result.losses]

@@ -96,8 +96,11 @@ class Run:
         """Take `result` as that of the stage."""
         self._results[stage] = result
 
-    def part(self, key: Key, work: Callable[[Path], None]) -> Result:
-        """Return a result that several stages or runs share, made by `work` if it is not in the store."""
+    def part(self, key: Key, work: Callable[[Path], None], *, resumable: bool = False) -> Result:
+        """Return a result that several stages or runs share, made by `work` if it is not in the store.
+
+        With `resumable`, work goes on from what an interrupted attempt left in its folder.
+        """
         store = self.workspace.store
 
         def timed(folder: Path) -> dict[str, Any]:
@@ -107,7 +110,7 @@ class Run:
 
         anew = self.redoing and key.name not in self.uses
         found = None if anew else store.find(key)
-        result = found or store.make(key, timed, anew=anew)
+        result = found or store.make(key, timed, resumable=resumable, anew=anew)
         self.uses.add(result.name)
         return result
 

@@ -12,15 +12,14 @@ from typing import Any
 from diffusers import ModelMixin
 
 from pruning import calibration
-from pruning.calibration import SamplingRun
 from pruning.calibration.store import read_tensors, write_tensors
-from pruning.data import NoisedBatches, num_train_timesteps
+from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.groups.modulation import copies, modulation_layers, ranks_that_save, repeated
 from pruning.stages.calibration import SHOWN, progress
 from pruning.stages.run import Run
-from pruning.stages.sampling import sampler
+from pruning.stages.showing import is_recorded, shown
 from pruning.stages.stage import pick
 from pruning.store import Key
 from pruning.surgery import RANK_NEEDS, LowRank, choose_ranks, take_low_rank
@@ -64,7 +63,7 @@ def decide(run: Run, folder: Path) -> PruningPlan | None:
     shared: tuple[tuple[str, ...], ...] = ()
     if run.recipe.prune.modulation_error is not None:
         report |= {"asked": run.recipe.prune.modulation_error, "multiple": run.recipe.prune.round_to}
-        report["held_out"] = run.recipe.calibrate.provider == "sampling" or spare(run) > 0
+        report["held_out"] = is_recorded(run) or spare(run) > 0
         if not report["held_out"]:
             logger.warning(
                 "prune.modulation_error: calibration takes all images of data.split, so what low-rank forms lose is "
@@ -157,19 +156,17 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
     key = Key("modulation", pick(run.recipe, SHOWN), run.workspace.hashes, {})
 
     def look(folder: Path) -> None:
-        section = run.recipe.calibrate
-        plain = replace(section, rows=None, timestep_weights="uniform")
-        times = section.timestep_buckets * (1 + run.guidable) * (section.provider == "noised")
+        plain = replace(run.recipe.calibrate, rows=None, timestep_weights="uniform")
         for name, held_out in ((FITTED, False), (HELD_OUT, True)):
-            rows = ((held_out and spare(run)) or section.num_samples) * times
+            source = shown_to_layers(run, held_out=held_out)
             stats = calibration.calibrate(
                 run.dense,
                 layers_of(run),
-                shown(run, held_out=held_out),
+                source,
                 needs=RANK_NEEDS,
                 settings=plain,
                 seed=run.recipe.seed,
-                progress=progress(run, f"modulation, {name.partition('.')[0]}", rows),
+                progress=progress(run, f"modulation, {name.partition('.')[0]}", source),
             )
             calibration.save_stats(stats, folder / name)
 
@@ -183,18 +180,16 @@ def spare(run: Run) -> int:
     return min(count, len(run.images(run.recipe.data.split)) - count)
 
 
-def shown(run: Run, *, held_out: bool) -> NoisedBatches | SamplingRun:
-    """Return what is shown: images with their labels or captions and without, as guidance asks, or sampling.
+def shown_to_layers(run: Run, *, held_out: bool) -> NoisedBatches:
+    """Return what is shown: images with their labels or captions and without, as guidance asks, or recorded calls.
 
     Held-out images are the `spare` ones, or the same where there are none; they come at other timesteps, for on those
-    alone a modulation layer may depend.
+    alone a modulation layer may depend. Held-out calls are those of other samples.
     """
     section, split = run.recipe.calibrate, run.recipe.data.split
     count = section.num_samples
-    if section.provider == "sampling":
-        generate = sampler(run, run.dense, section)
-        seeds = range(count, 2 * count) if held_out else range(count)
-        return SamplingRun(lambda: generate(seeds), num_train_timesteps(run.scheduler))
+    if is_recorded(run):
+        return shown(run, range(count, 2 * count) if held_out else range(count))
     others = spare(run) if held_out else 0
     parts: Sequence[NoisedBatches] = [
         run.noised(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.calibration import calibrate
 from pruning.data import Conditioner, ImageData, noised_batches
@@ -55,7 +55,10 @@ def step_zero(
         seed=seed,
     )
     with torch.no_grad():
-        errors = [(denoise(model, b.call) - b.target).square().double().mean((1, 2, 3)) for b in batches]
+        errors = [
+            (denoise(model, b.call) - cast(Tensor, b.target)).square().double().mean((1, 2, 3))
+            for b in batches
+        ]
     groups = find_groups(model, ["attention_heads"])
     stats = calibrate(model, groups, batches, needs=["key_mass", "max_key_mass"])
     found: dict[str, Any] = {"loss": float(torch.cat(errors).mean())}

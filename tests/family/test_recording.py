@@ -1,4 +1,4 @@
-"""Every tiny pipeline: what is recorded replays, shares calls, is noised anew, and is what the page of pipelines says."""
+"""Every tiny pipeline: what is recorded replays, shares calls, is noised anew, and is what docs/pipelines.md says."""
 
 from __future__ import annotations
 

@@ -176,7 +176,9 @@ def test_mistakes_are_named() -> None:
         PruningError, match=r"'diff_pruning' sums over timesteps from the least noise upwards.*530 after 780"
     ):
         gather(model, groups, batches=held(batches[::-1]))
-    with pytest.raises(PruningError, match="'diff_pruning' cannot be gathered from a run that is only watched"):
+    with pytest.raises(
+        PruningError, match="'diff_pruning' cannot be gathered from a run that is only watched"
+    ):
         calibrate(model, groups, SamplingRun(lambda: None, 1000), needs=NEEDS)
     batches[2].target[1] = torch.inf
     with pytest.raises(

@@ -65,7 +65,9 @@ def test_a_folder_has_a_file_a_split(lines, tmp_path):
     with pytest.raises(PruningError, match=r"has no split 'all'; its splits: test, train\. Name one"):
         texts(tmp_path, "all")
     lines("d", name="testing.txt")
-    with pytest.raises(PruningError, match=r"Test\.txt and testing\.txt are both of the split 'test'; keep one"):
+    with pytest.raises(
+        PruningError, match=r"Test\.txt and testing\.txt are both of the split 'test'; keep one"
+    ):
         texts(tmp_path, "test")
 
 
@@ -87,7 +89,9 @@ def test_captions_of_a_table_need_no_images(tmp_path):
 
 def test_a_table_without_captions_is_refused(tmp_path):
     datasets.Dataset.from_dict({"label": [1, 2]}).to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.raises(PruningError, match="has no captions to generate from; name their column in data.caption_column"):
+    with pytest.raises(
+        PruningError, match="has no captions to generate from; name their column in data.caption_column"
+    ):
         texts(tmp_path, "train")
 
 
@@ -96,7 +100,11 @@ def test_a_table_without_captions_is_refused(tmp_path):
     [
         (b"", "train", r"prompts\.txt' holds no prompt; write one a line"),
         (b"\n \n", "all", "holds no prompt"),
-        (b"one\n", "train", "holds one prompt, so that none can be held out; add prompts, or set data.split=all"),
+        (
+            b"one\n",
+            "train",
+            "holds one prompt, so that none can be held out; add prompts, or set data.split=all",
+        ),
         (b"one\n", "test", "holds one prompt"),
         (b"fine\nd\xe9j\xe0 vu\n", "train", r"line 2 is no UTF-8 \(byte 0xe9\); save the file as UTF-8"),
         (b"a\nb\n", "validation", "has no split 'validation'; its splits: train, test, all"),
@@ -110,7 +118,10 @@ def test_bad_files(content: bytes, split: str, message: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("digits", "the digits have no captions to generate from"), ("none", "there are no data to generate from")],
+    [
+        ("digits", "the digits have no captions to generate from"),
+        ("none", "there are no data to generate from"),
+    ],
 )
 def test_sources_without_prompts(source: str, message: str):
     with pytest.raises(PruningError, match=message):

@@ -55,7 +55,10 @@ def test_distances_of_images_take_nothing_else():
 def test_videos_are_compared_frame_by_frame():
     one, two = draw(3, 20, 3, 12, 12), draw(3, 20, 3, 12, 12).flip(0)
     found = compared(one, two)
-    by_frame = [[image_ssim(a[None], b[None]) for a, b in zip(x, y, strict=True)] for x, y in zip(one, two, strict=True)]
+    by_frame = [
+        [image_ssim(a[None], b[None]) for a, b in zip(x, y, strict=True)]
+        for x, y in zip(one, two, strict=True)
+    ]
     assert found["ssim"] == pytest.approx(float(torch.tensor(by_frame).mean()))
     assert found["mse"] == pytest.approx(float((one.double() / 255 - two.double() / 255).square().mean()))
     assert found["ssim_window"] == 11

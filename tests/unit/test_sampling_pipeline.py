@@ -101,7 +101,9 @@ def test_a_sample_depends_on_its_index_alone(name: str, tmp_path: Path):
     alone = sample_pipeline(pipeline, inputs[2:], sample_ids=[8], seed=4, arguments=arguments, batch_size=2)
     assert together.shape == SHAPES[name]
     assert together.dtype == (torch.float32 if name == "sound" else torch.uint8)
-    torch.testing.assert_close(together[2:].float(), alone.float(), atol=1e-4 if name == "sound" else 1, rtol=0)
+    torch.testing.assert_close(
+        together[2:].float(), alone.float(), atol=1e-4 if name == "sound" else 1, rtol=0
+    )
     assert not torch.equal(together[0], together[1])
     other = sample_pipeline(pipeline, inputs[2:], sample_ids=[8], seed=5, arguments=arguments)
     assert not torch.equal(alone, other)
@@ -150,12 +152,12 @@ def test_our_own_loop_gives_the_same_by_both_ways():
     plain = sample(model, scheduler, sample_ids=range(6), labels=range(6), num_steps=3, seed=2, batch_size=4)
     inputs = [{"class_labels": [k]} for k in range(6)]
     pipeline, arguments = PixelPipeline(model, scheduler), {"num_inference_steps": 3}
-    found = sample_pipeline(
-        pipeline, inputs, sample_ids=range(6), seed=2, arguments=arguments, batch_size=4
-    )
+    found = sample_pipeline(pipeline, inputs, sample_ids=range(6), seed=2, arguments=arguments, batch_size=4)
     assert torch.equal(found, plain)
     default = sample_pipeline(pipeline, inputs[:1], sample_ids=[0], seed=2)
-    twenty = sample_pipeline(pipeline, inputs[:1], sample_ids=[0], seed=2, arguments={"num_inference_steps": 20})
+    twenty = sample_pipeline(
+        pipeline, inputs[:1], sample_ids=[0], seed=2, arguments={"num_inference_steps": 20}
+    )
     assert torch.equal(default, twenty)
 
 
@@ -196,7 +198,9 @@ def test_a_pipeline_is_left_as_it_was():
     assert attention.processor is processor
     assert vars(pipeline) == own
     assert vars(pipeline.scheduler).keys() == state.keys()
-    assert torch.equal(sample_pipeline(pipeline, [{}], sample_ids=[1], seed=0), found[1:]), "seeded all the same"
+    assert torch.equal(sample_pipeline(pipeline, [{}], sample_ids=[1], seed=0), found[1:]), (
+        "seeded all the same"
+    )
 
 
 def test_a_scheduler_that_was_used_before_makes_no_difference(tmp_path: Path):
@@ -237,7 +241,10 @@ def says(output: Any) -> Says:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ({"image_embeds": np.zeros((1, 4))}, "Says gives image_embeds, none of images, frames, video, audios"),
+        (
+            {"image_embeds": np.zeros((1, 4))},
+            "Says gives image_embeds, none of images, frames, video, audios",
+        ),
         ((np.zeros((1, 2, 2, 3)),), "Says gives tuple, none of images"),
         ({"images": np.zeros((2, 4, 4, 3))}, r"gives images of shape \(2, 4, 4, 3\) for 1 sample"),
         ({"images": np.zeros((1, 3, 5, 5))}, r"shape \(1, 3, 5, 5\) .* expected images \(B, H, W, C\)"),
@@ -269,7 +276,9 @@ def test_one_video_without_an_axis_of_samples_is_no_batch_of_images():
 def test_bad_requests(inputs: list, changes: dict, message: str, tmp_path: Path):
     with pytest.raises(PruningError, match=message):
         sample_pipeline(
-            stable_diffusion(tmp_path), inputs, **{"sample_ids": [0, 1], "seed": 0, "batch_size": 2, **changes}
+            stable_diffusion(tmp_path),
+            inputs,
+            **{"sample_ids": [0, 1], "seed": 0, "batch_size": 2, **changes},
         )
 
 
@@ -291,8 +300,16 @@ def test_a_rehearsal_is_one_sample_of_few_steps():
 @pytest.mark.parametrize(
     ("cls", "arguments", "message"),
     [
-        (FluxPipeline, {"heigth": 512}, r"heigth \(512\) is no argument of FluxPipeline \(did you mean 'height'\?\)"),
-        (FluxPipeline, {"num_frames": 9}, r"num_frames \(9\) is no argument of FluxPipeline.*; it takes .*height"),
+        (
+            FluxPipeline,
+            {"heigth": 512},
+            r"heigth \(512\) is no argument of FluxPipeline \(did you mean 'height'\?\)",
+        ),
+        (
+            FluxPipeline,
+            {"num_frames": 9},
+            r"num_frames \(9\) is no argument of FluxPipeline.*; it takes .*height",
+        ),
         (FluxPipeline, {"prompt": "a"}, r"prompt \('a'\) cannot be given: it comes from data.source"),
         (FluxPipeline, {"generator": 1}, "it is seeded by seed and the index of the sample"),
         (FluxPipeline, {"output_type": "pil"}, "it is set by the sampler, which measures"),
@@ -303,8 +320,16 @@ def test_a_rehearsal_is_one_sample_of_few_steps():
         (StableVideoDiffusionPipeline, {}, "StableVideoDiffusionPipeline cannot do without image"),
         (KandinskyV22Pipeline, {}, "cannot do without image_embeds, negative_image_embeds"),
         (StableDiffusionPipeline, {"mask_image": 1}, "mask_image .1. is no argument"),
-        (FluxPipeline, {"num_inference_steps": "20"}, "num_inference_steps: '20' must be a whole number of at least 1"),
-        (FluxPipeline, {"num_inference_steps": 0}, "num_inference_steps: 0 must be a whole number of at least 1"),
+        (
+            FluxPipeline,
+            {"num_inference_steps": "20"},
+            "num_inference_steps: '20' must be a whole number of at least 1",
+        ),
+        (
+            FluxPipeline,
+            {"num_inference_steps": 0},
+            "num_inference_steps: 0 must be a whole number of at least 1",
+        ),
         (FluxPipeline, {"guidance_scale": "high"}, "guidance_scale: 'high' must be a number"),
     ],
 )
@@ -324,8 +349,16 @@ def test_what_the_signature_has_passes():
 
 def test_modules_stay_in_their_modes(tmp_path: Path):
     pipeline = stable_diffusion(tmp_path)
-    modes = [m.training for part in pipeline.components.values() if isinstance(part, nn.Module) for m in part.modules()]
+    modes = [
+        m.training
+        for part in pipeline.components.values()
+        if isinstance(part, nn.Module)
+        for m in part.modules()
+    ]
     sample_pipeline(pipeline, PROMPTS[:1], sample_ids=[0], seed=0, arguments=STEPS)
     assert modes == [
-        m.training for part in pipeline.components.values() if isinstance(part, nn.Module) for m in part.modules()
+        m.training
+        for part in pipeline.components.values()
+        if isinstance(part, nn.Module)
+        for m in part.modules()
     ]

@@ -72,7 +72,11 @@ def byte_tokenizer(length: int = 24) -> PreTrainedTokenizerFast:
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, model_max_length=length, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=words,
+        model_max_length=length,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
 
 

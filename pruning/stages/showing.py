@@ -1,0 +1,165 @@
+"""What a run shows its models: noised images of the data, or what the dense model's own pipeline asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning.data import NoisedBatches
+from pruning.errors import PruningError
+from pruning.models import denoiser_name, example_call
+from pruning.models.native import has_native_input
+from pruning.recording import RecordedCalls, record, recorded_batches
+from pruning.settings import NOISED, RENOISED
+from pruning.stages.run import Run
+from pruning.stages.sampling import arguments_of, pipeline_around, steps_of
+from pruning.stages.stage import pick
+from pruning.store import Key
+
+CALLS = "calls"
+"""Folder of a recording in its result."""
+
+RECORDED = (
+    "seed",
+    "model.dtype",
+    "data.caption_column",
+    "pipeline",
+    "calibrate.num_steps",
+    "calibrate.guidance_scale",
+    "calibrate.timestep_buckets",
+)
+"""Keys that say what a recording holds."""
+
+
+def is_recorded(run: Run) -> bool:
+    """Tell whether calibration shows recorded calls."""
+    return run.recipe.calibrate.provider != NOISED
+
+
+def recovery_provider(run: Run) -> str:
+    """Return what the slim model is trained on, with null resolved."""
+    return run.recipe.recover.provider or run.recipe.calibrate.provider
+
+
+def source_of(provider: str) -> str:
+    """Return the source of `recorded_batches` that a provider stands for."""
+    return "x0" if provider == RENOISED else "points"
+
+
+def shown(
+    run: Run, samples: Sequence[int], *, held_out: bool = False, batch_size: int | None = None
+) -> NoisedBatches:
+    """Return what calibration and evaluation show, by the recipe's provider.
+
+    Args:
+        run: The run.
+        samples: Numbers of recorded samples; of images only their count matters, which are drawn by the seed.
+        held_out: Of the split that evaluation reads.
+        batch_size: Rows of a call; None: that of calibration.
+    """
+    recipe = run.recipe
+    split = recipe.data.eval_split if held_out else recipe.data.split
+    size = batch_size or recipe.calibrate.batch_size
+    if not is_recorded(run):
+        return run.noised(split, len(samples), batch_size=size)
+    return recorded_batches(
+        recorded(run, max(samples) + 1, held_out=held_out),
+        denoiser=component(run),
+        source=source_of(recipe.calibrate.provider),
+        samples=samples,
+        batch_size=size,
+        timestep_buckets=recipe.calibrate.timestep_buckets,
+        seed=recipe.seed,
+        device=run.device,
+        dtype=run.dtype,
+    )
+
+
+def recorded(run: Run, count: int, *, held_out: bool = False) -> RecordedCalls:
+    """Return recorded calls of the dense model's pipeline, of at least `count` samples, made or found in the store.
+
+    Of the training split as many are made as any stage of the recipe asks for.
+    """
+    if not held_out:
+        count = max(count, training_samples(run))
+    key = recording_key(run, count, held_out=held_out)
+
+    def work(folder: Path) -> None:
+        section, split = (
+            run.recipe.calibrate,
+            run.recipe.data.eval_split if held_out else run.recipe.data.split,
+        )
+        record(
+            pipeline_around(run, run.dense),
+            run.inputs(split, count),
+            folder / CALLS,
+            call=arguments_of(run, section),
+            seed=run.recipe.seed + held_out,
+            points=section.timestep_buckets,
+            noised_anew=needs_noising(run),
+            progress=lambda done, total: run.bars("recording", done, total),
+        )
+
+    return RecordedCalls.open(run.part(key, work, resumable=True).folder / CALLS)
+
+
+def training_samples(run: Run) -> int:
+    """Return how many samples of the training split the stages of the recipe read."""
+    recipe = run.recipe
+    asked = (
+        [recipe.calibrate.num_samples * (1 + (recipe.prune.modulation_error is not None))]
+        if is_recorded(run)
+        else []
+    )
+    if recipe.recover.enabled and recovery_provider(run) != NOISED:
+        asked.append(recipe.recover.num_samples)
+    return max(asked, default=0)
+
+
+def needs_noising(run: Run) -> bool:
+    """Tell whether any stage noises recorded ends anew."""
+    trains = run.recipe.recover.enabled and recovery_provider(run) == RENOISED
+    return trains or run.recipe.calibrate.provider == RENOISED
+
+
+def recording_key(run: Run, count: int, *, held_out: bool) -> Key:
+    """Return what a recording depends on; one of more samples serves, too."""
+    split = run.recipe.data.eval_split if held_out else run.recipe.data.split
+    config = {**pick(run.recipe, RECORDED), "split": split, "held_out": held_out}
+    return Key("recording", config, run.workspace.hashes, {"samples": [str(i) for i in range(count)]})
+
+
+def component(run: Run) -> str:
+    """Return the name of the recipe's denoiser among the components of its pipeline."""
+    parts: dict[str, Any] = pipeline_around(run, run.dense).components
+    name = denoiser_name(parts, run.recipe.model.subfolder) or ("denoiser" if "denoiser" in parts else None)
+    if name is None:
+        raise PruningError(
+            f"model.subfolder: {run.pipeline_class.__name__} has {', '.join(parts)}; say which of them is made slim"
+        )
+    return name
+
+
+def example(run: Run, batch_size: int) -> dict[str, Any]:
+    """Return a call of the dense model, for costs and latency: at its native size, or one that was recorded."""
+    if has_native_input(run.dense) or not is_recorded(run):
+        return example_call(run.dense, batch_size)
+    calls = recorded(run, 1)
+    return calls.example(component(run), batch_size, device=run.device, dtype=run.dtype)
+
+
+def check_recording(run: Run) -> None:
+    """Raise PruningError if recorded calls cannot be shown in the recipe's timestep buckets, or with its weights."""
+    section = run.recipe.calibrate
+    steps = steps_of(run, section)
+    if steps is not None and section.timestep_buckets > steps:
+        raise PruningError(
+            f"calibrate.timestep_buckets: {section.timestep_buckets} is more than the {steps} sampling steps that are "
+            f"recorded; use at most {steps}, or more steps"
+        )
+    if section.timestep_weights == "sampler":
+        raise PruningError(
+            "calibrate.timestep_weights: 'sampler' weighs timesteps of noised images; recorded steps are those of the "
+            "sampler; use uniform"
+        )
