@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -61,16 +61,23 @@ def image(
     name: str = "image",
     prompt: bool = True,
     film: int | None = None,
+    sized: bool = True,
     **call: Any,
 ) -> TinyPipeline:
-    """Return an entry that is told three images, or films of so many frames, most with a prompt."""
+    """Return an entry that is told three images, or films of so many frames, most with a prompt and the size."""
     films = pictures(film or 1, *size)
     inputs = [{name: frames if film else frames[0]} for frames in films]
     if prompt:
         inputs = [{"prompt": words, **one} for words, one in zip(PROMPTS, inputs, strict=True)]
-    return TinyPipeline(
-        build, inputs, {"num_inference_steps": 4, "height": size[0], "width": size[1], **call}, "image"
-    )
+    told = {"height": size[0], "width": size[1]} if sized else {}
+    return TinyPipeline(build, inputs, {"num_inference_steps": 4, **told, **call}, "image")
+
+
+def masked(entry: TinyPipeline) -> TinyPipeline:
+    """Return an entry whose samples also have a mask of what is to be made anew, which is their image's right half."""
+    white = Image.new("L", entry.inputs[0]["image"].size)
+    white.paste(255, (white.width // 2, 0, white.width, white.height))
+    return replace(entry, inputs=[{**one, "mask_image": white} for one in entry.inputs])
 
 
 def denoiser(name: str, **changes: Any) -> nn.Module:

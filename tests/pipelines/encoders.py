@@ -110,10 +110,10 @@ def qwen_vl(**more: Any) -> nn.Module:
     )
 
 
-def mistral() -> nn.Module:
+def mistral(model: str = "Mistral3ForConditionalGeneration") -> nn.Module:
     """Return Mistral 3 with its eyes, which are not used."""
     return _model(
-        "Mistral3ForConditionalGeneration",
+        model,
         "Mistral3Config",
         text_config={"model_type": "mistral", **LANGUAGE},
         vision_config={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.pipelines.base import assemble, denoiser, image, scheduler, text
+from tests.pipelines.base import PROMPTS, TinyPipeline, assemble, denoiser, image, scheduler, text
 from tests.pipelines.encoders import clip_processor, clip_vision
 from tests.pipelines.wan import CALL, parts
 
@@ -33,7 +33,43 @@ def helios() -> Any:
     return assemble("HeliosPipeline", **components, transformer=denoiser("helios"))
 
 
+def pyramid() -> Any:
+    """Stages of growing resolution, each with steps of its own."""
+    components = parts() | {"scheduler": scheduler("HeliosScheduler")}
+    return assemble("HeliosPyramidPipeline", **components, transformer=denoiser("helios"))
+
+
+def chronoedit() -> Any:
+    return assemble(
+        "ChronoEditPipeline",
+        **parts(),
+        transformer=denoiser("chronoedit-image", in_channels=14, out_channels=5),
+        image_encoder=clip_vision(14),
+        image_processor=clip_processor(),
+    )
+
+
+def lucy() -> Any:
+    """The film's latents go in beside the noise."""
+    return assemble("LucyEditPipeline", **parts(), transformer=denoiser("wan", in_channels=10))
+
+
 PIPELINES = {
+    "helios-pyramid": TinyPipeline(
+        pyramid,
+        [{"prompt": prompt} for prompt in PROMPTS],
+        {
+            **{**CALL, "num_frames": 9, "height": 128, "width": 128},
+            "num_latent_frames_per_chunk": 3,
+            "history_sizes": [4, 2, 1],
+            "pyramid_num_inference_steps_list": [2, 2, 2],
+        },
+        "text",
+    ),
+    "chronoedit": image(chronoedit, (32, 48), num_frames=5, guidance_scale=4.0, max_sequence_length=512),
+    "lucy": image(
+        lucy, (32, 48), "video", film=5, num_frames=5, guidance_scale=4.0, max_sequence_length=24
+    ),
     "skyreels-v2": text(lambda: skyreels("SkyReelsV2Pipeline"), **CALL),
     "skyreels-v2-forcing": text(
         lambda: skyreels("SkyReelsV2DiffusionForcingPipeline"),
