@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -60,12 +61,14 @@ def learn(runs: Runs) -> Lesson:
             f"{runs.name}: no model ran before a step of its scheduler, so there is nothing to record"
         )
     last = {call.denoiser: call for step in steps for call in step.calls}
-    two = _last_of_two(runs, set(last))
+    two = _run_of_two(runs, set(last))
     sample = next((update.sample for step in steps for update in step.updates), None)
     inputs, outputs = dict[str, Axes](), dict[str, Axes]()
     for name, call in last.items():
-        inputs[name] = dict(compared(call.arguments, two[name].arguments)) if name in two else {}
-        outputs[name] = dict(compared(call.output, two[name].output)) if name in two else {}
+        # All calls are looked at: some pipelines encode one negative prompt, however many samples are asked for.
+        pairs = list(zip(_calls(steps, name), _calls(two, name), strict=False))
+        inputs[name] = dict(chain.from_iterable(compared(a.arguments, b.arguments) for a, b in pairs))
+        outputs[name] = dict(chain.from_iterable(compared(a.output, b.output) for a, b in pairs))
         if not inputs[name]:
             inputs[name], outputs[name] = guessed(call.arguments, sample), guessed(call.output, sample)
     learned = Learned(steps, inputs, outputs)
@@ -83,7 +86,7 @@ def learn(runs: Runs) -> Lesson:
 
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
-    call = next(call for step in learned.steps for call in step.calls if call.denoiser == name)
+    call = _calls(learned.steps, name)[0]
     alone = _Alike(parts_of(runs.pipeline)[name], learned.outputs[name]).answer([call.arguments], {})
     wanted = dict(leaves(call.output))
     if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
@@ -93,17 +96,22 @@ def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
         )
 
 
-def _last_of_two(runs: Runs, names: set[str]) -> dict[str, Call]:
-    """Return the last call of each denoiser in a run of two samples, empty where the pipeline makes no two."""
+def _calls(steps: Sequence[SamplingStep], name: str) -> list[Call]:
+    """Return the calls of one denoiser, in order."""
+    return [call for step in steps for call in step.calls if call.denoiser == name]
+
+
+def _run_of_two(runs: Runs, names: set[str]) -> list[SamplingStep]:
+    """Return the sampling steps of a run of two samples, empty where the pipeline makes no two."""
     for asked in _doubled(runs.inputs[0], runs.shared, runs.parameters):
         try:
             steps = runs.ask(asked, [0, 0], denoisers=names, outputs=True)
         except Exception as error:  # each pipeline refuses two samples in its own way
             logger.debug("%s makes no two samples: %s", runs.name, error)
             continue
-        if found := {call.denoiser: call for step in steps for call in step.calls}:
-            return found
-    return {}
+        if steps:
+            return steps
+    return []
 
 
 def _doubled(
@@ -177,8 +185,7 @@ def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingSte
 
 
 def _rows(name: str, steps: Sequence[SamplingStep], axes: Axes) -> list[Any]:
-    calls = [call for step in steps for call in step.calls if call.denoiser == name]
-    return [row for call in calls for row in rows_of_call(call, axes)]
+    return [row for call in _calls(steps, name) for row in rows_of_call(call, axes)]
 
 
 def changing_numbers(one: Any, two: Any, axes: Axes) -> list[Path]:
