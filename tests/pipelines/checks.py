@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,12 +189,14 @@ def summary(tiny: TinyPipeline, made: Recorded, exact: bool) -> Summary:
 
 
 def guidance(made: Recorded) -> str:
-    """Return how many rows and calls of one denoiser a step has at most, and whether guidance is also a number."""
+    """Return how many networks, calls and rows of one a step has at most, and whether guidance is also a number."""
     counts: dict[tuple[int, str], list[int]] = defaultdict(list)
     for group in calls_of(made.calls, 0):
         counts[group[0].step, group[0].denoiser].append(len(group))
     calls, rows = max(len(found) for found in counts.values()), max(max(found) for found in counts.values())
-    forms = [f"{calls} calls"] * (calls > 1) + [f"{rows} rows"] * (rows > 1)
+    networks = max(Counter(step for step, _ in counts).values())
+    forms = [f"{networks} networks"] * (networks > 1) + [f"{calls} calls"] * (calls > 1)
+    forms += [f"{rows} rows"] * (rows > 1)
     given = made.calls.arguments(made.calls.rows[0])
     numbers = [given.get(name) for name in ("guidance", "timestep_cond")]
     forms += ["a number"] * any(isinstance(number, Tensor) for number in numbers)

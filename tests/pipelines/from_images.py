@@ -57,8 +57,11 @@ def upscale() -> Any:
 
 def flux_control() -> Any:
     eye = diffusers.FluxControlNetModel.from_transformer(
-        denoiser("flux-guidance", in_channels=8, pooled_projection_dim=20), num_layers=2, num_single_layers=1,
-        attention_head_dim=8, num_attention_heads=3,
+        denoiser("flux-guidance", in_channels=8, pooled_projection_dim=20),
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=3,
     )
     return flux(cls="FluxControlNetPipeline", controlnet=eye)
 
@@ -104,8 +107,12 @@ def wan_video() -> Any:
 PIPELINES = {
     "sd-image": image(lambda: stable_diffusion("Img2Img"), (16, 16), sized=False, strength=0.8, **GUIDED),
     "sd-inpaint": masked(image(lambda: stable_diffusion("Inpaint", in_channels=9), (16, 16), **GUIDED)),
-    "sd-inpaint-blended": masked(image(lambda: stable_diffusion("Inpaint"), (16, 16), strength=0.8, **GUIDED)),
-    "sd-instruct": image(lambda: stable_diffusion("InstructPix2Pix", in_channels=8), (16, 16), sized=False, **GUIDED),
+    "sd-inpaint-blended": masked(
+        image(lambda: stable_diffusion("Inpaint"), (16, 16), strength=0.8, **GUIDED)
+    ),
+    "sd-instruct": image(
+        lambda: stable_diffusion("InstructPix2Pix", in_channels=8), (16, 16), sized=False, **GUIDED
+    ),
     "sd-control": image(control, (16, 16), **GUIDED),
     "sd-upscale": image(upscale, (16, 16), sized=False, **GUIDED),
     "sdxl-image": image(sdxl, (16, 16), sized=False, strength=0.8, **GUIDED),
@@ -117,9 +124,7 @@ PIPELINES = {
     ),
     "flux-controlnet": image(flux_control, (16, 24), "control_image", max_sequence_length=24),
     "chroma-image": image(chroma, (16, 24), strength=0.8, guidance_scale=4.0, max_sequence_length=24),
-    "qwen-image-image": image(
-        qwen, (32, 48), strength=0.8, true_cfg_scale=4.0, negative_prompt="blurry"
-    ),
+    "qwen-image-image": image(qwen, (32, 48), strength=0.8, true_cfg_scale=4.0, negative_prompt="blurry"),
     "z-image-image": image(z_image, (16, 32), strength=0.8, guidance_scale=4.0, max_sequence_length=128),
     "wan-video": image(
         wan_video, (32, 48), "video", film=5, strength=0.8, guidance_scale=4.0, max_sequence_length=24

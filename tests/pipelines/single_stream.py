@@ -155,11 +155,11 @@ PIPELINES = {
     "omnigen": text(omnigen, guidance_scale=2.5, height=64, width=64),
     "dreamlite": text(lambda: dreamlite("DreamLitePipeline"), height=32, width=32),
     "dreamlite-mobile": text(lambda: dreamlite("DreamLiteMobilePipeline"), height=32, width=32),
-    "longcat-image": text(
-        longcat, guidance_scale=4.5, height=16, width=24, enable_prompt_rewrite=False
-    ),
+    "longcat-image": text(longcat, guidance_scale=4.5, height=16, width=24, enable_prompt_rewrite=False),
     "ernie-image": text(ernie, guidance_scale=4.0, height=16, width=24, use_pe=False),
-    "ideogram4": text(ideogram, guidance_scale=4.0, guidance_schedule=None, height=16, width=24, max_sequence_length=64),
+    "ideogram4": text(
+        ideogram, guidance_scale=4.0, guidance_schedule=None, height=16, width=24, max_sequence_length=64
+    ),
     "glm-image": TinyPipeline(
         glm,
         [

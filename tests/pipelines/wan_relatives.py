@@ -67,9 +67,7 @@ PIPELINES = {
         "text",
     ),
     "chronoedit": image(chronoedit, (32, 48), num_frames=5, guidance_scale=4.0, max_sequence_length=512),
-    "lucy": image(
-        lucy, (32, 48), "video", film=5, num_frames=5, guidance_scale=4.0, max_sequence_length=24
-    ),
+    "lucy": image(lucy, (32, 48), "video", film=5, num_frames=5, guidance_scale=4.0, max_sequence_length=24),
     "skyreels-v2": text(lambda: skyreels("SkyReelsV2Pipeline"), **CALL),
     "skyreels-v2-forcing": text(
         lambda: skyreels("SkyReelsV2DiffusionForcingPipeline"),
