@@ -22,10 +22,20 @@ def stages(folder: RunFolder) -> Table:
     return table(("stage", "took", "finished"), rows)
 
 
+QUALITY = {
+    "excess_error": "excess error",
+    "frechet": "Fréchet",
+    "ssim": "SSIM",
+    "spectral_error": "spectral error",
+}
+"""What a short table says of quality: the first two of these that were measured."""
+
+
 def subjects(metrics: dict[str, dict[str, Any]]) -> Table:
     """Return one row per model: size, speed, quality."""
     name = next(iter(metrics.values()), {}).get("frechet_name")
-    columns = ("model", "MACs", "parameters", "file", "call", "speed-up", "excess error", "Fréchet")
+    measured = [key for key in QUALITY if any(key in found for found in metrics.values())][:2]
+    columns = ("model", "MACs", "parameters", "file", "call", "speed-up", *map(QUALITY.__getitem__, measured))
     rows = []
     for subject, found in metrics.items():
         call = (found.get("call") or {}).get("median_s")
@@ -37,8 +47,7 @@ def subjects(metrics: dict[str, dict[str, Any]]) -> Table:
                 size(found.get("file_bytes")),
                 "–" if call is None else f"{1e3 * call:.3g} ms",
                 speedup(found.get("speedup_call")),
-                text_of(found.get("excess_error")),
-                text_of(found.get("frechet")),
+                *(text_of(found.get(key)) for key in measured),
             )
         )
     return table(columns, rows, title="", caption=f"Fréchet: {name}" if name else None)

@@ -81,14 +81,24 @@ class Conditioner:
         return x0, call
 
 
-@torch.no_grad()
 def encode_latents(vae: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Return latents as the denoiser was trained on: float32 (B, C', H', W'), on the VAE's device.
+    """Return latents as the denoiser was trained on: float32 (B, C', H', W'), on the VAE's device; see `encoded`."""
+    config, latents = config_of(vae), encoded(vae, images, generators)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    mean, std = (torch.tensor(by_channel).to(latents)[:, None, None] for by_channel in (mean, std))
+    return (latents - mean) * (config.get("scaling_factor") or 1.0) / std
+
+
+@torch.no_grad()
+def encoded(vae: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return what an autoencoder makes of images, before anything is scaled: float32, on its device.
 
     Args:
         vae: AutoencoderKL (its posterior is drawn from), VQModel (before quantization) or a deterministic autoencoder.
         images: (B, C, H, W) in [-1, 1].
-        generators: One CPU generator per sample.
+        generators: One CPU generator per sample, with which a posterior is drawn from.
     """
     config, first = config_of(vae), next(vae.parameters())
     dtype = first.dtype
@@ -96,20 +106,13 @@ def encode_latents(vae: nn.Module, images: Tensor, generators: list[torch.Genera
     try:
         if upcast:
             vae.to(torch.float32)
-        encoded = cast(Any, vae).encode(images.to(first.device, torch.float32 if upcast else dtype))
+        found = cast(Any, vae).encode(images.to(first.device, torch.float32 if upcast else dtype))
     finally:
         if upcast:
             vae.to(dtype)
-    if hasattr(encoded, "latent_dist"):
-        latents = encoded.latent_dist.sample(generators)
-    else:
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
-    latents = latents.to(torch.float32)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is None or std is None:
-        mean, std = [config.get("shift_factor") or 0.0], [1.0]
-    mean, std = (torch.tensor(by_channel).to(latents)[:, None, None] for by_channel in (mean, std))
-    return (latents - mean) * (config.get("scaling_factor") or 1.0) / std
+    if hasattr(found, "latent_dist"):
+        return found.latent_dist.sample(generators).to(torch.float32)
+    return (found.latents if hasattr(found, "latents") else found.latent).to(torch.float32)
 
 
 def _check_channels(model: nn.Module, x0: Tensor, latent: bool) -> None:

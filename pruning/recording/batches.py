@@ -15,6 +15,7 @@ from pruning.errors import PruningError
 from pruning.recording.axes import count_rows, cut
 from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
 from pruning.recording.oracle import KINDS
+from pruning.recording.watching import as_tuple
 
 SOURCES = ("points", "x0")
 FRESH_NOISE = 35
@@ -156,15 +157,21 @@ def _noise(row: Row, slot: int, x0: Tensor, seed: int) -> Tensor:
     return torch.randn(x0.shape, generator=drawn)
 
 
-def answers_of(calls: RecordedCalls, rows: Sequence[Row]) -> Callable[[Any], Tensor]:
-    """Return what reads, in an answer for `rows`, the part that a target is of, in the scheduler's layout."""
+def answers_of(
+    calls: RecordedCalls, rows: Sequence[Row], latent: tuple[int, ...] | None = None
+) -> Callable[[Any], Tensor]:
+    """Return what reads, in an answer for `rows`, the part that a target is of, in the scheduler's layout.
+
+    `latent` is the shape of one sample there; None: that of the ends.
+    """
     target = calls.head.target
     assert target is not None
     axes = calls.head.denoisers[rows[0].denoiser].outputs
     slots = [min(place.slot for place in row.places) for row in rows]
-    shapes = [tuple(calls.end(row, slot).shape) for row, slot in zip(rows, slots, strict=True)]
+    shapes = [latent or tuple(calls.end(row, slot).shape) for row, slot in zip(rows, slots, strict=True)]
 
     def read(output: Any) -> Tensor:
+        output = as_tuple(output)[0]
         count = count_rows(output, axes)
         parts = []
         for index, (row, slot, shape) in enumerate(zip(rows, slots, shapes, strict=True)):

@@ -17,7 +17,7 @@ from pruning.models.outputs import with_tuple
 from pruning.recording.axes import EACH, Axes, compared, guessed, joined
 from pruning.recording.calls import Denoiser, form_of
 from pruning.recording.cutting import rows_of_call
-from pruning.recording.oracle import BOUNDARY, Learned, Stand, Target, check
+from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.trees import Path, encoded, leaves, mapped, original
@@ -40,13 +40,15 @@ class Lesson:
         denoisers: How each component is called, by name.
         target: What the answers should be, None where that is not proven.
         steps: Sampling steps of a run.
-        runs: The sampling steps of the first and of the last sample, for what they take on disk.
+        learned: What the true run showed.
+        other: The sampling steps of the last sample, for what it takes on disk.
     """
 
     denoisers: Mapping[str, Denoiser]
     target: Target | None
     steps: int
-    runs: tuple[Sequence[SamplingStep], Sequence[SamplingStep]]
+    learned: Learned
+    other: Sequence[SamplingStep]
 
 
 def learn(runs: Runs) -> Lesson:
@@ -81,7 +83,7 @@ def learn(runs: Runs) -> Lesson:
         module = parts_of(runs.pipeline)[name]
         axes, alone = _proven(runs, name, learned, other)
         denoisers[name] = Denoiser(type(original(module)).__name__, axes, outputs[name], alone)
-    return Lesson(denoisers, target, len(steps), (steps, other))
+    return Lesson(denoisers, target, len(steps), learned, other)
 
 
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
@@ -141,9 +143,8 @@ def _twice(value: Any) -> Any:
 
 def _other(runs: Runs, learned: Learned) -> Sequence[SamplingStep]:
     """Return the sampling steps of the last sample with answers of the first, which cost no call of a denoiser."""
-    stand = Stand(learned.steps, lambda position, call, true: true.output)
     try:
-        return runs.run(len(runs.inputs) - 1, denoisers=learned.inputs.keys(), answer=stand)
+        return runs.run(len(runs.inputs) - 1, denoisers=learned.inputs.keys(), answer=rehearsal(learned))
     except Exception as error:  # its answers have other shapes than those of the first
         logger.debug("%s: no rehearsal of the last sample: %s", runs.name, error)
         return learned.steps

@@ -176,6 +176,11 @@ class Stand:
         return true.form(self._make(position, call, true))
 
 
+def rehearsal(learned: Learned) -> Stand:
+    """Return what answers with what the true run answered, whatever is asked."""
+    return Stand(learned.steps, lambda position, call, true: true.output)
+
+
 def _maps(learned: Learned, rehearse: Rehearse) -> tuple[tuple[Map, ...], ...] | None:
     """Answer with noise and return what the pipeline makes of it, by step and slot; None where it is no such map."""
     noise: dict[int, Any] = {}

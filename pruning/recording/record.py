@@ -16,10 +16,12 @@ from pruning.files import check_writable, size, write_errors, write_json, writte
 from pruning.models.stored import weights_digest
 from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
 from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
+from pruning.recording.decoding import DECODING, learn_decoding
 from pruning.recording.learning import Lesson, learn
+from pruning.recording.oracle import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
-from pruning.recording.watching import denoiser_components, is_scheduler, parts_of
+from pruning.recording.watching import Answer, denoiser_components, is_scheduler, parts_of
 from pruning.store.result import changes
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def record(
     seed: int = 0,
     points: int | None = 8,
     noised_anew: bool = False,
+    for_images: bool = False,
     progress: Progress | None = None,
 ) -> RecordedCalls:
     """Run a pipeline once for each of `inputs` and keep what its denoisers were asked.
@@ -56,6 +59,8 @@ def record(
         seed: Sample i draws from its own generator, seeded by (seed, i).
         points: Sampling steps that are kept of a sample, one in each of so many equal parts of the run; None: all.
         noised_anew: Refuse at once a pipeline whose latents cannot be noised anew.
+        for_images: The latents will be made of images (`noised_images`): no denoiser runs but in learning, no ends are
+            kept, and it is learned how images become latents; a pipeline of which that is not known is refused.
         progress: Told after each sample.
 
     Returns:
@@ -69,26 +74,37 @@ def record(
     runs = Runs(pipeline, inputs, dict(call or {}), seed)
     if points is not None and points < 1:
         raise PruningError(f"points is {points}; it must be at least 1, or None for every step")
-    identity = _identity(runs, points)
+    identity = {**_identity(runs, points), "for_images": for_images}
     head = Head.read(folder)
     if head is not None and (other := changes(dict(head.identity), identity)):
         said = "; ".join(f"{place} was {shown(old)}, is {shown(new)}" for place, old, new in other[:3])
         raise PruningError(
             f"{folder} holds another recording: {said}; choose another folder, or delete this one"
         )
+    lesson = learn(runs) if head is None or for_images else None
     if head is None:
-        lesson = learn(runs)
-        if noised_anew and lesson.target is None:
+        assert lesson is not None
+        if (noised_anew or for_images) and lesson.target is None:
             raise PruningError(f"{runs.name}: {NOT_NOISED}")
+        decoding = learn_decoding(runs, lesson.learned) if for_images else None
+        if for_images and decoding is None:
+            raise PruningError(
+                f"{runs.name}: how images become its latents is not known: between the last step of its scheduler and "
+                "its autoencoder they are not only moved and scaled; train and measure on what it generates itself"
+            )
         expected = _expected_bytes(lesson, len(inputs), points)
         logger.info("recording of %d samples: about %s on disk", len(inputs), size(expected))
         check_writable("the recording", folder, expected)
         head = Head(identity, len(inputs), lesson.steps, lesson.denoisers, lesson.target, expected)
+        if decoding is not None:
+            with written_whole(folder / DECODING) as temporary:
+                decoding.save(temporary)
         write_json(folder / HEAD, head.to_json())
+    answer = None if lesson is None or not for_images else (lambda: rehearsal(lesson.learned))
     with write_errors(
         "the recording", folder, "The samples that were recorded are kept; record again to go on"
     ):
-        _write(runs, folder, head, points, progress)
+        _write(runs, folder, head, points, answer, progress)
     return RecordedCalls.open(folder)
 
 
@@ -132,7 +148,7 @@ def _expected_bytes(lesson: Lesson, samples: int, points: int | None) -> int:
     """Return about what a recording takes: what two samples have in common once, the rest for each."""
     sizes, text = list[dict[str, int]](), 0
     inputs = {name: denoiser.inputs for name, denoiser in lesson.denoisers.items()}
-    for sample, steps in enumerate(lesson.runs):
+    for sample, steps in enumerate((lesson.learned.steps, lesson.other)):
         tensors = Tensors()
         rows = list(rows_of_run(sample, steps, points_of(sample, len(steps), points), inputs, tensors))
         ends_of_run(steps, tensors)
@@ -142,8 +158,18 @@ def _expected_bytes(lesson: Lesson, samples: int, points: int | None) -> int:
     return common + samples * (max(sum(found.values()) for found in sizes) - common + text)
 
 
-def _write(runs: Runs, folder: Path, head: Head, points: int | None, progress: Progress | None) -> None:
-    """Write the samples that are not there yet, part by part; a part is there when its file of rows is."""
+def _write(
+    runs: Runs,
+    folder: Path,
+    head: Head,
+    points: int | None,
+    answer: Callable[[], Answer] | None,
+    progress: Progress | None,
+) -> None:
+    """Write the samples that are not there yet, part by part; a part is there when its file of rows is.
+
+    With `answer` no denoiser runs, and the ends say nothing.
+    """
     parts = read_parts(folder)
     tensors = Tensors(key for part in parts for key in part.keys)
     inputs = {name: denoiser.inputs for name, denoiser in head.denoisers.items()}
@@ -151,14 +177,15 @@ def _write(runs: Runs, folder: Path, head: Head, points: int | None, progress: P
     rows, ends = list[Row](), dict[str, list[str]]()
     for sample in range(done, len(runs.inputs)):
         chosen = points_of(sample, head.steps, points)
-        steps = runs.run(sample, denoisers=inputs.keys(), wanted=chosen.__contains__)
+        stand = None if answer is None else answer()
+        steps = runs.run(sample, denoisers=inputs.keys(), wanted=chosen.__contains__, answer=stand)
         if len(steps) != head.steps:
             raise PruningError(
                 f"{runs.name}: sample {sample} took {len(steps)} sampling steps, the first one {head.steps}; all must "
                 "take as many"
             )
         rows += rows_of_run(sample, steps, chosen, inputs, tensors)
-        ends[str(sample)] = ends_of_run(steps, tensors)
+        ends[str(sample)] = ends_of_run(steps, tensors) if answer is None else []
         if len(ends) == PART_SAMPLES or tensors.bytes > PART_BYTES or sample + 1 == len(runs.inputs):
             _write_part(folder, index, rows, ends, tensors)
             index, rows, ends = index + 1, [], {}

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from pruning.errors import PruningError
 from pruning.recording.trees import arguments_of_call, copied
 
+End = Callable[[int, int, Tensor], Tensor]
+"""(position of the sampling step, slot, what the scheduler's step gave) -> what the pipeline goes on with."""
+
 Answer = Callable[[int, "Call"], Any]
 """(position of the sampling step, call) -> what the denoiser's place returns."""
 
@@ -104,6 +107,8 @@ def run_once(
     wanted: Callable[[int], bool] = lambda position: True,
     outputs: bool = False,
     answer: Answer | None = None,
+    end: End | None = None,
+    returned: Callable[[Any], None] | None = None,
 ) -> list[SamplingStep]:
     """Run a pipeline and return its sampling steps, on whatever device it is.
 
@@ -116,10 +121,14 @@ def run_once(
         wanted: Position of a sampling step -> whether its calls are kept; all are counted.
         outputs: Also keep what the denoisers and the scheduler give.
         answer: Answers in the denoisers' place.
+        end: Puts something else in the place of what a step of the scheduler gives.
+        returned: Told the first of what the pipeline returns.
     """
     events: list[Call | Update] = []
-    with _own_schedulers(pipeline), _watched(pipeline, events, denoisers, wanted, outputs, answer):
-        _call(pipeline, arguments, generators)
+    with _own_schedulers(pipeline), _watched(pipeline, events, denoisers, wanted, outputs, answer, end):
+        result = _call(pipeline, arguments, generators)
+    if returned is not None:
+        returned(as_tuple(result)[0][0])
     names = denoisers if denoisers is not None else _between_updates(events)
     steps: list[SamplingStep] = []
     for event in events:
@@ -133,14 +142,14 @@ def run_once(
     return steps
 
 
-def _call(pipeline: Any, arguments: Mapping[str, Any], generators: Sequence[torch.Generator]) -> None:
+def _call(pipeline: Any, arguments: Mapping[str, Any], generators: Sequence[torch.Generator]) -> Any:
     given = dict(arguments)
     if "generator" in call_parameters(pipeline):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
     devices = sorted({part.device.index or 0 for part in _parameters(pipeline) if part.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(generators[0].initial_seed() % 2**63)
-        pipeline(**given)
+        return pipeline(**given)
 
 
 def _parameters(pipeline: Any) -> Iterator[Tensor]:
@@ -169,9 +178,10 @@ def _watched(
     wanted: Callable[[int], bool],
     outputs: bool,
     answer: Answer | None,
+    end: End | None,
 ) -> Iterator[None]:
     """Note the calls of denoisers and the steps of schedulers as they come."""
-    position, ended = -1, True
+    position, slot, ended = -1, 0, True
 
     def begins() -> int:
         nonlocal position, ended
@@ -200,12 +210,20 @@ def _watched(
                 stack.enter_context(_answered(module, lambda: answer(position, _last_call(events))))
 
         def update(seen: Update) -> None:
-            nonlocal ended
-            ended = True
+            nonlocal ended, slot
+            slot, ended = (0 if not ended else slot + 1), True
             events.append(seen)
 
+        def ending(result: Any) -> Any:
+            if end is None:
+                return result
+            if isinstance(result, (tuple, list)):
+                return (end(position, slot, result[0]), *result[1:])
+            result.prev_sample = end(position, slot, result.prev_sample)
+            return result
+
         for kind in {type(part) for part in parts_of(pipeline).values() if is_scheduler(part)}:
-            stack.enter_context(_patched(kind, update, outputs or answer is not None))
+            stack.enter_context(_patched(kind, update, ending, outputs or answer is not None))
         yield
 
 
@@ -227,7 +245,9 @@ def _answered(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _patched(kind: type, tell: Callable[[Update], None], outputs: bool) -> Iterator[None]:
+def _patched(
+    kind: type, tell: Callable[[Update], None], ending: Callable[[Any], Any], outputs: bool
+) -> Iterator[None]:
     """Note each step of a class of schedulers; on the class, for pipelines copy their schedulers."""
     step, own = kind.step, "step" in vars(kind)  # type: ignore[attr-defined]
     signature = inspect.signature(step)
@@ -238,7 +258,7 @@ def _patched(kind: type, tell: Callable[[Update], None], outputs: bool) -> Itera
         if outputs:
             seen.model_output = copied(given.get("model_output"))
         tell(seen)
-        result = step(self, *args, **kwargs)
+        result = ending(step(self, *args, **kwargs))
         first = result[0] if isinstance(result, (tuple, list)) else getattr(result, "prev_sample", None)
         seen.result = copied(first)
         return result

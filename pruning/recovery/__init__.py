@@ -1,7 +1,14 @@
 """Recovery: training a pruned denoiser back by fine-tuning and output distillation."""
 
 from pruning.recovery.loop import RecoveryProgress
-from pruning.recovery.recorded import recover_recorded
+from pruning.recovery.recorded import recover_images, recover_recorded
 from pruning.recovery.training import RecoveryResult, check_split, recover
 
-__all__ = ["RecoveryProgress", "RecoveryResult", "check_split", "recover", "recover_recorded"]
+__all__ = [
+    "RecoveryProgress",
+    "RecoveryResult",
+    "check_split",
+    "recover",
+    "recover_images",
+    "recover_recorded",
+]

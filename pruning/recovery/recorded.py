@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pruning.data import sample_generator
+from pruning.data import indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, Row
 from pruning.recording.batches import answers_of, check_noising, chosen_rows, renoised, time_of
-from pruning.recovery.batches import Source, TrainingBatch, micro_batches
+from pruning.recording.images import ImageCalls, apart, batch_of
+from pruning.recovery.batches import (
+    TRAINING_NOISE,
+    Source,
+    TrainingBatch,
+    micro_batches,
+    sample_order,
+    step_draws,
+)
+from pruning.recovery.labels import DEFAULT_DROPOUT
 from pruning.recovery.training import Place, Progress, RecoveryResult, checked, train_back
 from pruning.recovery.weighting import min_snr
 from pruning.settings import Recover
@@ -66,7 +75,7 @@ def recover_recorded(
     if settings.loss_weighting == "min_snr":
         if source != "x0":
             raise PruningError(
-                "recovery: loss_weighting='min_snr' needs noise levels, which points lack; use 'uniform'"
+                "recovery: loss_weighting='min_snr' needs targets, which points lack; use 'uniform'"
             )
         assert calls.head.target is not None
         min_snr(torch.ones(1), calls.head.target.kind)
@@ -76,6 +85,125 @@ def recover_recorded(
 
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
     return train_back(student, teacher, make, seen, settings, seed, folder, device, progress)
+
+
+def recover_images(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    source: ImageCalls,
+    count: int,
+    settings: Recover,
+    *,
+    dropped: Callable[[int], int] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> RecoveryResult:
+    """Train `student` in place on noised images within recorded calls; all else is as for `recover`.
+
+    Args:
+        student: The pruned denoiser.
+        teacher: The dense denoiser; None only with `distill_weight` 0.
+        source: Images and calls.
+        count: How many images there are.
+        settings: How to train.
+        dropped: Number of an image that loses its label or caption -> the recorded sample that takes the place of its
+            own; None: there is none, and nothing is dropped.
+        seed: Of every draw.
+        folder: Where checkpoints go; None writes none.
+        device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
+        progress: Called after every step on process 0.
+
+    Raises:
+        PruningError: As `recover`, and for images that do not fit the recording.
+    """
+    settings = checked(settings, has_targets=True)
+    if settings.label_dropout and dropped is None:
+        raise PruningError(
+            f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a label or caption; "
+            "set label_dropout to 0 or null"
+        )
+    dropout = settings.label_dropout
+    if dropout is None:
+        dropout = 0.0 if dropped is None else DEFAULT_DROPOUT
+    target = source.calls.head.target
+    if settings.loss_weighting == "min_snr" and target is not None:
+        min_snr(torch.ones(1), target.kind)
+    _ = source.rows  # what does not fit fails here
+
+    def make(settings: Recover, where: Place) -> Source:
+        return RecordedImageSource(source, count, dropped, settings, seed, *where)
+
+    seen = {"recording": dict(source.calls.head.identity), "images": count}
+    settings = replace(settings, label_dropout=dropout)
+    return train_back(student, teacher, make, seen, settings, seed, folder, device, progress)
+
+
+@dataclass(frozen=True)
+class RecordedImageSource:
+    """Training batches of noised images within recorded calls.
+
+    Attributes:
+        source: Images and calls.
+        count: How many images there are.
+        instead: The recorded sample of an image that loses its label.
+        settings: Batch size, micro-batches, weighting and label dropout.
+        seed: Of every draw.
+        device: Where the batches go.
+        rank: This process, 0 <= rank < processes.
+        processes: How many share the samples of each step.
+    """
+
+    source: ImageCalls
+    count: int
+    instead: Callable[[int], int] | None
+    settings: Recover
+    seed: int
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+
+    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
+        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
+        for step in range(first_step, last_step):
+            for part in micro_batches(self.settings, self.rank, self.processes):
+                yield self.build(step, part)
+
+    def build(self, step: int, part: slice) -> TrainingBatch:
+        """Return the micro-batch of the samples `part` of `step` (from 0).
+
+        Steps of the sampler are drawn as timesteps are; of several branches of guidance one. Only samples that can
+        share a call with the first are taken.
+        """
+        source, size, steps = self.source, self.settings.batch_size, self.source.calls.steps
+        position = step * size + part.start
+        ids = sample_order(self.count, position, part.stop - part.start, self.seed)
+        drawn, dropped = step_draws(step, size, steps, self.settings.label_dropout or 0.0, self.seed)
+        branch = torch.rand(len(ids), generator=sample_generator(self.seed, position, DRAWS)).tolist()
+        rows = []
+        for k, image in enumerate(ids.tolist()):
+            gone = self.instead is not None and bool(dropped[part][k])
+            condition = self.instead(image) if gone and self.instead else source.condition(image)
+            alike = source.rows[condition, steps - 1 - int(drawn[part][k])]
+            rows.append(alike[int(branch[k] * len(alike))])
+        together = apart(source.calls, list(enumerate(rows)))[0]
+        chosen = [k for k, _ in together]
+        ids = ids[chosen]
+        x0 = source.latents(ids.tolist())
+        eps = indexed_noise([position + k for k in chosen], x0.shape[1:], self.seed, TRAINING_NOISE)
+        indexed = [(k, row) for k, (_, row) in enumerate(together)]
+        batch = batch_of(source, indexed, ids.tolist(), x0, eps, 0, self.device, torch.float32)
+        return TrainingBatch(
+            call=batch.call,
+            target=batch.target,
+            timesteps=batch.timesteps.to(self.device),
+            sample_ids=ids,
+            dropped=dropped[part][chosen],
+            position=position,
+            weights=weights_of(source.calls, [row for _, row in together], self.settings, self.device),
+            read=batch.read,
+        )
 
 
 @dataclass(frozen=True)
@@ -140,15 +268,18 @@ class RecordedSource:
             sample_ids=torch.tensor([row.sample for row in rows]),
             dropped=torch.zeros(count, dtype=torch.bool),
             position=position,
-            weights=self._weights(rows),
+            weights=weights_of(self.calls, rows, self.settings, self.device),
             read=answers_of(self.calls, rows) if made else None,
         )
 
-    def _weights(self, rows: Sequence[Row]) -> Tensor | None:
-        if self.settings.loss_weighting == "uniform":
-            return None
-        levels = [row.levels[0] for row in rows if row.levels is not None]
-        target = self.calls.head.target
-        assert target is not None
-        snr = torch.tensor([(level.signal / max(level.noise, 1e-8)) ** 2 for level in levels])
-        return min_snr(snr, target.kind).to(self.device)
+
+def weights_of(
+    calls: RecordedCalls, rows: Sequence[Row], settings: Recover, device: torch.device
+) -> Tensor | None:
+    """Return how much the loss of each row counts, (B,); None: all 1."""
+    if settings.loss_weighting == "uniform":
+        return None
+    levels = [row.levels[0] for row in rows if row.levels is not None]
+    assert calls.head.target is not None
+    snr = torch.tensor([(level.signal / max(level.noise, 1e-8)) ** 2 for level in levels])
+    return min_snr(snr, calls.head.target.kind).to(device)

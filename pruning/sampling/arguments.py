@@ -74,6 +74,19 @@ def value_of(pipeline_class: type, arguments: Mapping[str, Any], name: str) -> A
     return arguments.get(name, parameter.default) if parameter else None
 
 
+def as_taken(pipeline_class: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `arguments` with tuples in place of lists where the call says that it takes such; JSON has lists alone."""
+    tuples = {
+        name
+        for name, each in call_parameters(pipeline_class).items()
+        if "tuple" in str(each.annotation).lower()
+    }
+    return {
+        name: tuple(value) if isinstance(value, list) and name in tuples else value
+        for name, value in arguments.items()
+    }
+
+
 def shortened(pipeline_class: type, arguments: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """Return `arguments` for a call of at most so many steps; where they say every step, as they are."""
     asked = value_of(pipeline_class, arguments, STEPS)

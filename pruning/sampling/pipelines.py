@@ -19,7 +19,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from pruning.errors import PruningError, shown
-from pruning.sampling.arguments import call_parameters, shortened
+from pruning.sampling.arguments import as_taken, call_parameters, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
 
@@ -29,7 +29,7 @@ SAME, SAME_HALF = 1e-4, 2e-2
 REHEARSED = 2
 """Steps of a rehearsal; a single one does not show what a scheduler does between steps."""
 
-MEDIA = {"images": 4, "frames": 5, "video": 5, "audios": 3}
+MEDIA = {"images": 4, "image": 4, "frames": 5, "video": 5, "audios": 3}
 """Fields of a pipeline's output that hold samples, and how many axes they have."""
 
 Inputs = Sequence[Mapping[str, Any]]
@@ -88,9 +88,9 @@ def pipeline_call(
     """
     taken, count = call_parameters(type(pipeline)), len(inputs)
     names, generators = list(inputs[0]), sample_generators(torch.as_tensor(sample_ids), seed)
-    call = {**arguments, "output_type": "np", "return_dict": True}
-    call |= {"generator": generators if count > 1 else generators[0], "batch_size": count}
-    call = {name: value for name, value in call.items() if name in taken}
+    ours: dict[str, Any] = {"output_type": "np", "return_dict": True, "batch_size": count}
+    ours["generator"] = generators if count > 1 else generators[0]
+    call = as_taken(type(pipeline), arguments) | {name: ours[name] for name in ours if name in taken}
     if count == 1:
         call |= inputs[0]
     elif not names and "batch_size" not in taken:
@@ -150,7 +150,7 @@ def _draw(
     name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
     try:
-        with _as_it_was(pipeline, call.get("generator")):
+        with _as_it_was(pipeline, sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()):
             output = pipeline(**call)
     except PruningError:
         raise
@@ -163,8 +163,8 @@ def _draw(
 
 
 @contextmanager
-def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
-    """Put back what a call changes of a pipeline of diffusers, and seed what it draws from the global generator.
+def _as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
+    """Put back what a call changes of a pipeline of diffusers, and `seed` what it draws from the global generator.
 
     Put back are its own attributes, the progress bar among them, the state of its schedulers, the attributes of its
     tokenizers, and the processors of its attention modules.
@@ -172,7 +172,6 @@ def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
     if isinstance(pipeline, PixelPipeline):  # it changes nothing, and calls may run side by side
         yield
         return
-    first = generator[0] if isinstance(generator, list) else generator
     own, parts = dict(vars(pipeline)), list(pipeline.components.values())
     states = [
         (part, copy.deepcopy(vars(part)) if isinstance(part, SchedulerMixin) else dict(vars(part)))
@@ -184,7 +183,7 @@ def _as_it_was(pipeline: Any, generator: Any) -> Iterator[None]:
     devices = {weight.device for weight in _weights(pipeline) if weight.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(first.initial_seed() if first is not None else 0)
+            torch.manual_seed(seed)
             pipeline.set_progress_bar_config(disable=True)
             yield
     finally:

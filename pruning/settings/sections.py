@@ -114,8 +114,8 @@ class Calibrate(Section):
     )
     provider: str = knob(
         "noised",
-        "``noised`` shows noised images of the data; ``sampling`` records what the model's own pipeline asks of it while "
-        "it generates; ``renoised`` noises what it generated anew, at the sampler's own steps.",
+        "``noised`` shows noised images of the data; ``sampling`` records what the model's own pipeline asks of it "
+        "while it generates; ``renoised`` noises what it generated anew, at the sampler's own steps.",
         one_of(*PROVIDERS),
     )
     num_steps: int | None = knob(
@@ -388,13 +388,18 @@ class Latency(Section):
 class Evaluate(Section):
     """What is measured on dense, pruned and recovered."""
 
-    num_samples: int = knob(1000, "Generated images per model.", at_least(2))
+    num_samples: int = knob(1000, "Samples that each model makes.", at_least(2))
     num_steps: int | None = knob(None, f"Sampling steps; null takes {_PIPELINE_SAYS}.", at_least(1))
     sampler: str | None = knob(
         None,
         "Scheduler class of diffusers to sample with, e.g. ``DDIMScheduler``; null takes the model's own.",
     )
-    batch_size: int = knob(100, "Images generated at a time.", at_least(1), neutral=True)
+    batch_size: int = knob(
+        100,
+        "Samples made at a time, where the pipeline may make several in one call.",
+        at_least(1),
+        neutral=True,
+    )
     guidance_scale: float | None = knob(None, f"Guidance; null takes {_PIPELINE_SAYS}.")
     features: str | None = knob(
         None,

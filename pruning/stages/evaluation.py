@@ -36,6 +36,8 @@ FIGURES = {
     "frechet": "Fréchet distance",
     "kernel": "kernel distance",
     "excess_error": "excess error against the dense model",
+    "ssim": "SSIM to the dense model, same noise",
+    "spectral_error": "spectral error to the dense model, same noise",
     "macs": "multiply-accumulates of one call",
     "params": "parameters",
     "file_bytes": "bytes of the weights",

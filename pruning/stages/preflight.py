@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import psutil
 import torch
 
 from eval.features import inception_is_here, load_features
-from eval.run import check_medium, check_metrics, fewest_images
+from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
-from pruning.calibration import find, sum_bytes
+from pruning.calibration import find
 from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps
 from pruning.data.batches import check_buckets
 from pruning.errors import PruningError, named
-from pruning.export import check_export
-from pruning.files import check_writable
 from pruning.importance import check_kinds, needs_of
 from pruning.models import (
     is_known,
@@ -29,24 +26,20 @@ from pruning.models import (
     takes_pixels,
 )
 from pruning.recovery import check_split
-from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
-from pruning.sampling import rehearse as rehearse_sample
-from pruning.settings import DIGITS, NOISED, SAMPLING, Prune
+from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
 from pruning.stages import smaller_forms
-from pruning.stages.calibration import check_guidance, timestep_weights, wanted
+from pruning.stages.calibration import check_guidance, timestep_weights
 from pruning.stages.caveats import caveats
-from pruning.stages.exporting import request_of
 from pruning.stages.folder import STAGES
 from pruning.stages.planning import hushed, make_plan
+from pruning.stages.rehearsal import rehearse
+from pruning.stages.room import check_room, needed_bytes
 from pruning.stages.run import Run, image_shape
-from pruning.stages.sampling import arguments_of, check_call, pipeline_around, steps_of
+from pruning.stages.sampling import check_call, steps_of
 from pruning.stages.showing import check_recording, is_recorded, recovery_provider, training_samples
 
 logger = logging.getLogger(__name__)
-
-SUBJECTS = 3
-"""Dense, pruned and recovered."""
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
@@ -170,16 +163,21 @@ def check_steps(run: Run) -> None:
             check_buckets(calibrate.timestep_buckets, num_train_timesteps(run.scheduler))
     with named("evaluate.sampler"):
         scheduler = scheduler_named(run.scheduler, evaluate.sampler)
-    for section, steps, own in (
-        ("evaluate", steps_of(run, evaluate), evaluate.sampler is None),
-        ("calibrate", steps_of(run, calibrate) if is_recorded(run) else None, True),
-    ):
-        # A whole pipeline sets its own scheduler by more than the number of steps; it is rehearsed.
-        if steps is not None and not (own and run.pipeline_class is not PixelPipeline):
-            with named(f"{section}.num_steps"):
-                check_sampler(run.scheduler, run.scheduler if own else scheduler, steps)
+    # A whole pipeline sets its own scheduler by more than the number of steps: that is seen in the rehearsal.
+    ours = run.pipeline_class is PixelPipeline
+    if ours or evaluate.sampler:
+        _check_sampler(run, scheduler, evaluate)
+    if ours and is_recorded(run):
+        _check_sampler(run, run.scheduler, calibrate)
     with named("calibrate.timestep_weights"):
         timestep_weights(run)
+
+
+def _check_sampler(run: Run, scheduler: Any, section: Calibrate | Evaluate) -> None:
+    steps = steps_of(run, section)
+    if steps is not None:
+        with named(f"{type(section).__name__.lower()}.num_steps"):
+            check_sampler(run.scheduler, scheduler, steps)
 
 
 def check_provider(run: Run) -> None:
@@ -248,37 +246,6 @@ def _check_split(run: Run, data: ImageData) -> None:
     data.check_readable(labels=num_classes(run.meta) is not None)
 
 
-def needed_bytes(run: Run, stages: Sequence[str]) -> int:
-    """Return about how much the stages will write, but samples, whose size is seen in the rehearsal.
-
-    Raises:
-        PruningError: If the statistics do not fit into memory.
-    """
-    statistics = moment_bytes(run)
-    memory = psutil.virtual_memory().total
-    if statistics > memory:
-        raise PruningError(
-            f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs "
-            f"statistics of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
-            "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
-        )
-    weights = 4 * run.cost.params()
-    needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
-    if "recover" in stages and run.recipe.recover.enabled:
-        needed += weights + checkpoint_bytes(run.meta) * (1 + run.recipe.recover.keep_checkpoints)
-    if "evaluate" in stages and "noised" in metric_needs(run.recipe.evaluate.metrics):
-        predicted = run.recipe.evaluate.denoising_samples * run.recipe.calibrate.timestep_buckets
-        needed += SUBJECTS * 4 * predicted * math.prod(sample_shape(run.meta))
-    return needed
-
-
-def check_room(run: Run, needed: int) -> None:
-    """Check that so many bytes fit onto the disk."""
-    store = run.workspace.store.path.absolute()
-    there = next(place for place in (store, *store.parents) if place.is_dir())
-    check_writable(f"the run {run.recipe.name!r}", there, needed)
-
-
 def check_weights(run: Run, stages: Sequence[str]) -> None:
     """Load the model and the pipeline around it, which no stage does before; later stages know them by their hash.
 
@@ -297,40 +264,6 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
             f"data.resolution: {asked} pixels become {asked / scale:g} x {asked / scale:g} latents ({scale} pixels "
             f"each), but the model samples {height} x {width}; use {height * scale}, or leave it out"
         )
-
-
-def rehearse(run: Run, stages: Sequence[str]) -> None:
-    """Try what the last stages will do after those that are still to run; a PruningError names one that would fail."""
-    for stage, attempt in (("evaluate", _evaluate), ("export", _export)):
-        if stage not in stages or stages[0] == stage:
-            continue
-        try:
-            attempt(run)
-        except (PruningError, OSError) as error:
-            raise PruningError(f"stage {stage!r} would stop at this: {error}") from error
-
-
-def _evaluate(run: Run) -> None:
-    """See by one sample of the dense model whether the metrics can judge such, and whether there is room for all."""
-    section = run.recipe.evaluate
-    pipeline = pipeline_around(run, run.dense, section.sampler)
-    given = run.inputs(run.recipe.data.eval_split, 1)[0]
-    one = rehearse_sample(pipeline, given, seed=run.recipe.seed, arguments=arguments_of(run, section))
-    with named("evaluate.metrics"):
-        check_medium(section.metrics, one)
-    check_room(run, SUBJECTS * section.num_samples * one.nbytes)
-
-
-def _export(run: Run) -> None:
-    """Check the exporters and the words of the model card, with the dense model in place of the slim one."""
-    plan = {"asked": str(run.recipe.prune.target), "macs_ratio": 1.0, "params_ratio": 1.0, "removed": {}}
-    check_export(request_of(run, run.dense, {"plan": plan, "recover": {}}, {}))
-
-
-def moment_bytes(run: Run) -> int:
-    """Return the bytes that calibration will hold."""
-    asked, buckets = wanted(run), run.recipe.calibrate.timestep_buckets
-    return sum_bytes(run.meta, run.groups, asked.needs, variants=asked.variants, timestep_buckets=buckets)
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from pruning.files import read_json, write_json, write_text
 from pruning.importance import head_diagnostics
 from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import to_yaml
+from pruning.settings import NO_DATA
 from pruning.stages.caveats import caveats, unseen
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.depth import DEPTH
@@ -68,7 +69,7 @@ def _data(run: Run) -> dict[str, Any]:
         "title": recipe.title or recipe.name,
         "created": datetime.now().isoformat(timespec="minutes"),
         "model": recipe.model.source,
-        "data": f"{recipe.data.source} ({recipe.data.split}; evaluated on {recipe.data.eval_split})",
+        "data": _data_words(run),
         "held_out": recipe.data.eval_split != recipe.data.split,
         "asked": {
             **target,
@@ -95,6 +96,13 @@ def _data(run: Run) -> dict[str, Any]:
         "warnings": [*caveats(run), *unseen(run.stats)],
         **({"captions": prompts} if prompts else {}),
     }
+
+
+def _data_words(run: Run) -> str:
+    data = run.recipe.data
+    if data.source == NO_DATA:
+        return "none"
+    return f"{data.source} ({data.split}; evaluated on {data.eval_split})"
 
 
 def _heads(run: Run) -> list[dict[str, Any]]:

@@ -274,7 +274,7 @@ class Run:
         section = self.recipe.data
         channels, side = shape or (image_shape(self.meta) if models.is_known(self.meta) else (3, None))
         resolution = section.resolution or side or self.recipe.pipeline.get("height")
-        if not isinstance(resolution, int):
+        if not isinstance(resolution, int) and self.has_images:
             raise PruningError(
                 f"data.resolution: how large the images of {type(self.meta).__name__} are is not known here; give it"
             )
@@ -282,7 +282,7 @@ class Run:
             section.source,
             split=split,
             channels=channels,
-            resolution=resolution,
+            resolution=resolution or 1,
             image_column=section.image_column,
             label_column=section.label_column,
             caption_column=section.caption_column,

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 Sampler = Callable[[Sequence[int] | Tensor], Tensor]
 """Sample ids (N,) -> samples as of `sample_pipeline`; sample i depends on id i alone."""
 
-LOOKED_AT = 1000
-"""Prompts among which the shortest and the longest are found, to try a batch of both."""
+LOOKED_AT = 10_000
+"""Samples among which the shortest and the longest prompt are found, to try a batch of both."""
 
 
 def arguments_of(run: Run, section: Calibrate | Evaluate) -> dict[str, Any]:
@@ -94,7 +94,12 @@ def pipeline_around(run: Run, model: ModelMixin, sampler_name: str | None = None
     whole: Any = run.pipeline
     parts = {**whole.config, **whole.components}
     name = denoiser_name(whole.components, run.recipe.model.subfolder)
-    parts |= {name: model} if name else {}
+    if name is None:
+        raise PruningError(
+            f"model.subfolder: {run.recipe.model.subfolder!r} is no part of {type(whole).__name__}, which has "
+            f"{', '.join(whole.components)}"
+        )
+    parts[name] = model
     parts |= {"scheduler": scheduler_named(run.scheduler, sampler_name)} if sampler_name else {}
     # By its constructor, for a pipeline may hold others that share its parts.
     taken = inspect.signature(type(whole).__init__).parameters
@@ -138,8 +143,9 @@ def _batches_are_safe(
     """Tell whether several samples of a section may be made in one call; tried once a run, with two of its samples."""
     name = type(section).__name__.lower()
     if name not in run.batch_faults:
-        inputs = run.inputs(split_of(run, section), min(section.num_samples, LOOKED_AT))
-        by_length = sorted(inputs, key=lambda one: len(one.get("prompt", "")))
+        by_length = sorted(
+            run.inputs(split_of(run, section), LOOKED_AT), key=lambda one: len(one.get("prompt", ""))
+        )
         pair = [by_length[0], by_length[-1]]
         fault = batch_fault(pipeline, pair, seed=run.recipe.seed, arguments=arguments)
         run.batch_faults[name] = fault

@@ -719,8 +719,8 @@ def test_what_would_stop_evaluation_or_export_is_said_before_the_work(workplace,
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     for attempt, message in (
-        ("pruning.stages.preflight.sampler", "stage 'evaluate' would stop at this: no sample"),
-        ("pruning.stages.preflight.check_export", "stage 'export' would stop at this: no card"),
+        ("pruning.stages.rehearsal.rehearse_sample", "stage 'evaluate' would stop at this: no sample"),
+        ("pruning.stages.rehearsal.check_export", "stage 'export' would stop at this: no card"),
     ):
         with monkeypatch.context() as patch:
             text = message.rpartition(": ")[2]

@@ -90,7 +90,7 @@ def test_captions_of_a_table_need_no_images(tmp_path):
 def test_a_table_without_captions_is_refused(tmp_path):
     datasets.Dataset.from_dict({"label": [1, 2]}).to_parquet(str(tmp_path / "train.parquet"))
     with pytest.raises(
-        PruningError, match="has no captions to generate from; name their column in data.caption_column"
+        PruningError, match=r"has no captions to generate from; name their column in data\.caption_column"
     ):
         texts(tmp_path, "train")
 

@@ -535,3 +535,53 @@ def test_every_knob_says_what_it_does_and_its_class_lists_it():
 
 def test_a_recipe_as_a_dict_is_plain():
     assert dataclasses.asdict(Recipe())["calibrate"]["sink_weights"]["alpha"] == 4.0
+
+
+PIPELINE = """pipeline:
+  height: 512
+  guidance_scale: 4
+  negative_prompt: 'on'
+  sigmas: [1.0, 5e-1]
+  attention_kwargs: {scale: .5}
+  use_karras: true
+"""
+
+
+def test_arguments_of_the_pipeline_have_free_names(write):
+    recipe = load_recipe(
+        write(PIPELINE + TARGET), ["pipeline.width=640", "pipeline.height=null", "pipeline.prompt_2='7'"]
+    )
+    assert recipe.pipeline == {
+        "height": None,
+        "guidance_scale": 4,
+        "negative_prompt": "on",
+        "sigmas": [1.0, 0.5],
+        "attention_kwargs": {"scale": 0.5},
+        "use_karras": True,
+        "width": 640,
+        "prompt_2": "7",
+    }
+    assert type(recipe.pipeline) is dict
+    assert load_recipe(write(to_yaml(recipe), "again.yaml")) == recipe
+    assert load_recipe(write("pipeline:\n" + TARGET)).pipeline == {}
+    assert load_recipe(write(TARGET), ["pipeline={height: 8}"]).pipeline == {"height": 8}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pipeline=512", "pipeline: 512 is not a mapping; write name: value below it"),
+        ("pipeline=null", "pipeline: None is not a mapping"),
+        ("pipeline.eta=.nan", "pipeline: nan must be a finite number"),
+        ("pipeline.eta=[1", r"pipeline: '\[1' cannot be read as YAML"),
+    ],
+)
+def test_arguments_that_are_no_json_are_refused(write, override, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe(write(TARGET), [override])
+
+
+def test_arguments_given_in_python_are_of_json_types():
+    recipe = _replace(_replace(Recipe(), "prune.target.macs", 0.5), "pipeline", {"latents": object()})
+    assert recipe.problems()[0][0] == "pipeline"
+    assert "expected a mapping" in recipe.problems()[0][1]

@@ -37,7 +37,7 @@ from pruning.sampling import (
     sample_pipeline,
     value_of,
 )
-from pruning.sampling.arguments import shortened
+from pruning.sampling.arguments import as_taken, shortened
 from tests.models import dit, unet2d
 from tests.unit.tiny_pipelines import (
     FLUX_CALL,
@@ -197,6 +197,7 @@ def test_a_pipeline_is_left_as_it_was():
     found = sample_pipeline(pipeline, [{}, {}], sample_ids=[0, 1], seed=0)
     assert attention.processor is processor
     assert vars(pipeline) == own
+    assert not torch.equal(found[0], found[1])
     assert vars(pipeline.scheduler).keys() == state.keys()
     assert torch.equal(sample_pipeline(pipeline, [{}], sample_ids=[1], seed=0), found[1:]), (
         "seeded all the same"
@@ -243,7 +244,7 @@ def says(output: Any) -> Says:
     [
         (
             {"image_embeds": np.zeros((1, 4))},
-            "Says gives image_embeds, none of images, frames, video, audios",
+            "Says gives image_embeds, none of images, image, frames, video, audios",
         ),
         ((np.zeros((1, 2, 2, 3)),), "Says gives tuple, none of images"),
         ({"images": np.zeros((2, 4, 4, 3))}, r"gives images of shape \(2, 4, 4, 3\) for 1 sample"),
@@ -336,6 +337,16 @@ def test_a_rehearsal_is_one_sample_of_few_steps():
 def test_arguments_are_held_against_the_signature(cls: type, arguments: dict, message: str):
     with pytest.raises(PruningError, match=message):
         check_arguments(cls, arguments, ("prompt", "class_labels"))
+
+
+def test_lists_become_the_tuples_that_are_taken(tmp_path: Path):
+    pipeline = stable_diffusion_xl(tmp_path)
+    arguments = {"original_size": [8, 8], "timesteps": [600, 20]}
+    found = as_taken(type(pipeline), arguments)
+    assert found == {"original_size": (8, 8), "timesteps": [600, 20]}
+    assert sample_pipeline(
+        pipeline, PROMPTS[:1], sample_ids=[0], seed=0, arguments={**STEPS, "original_size": [8, 8]}
+    ).shape == (1, 3, 16, 16)
 
 
 def test_what_the_signature_has_passes():

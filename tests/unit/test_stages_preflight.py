@@ -20,7 +20,7 @@ from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
 from pruning.settings import Depth
-from pruning.stages import preflight, smaller_forms
+from pruning.stages import preflight, room, smaller_forms
 from pruning.stages.calibration import wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.dryrun import dry_run
@@ -414,9 +414,9 @@ def test_the_bytes_of_statistics_are_counted_by_hand(recipe):
     run, buckets = Run(bare), bare.calibrate.timestep_buckets
     # Three blocks; heads read 32 columns, the feed-forward 128: a second moment each, and a sum and a weight by bucket.
     by_hand = sum(8 * (width**2 + buckets * (width + 1)) for width in (32, 128))
-    assert preflight.moment_bytes(run) == 3 * by_hand
+    assert room.moment_bytes(run) == 3 * by_hand
     weighted = Run(change(bare, score__weighting="on"))
-    assert preflight.moment_bytes(weighted) == 2 * preflight.moment_bytes(run)
+    assert room.moment_bytes(weighted) == 2 * room.moment_bytes(run)
 
 
 def test_calibration_gathers_what_criterion_compensation_and_report_need(recipe):

@@ -109,7 +109,8 @@ def _words(sample: Mapping[str, Any], width: int) -> str:
     if sample.get("medium") == SOUND:
         channels, length = sample["shape"]
         said = f"{channels} channel{'s' * (channels > 1)} of {length:,} samples"
-        return f" Each is the spectrogram of a sound ({said}): time to the right, frequency upwards (logarithmic), loud is dark."
+        drawn = "time to the right, frequency upwards (logarithmic), loud is dark"
+        return f" Each is the spectrogram of a sound ({said}): {drawn}."
     return ""
 
 

@@ -1,0 +1,152 @@
+"""Noised images as a pipeline would show them to its denoiser: recorded arguments around latents made of images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.data.seeding import NOISE, TIMESTEP, indexed_noise, sample_generator
+from pruning.errors import PruningError
+from pruning.recording.batches import answers_of, check_recorded_buckets, time_of
+from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
+from pruning.recording.oracle import KINDS
+
+
+@dataclass(frozen=True)
+class ImageCalls:
+    """Recorded calls and, for each image, the latents and the recorded sample whose arguments go with it.
+
+    Attributes:
+        calls: Recorded with `for_images`.
+        denoiser: Name of the component.
+        latents: (numbers of images) -> clean samples in the scheduler's layout, float32 (B, ...) on the CPU.
+        condition: Number of an image -> recorded sample with its prompt or class.
+    """
+
+    calls: RecordedCalls
+    denoiser: str
+    latents: Callable[[Sequence[int]], Tensor]
+    condition: Callable[[int], int]
+
+    @cached_property
+    def rows(self) -> dict[tuple[int, int], list[Row]]:
+        """Rows of each recorded sample and step, one for each branch of guidance."""
+        if self.calls.head.target is None:
+            raise PruningError(f"{self.calls.folder}: {NOT_NOISED}")
+        found: dict[tuple[int, int], list[Row]] = defaultdict(list)
+        for row in self.calls.of(self.denoiser):
+            if not row.places or row.levels is None:
+                raise PruningError(f"{self.calls.folder}: {row.name}: its latents are not known")
+            found[row.sample, row.step].append(row)
+        return found
+
+    @cached_property
+    def _trees(self) -> dict[int, Any]:
+        return {}
+
+    def arguments(self, row: Row) -> Any:
+        """Return the recorded arguments of a row, read once."""
+        if id(row) not in self._trees:
+            self._trees[id(row)] = self.calls.arguments(row)
+        return self._trees[id(row)]
+
+    def made(self, row: Row, x0: Tensor, eps: Tensor) -> tuple[Any, Tensor]:
+        """Return a row's arguments around ``signal * x0 + noise * eps`` and the target; all (1, ...)."""
+        target, (place, *_) = self.calls.head.target, row.places
+        assert target is not None
+        assert row.levels is not None
+        level, map_ = row.levels[place.slot], target.maps[row.step][place.slot]
+        x = level.signal * x0 + level.noise * eps
+        wanted = (KINDS[target.kind](x0, eps, level) - map_.beta * x) / map_.alpha
+        return place.put(self.arguments(row), x), wanted
+
+
+def noised_images(
+    source: ImageCalls,
+    *,
+    indices: Sequence[int],
+    batch_size: int,
+    timestep_buckets: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> NoisedBatches:
+    """Return every chunk of images once in every timestep bucket, as `pruning.data.noised_batches` does.
+
+    The steps are those that were recorded, one of its bucket drawn for each image and bucket.
+
+    Raises:
+        PruningError: For numbers that do not fit the recording, before the first batch is made.
+    """
+    check_recorded_buckets(source.calls, timestep_buckets)
+    if batch_size < 1:
+        raise PruningError(f"batch_size {batch_size} must be at least 1")
+    edges = bucket_edges(source.calls.steps, timestep_buckets)
+
+    def make() -> Iterator[NoisedBatch]:
+        for start in range(0, len(indices), batch_size):
+            chunk = [int(i) for i in indices[start : start + batch_size]]
+            x0 = source.latents(chunk)
+            eps = indexed_noise(chunk, x0.shape[1:], seed, NOISE)
+            drawn = [
+                torch.rand(timestep_buckets, generator=sample_generator(seed, i, TIMESTEP)) for i in chunk
+            ]
+            for bucket, (low, high) in enumerate(edges):
+                steps = [low + int(u[bucket] * (high - low)) for u in drawn]
+                wanted = [
+                    (k, row)
+                    for k, (image, step) in enumerate(zip(chunk, steps, strict=True))
+                    for row in source.rows[source.condition(image), step]
+                ]
+                for part in apart(source.calls, wanted):
+                    yield batch_of(source, part, chunk, x0, eps, bucket, device, dtype)
+
+    per_image = len(next(iter(source.rows.values())))
+    rows = len(indices) * timestep_buckets * per_image
+    return NoisedBatches(make, source.calls.steps, timestep_buckets, rows=rows)
+
+
+def bucket_edges(steps: int, buckets: int) -> list[tuple[int, int]]:
+    """Return first position and end of the steps in each bucket, bucket 0 being the last steps."""
+    edges = [-(-part * steps // buckets) for part in range(buckets + 1)]
+    return [(steps - high, steps - low) for low, high in pairwise(edges)]
+
+
+def apart(calls: RecordedCalls, wanted: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
+    """Return rows, each with the position of its image, in groups that can share a call."""
+    found: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+    for position, row in wanted:
+        found[calls.signature(row)].append((position, row))
+    return list(found.values())
+
+
+def batch_of(
+    source: ImageCalls,
+    part: Sequence[tuple[int, Row]],
+    images: Sequence[int],
+    x0: Tensor,
+    eps: Tensor,
+    bucket: int,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> NoisedBatch:
+    """Return the batch of rows that share a call, each with the position of its image in `images`, `x0` and `eps`."""
+    rows = [row for _, row in part]
+    made = [source.made(row, x0[k : k + 1], eps[k : k + 1]) for k, row in part]
+    return NoisedBatch(
+        call=source.calls.call(rows, device=device, dtype=dtype, arguments=[tree for tree, _ in made]),
+        target=torch.cat([target for _, target in made]).to(device),
+        bucket=bucket,
+        sample_ids=torch.tensor([images[k] for k, _ in part]),
+        timesteps=torch.tensor([time_of(row) for row in rows], dtype=torch.float64),
+        branches=tuple(row.call + row.branch for row in rows),
+        read=answers_of(source.calls, rows, tuple(x0[:1].shape)),
+    )
