@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -106,3 +107,25 @@ class ImageData:
             if not 0 <= row < self.length:
                 raise PruningError(f"{self.name}: image {row} asked; indices go from 0 to {self.length - 1}")
         return rows
+
+
+CACHE_BYTES = 2**30
+"""Memory for decoded images."""
+
+
+def cached_images(data: ImageData) -> Callable[[Indices], Tensor]:
+    """Return what reads images of `data`, decoding each once where all of them fit into `CACHE_BYTES`."""
+    if len(data) * math.prod(data.shape) * 4 > CACHE_BYTES:
+        return data.images
+    held = torch.empty(len(data), *data.shape)
+    present = torch.zeros(len(data), dtype=torch.bool)
+
+    def read(indices: Indices) -> Tensor:
+        ids = torch.as_tensor(indices, dtype=torch.long)
+        missing = ids[~present[ids]].unique()
+        if len(missing):
+            held[missing] = data.images(missing)
+            present[missing] = True
+        return held[ids]
+
+    return read

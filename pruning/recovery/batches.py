@@ -7,7 +7,6 @@ how a step is split over micro-batches and processes, and there is no generator 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from pruning.data import ImageData, indexed_noise, noise_and_target, num_train_timesteps, sample_generator
 from pruning.data.batches import move
 from pruning.data.conditioning import Conditioner
+from pruning.data.images import cached_images
 from pruning.models.families import denoiser_call, null_class
 from pruning.recovery.labels import drop_captions, drop_classes
 from pruning.recovery.weighting import loss_weights
@@ -27,9 +27,6 @@ from pruning.settings import Recover
 
 ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
 """Streams of `sample_generator` that recovery uses; evaluation and calibration use lower ones."""
-
-CACHE_BYTES = 2**30
-"""Memory for decoded images."""
 
 
 @dataclass(frozen=True)
@@ -195,14 +192,13 @@ def training_batches(
     """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
 
     One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit into
-    `CACHE_BYTES`, each is decoded once and kept. Close the generator to end the thread.
+    memory, each is decoded once and kept. Close the generator to end the thread.
 
     Raises:
         PruningError: From the data, the conditioner or the scheduler.
     """
     data = source.data
-    fits = len(data) * math.prod(data.shape) * 4 <= CACHE_BYTES
-    read = _cached(data) if fits else data.images
+    read = cached_images(data)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
 
         def ask(step: int, part: slice) -> tuple[int, slice, Tensor, Future[Tensor]]:
@@ -220,18 +216,3 @@ def training_batches(
             batch = source.build(step, part, ids, images.result())
             ahead = next(asked, None)  # after `build`, for one thread reads the data at a time
             yield batch
-
-
-def _cached(data: ImageData) -> Callable[[Tensor], Tensor]:
-    """Return ``ids -> images``, decoding each image of `data` once."""
-    held = torch.empty(len(data), *data.shape)
-    present = torch.zeros(len(data), dtype=torch.bool)
-
-    def read(ids: Tensor) -> Tensor:
-        missing = ids[~present[ids]].unique()
-        if len(missing):
-            held[missing] = data.images(missing)
-            present[missing] = True
-        return held[ids]
-
-    return read

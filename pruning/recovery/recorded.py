@@ -121,8 +121,8 @@ def recover_images(
     settings = checked(settings, has_targets=True)
     if settings.label_dropout and dropped is None:
         raise PruningError(
-            f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a label or caption; "
-            "set label_dropout to 0 or null"
+            f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a label or "
+            "caption; set label_dropout to 0 or null"
         )
     dropout = settings.label_dropout
     if dropout is None:

@@ -311,7 +311,9 @@ class Recover(Section):
         one_of(*PROVIDERS),
     )
     num_samples: int = knob(
-        256, "Samples that are generated and recorded to train on, where no images are taken.", at_least(1)
+        256,
+        "Recorded samples to train on: generated ones, or images with their captions where the pipeline takes texts.",
+        at_least(1),
     )
     steps: int = knob(1000, "Optimizer steps.", at_least(1))
     batch_size: int = knob(

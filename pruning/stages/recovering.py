@@ -10,12 +10,17 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 
 from pruning import checkpoint, recovery
 from pruning.files import write_json
+from pruning.recording.images import ImageCalls
+from pruning.sampling import call_parameters
 from pruning.settings import NOISED
+from pruning.stages.imaging import enters_by_recording, image_calls
 from pruning.stages.run import MODEL, Run
-from pruning.stages.showing import RECORDED, component, recorded, recovery_provider, source_of
+from pruning.stages.sampling import component
+from pruning.stages.showing import RECORDED, recorded, recovery_provider, source_of
 from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import SCRATCH
 
@@ -50,8 +55,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     provider = recovery_provider(run)
     if provider == NOISED:
         teacher = run.dense if section.distill_weight != 0 else None
-        data = run.images(run.recipe.data.split)
-        result = recovery.recover(student, teacher, data, run.conditioner, run.scheduler, section, **how)
+        result = _on_images(run, student, teacher, how)
     else:
         calls, count = recorded(run, section.num_samples), section.num_samples
         where = {"denoiser": component(run), "source": source_of(provider), "samples": range(count)}
@@ -67,6 +71,27 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         "last_loss": result.losses[-1][1] if result.losses else None,
         "seconds_training": round(result.seconds, 1),
     }
+
+
+def _on_images(
+    run: Run, student: ModelMixin, teacher: ModelMixin | None, how: dict[str, Any]
+) -> recovery.RecoveryResult:
+    """Train on the images of the data. Of texts a recording holds each, so that only some images are taken."""
+    section, split = run.recipe.recover, run.recipe.data.split
+    data = run.images(split)
+    if not enters_by_recording(run):
+        return recovery.recover(student, teacher, data, run.conditioner, run.scheduler, section, **how)
+    has_texts = "prompt" in call_parameters(run.pipeline_class)
+    rows = run.choose(split, min(section.num_samples, len(data))) if has_texts else range(len(data))
+    found, without = image_calls(run, split, rows)
+    source = ImageCalls(
+        found.calls,
+        found.denoiser,
+        lambda numbers: found.latents([rows[number] for number in numbers]),
+        lambda number: found.condition(rows[number]),
+    )
+    dropped = None if without is None else (lambda number: without)
+    return recovery.recover_images(student, teacher, source, len(rows), section, dropped=dropped, **how)
 
 
 def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:

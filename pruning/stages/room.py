@@ -11,7 +11,7 @@ from eval.run import needs_of as metric_needs
 from pruning.calibration import sum_bytes
 from pruning.errors import PruningError
 from pruning.files import check_writable
-from pruning.models import sample_shape
+from pruning.models import is_known, sample_shape
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.stages.calibration import wanted
 from pruning.stages.run import Run
@@ -38,7 +38,8 @@ def needed_bytes(run: Run, stages: Sequence[str]) -> int:
     needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
     if "recover" in stages and run.recipe.recover.enabled:
         needed += weights + checkpoint_bytes(run.meta) * (1 + run.recipe.recover.keep_checkpoints)
-    if "evaluate" in stages and "noised" in metric_needs(run.recipe.evaluate.metrics):
+    judged = "evaluate" in stages and "noised" in metric_needs(run.recipe.evaluate.metrics)
+    if judged and is_known(run.meta):  # of other models the size of what they predict is not known here
         predicted = run.recipe.evaluate.denoising_samples * run.recipe.calibrate.timestep_buckets
         needed += SUBJECTS * 4 * predicted * math.prod(sample_shape(run.meta))
     return needed

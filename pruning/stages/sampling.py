@@ -165,3 +165,14 @@ def prompts_of(run: Run, split: str, count: int) -> list[str] | None:
     """Return the prompts of the first samples; None for a model without text."""
     prompts = [one["prompt"] for one in run.inputs(split, count) if "prompt" in one]
     return prompts or None
+
+
+def component(run: Run) -> str:
+    """Return the name of the recipe's denoiser among the components of its pipeline."""
+    parts: dict[str, Any] = pipeline_around(run, run.dense).components
+    name = denoiser_name(parts, run.recipe.model.subfolder) or ("denoiser" if "denoiser" in parts else None)
+    if name is None:
+        raise PruningError(
+            f"model.subfolder: {run.pipeline_class.__name__} has {', '.join(parts)}; say which of them is made slim"
+        )
+    return name

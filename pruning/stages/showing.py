@@ -8,17 +8,15 @@ from typing import Any
 
 from pruning.data import NoisedBatches
 from pruning.errors import PruningError
-from pruning.models import denoiser_name, example_call
+from pruning.models import example_call
 from pruning.models.native import has_native_input
 from pruning.recording import RecordedCalls, record, recorded_batches
 from pruning.settings import NOISED, RENOISED
+from pruning.stages.imaging import CALLS, noised
 from pruning.stages.run import Run
-from pruning.stages.sampling import arguments_of, pipeline_around, steps_of
+from pruning.stages.sampling import arguments_of, component, pipeline_around, steps_of
 from pruning.stages.stage import pick
 from pruning.store import Key
-
-CALLS = "calls"
-"""Folder of a recording in its result."""
 
 RECORDED = (
     "seed",
@@ -62,7 +60,7 @@ def shown(
     split = recipe.data.eval_split if held_out else recipe.data.split
     size = batch_size or recipe.calibrate.batch_size
     if not is_recorded(run):
-        return run.noised(split, len(samples), batch_size=size)
+        return noised(run, split, len(samples), batch_size=size)
     return recorded_batches(
         recorded(run, max(samples) + 1, held_out=held_out),
         denoiser=component(run),
@@ -128,17 +126,6 @@ def recording_key(run: Run, count: int, *, held_out: bool) -> Key:
     split = run.recipe.data.eval_split if held_out else run.recipe.data.split
     config = {**pick(run.recipe, RECORDED), "split": split, "held_out": held_out}
     return Key("recording", config, run.workspace.hashes, {"samples": [str(i) for i in range(count)]})
-
-
-def component(run: Run) -> str:
-    """Return the name of the recipe's denoiser among the components of its pipeline."""
-    parts: dict[str, Any] = pipeline_around(run, run.dense).components
-    name = denoiser_name(parts, run.recipe.model.subfolder) or ("denoiser" if "denoiser" in parts else None)
-    if name is None:
-        raise PruningError(
-            f"model.subfolder: {run.pipeline_class.__name__} has {', '.join(parts)}; say which of them is made slim"
-        )
-    return name
 
 
 def example(run: Run, batch_size: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.groups.modulation import copies, modulation_layers, ranks_that_save, repeated
 from pruning.stages.calibration import SHOWN, progress
+from pruning.stages.imaging import noised
 from pruning.stages.run import Run
 from pruning.stages.showing import is_recorded, shown
 from pruning.stages.stage import pick
@@ -192,7 +193,8 @@ def shown_to_layers(run: Run, *, held_out: bool) -> NoisedBatches:
         return shown(run, range(count, 2 * count) if held_out else range(count))
     others = spare(run) if held_out else 0
     parts: Sequence[NoisedBatches] = [
-        run.noised(
+        noised(
+            run,
             split,
             others or count,
             batch_size=section.batch_size,
