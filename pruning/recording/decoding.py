@@ -24,7 +24,7 @@ from pruning.data.conditioning import encoded
 from pruning.errors import PruningError
 from pruning.recording.oracle import Learned, rehearsal
 from pruning.recording.runs import Runs
-from pruning.recording.watching import denoiser_components
+from pruning.recording.watching import denoiser_components, parts_of
 
 DECODING = "decoding.safetensors"
 """File of a recording for images."""
@@ -187,7 +187,7 @@ def _decoded(runs: Runs, learned: Learned, name: str | None, chosen: Tensor) -> 
         "end": end,
         "returned": found.append,
     }
-    with _reached(runs.pipeline.components[name]) if name else contextlib.nullcontext():
+    with _reached(parts_of(runs.pipeline)[name]) if name else contextlib.nullcontext():
         try:
             runs.ask(arguments, [0], **how)
         except _Reached as reached:

@@ -13,15 +13,15 @@ class Exceptional:
         reason: Why.
         refused: It cannot be recorded.
         points_only: Its latents cannot be noised anew.
-        alone: Rows of several samples cannot share a call.
         without: Arguments that are left out.
+        first_row: Arguments of which the denoiser reads the first row for all rows.
     """
 
     reason: str
     refused: bool = False
     points_only: bool = False
-    alone: bool = False
     without: tuple[str, ...] = ()
+    first_row: frozenset[str] = frozenset()
 
 
 EXCEPTIONS: dict[str, Exceptional] = {
@@ -34,6 +34,9 @@ EXCEPTIONS: dict[str, Exceptional] = {
     "GlmImagePipeline": Exceptional(
         "its cache of reference images is empty without them", without=("kv_caches",)
     ),
-    "OmniGenPipeline": Exceptional("its rows share positions and an attention mask", alone=True),
+    "OmniGenPipeline": Exceptional(
+        "its rotary embedding has the positions of the first row for all rows",
+        first_row=frozenset({"position_ids"}),
+    ),
 }
 """By class of pipeline."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.trees import Path, encoded, leaves, mapped, original
-from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler
+from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,14 @@ def learn(runs: Runs) -> Lesson:
             f"{runs.name}: no model ran before a step of its scheduler, so there is nothing to record"
         )
     last = {call.denoiser: call for step in steps for call in step.calls}
-    two = _last_of_two(runs, set(last))
+    two = _run_of_two(runs, set(last))
     sample = next((update.sample for step in steps for update in step.updates), None)
     inputs, outputs = dict[str, Axes](), dict[str, Axes]()
     for name, call in last.items():
-        inputs[name] = dict(compared(call.arguments, two[name].arguments)) if name in two else {}
-        outputs[name] = dict(compared(call.output, two[name].output)) if name in two else {}
+        # All calls are looked at: some pipelines encode one negative prompt, however many samples are asked for.
+        pairs = list(zip(_calls(steps, name), _calls(two, name), strict=False))
+        inputs[name] = dict(chain.from_iterable(compared(a.arguments, b.arguments) for a, b in pairs))
+        outputs[name] = dict(chain.from_iterable(compared(a.output, b.output) for a, b in pairs))
         if not inputs[name]:
             inputs[name], outputs[name] = guessed(call.arguments, sample), guessed(call.output, sample)
     learned = Learned(steps, inputs, outputs)
@@ -77,7 +80,7 @@ def learn(runs: Runs) -> Lesson:
     target = None if runs.exceptional.points_only else _target(runs, learned)
     denoisers = {}
     for name in last:
-        module = runs.pipeline.components[name]
+        module = parts_of(runs.pipeline)[name]
         axes, alone = _proven(runs, name, learned, other)
         denoisers[name] = Denoiser(type(original(module)).__name__, axes, outputs[name], alone)
     return Lesson(denoisers, target, len(steps), learned, other)
@@ -85,8 +88,8 @@ def learn(runs: Runs) -> Lesson:
 
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
-    call = next(call for step in learned.steps for call in step.calls if call.denoiser == name)
-    alone = _Alike(runs.pipeline.components[name], learned.outputs[name]).answer([call.arguments], {})
+    call = _calls(learned.steps, name)[0]
+    alone = _Alike(parts_of(runs.pipeline)[name], learned.outputs[name]).answer([call.arguments], {})
     wanted = dict(leaves(call.output))
     if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
         raise PruningError(
@@ -95,17 +98,22 @@ def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
         )
 
 
-def _last_of_two(runs: Runs, names: set[str]) -> dict[str, Call]:
-    """Return the last call of each denoiser in a run of two samples, empty where the pipeline makes no two."""
+def _calls(steps: Sequence[SamplingStep], name: str) -> list[Call]:
+    """Return the calls of one denoiser, in order."""
+    return [call for step in steps for call in step.calls if call.denoiser == name]
+
+
+def _run_of_two(runs: Runs, names: set[str]) -> list[SamplingStep]:
+    """Return the sampling steps of a run of two samples, empty where the pipeline makes no two."""
     for asked in _doubled(runs.inputs[0], runs.shared, runs.parameters):
         try:
             steps = runs.ask(asked, [0, 0], denoisers=names, outputs=True)
         except Exception as error:  # each pipeline refuses two samples in its own way
             logger.debug("%s makes no two samples: %s", runs.name, error)
             continue
-        if found := {call.denoiser: call for step in steps for call in step.calls}:
-            return found
-    return {}
+        if steps:
+            return steps
+    return []
 
 
 def _doubled(
@@ -143,7 +151,7 @@ def _other(runs: Runs, learned: Learned) -> Sequence[SamplingStep]:
 
 
 def _target(runs: Runs, learned: Learned) -> Target | None:
-    schedulers = [part for part in runs.pipeline.components.values() if is_scheduler(part)]
+    schedulers = [part for part in parts_of(runs.pipeline).values() if is_scheduler(part)]
     said = {
         prediction_type(s) for s in schedulers if s.config.get("prediction_type", "epsilon") in PREDICTIONS
     }
@@ -166,10 +174,10 @@ def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingSte
     Numbers that change from step to step and that all rows share are tried as one for every row, too.
     """
     axes, out_axes = learned.inputs[name], learned.outputs[name]
-    if runs.exceptional.alone or not axes:
+    if not axes:
         return axes, True
     ours, theirs = (_rows(name, steps, axes) for steps in (learned.steps, other))
-    alike = _Alike(runs.pipeline.components[name], out_axes)
+    alike = _Alike(parts_of(runs.pipeline)[name], out_axes)
     each = dict.fromkeys(changing_numbers(ours[0], ours[-1], axes), EACH)
     if each and alike(ours[0], ours[-1], {**axes, **each}) is True:
         axes = {**axes, **each}
@@ -178,8 +186,7 @@ def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingSte
 
 
 def _rows(name: str, steps: Sequence[SamplingStep], axes: Axes) -> list[Any]:
-    calls = [call for step in steps for call in step.calls if call.denoiser == name]
-    return [row for call in calls for row in rows_of_call(call, axes)]
+    return [row for call in _calls(steps, name) for row in rows_of_call(call, axes)]
 
 
 def changing_numbers(one: Any, two: Any, axes: Axes) -> list[Path]:

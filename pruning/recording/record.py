@@ -21,7 +21,7 @@ from pruning.recording.learning import Lesson, learn
 from pruning.recording.oracle import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
-from pruning.recording.watching import Answer, denoiser_components, is_scheduler
+from pruning.recording.watching import Answer, denoiser_components, is_scheduler, parts_of
 from pruning.store.result import changes
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def record(
 
 def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
     """Return in JSON types what tells this recording from others."""
-    parts = runs.pipeline.components.items()
+    parts = parts_of(runs.pipeline).items()
     found = {
         "pipeline": runs.name,
         "weights": {name: weights_digest(part) for name, part in denoiser_components(runs.pipeline).items()},

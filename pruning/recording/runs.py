@@ -101,7 +101,9 @@ class Runs:
         ]
         with _quiet(self.pipeline):
             steps = run_once(self.pipeline, arguments, generators, **how)
-        for call in (call for step in steps for call in step.calls):
+        for asked in (call.arguments or {} for step in steps for call in step.calls):
             for name in self.exceptional.without:
-                (call.arguments or {}).pop(name, None)
+                asked.pop(name, None)
+            for name in self.exceptional.first_row & asked.keys():
+                asked[name] = asked[name][:1]
         return steps

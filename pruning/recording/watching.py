@@ -72,9 +72,20 @@ def as_tuple(output: Any) -> tuple[tuple[Any, ...], Callable[[tuple[Any, ...]], 
     return (output,), lambda values: values[0]
 
 
+def parts_of(pipeline: Any) -> dict[str, Any]:
+    """Return the components of a pipeline by name, with those that its own list leaves out.
+
+    That list has no part whose argument has a default and is not declared optional (LongCat-Audio's scheduler).
+    """
+    registered = {
+        name: vars(pipeline)[name] for name in getattr(pipeline, "config", ()) if name in vars(pipeline)
+    }
+    return {**pipeline.components, **registered}
+
+
 def denoiser_components(pipeline: Any) -> dict[str, nn.Module]:
     """Return the modules among the components of a pipeline, by name."""
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {name: part for name, part in parts_of(pipeline).items() if isinstance(part, nn.Module)}
 
 
 def is_scheduler(part: Any) -> bool:
@@ -149,7 +160,7 @@ def _parameters(pipeline: Any) -> Iterator[Tensor]:
 @contextlib.contextmanager
 def _own_schedulers(pipeline: Any) -> Iterator[None]:
     """Let the pipeline use copies of its schedulers, so that no run depends on those before."""
-    before = {name: part for name, part in pipeline.components.items() if is_scheduler(part)}
+    before = {name: part for name, part in parts_of(pipeline).items() if is_scheduler(part)}
     try:
         for name, part in before.items():
             setattr(pipeline, name, copy.deepcopy(part))
@@ -211,7 +222,7 @@ def _watched(
             result.prev_sample = end(position, slot, result.prev_sample)
             return result
 
-        for kind in {type(part) for part in pipeline.components.values() if is_scheduler(part)}:
+        for kind in {type(part) for part in parts_of(pipeline).values() if is_scheduler(part)}:
             stack.enter_context(_patched(kind, update, ending, outputs or answer is not None))
         yield
 

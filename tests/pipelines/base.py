@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from torch import nn
 from tests.models import randomise
 from tests.zoo import ZOO
 
-PROMPTS = ("a red fox", "two boats on a grey lake", "a cup")
+PROMPTS = ("a red fox", "two boats on a grey lake", "a tin cup")
+"""The first and the last have as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,24 @@ def image(
     size: tuple[int, int],
     name: str = "image",
     prompt: bool = True,
-    frames: int | None = None,
+    film: int | None = None,
+    sized: bool = True,
     **call: Any,
 ) -> TinyPipeline:
-    """Return an entry that is told three images, or films where `frames` is given, most with a prompt."""
-    films = pictures(frames or 1, *size)
-    inputs = [{name: film if frames else film[0]} for film in films]
+    """Return an entry that is told three images, or films of so many frames, most with a prompt and the size."""
+    films = pictures(film or 1, *size)
+    inputs = [{name: frames if film else frames[0]} for frames in films]
     if prompt:
         inputs = [{"prompt": words, **one} for words, one in zip(PROMPTS, inputs, strict=True)]
-    return TinyPipeline(
-        build, inputs, {"num_inference_steps": 4, "height": size[0], "width": size[1], **call}, "image"
-    )
+    told = {"height": size[0], "width": size[1]} if sized else {}
+    return TinyPipeline(build, inputs, {"num_inference_steps": 4, **told, **call}, "image")
+
+
+def masked(entry: TinyPipeline) -> TinyPipeline:
+    """Return an entry whose samples also have a mask of what is to be made anew, which is their image's right half."""
+    white = Image.new("L", entry.inputs[0]["image"].size)
+    white.paste(255, (white.width // 2, 0, white.width, white.height))
+    return replace(entry, inputs=[{**one, "mask_image": white} for one in entry.inputs])
 
 
 def denoiser(name: str, **changes: Any) -> nn.Module:

@@ -91,3 +91,16 @@ def small(channels: int = 4, stages: int = 3) -> nn.Module:
         num_decoder_blocks=(1,) * stages,
         latent_channels=channels,
     )
+
+
+def packed(channels: int) -> nn.Module:
+    """Return the autoencoder of FLUX.2, whose statistics are of patches of 2 x 2 latents: twice in space."""
+    return diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=16,
+    )

@@ -10,7 +10,7 @@ from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from torch import nn
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
-from tests.pipelines.words import VOCAB
+from tests.pipelines.words import VOCAB, tokenizer
 
 WIDTH = 20
 TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -29,7 +29,7 @@ QWEN_VL = {
 }
 EYES = {
     "image_token_id": 6,
-    "video_token_id": VOCAB - 1,
+    "video_token_id": 9,
     "vision_start_token_id": 7,
     "vision_end_token_id": 8,
 }
@@ -110,10 +110,10 @@ def qwen_vl(**more: Any) -> nn.Module:
     )
 
 
-def mistral() -> nn.Module:
+def mistral(model: str = "Mistral3ForConditionalGeneration") -> nn.Module:
     """Return Mistral 3 with its eyes, which are not used."""
     return _model(
-        "Mistral3ForConditionalGeneration",
+        model,
         "Mistral3Config",
         text_config={"model_type": "mistral", **LANGUAGE},
         vision_config={
@@ -234,3 +234,61 @@ def chatglm(width: int) -> nn.Module:
 def qwen_vl_text(**more: Any) -> nn.Module:
     """Return the text part of Qwen2.5-VL."""
     return _model("Qwen2_5_VLTextModel", "Qwen2_5_VLTextConfig", **{**QWEN_VL, **more})
+
+
+def siglip(width: int = WIDTH) -> nn.Module:
+    """Return SigLIP's image encoder, for images of 32 x 32."""
+    return _model(
+        "SiglipVisionModel",
+        "SiglipVisionConfig",
+        hidden_size=width,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+
+
+def siglip_processor() -> Any:
+    """Return what makes images of 32 x 32 for `siglip`."""
+    return transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+
+
+def qwen_vl_processor() -> Any:
+    """Return what makes texts and images for `qwen_vl`: a token for each 28 x 28 of an image."""
+    return transformers.Qwen2_5_VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=4 * 28 * 28),
+        tokenizer=tokenizer(
+            1200,
+            end=False,
+            extra_special_tokens={
+                "image_token": "<|image_pad|>",
+                "video_token": "<|video_pad|>",
+                "vision_start_token": "<|vision_start|>",
+                "vision_end_token": "<|vision_end|>",
+            },
+        ),
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+    )
+
+
+def llava() -> nn.Module:
+    """Return Llava: Llama that sees what CLIP's image encoder says, four tokens an image."""
+    return _model(
+        "LlavaForConditionalGeneration",
+        "LlavaConfig",
+        text_config={"model_type": "llama", **LANGUAGE},
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 14,
+            "intermediate_size": 28,
+            "projection_dim": 14,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 16,
+        },
+        image_token_index=6,
+        pad_token_id=0,
+    )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from diffusers import AutoencoderKLFlux2
-
 from tests.pipelines.base import TinyPipeline, assemble, denoiser, flow, image, pictures, text
-from tests.pipelines.decoders import kl, shifted, wan
+from tests.pipelines.decoders import kl, packed, shifted, wan
 from tests.pipelines.encoders import WIDTH, clip, language, mistral, t5
 from tests.pipelines.words import clip_tokenizer, tokenizer
 
@@ -18,9 +16,11 @@ CALL = {"max_sequence_length": 24}
 
 def flux(guidance: bool = True, cls: str = "FluxPipeline", **changes: Any) -> Any:
     name = "flux-guidance" if guidance else "flux"
+    controlnet = {"controlnet": changes.pop("controlnet")} if "controlnet" in changes else {}
     config = {"in_channels": 8, "pooled_projection_dim": 20, **changes}
     return assemble(
         cls,
+        **controlnet,
         scheduler=flow(shift=3.0, use_dynamic_shifting=guidance),
         vae=shifted(channels=2),
         text_encoder=clip(),
@@ -47,15 +47,7 @@ def flux2(cls: str, text_encoder: Any, model: str, **more: Any) -> Any:
     return assemble(
         cls,
         scheduler=flow(use_dynamic_shifting=True),
-        vae=AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            latent_channels=2,
-            norm_num_groups=4,
-            sample_size=16,
-        ),
+        vae=packed(2),
         text_encoder=text_encoder,
         tokenizer=tokenizer(512, end=False),
         transformer=denoiser(model, in_channels=8, joint_attention_dim=3 * WIDTH),
@@ -140,7 +132,7 @@ PIPELINES = {
     # It keeps the keys and values of the given image from the first step on.
     "flux2-klein-kv": image(
         lambda: klein("Flux2KleinKVPipeline"),
-        (16, 24),
+        (64, 64),
         max_sequence_length=96,
         text_encoder_out_layers=(0, 1, 2),
     ),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from tests.pipelines.base import PROMPTS, TinyPipeline, assemble, denoiser, flow, text
-from tests.pipelines.decoders import compressing, kl, shifted, small, wan
-from tests.pipelines.encoders import language, qwen3_vl, t5, t5_gemma
+from tests.pipelines.decoders import compressing, kl, packed, shifted, small, wan
+from tests.pipelines.encoders import language, mistral, qwen3_vl, qwen_vl, t5, t5_gemma
 from tests.pipelines.words import VOCAB, tokenizer
 
 
@@ -108,6 +108,42 @@ def glm() -> Any:
     )
 
 
+def longcat() -> Any:
+    return assemble(
+        "LongCatImagePipeline",
+        scheduler=flow(use_dynamic_shifting=True),
+        vae=shifted(channels=16),
+        text_encoder=qwen_vl(),
+        tokenizer=tokenizer(512, end=False),
+        text_processor=None,
+        transformer=denoiser("longcat_image", in_channels=64),
+    )
+
+
+def ernie() -> Any:
+    return assemble(
+        "ErnieImagePipeline",
+        transformer=denoiser("ernie-image", in_channels=8, out_channels=8),
+        vae=packed(2),
+        text_encoder=mistral("Mistral3Model"),
+        tokenizer=tokenizer(512, begin=True, end=False),
+        scheduler=flow(shift=3.0),
+    )
+
+
+def ideogram() -> Any:
+    """A network of its own for what is not guided, which sees the image alone."""
+    return assemble(
+        "Ideogram4Pipeline",
+        scheduler=flow(),
+        vae=packed(2),
+        text_encoder=qwen3_vl("Qwen3VLModel", num_hidden_layers=36),
+        tokenizer=tokenizer(512, end=False),
+        transformer=denoiser("ideogram4", in_channels=8, llm_features_dim=13 * 20),
+        unconditional_transformer=denoiser("ideogram4", in_channels=8, llm_features_dim=13 * 20),
+    )
+
+
 SYMBOLS = torch.randint(30, (3, 1, 16), generator=torch.Generator().manual_seed(5))
 
 PIPELINES = {
@@ -119,6 +155,11 @@ PIPELINES = {
     "omnigen": text(omnigen, guidance_scale=2.5, height=64, width=64),
     "dreamlite": text(lambda: dreamlite("DreamLitePipeline"), height=32, width=32),
     "dreamlite-mobile": text(lambda: dreamlite("DreamLiteMobilePipeline"), height=32, width=32),
+    "longcat-image": text(longcat, guidance_scale=4.5, height=16, width=24, enable_prompt_rewrite=False),
+    "ernie-image": text(ernie, guidance_scale=4.0, height=16, width=24, use_pe=False),
+    "ideogram4": text(
+        ideogram, guidance_scale=4.0, guidance_schedule=None, height=16, width=24, max_sequence_length=64
+    ),
     "glm-image": TinyPipeline(
         glm,
         [

@@ -83,7 +83,7 @@ def deepfloyd() -> Any:
 
 
 def kolors() -> Any:
-    """Imported by its path: diffusers hides it where sentencepiece, which makes its tokenizer, is not installed."""
+    """Imported by its path: diffusers hides it where its tokenizer's library, sentencepiece, is not installed."""
     return assemble(
         KolorsPipeline,
         vae=kl(),

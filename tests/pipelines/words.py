@@ -17,6 +17,8 @@ SPECIAL = (
     "<|image_pad|>",
     "<|vision_start|>",
     "<|vision_end|>",
+    "<|video_pad|>",
+    "<|end_header_id|>",
 )
 VOCAB = 256 + len(SPECIAL)
 CHAT = (
