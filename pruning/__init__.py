@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from pruning.models import load_meta_denoiser as load_meta_denoiser
     from pruning.recipe import Recipe as Recipe
     from pruning.recipe import load_recipe as load_recipe
+    from pruning.recording import RecordedCalls as RecordedCalls
+    from pruning.recording import record as record
+    from pruning.recording import recorded_batches as recorded_batches
     from pruning.recovery import recover as recover
+    from pruning.recovery import recover_recorded as recover_recorded
     from pruning.settings import Calibrate as Calibrate
     from pruning.settings import Depth as Depth
     from pruning.settings import Limit as Limit

@@ -36,6 +36,7 @@ Make diffusion models slimmer: sink-aware structured pruning for diffusers.
   sinkprune cp quickstart my.yaml                    a recipe of your own
   sinkprune run my.yaml prune.target.macs=0.6        any value can be overridden
   sinkprune report runs/*                            compare runs
+  sinkprune record my.yaml                           what it asks of its denoiser, on disk
 
 `run` does all stages, from calibrate to report; each stage is also a command, which does it and what it needs.
 """
@@ -65,8 +66,22 @@ bundled:models/<name> or a hub id; no weights are read, and of a hub id only the
   sinkprune plan flux/transformer/config.json
   sinkprune plan black-forest-labs/FLUX.1-dev --macs 0.7 --kinds ffn_channels --round-to 64 --save plan.json
 """
+RECORD = """\
+Keep what a pipeline asks of its denoiser while it samples: calibration and recovery read it from disk, without text
+encoder or autoencoder.
+
+Of a recipe: make the recorded calls that its stages read, in its store, before `run` does.
+
+Of a pipeline, with --out: record it into a folder. A pipeline is a folder, bundled:models/<name> or a hub id; KEY=VALUE
+are arguments of its own call. How large the recording will be is said before it is made; one that was stopped goes on
+where it was. `sinkprune show FOLDER` says what it holds.
+
+  sinkprune record my.yaml
+  sinkprune record stabilityai/sdxl --prompts texts.txt --out calls num_inference_steps=20 guidance_scale=5
+"""
 SHOW = """\
-Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), or all values of a recipe.
+Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), recorded calls, or all values of
+a recipe.
 """
 DIFF = "Show the values in which two recipes differ, and for two runs also the figures."
 LS = """\
@@ -78,6 +93,7 @@ Remove results that no run directory uses, and what interrupted or damaged work 
 stays. A run that was moved away keeps its own files.
 """
 
+DTYPES = ("float32", "float16", "bfloat16")
 USER_ERROR, INTERRUPTED = 2, 130
 SPINS = "10000"
 """How often a waiting OpenMP thread looks again before it sleeps."""
@@ -206,8 +222,11 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="FILE.html",
                 help="where to write a comparison (report.html beside the runs)",
             )
-    show = add("show", "what a run or a checkpoint is", SHOW)
-    show.add_argument("target", metavar="TARGET", help="a run directory, a checkpoint folder, or a recipe")
+    _add_record(add("record", "keep what a pipeline asks of its denoiser", RECORD))
+    show = add("show", "what a run, a checkpoint or a recording is", SHOW)
+    show.add_argument(
+        "target", metavar="TARGET", help="a run directory, a checkpoint, a recording, or a recipe"
+    )
     diff = add("diff", "two recipes or two runs", DIFF)
     diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
     diff.add_argument("right", metavar="RIGHT", help="another")
@@ -229,6 +248,36 @@ def build_parser() -> argparse.ArgumentParser:
     copy.add_argument("recipe", metavar="RECIPE", help="the name of a bundled recipe")
     copy.add_argument("file", metavar="FILE", help="where to; an existing file is not overwritten")
     return parser
+
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE|PIPELINE", help="what `run` takes, or with --out a pipeline"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value in place of the recipe's, or an argument of the pipeline's call",
+    )
+    recipe = parser.add_argument_group("for a recipe")
+    recipe.add_argument(
+        "--held-out", action="store_true", help="what evaluation reads, and not calibration and recovery"
+    )
+    pipeline = parser.add_argument_group("for a pipeline")
+    pipeline.add_argument("--out", metavar="FOLDER", help="where to")
+    pipeline.add_argument("--prompts", metavar="FILE", help="a text file, a prompt a line")
+    pipeline.add_argument("--labels", metavar="0,1,2", help="classes")
+    pipeline.add_argument(
+        "--samples", type=int, metavar="N", help="how many; of prompts or classes, those in turn (each once)"
+    )
+    pipeline.add_argument(
+        "--points", type=int, metavar="K", help="sampling steps that are kept of each sample (8)"
+    )
+    pipeline.add_argument("--seed", type=int, metavar="S", help="of all draws (0)")
+    pipeline.add_argument("--dtype", choices=DTYPES, help="type of the weights (float32)")
+    pipeline.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, … (auto)")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

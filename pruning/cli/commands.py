@@ -15,6 +15,7 @@ from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
 from pruning.cli.model import OPTIONS, names_model, plan_model
+from pruning.cli.recording import record
 from pruning.errors import PruningError
 from pruning.files import write_errors, write_text
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
@@ -209,6 +210,7 @@ COMMANDS: dict[str, Command] = {
     **dict.fromkeys(("run", *STAGE_HELP), run),
     "plan": plan,
     "report": report,
+    "record": record,
     "show": show,
     "diff": diff,
     "ls": list_all,

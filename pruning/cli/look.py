@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from pruning.cli import tables
 from pruning.cli.console import Console, Outcome, facts, table, text_of
+from pruning.cli.recording import recording_in, show_recording
 from pruning.errors import PruningError
 from pruning.files import read_json, size
 from pruning.hook import PRUNING_KEY
@@ -26,15 +27,19 @@ from pruning.store import OWNER, STORE, Store, changes
 
 
 def show(arguments: argparse.Namespace, console: Console) -> Outcome:
-    """Show a run, a checkpoint or a recipe."""
+    """Show a run, a checkpoint, a recording or a recipe."""
     path = Path(arguments.target).expanduser()
     if (path / OWNER).is_file():
         return _show_run(path)
+    if (recording := recording_in(path)) is not None:
+        return show_recording(recording)
     for folder in (path, *(path / name for name in DENOISER_FOLDERS)):
         if (folder / "config.json").is_file():
             return _show_checkpoint(folder)
     if path.is_dir():
-        raise PruningError(f"{path}: neither a run directory (run.json) nor a checkpoint (config.json)")
+        raise PruningError(
+            f"{path}: neither a run directory (run.json), a checkpoint (config.json) nor a recording (recording.json)"
+        )
     recipe = load_recipe(find_recipe(arguments.target), check=False)
     return Outcome(asdict(recipe), [table(("",), [(to_yaml(recipe).rstrip(),)])])
 

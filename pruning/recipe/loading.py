@@ -94,6 +94,20 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
     return recipe
 
 
+def read_arguments(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return arguments of a pipeline's call from ``name=value`` entries, as they would stand under ``pipeline``.
+
+    Raises:
+        PruningError: For an entry without a name or a value that cannot be read.
+    """
+    found: dict[str, Any] = {}
+    for tree in read_overrides(overrides):
+        values, problems = typed({"pipeline": tree})
+        _refuse([f"{COMMAND_LINE}: {problem.removeprefix('pipeline.')}" for problem in problems])
+        found |= values["pipeline"]
+    return found
+
+
 def to_yaml(recipe: Recipe) -> str:
     """Return the recipe as YAML with every value written out; it reads back as the same recipe."""
     return yaml.safe_dump(_escaped(asdict(recipe)), sort_keys=False, allow_unicode=True, width=10_000)

@@ -205,8 +205,12 @@ class RecordedCalls:
         self._files = files
 
     @classmethod
-    def open(cls, folder: str | Path) -> RecordedCalls:
+    def open(cls, folder: str | Path, *, whole: bool = True) -> RecordedCalls:
         """Open a recording; nothing in it is trusted.
+
+        Args:
+            folder: Where it lies.
+            whole: Refuse one that is not finished; else what there is of it is opened.
 
         Raises:
             PruningError: If there is none, it is not finished, or it was changed.
@@ -217,7 +221,7 @@ class RecordedCalls:
             raise PruningError(f"{folder}: no recording is there ({HEAD} is missing)")
         parts = read_parts(folder)
         found = sum(len(part.x0) for part in parts)
-        if found != head.samples:
+        if found > head.samples or (whole and found < head.samples):
             raise PruningError(
                 f"{folder}: the recording is not finished: {found} of {head.samples} samples are there; record again "
                 "with the same arguments to go on"
@@ -238,8 +242,13 @@ class RecordedCalls:
 
     @property
     def samples(self) -> int:
-        """How many samples were recorded."""
+        """How many samples a finished recording holds."""
         return self.head.samples
+
+    @property
+    def recorded(self) -> int:
+        """How many samples are there."""
+        return len(self.x0)
 
     @property
     def steps(self) -> int:

@@ -9,6 +9,7 @@ from eval.run import look, observations
 from eval.types import DATA, Context
 from pruning.models import resolve_source
 from pruning.stages.run import Run
+from pruning.stages.showing import RECORDED, shows_recorded_example
 from pruning.stages.stage import pick
 from pruning.store import Key
 
@@ -25,20 +26,12 @@ SAMPLED = (
 READS = {
     "samples": SAMPLED,
     "image_features": (*SAMPLED, "evaluate.num_real", "evaluate.features"),
-    "denoising": ("data", "model.dtype", "seed", "calibrate.timestep_buckets", "evaluate.denoising_samples"),
+    "denoising": (*RECORDED, "data", "calibrate.provider", "evaluate.denoising_samples"),
     "cost": ("model.dtype", "export.dtype"),
 }
 """Keys that an observation depends on; one that is not named here depends on all that are `LOOKED_AT`."""
 
-LOOKED_AT = (
-    "data",
-    "model.dtype",
-    "seed",
-    "pipeline",
-    "calibrate.timestep_buckets",
-    "export.dtype",
-    "evaluate",
-)
+LOOKED_AT = (*RECORDED, "data", "calibrate.provider", "export.dtype", "evaluate")
 
 Seen = dict[str, dict[str, Observation]]
 
@@ -68,6 +61,8 @@ def observation_key(run: Run, what: str, subject: str) -> Key:
         config["evaluate.features"] = features_identity(run)
     if what == "cost":  # its peak memory is that of a device
         config["device"] = run.device.type
+        if shows_recorded_example(run):
+            config |= pick(run.recipe, ("data", *RECORDED))
     return Key(what, config, {**run.workspace.hashes, "subject": subject})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 
-from pruning import checkpoint, recovery
+from pruning import checkpoint, models, recovery
 from pruning.files import write_json
 from pruning.recording.images import ImageCalls
 from pruning.sampling import call_parameters
@@ -28,7 +28,10 @@ from pruning.store import SCRATCH
 def shown_to_train(run: Run) -> dict[str, Any]:
     """Return what says on what the slim model is trained: keys of images or of recorded calls."""
     provider = recovery_provider(run)
-    return {"recover.provider": provider, **pick(run.recipe, IMAGES if provider == NOISED else RECORDED)}
+    keys = IMAGES if provider == NOISED else RECORDED
+    if provider == NOISED and not models.is_known(run.meta):  # shown within recorded calls
+        keys = (*IMAGES, *RECORDED)
+    return {"recover.provider": provider, **pick(run.recipe, keys)}
 
 
 @partial(

@@ -81,7 +81,7 @@ class Run:
         self.uses: set[str] = set()
         self.redoing = False
         self._results: dict[str, Result] = {}
-        self.ranks = Ranks(self.folder.path, cpu=_device(recipe.device).type == "cpu")
+        self.ranks = Ranks(self.folder.path, cpu=device_named(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
         self.batch_faults: dict[str, str | None] = {}
         self._images: dict[str, ImageData] = {}
@@ -119,7 +119,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """The device of the recipe; ``auto`` is CUDA, else MPS, else the CPU."""
-        return self.ranks.device or _device(self.recipe.device)
+        return self.ranks.device or device_named(self.recipe.device)
 
     @property
     def device_name(self) -> str:
@@ -208,9 +208,7 @@ class Run:
     @cached_property
     def pipeline_class(self) -> type:
         """Class of the pipeline that the models sample in, known without weights; ours around a bare denoiser."""
-        section = self.recipe.model
-        found = models.pipeline_class(section.source, revision=section.revision)
-        return PixelPipeline if found is None or found.__name__ in PLAIN else found
+        return sampling_class(self.recipe.model.source, self.recipe.model.revision)
 
     @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
@@ -374,7 +372,13 @@ def image_shape(model: ModelMixin) -> tuple[int, int]:
     return channels if models.takes_pixels(model) else 3, height
 
 
-def _device(name: str) -> torch.device:
+def sampling_class(source: str, revision: str | None = None) -> type:
+    """Return the class of the pipeline that a source's model samples in; ours around a bare denoiser of pixels."""
+    found = models.pipeline_class(source, revision=revision)
+    return PixelPipeline if found is None or found.__name__ in PLAIN else found
+
+
+def device_named(name: str) -> torch.device:
     """Return the device of that name; ``auto`` is CUDA, else MPS, else the CPU."""
     if name != "auto":
         return torch.device(name)

@@ -128,9 +128,14 @@ def recording_key(run: Run, count: int, *, held_out: bool) -> Key:
     return Key("recording", config, run.workspace.hashes, {"samples": [str(i) for i in range(count)]})
 
 
+def shows_recorded_example(run: Run) -> bool:
+    """Tell whether costs and latency are those of a recorded call; else of one at the model's native size."""
+    return is_recorded(run) and not has_native_input(run.meta)
+
+
 def example(run: Run, batch_size: int) -> dict[str, Any]:
     """Return a call of the dense model, for costs and latency: at its native size, or one that was recorded."""
-    if has_native_input(run.dense) or not is_recorded(run):
+    if not shows_recorded_example(run):
         return example_call(run.dense, batch_size)
     calls = recorded(run, 1)
     return calls.example(component(run), batch_size, device=run.device, dtype=run.dtype)

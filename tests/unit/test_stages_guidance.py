@@ -18,7 +18,7 @@ from pruning.calibration import SamplingRun
 from pruning.errors import PruningError
 from pruning.importance import score
 from pruning.recipe import Recipe
-from pruning.stages.calibration import check_guidance, conditional_half, gather, source, wanted
+from pruning.stages.calibration import check_guidance, conditional_half, gather, source_for, wanted
 from pruning.stages.run import Run
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.test_stages_preflight import change
@@ -64,7 +64,7 @@ def calls(run: Run, argument: str) -> list[Tensor]:
     def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append(kwargs[argument])
 
-    shown = source(run, run.dense)
+    shown = source_for(run, run.dense)
     assert isinstance(shown, SamplingRun)
     handle = run.dense.register_forward_pre_hook(see, with_kwargs=True)
     try:
@@ -166,5 +166,6 @@ def test_preflight_asks(tmp_path):
     from pruning.stages import preflight
 
     bare(dit(sample_size=16), tmp_path)
+    recipe = asked(tmp_path, score__criterion="magnitude", calibrate__timestep_buckets=3)
     with pytest.raises(PruningError, match=r"'magnitude' does not judge [a-z_]+ by rows alone"):
-        preflight.preflight(Run(asked(tmp_path, score__criterion="magnitude")), [])
+        preflight.preflight(Run(recipe), [])

@@ -187,7 +187,9 @@ def test_an_evaluation_on_the_images_of_training_is_warned_of(recipe, caplog):
 def test_ranks_are_chosen_by_images_that_calibration_leaves_alone_at_other_timesteps(recipe, taken):
     run = Run(change(recipe, data__source="digits", calibrate__num_samples=taken))
     assert smaller_forms.spare(run) == (6 if taken == 6 else 0)
-    fit, held_out = (list(smaller_forms.shown(run, held_out=held_out)) for held_out in (False, True))
+    fit, held_out = (
+        list(smaller_forms.shown_to_layers(run, held_out=held_out)) for held_out in (False, True)
+    )
     timesteps = [torch.cat([batch.timesteps for batch in batches]) for batches in (fit, held_out)]
     assert timesteps[0].shape == timesteps[1].shape
     assert (timesteps[0] != timesteps[1]).float().mean() > 0.8
@@ -308,9 +310,9 @@ def test_what_device_scheduler_and_model_cannot_do_is_refused_with_its_key(recip
             {
                 "score__criterion": "obs",
                 "calibrate__provider": "sampling",
-                "calibrate__criteria": ["probe"],
+                "calibrate__criteria": ["taylor"],
             },
-            r"calibrate\.provider: .*'probe' \(calibrate\.criteria\)",
+            r"calibrate\.provider: .*'taylor' \(calibrate\.criteria\)",
         ),
         ({"score__criterion": "block_change"}, r"score\.criterion: .*kind 'blocks' only"),
         (
