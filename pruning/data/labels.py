@@ -75,7 +75,7 @@ def check_classes(data: ImageData, model: nn.Module) -> list[str]:
 
 
 def golden_stride(classes: int) -> int:
-    """Return the stride in which all classes come once, and any few in a row lie far apart: about the golden section."""
+    """Return the stride, near the golden section, in which all classes come once and any few in a row are far apart."""
     section = (math.sqrt(5) - 1) / 2 * classes
     strides = (number for number in range(1, classes + 1) if math.gcd(number, classes) == 1)
     return min(strides, key=lambda number: abs(number - section))

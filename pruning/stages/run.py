@@ -243,9 +243,7 @@ class Run:
         """Whether the data hold images, not prompts alone or nothing."""
         return self.recipe.data.source != NO_DATA and not is_text(self.recipe.data.source)
 
-    def inputs(
-        self, split: str, count: int, *, skip: int = 0, spread: bool = False
-    ) -> list[dict[str, Any]]:
+    def inputs(self, split: str, count: int, *, skip: int = 0, spread: bool = False) -> list[dict[str, Any]]:
         """Return what samples bring to a call of the pipeline: those with the indices from `skip` on.
 
         A text pipeline has the prompts of the split in turn, a class-conditional one all classes in turn; with `spread`
