@@ -52,9 +52,8 @@ def rows_of_run(
                     for slot, update in enumerate(updates)
                     for place in find(tree, update.sample[:1], slot)
                 ]
-                known = {
-                    place.path: place for place in places
-                }  # of several steps on one sample the last counts
+                # Of several steps of the scheduler on one sample the last counts.
+                known = {(place.path, place.axis, place.offset): place for place in places}
                 yield Row(
                     sample=sample,
                     step=position,

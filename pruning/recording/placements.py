@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,34 +63,40 @@ class Placement:
 
 
 def find(tree: Any, x: Tensor, slot: int) -> list[Placement]:
-    """Return where x, one sample in the scheduler's layout, is inside the arguments of one row."""
+    """Return everywhere that x, one sample in the scheduler's layout, is inside the arguments of one row."""
     if not float(x.norm()):
         return []
     found = []
     for path, leaf in leaves(tree):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() >= x.numel():
-            found.extend(itertools.islice(_in_leaf(path, leaf, x, slot), 1))
+            found += _slices(path, leaf, x, slot) or _whole(path, leaf, x, slot)
     return found
 
 
-def _in_leaf(path: Path, leaf: Tensor, x: Tensor, slot: int) -> Iterator[Placement]:
-    """Yield where x is in a leaf: the leaf itself, a slice of it, or the leaf with its dimensions in another order."""
-    if leaf.shape == x.shape:
-        if scale := ratio(leaf, x):
-            yield Placement(path, slot, scale)
-    elif leaf.ndim == x.ndim:
-        wider = [axis for axis in range(x.ndim) if leaf.shape[axis] != x.shape[axis]]
-        axis, size = wider[0], x.shape[wider[0]]
-        if len(wider) == 1:
-            for offset in range(leaf.shape[axis] - size + 1):
-                if scale := ratio(leaf.narrow(axis, offset, size), x):
-                    yield Placement(path, slot, scale, None, axis, offset, size)
-    if leaf.numel() == x.numel():
-        single = tuple(axis for axis in range(x.ndim) if x.shape[axis] == 1)
-        longer = tuple(axis for axis in range(x.ndim) if x.shape[axis] != 1)
-        for turned in itertools.permutations(longer) if len(longer) <= MOST_AXES else (longer,):
-            if scale := ratio(leaf, x.permute(single + turned)):
-                yield Placement(path, slot, scale, single + turned)
+def _slices(path: Path, leaf: Tensor, x: Tensor, slot: int) -> list[Placement]:
+    """Return the slices of a leaf, longer along one axis, that are x."""
+    if leaf.ndim != x.ndim:
+        return []
+    wider = [axis for axis in range(x.ndim) if leaf.shape[axis] != x.shape[axis]]
+    if len(wider) != 1:
+        return []
+    axis, size = wider[0], x.shape[wider[0]]
+    scales = ((at, ratio(leaf.narrow(axis, at, size), x)) for at in range(leaf.shape[axis] - size + 1))
+    return [Placement(path, slot, scale, None, axis, at, size) for at, scale in scales if scale]
+
+
+def _whole(path: Path, leaf: Tensor, x: Tensor, slot: int) -> list[Placement]:
+    """Return how a leaf as large as x is x: as it is, or with its dimensions in another order."""
+    if leaf.numel() != x.numel():
+        return []
+    if leaf.shape == x.shape and (scale := ratio(leaf, x)):
+        return [Placement(path, slot, scale)]
+    single = tuple(axis for axis in range(x.ndim) if x.shape[axis] == 1)
+    longer = tuple(axis for axis in range(x.ndim) if x.shape[axis] != 1)
+    for turned in itertools.permutations(longer) if len(longer) <= MOST_AXES else (longer,):
+        if scale := ratio(leaf, x.permute(single + turned)):
+            return [Placement(path, slot, scale, single + turned)]
+    return []
 
 
 def ratio(y: Tensor, x: Tensor) -> float | None:

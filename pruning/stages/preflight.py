@@ -32,6 +32,7 @@ from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights
 from pruning.stages.caveats import caveats
 from pruning.stages.folder import STAGES
+from pruning.stages.imaging import enters_by_recording
 from pruning.stages.planning import hushed, make_plan
 from pruning.stages.rehearsal import rehearse
 from pruning.stages.room import check_room, needed_bytes
@@ -254,7 +255,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
     if STAGES[0] not in stages:
         return
     model, pipeline, asked = run.dense, run.pipeline, run.recipe.data.resolution
-    if any(image_splits(run, stages)):
+    if any(image_splits(run, stages)) and not enters_by_recording(run):
         Conditioner(model, pipeline)
     if not is_known(run.meta):
         return
