@@ -60,13 +60,14 @@ class ImageCalls:
 
     def made(self, row: Row, x0: Tensor, eps: Tensor) -> tuple[Any, Tensor]:
         """Return a row's arguments around ``signal * x0 + noise * eps`` and the target; all (1, ...)."""
-        target, (place, *_) = self.calls.head.target, row.places
+        target, tree = self.calls.head.target, self.arguments(row)
         assert target is not None
         assert row.levels is not None
-        level, map_ = row.levels[place.slot], target.maps[row.step][place.slot]
+        level, map_ = row.levels[0], target.maps[row.step][0]
         x = level.signal * x0 + level.noise * eps
-        wanted = (KINDS[target.kind](x0, eps, level) - map_.beta * x) / map_.alpha
-        return place.put(self.arguments(row), x), wanted
+        for place in row.places:
+            tree = place.put(tree, x)
+        return tree, (KINDS[target.kind](x0, eps, level) - map_.beta * x) / map_.alpha
 
 
 def noised_images(
