@@ -24,17 +24,17 @@ class Subject:
 
     Attributes:
         predict: Maps the denoiser's call arguments to its prediction ``(B, C, H, W)``.
-        answer: Maps a noised batch to what its target is of, ``(B, ...)``; None: its call's prediction.
         sample: Maps sample ids ``(B,)`` to samples ``(B, …)``; sample i depends on id i alone.
         model: The denoiser, in eval mode.
         file_bytes: Size of its weights as they are saved; see `eval.cost.saved_bytes`.
+        answer: Maps a noised batch to what its target is of, ``(B, ...)``; None: its call's prediction.
     """
 
     predict: Callable[[Mapping[str, Any]], Tensor] | None = None
-    answer: Callable[[Any], Tensor] | None = None
     sample: Callable[[Tensor], Tensor] | None = None
     model: nn.Module | None = None
     file_bytes: int | None = None
+    answer: Callable[[Any], Tensor] | None = None
 
 
 class Noised(NamedTuple):

@@ -43,15 +43,16 @@ knows a pipeline, a denoiser or a scheduler, but for the exceptions in `pruning/
 that has no row here is recorded by the same rules, and says so if it cannot be.
 
 - **denoisers**: the components that are called between two steps of the scheduler, and their classes.
-- **guidance**: how a sampling step asks for it: rows in one call, several calls, a number that the denoiser is given.
+- **guidance**: how a sampling step asks for it: rows in one call, several calls, a number that the denoiser is given;
+  and how many networks a step asks, where there are several.
 - **rows share a call**: those of *any* prompts; those of prompts *of one length*, as the denoiser is given the text
   unpadded; those *of one sample* alone; *of one step*: the time is shared by the rows. Batches are made accordingly.
 - **x0**: latents can be made anew of a sample's end and fresh noise, and what the denoiser should then answer is known:
   its raw answer stands for this, up to a factor and a share of the latents that were measured. Where it is –, use the
   recorded points: what the pipeline asked, with the answers of the dense model.
 
-Calls that are read from disk are answered bit for bit as in the pipeline{inexact}, and rows of
-several samples in one call as alone.
+Calls that are read from disk are answered bit for bit as in the pipeline, and rows of several samples in one call as
+alone.{inexact}
 
 """
 
@@ -95,7 +96,7 @@ def page(table: Mapping[str, Summary]) -> str:
         all=sum(said.noised for said in table.values()),
         points=sum(bool(said.denoisers) and not said.noised for said in table.values()),
         refused=sum(not said.denoisers for said in table.values()),
-        inexact=f" ({', '.join(inexact)}: to 1e-6)" if inexact else "",
+        inexact=f" To 1e-6 only: {', '.join(inexact)}." if inexact else "",
     )
     listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
     return f"{head}" + "\n".join(lines) + f"\n\n## Why not\n\n{listed}\n" + FOOT.format(not_here=untried())

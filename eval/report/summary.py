@@ -65,6 +65,9 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     if (own := run.metric(run.final, "frechet")) is not None:
         base = run.metric(run.reference, "frechet")
         found.append(("Fréchet distance", fmt.number(own), f"{run.reference} {fmt.number(base)}"))
+    elif (alike := run.metric(run.final, "ssim")) is not None:
+        before = [f"{name} {fmt.number(run.metric(name, 'ssim'))}" for name in run.subjects[1:-1]]
+        found.append(("SSIM", fmt.number(alike), "; ".join([f"to {run.reference}", *before])))
     return found
 
 
@@ -81,6 +84,8 @@ def headline(run: RunData) -> str:
         parts.append(f"calls {fmt.times(fast)} as fast")
     if (worse := run.ratio(run.final, "frechet")) is not None:
         parts.append(f"{fmt.times(worse)} the Fréchet distance of {run.reference}")
+    elif (alike := run.metric(run.final, "ssim")) is not None:
+        parts.append(f"SSIM {fmt.number(alike)} to {run.reference}")
     return ", ".join(parts)
 
 
@@ -116,7 +121,7 @@ def _speed(run: RunData) -> str:
 def _quality(run: RunData) -> list[str]:
     own, base = run.metric(run.final, "frechet"), run.metric(run.reference, "frechet")
     if own is None:
-        return []
+        return _consistency(run)
 
     def said(subject: str) -> str:
         interval = fmt.span(run.metric(subject, "frechet_ci95"))
@@ -126,6 +131,21 @@ def _quality(run: RunData) -> list[str]:
     ratio = f", {fmt.times(own / base)}{_resolved(run)}" if base else ""
     between = [f"The {name} model, before that, is at {said(name)}." for name in run.subjects[1:-1]]
     return [f"Its {run.frechet_name} is {said(run.final)}{against}{ratio}.", *between]
+
+
+def _consistency(run: RunData) -> list[str]:
+    """Say how alike the samples are to those of the reference, where no distance between sets was measured."""
+
+    def said(subject: str) -> str:
+        value, bounds = run.metric(subject, "ssim"), run.metric(subject, "ssim_ci95")
+        return f"{fmt.number(value)}" + (f" (95{fmt.THIN}% interval {fmt.span(bounds)})" if bounds else "")
+
+    if run.metric(run.final, "ssim") is None:
+        return []
+    between = [f"; {name}, before that, {said(name)}" for name in run.subjects[1:-1]]
+    return [
+        f"From the same noise its samples have an SSIM of {said(run.final)} to {run.reference}{''.join(between)}."
+    ]
 
 
 def _resolved(run: RunData) -> str:

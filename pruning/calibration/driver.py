@@ -93,6 +93,7 @@ class Driver:
         self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.gradients = Gradients(seed)
         self.gates = Gates(model)
+        self._keys: dict[str, int] = {}
         self._step: Step | None = None
         self._paused = self._differentiates = False
         self._stack: ExitStack | None = None
@@ -254,6 +255,12 @@ class Driver:
             raise Unseen(
                 f"attention {call.path!r} sees a batch of {count}, which is no multiple of the denoiser's batch of "
                 f"{batch}, and attention is measured sample by sample; calibrate with a batch size of 1"
+            )
+        keys = call.key.shape[-2]
+        if call.path in self.optional and self._keys.setdefault(call.path, keys) != keys:
+            raise Unseen(
+                f"attention {call.path!r} has {keys} keys in one call and {self._keys[call.path]} in another, as its "
+                "prompts or samples are of different lengths"
             )
         row_of = self.step.row_of(count, f"attention {call.path!r}")
         tensors = {name: summable(getattr(call, name)) for name in ("query", "key", "value")}

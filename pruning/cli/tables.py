@@ -133,7 +133,7 @@ def comparison(runs: list[Path]) -> Table:
     return table(("run", *FIGURES), [(path.name, *figures(path)) for path in runs])
 
 
-FIGURES = ("MACs left", "parameters left", "speed-up", "Fréchet")
+FIGURES = ("MACs left", "parameters left", "speed-up", "quality")
 
 
 def figures(run: Path) -> tuple[str, ...]:
@@ -143,8 +143,17 @@ def figures(run: Path) -> tuple[str, ...]:
         text_of(found.get("macs_ratio"), "macs_ratio"),
         text_of(found.get("params_ratio"), "params_ratio"),
         speedup(found.get("latency_speedup")),
-        text_of(found.get("frechet_recovered") or found.get("frechet_pruned")),
+        _quality(found),
     )
+
+
+def _quality(found: dict[str, Any]) -> str:
+    """Return the measure of quality of the model that a run ends with: the first of these that was measured."""
+    for key, name in (("frechet", "Fréchet"), ("ssim", "SSIM"), ("spectral_error", "spectral error")):
+        for subject in ("recovered", "pruned"):
+            if (value := found.get(f"{key}_{subject}")) is not None:
+                return f"{name} {text_of(value)}"
+    return "–"
 
 
 def speedup(value: float | None) -> str:

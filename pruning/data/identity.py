@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from pruning.data.folder import IMAGE_SUFFIXES, METADATA
 from pruning.data.listing import list_files, suffix_of
-from pruning.data.prompts import text_files
+from pruning.data.prompts import place_of, text_files
 from pruning.data.table_files import is_table
 from pruning.files import size
 from pruning.store import hash_of
@@ -40,7 +40,7 @@ def data_fingerprint(source: str, hash_file: Callable[[Path], str]) -> tuple[str
         PruningError: If a folder cannot be read.
         OSError: If a file cannot be read.
     """
-    path = Path(source).expanduser()
+    path = place_of(source)
     if not path.exists():
         commit = _commit(source)
         return hash_of([source, commit]), f"known by its name{f' and commit {commit}' if commit else ''}"

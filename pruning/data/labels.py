@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from pruning.data.images import ImageData
@@ -70,3 +72,10 @@ def check_classes(data: ImageData, model: nn.Module) -> list[str]:
         f"{named([str(name) for name in data.class_names.values()])}; none of class {named(missing)}. Calibration and "
         "recovery see nothing of those, evaluation asks the model for all"
     ]
+
+
+def golden_stride(classes: int) -> int:
+    """Return the stride, near the golden section, in which all classes come once and any few in a row are far apart."""
+    section = (math.sqrt(5) - 1) / 2 * classes
+    strides = (number for number in range(1, classes + 1) if math.gcd(number, classes) == 1)
+    return min(strides, key=lambda number: abs(number - section))

@@ -11,6 +11,7 @@ from pruning.data.listing import list_files, suffix_of
 from pruning.data.names import split_named
 from pruning.data.table_files import is_table
 from pruning.errors import PruningError
+from pruning.models.sources import PREFIX, bundled
 from pruning.settings import DIGITS, NO_DATA
 
 TEXT = ".txt"
@@ -42,9 +43,14 @@ class Prompts:
         return self.fetch(index % self.length)
 
 
+def place_of(source: str) -> Path:
+    """Return where data lie: ``bundled:``, which must exist, and ``~`` are expanded."""
+    return bundled(source) if source.startswith(PREFIX) else Path(source).expanduser()
+
+
 def is_text(source: str) -> bool:
     """Tell whether a source is a text file of prompts, or a folder of them."""
-    path = Path(source).expanduser()
+    path = place_of(source)
     return bool(text_files(path)) if path.is_dir() else suffix_of(path.name) == TEXT and path.is_file()
 
 
@@ -104,7 +110,7 @@ def open_prompts(source: str, split: str, caption_column: str | None = None) -> 
 
 
 def _texts(source: str, split: str) -> list[str]:
-    path = Path(source).expanduser()
+    path = place_of(source)
     if path.is_dir():
         return _chosen(
             source, split, {name: lambda file=file: _lines(file) for name, file in text_files(path).items()}

@@ -14,6 +14,10 @@ from pruning.export.base import ExportRequest, exporter
 from pruning.export.card import model_card
 from pruning.export.components import SCHEDULER, check_components, copy_components, denoiser_folder
 from pruning.models.native import example_call
+from pruning.models.outputs import predict
+
+TRIED = 2
+"""Samples of the example call."""
 
 OUTPUT_ERROR = {torch.float32: 1e-5, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest relative error of the outputs, ||written - model|| / ||model||, by the type of the written weights."""
@@ -60,7 +64,7 @@ def _verify(model: nn.Module, dtype: torch.dtype, folder: Path) -> float:
         if name not in state or not torch.equal(stored, state[name].to(stored.dtype)):
             raise PruningError(f"export does not verify: {name!r} reads back with other values")
     first = next(model.parameters())
-    call, training = example_call(model, 2), model.training
+    call, training = example_call(model, TRIED), model.training
     wanted = _output(model.eval(), call)
     model.train(training)
     error = (_output(loaded.to(first.device, first.dtype), call) - wanted).norm() / wanted.norm().clamp_min(
@@ -76,4 +80,4 @@ def _verify(model: nn.Module, dtype: torch.dtype, folder: Path) -> float:
 
 
 def _output(model: nn.Module, call: dict[str, Any]) -> Tensor:
-    return model(**call, return_dict=False)[0].float()
+    return predict(model, call, TRIED).float()

@@ -34,8 +34,9 @@ def bundled(name: str) -> Path:
     relative = name.removeprefix(PREFIX)
     path = (root / relative).resolve()
     if not relative or not path.is_relative_to(root.resolve()) or not path.exists():
-        models = sorted(f"{PREFIX}models/{p.name}" for p in root.glob("models/*") if p.is_dir())
-        raise PruningError(f"nothing is bundled as {name!r}; bundled are: {', '.join(models) or 'nothing'}")
+        have = [*(p for p in root.glob("models/*") if p.is_dir()), *root.glob("*.txt")]
+        names = sorted(f"{PREFIX}{p.relative_to(root).as_posix()}" for p in have)
+        raise PruningError(f"nothing is bundled as {name!r}; bundled are: {', '.join(names) or 'nothing'}")
     return path
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pruning.recording.axes import Axes, count_rows, cut
@@ -14,7 +13,7 @@ from pruning.recording.calls import Row
 from pruning.recording.levels import Level, as_number, level_at
 from pruning.recording.placements import find
 from pruning.recording.tensors import Tensors
-from pruning.recording.trees import encoded, leaves
+from pruning.recording.trees import encoded
 from pruning.recording.watching import Call, SamplingStep, Update
 
 
@@ -51,7 +50,7 @@ def rows_of_run(
                 places = [
                     place
                     for slot, update in enumerate(updates)
-                    for place in find(tree, update.sample[:1].to(device_of(tree)), slot)
+                    for place in find(tree, update.sample[:1], slot)
                 ]
                 known = {
                     place.path: place for place in places
@@ -80,9 +79,3 @@ def ends_of_run(steps: Sequence[SamplingStep], tensors: Tensors) -> list[str]:
     """Keep what a run ended at, one sample in the scheduler's layout for each slot."""
     last = steps[-1].updates if steps else []
     return [tensors.keep(update.result[:1]) for update in last if isinstance(update.result, Tensor)]
-
-
-def device_of(tree: Any) -> torch.device:
-    """Return the device of the tensors of a tree, that of the first one."""
-    found = (leaf.device for _, leaf in leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    return next(found, torch.device("cpu"))

@@ -104,7 +104,7 @@ class Decoding:
         if self.autoencoder is None:
             z = images.permute(0, 2, 3, 1) / 2 + 0.5
         else:
-            module = pipeline.components[self.autoencoder]
+            module = parts_of(pipeline)[self.autoencoder]
             z = _encoded(module, images.unsqueeze(2) if len(self.decoded) == 5 else images, generators).cpu()
         if tuple(z.shape[1:]) != self.decoded[1:]:
             raise PruningError(

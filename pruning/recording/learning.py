@@ -20,7 +20,7 @@ from pruning.recording.cutting import rows_of_call
 from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
-from pruning.recording.trees import Path, encoded, leaves, mapped, original
+from pruning.recording.trees import Path, copied, encoded, leaves, on_device, original
 from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler, parts_of
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _target(runs: Runs, learned: Learned) -> Target | None:
     try:
         return check(learned, rehearse, said)
     except Exception as error:  # what cannot be answered for cannot be proven
-        logger.debug("%s: no oracle check: %s", runs.name, error)
+        logger.warning("%s: what the answers of its denoiser mean is not known: %s", runs.name, error)
         return None
 
 
@@ -230,9 +230,8 @@ class _Alike:
 
     @torch.no_grad()
     def answer(self, rows: list[Any], axes: Axes) -> Any:
-        device = next(self.model.parameters()).device
-        call = mapped(joined(rows, axes), lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
-        return as_tuple(self.model(**with_tuple(original(self.model), call)))[0]
+        call = on_device(joined(rows, axes), next(self.model.parameters()).device)
+        return copied(as_tuple(self.model(**with_tuple(original(self.model), call)))[0])
 
 
 def _same(one: Any, other: Any, exact: float, rounded: float) -> bool:

@@ -98,8 +98,13 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def copied(tree: Any) -> Any:
-    """Return a copy that later changes in place do not reach, tensors detached."""
-    return mapped(tree, lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
+    """Return a copy on the CPU that later changes in place do not reach, tensors detached."""
+    return mapped(tree, lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf)
+
+
+def on_device(tree: Any, device: torch.device) -> Any:
+    """Return the tree with its tensors on a device."""
+    return mapped(tree, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
 
 
 def encoded(tree: Any, keep: Callable[[Tensor], str], place: str, path: Path = ()) -> Any:

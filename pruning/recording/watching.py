@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.recording.trees import arguments_of_call, copied
+from pruning.recording.trees import arguments_of_call, copied, on_device
 
 End = Callable[[int, int, Tensor], Tensor]
 """(position of the sampling step, slot, what the scheduler's step gave) -> what the pipeline goes on with."""
@@ -234,9 +234,15 @@ def _last_call(events: Sequence[Call | Update]) -> Call:
 
 @contextlib.contextmanager
 def _answered(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
-    """Let a module answer without running."""
+    """Let a module answer without running, on its device."""
     before = {name: vars(module)[name] for name in ("forward",) if name in vars(module)}
-    vars(module)["forward"] = lambda *args, **kwargs: answer()
+    device = next(module.parameters()).device
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        values, form = as_tuple(answer())
+        return form(on_device(values, device))
+
+    vars(module)["forward"] = forward
     try:
         yield
     finally:

@@ -55,8 +55,8 @@ class Data(Section):
 
     source: str = knob(
         DIGITS,
-        "``digits`` (embedded), an image folder, a parquet or arrow file or folder, a hub id, a text file of prompts, "
-        "or ``none``.",
+        "``digits`` (embedded), an image folder, a parquet or arrow file or folder, a hub id, a text file of prompts "
+        "(``bundled:prompts.txt``, ``bundled:sounds.txt``), or ``none``.",
     )
     split: str = knob("train", "Split that calibration and recovery read.")
     eval_split: str = knob("test", "Held-out split that evaluation reads.")

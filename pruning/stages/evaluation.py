@@ -37,6 +37,7 @@ FIGURES = {
     "kernel": "kernel distance",
     "excess_error": "excess error against the dense model",
     "ssim": "SSIM to the dense model, same noise",
+    "mse": "mean squared error to the dense model, same noise",
     "spectral_error": "spectral error to the dense model, same noise",
     "macs": "multiply-accumulates of one call",
     "params": "parameters",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from eval.run import needs_of as metric_needs
 from pruning.calibration import find
 from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps
 from pruning.data.batches import check_buckets
+from pruning.data.prompts import place_of
 from pruning.errors import PruningError, named
 from pruning.importance import check_kinds, needs_of
 from pruning.models import (
@@ -124,7 +124,7 @@ def check_features(run: Run) -> None:
 def check_local_splits(run: Run) -> None:
     """Check that the splits exist, if the data are here."""
     data = run.recipe.data
-    path = Path(data.source).expanduser()
+    path = place_of(data.source)
     if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
         for split in (data.split, data.eval_split):
             run.open_images(split) if run.has_images else run.prompts(split)

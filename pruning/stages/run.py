@@ -30,6 +30,7 @@ from pruning.data import (
     sample_generator,
     takes_text,
 )
+from pruning.data.labels import golden_stride
 from pruning.data.prompts import is_text
 from pruning.errors import PruningError
 from pruning.files import read_json
@@ -240,17 +241,21 @@ class Run:
         """Whether the data hold images, not prompts alone or nothing."""
         return self.recipe.data.source != NO_DATA and not is_text(self.recipe.data.source)
 
-    def inputs(self, split: str, count: int, *, skip: int = 0) -> list[dict[str, Any]]:
+    def inputs(self, split: str, count: int, *, skip: int = 0, spread: bool = False) -> list[dict[str, Any]]:
         """Return what samples bring to a call of the pipeline: those with the indices from `skip` on.
 
-        A text pipeline has the prompts of the split in turn, a class-conditional one all classes in turn.
+        A text pipeline has the prompts of the split in turn, a class-conditional one all classes in turn; with `spread`
+        the classes of the first few samples are far apart.
         """
         indices, taken = range(skip, skip + count), call_parameters(self.pipeline_class)
         if "prompt" in taken:
             prompts = self.prompts(split)
             return [{"prompt": prompts.of_sample(i)} for i in indices]
         classes = models.num_classes(self.meta) if "class_labels" in taken else None
-        return [{} if classes is None else {"class_labels": [i % classes]} for i in indices]
+        if classes is None:
+            return [{} for _ in indices]
+        stride = golden_stride(classes) if spread else 1
+        return [{"class_labels": [i * stride % classes]} for i in indices]
 
     def prompts(self, split: str) -> Prompts:
         """Return the prompts of a split."""

@@ -90,7 +90,7 @@ def recorded(run: Run, count: int, *, held_out: bool = False) -> RecordedCalls:
         )
         record(
             pipeline_around(run, run.dense),
-            run.inputs(split, count),
+            run.inputs(split, count, spread=True),
             folder / CALLS,
             call=arguments_of(run, section),
             seed=run.recipe.seed + held_out,

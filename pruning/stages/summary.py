@@ -10,6 +10,8 @@ from pruning.files import read_json, write_json
 from pruning.stages.folder import RunFolder
 
 SUMMARY = "summary.json"
+CONSISTENCY = ("ssim", "mse", "waveform_error", "spectral_error")
+"""What is measured between the samples of a slim model and those of the dense one; which, says the medium."""
 
 
 def write_summary(folder: RunFolder) -> dict[str, Any]:
@@ -18,6 +20,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
     ``macs_ratio``, ``params_ratio`` and ``file_bytes_pruned`` are of the model that the run ends with (recovered, or
     pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
     stages, those included that were reused. An interval is None where the rounds were too few for one of 95 %.
+    ``ssim_pruned``, ``mse_recovered`` and so on, with their intervals, are there where they were measured.
     """
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
@@ -45,12 +48,23 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
         "sampling_speedup_ci95": interval(final, "speedup_sampling"),
         "excess_error": final.get("excess_error"),
         "excess_error_ci95": interval(final, "excess_error"),
+        **_consistency(metrics),
         "asked": plan.get("asked"),
         "hit": plan.get("hit"),
         "seconds_by_stage": seconds,
     }
     write_json(folder.path / SUMMARY, summary)
     return summary
+
+
+def _consistency(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how alike the samples of each slim model are to those of the dense one, before and after recovery."""
+    shown: dict[str, Any] = {}
+    for name in ("pruned", "recovered"):
+        found = metrics.get(name, {})
+        for key in (key for key in CONSISTENCY if key in found):
+            shown |= {f"{key}_{name}": found[key], f"{key}_{name}_ci95": interval(found, key)}
+    return shown
 
 
 def summary_of(run: Path) -> dict[str, Any]:

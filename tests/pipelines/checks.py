@@ -130,23 +130,34 @@ def distance(found: Any, wanted: Any) -> float:
 
 
 def replayed(made: Recorded, sample: int) -> Iterator[tuple[float, float]]:
-    """Yield how far what is read from disk is from what was said in the pipeline: a whole call, and its rows alone."""
+    """Yield how far what is read from disk is from what was said in the pipeline: a whole call, and its rows alone.
+
+    Rows alone are asked at the first and the last step only, and are otherwise said to be as near as the whole.
+    """
     rows, answers = calls_of(made.calls, sample), own_answers(made, sample)
     assert [group[0].denoiser for group in rows] == [name for name, _ in answers]
     for group, (_, wanted) in zip(rows, answers, strict=True):
         whole = distance(made.answer(group), wanted)
-        alone = (
-            distance(made.answer([row]), made.part(wanted, group, index)) for index, row in enumerate(group)
-        )
-        yield whole, max(alone) if len(group) > 1 else whole
+        is_asked = len(group) > 1 and at_an_end(made, group[0])
+        alone = [
+            distance(made.answer([row]), made.part(wanted, group, index))
+            for index, row in enumerate(group)
+            if is_asked
+        ]
+        yield whole, max(alone, default=whole)
+
+
+def at_an_end(made: Recorded, row: Row) -> bool:
+    """Tell whether a row is of the first or the last step."""
+    return row.step in (0, made.calls.steps - 1)
 
 
 def joined_anew(made: Recorded, said: Summary) -> Iterator[float]:
-    """Yield how far rows of two samples in one call are from the same rows alone, for each that can share one."""
+    """Yield how far rows of two samples in one call are from the same rows alone, at the first and the last step."""
     samples = LONG if said.shares.startswith("any") else SHORT
     some = zip(*(calls_of(made.calls, sample) for sample in samples), strict=True)
     for rows in (rows for groups in some for rows in zip(*groups, strict=True)):
-        if len({made.calls.signature(row) for row in rows}) == 1:
+        if at_an_end(made, rows[0]) and len({made.calls.signature(row) for row in rows}) == 1:
             together = made.answer(rows)
             for index, row in enumerate(rows):
                 yield distance(made.part(together, rows, index), made.answer([row]))
@@ -229,4 +240,7 @@ def why_not_noised(calls: RecordedCalls) -> str:
         return "the scheduler does not say how much noise it adds, or not one amount for the whole sample"
     if any(not row.places for row in calls.rows):
         return "the scheduler's sample is not in what the denoiser is given, or only a part of it"
-    return "with the right answers in its denoiser's place the pipeline does not end at what they point to"
+    return (
+        "with the right answers in its denoiser's place the pipeline does not end at what they point to: it mixes in "
+        "what is given, or several networks answer"
+    )

@@ -109,5 +109,5 @@ PIPELINES = {
         kandinsky22, embeddings(12), {"num_inference_steps": 4, "guidance_scale": 4.0, **SIZE}, "text"
     ),
     "shap-e": text(shap_e, guidance_scale=4.0, frame_size=4),
-    "kandinsky3": text(kandinsky3, guidance_scale=3.0, height=128, width=128),
+    "kandinsky3": text(kandinsky3, guidance_scale=3.0, height=64, width=64),
 }

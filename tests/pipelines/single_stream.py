@@ -49,7 +49,7 @@ def nucleus() -> Any:
 
 def krea2() -> Any:
     """Five layers of the text encoder go in."""
-    return assemble(
+    pipeline = assemble(
         "Krea2Pipeline",
         scheduler=flow(use_dynamic_shifting=True),
         vae=wan(3, "AutoencoderKLQwenImage"),
@@ -58,6 +58,8 @@ def krea2() -> Any:
         transformer=denoiser("krea2", in_channels=12, text_hidden_dim=20),
         text_encoder_select_layers=(1, 2, 3, 4, 5),
     )
+    pipeline.prompt_template_encode_prefix, pipeline.prompt_template_encode_start_idx = "Describe: ", 10
+    return pipeline
 
 
 def ovis() -> Any:
@@ -150,7 +152,7 @@ PIPELINES = {
     "prx": text(prx, guidance_scale=4.0, height=32, width=32, use_resolution_binning=False),
     "prx-pixel": text(prx_pixel, guidance_scale=4.0, height=16, width=16, use_resolution_binning=False),
     "nucleus": text(nucleus, guidance_scale=4.0, height=32, width=48),
-    "krea2": text(krea2, guidance_scale=4.0, height=32, width=32, max_sequence_length=256),
+    "krea2": text(krea2, guidance_scale=4.0, height=32, width=32, max_sequence_length=64),
     "ovis": text(ovis, guidance_scale=4.0, height=16, width=24),
     "omnigen": text(omnigen, guidance_scale=2.5, height=64, width=64),
     "dreamlite": text(lambda: dreamlite("DreamLitePipeline"), height=32, width=32),

@@ -297,7 +297,7 @@ def test_wrong_requests() -> None:
             first_pass(model, groups, source)
     for name in ("taylor", "probe_diag", "block_change"):
         with pytest.raises(
-            PruningError, match=f"statistic '{name}.*' cannot be gathered from a sampling run"
+            PruningError, match=f"statistic '{name}.*' cannot be gathered from a run that is only watched"
         ):
             calibrate(model, groups, silent, needs=[name])
     with pytest.raises(

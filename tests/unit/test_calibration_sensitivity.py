@@ -93,5 +93,7 @@ def test_it_needs_backward_passes_but_no_first_pass() -> None:
     model = dit()
     groups = find_groups(model, ["ffn_channels"])
     assert not needs_first_pass(NEEDS, ())
-    with pytest.raises(PruningError, match="'output_sensitivity' cannot be gathered from a sampling run"):
+    with pytest.raises(
+        PruningError, match="'output_sensitivity' cannot be gathered from a run that is only watched"
+    ):
         calibrate(model, groups, SamplingRun(lambda: None, 1000), needs=NEEDS)

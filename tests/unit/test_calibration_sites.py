@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
@@ -92,6 +94,22 @@ def test_what_is_optional_is_left_out_where_attention_cannot_be_seen() -> None:
     assert all(stats.has(group.consumers[0].consumer_key, "row_weight") for group in groups)
     assert "does not call F.scaled_dot_product_attention" in unseen(stats)[0]
     assert unseen(CalibrationStats()) == []
+
+
+def test_attention_over_prompts_of_different_lengths_is_left_out_where_it_is_optional() -> None:
+    tiny = ZOO["wan"]
+    model = build(tiny)
+    long = list(noised(tiny, model))
+    text = {"encoder_hidden_states": long[0].call["encoder_hidden_states"][:, :-1]}
+    short = replace(long[0], call={**long[0].call, **text})
+    needs = ["key_mass"]
+    stats = calibrate(model, heads(model), held([*long, short]), needs=needs, optional=needs)
+    assert {path.rpartition(".")[2] for path in stats.meta["unseen"]} == {"attn2"}
+    assert stats.has("blocks.0.attn1", "key_mass")
+    assert not stats.has("blocks.0.attn2", "key_mass")
+    assert "prompts or samples are of different lengths" in unseen(stats)[0]
+    with pytest.raises(PruningError, match="calibrate at one resolution and prompt length"):
+        calibrate(model, heads(model), held([*long, short]), needs=needs)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from pruning.data import ImageData, check_classes, find_null_class, open_images
+from pruning.data.labels import golden_stride
 from pruning.errors import PruningError
 from pruning.models import load_denoiser, null_class, num_classes, set_null_class
 from pruning.models.families import NULL_CLASS
@@ -133,3 +134,14 @@ def test_data_without_labels_or_with_too_many():
         match=r"made up has 11 classes, the model only 10: label 10 \('class 10'\), where .* 0 to 9",
     ):
         check_classes(data(1, 10), dit())
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 100, 1000])
+def test_the_golden_stride_meets_every_class_once(classes):
+    stride = golden_stride(classes)
+    assert sorted(i * stride % classes for i in range(classes)) == list(range(classes))
+
+
+def test_a_few_samples_in_the_golden_stride_are_of_classes_far_apart():
+    met = sorted(i * golden_stride(100) % 100 for i in range(10))
+    assert max(b - a for a, b in zip(met, [*met[1:], met[0] + 100], strict=True)) <= 20

@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 
 from pruning.data import Conditioner, ImageData
+from pruning.data import images as image_data
 from pruning.errors import PruningError
-from pruning.recovery import batches
 from pruning.recovery.batches import ImageSource, sample_order, step_draws, training_batches
 from pruning.recovery.labels import (
     drop_captions,
@@ -135,7 +135,7 @@ def test_images_are_decoded_once_where_memory_allows(monkeypatch):
     cached = list(training_batches(_source(data=data), 0, 4))
     assert sorted(seen) == list(range(6))
     data, seen = _counting()
-    monkeypatch.setattr(batches, "CACHE_BYTES", 0)
+    monkeypatch.setattr(image_data, "CACHE_BYTES", 0)
     threaded = list(training_batches(_source(data=data), 0, 4))
     assert len(seen) == 32
     for one, other in zip(cached, threaded, strict=True):
@@ -150,7 +150,7 @@ def test_a_broken_image_is_named(cache_bytes, monkeypatch):
             raise PruningError("stripes: image 4 cannot be decoded")
         return stripes().fetch(index)
 
-    monkeypatch.setattr(batches, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(image_data, "CACHE_BYTES", cache_bytes)
     source = _source(data=replace(stripes(), fetch=fetch))
     with pytest.raises(PruningError, match="image 4 cannot be decoded"):
         list(training_batches(source, 0, 4))
