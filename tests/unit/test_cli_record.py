@@ -69,9 +69,7 @@ def test_classes_and_samples_are_asked_in_turn(workplace, capsys):
     where = ["--out", "dits", "num_inference_steps=2", "--dtype", "bfloat16", "--device", "cpu"]
     found = said(capsys, "record", "dit", "--labels", "3,5", "--samples", "3", *where)
     calls = RecordedCalls.open("dits")
-    first = [
-        calls.arguments(row)["class_labels"] for row in calls.rows if row.step == 0 and row.branch == 0
-    ]
+    first = [calls.arguments(row)["class_labels"] for row in calls.rows if row.step == 0 and row.branch == 0]
     assert [int(label) for label in first] == [3, 5, 3]
     assert str(calls.arguments(calls.rows[0])["hidden_states"].dtype) == "torch.bfloat16"
     assert found["denoisers"]["transformer"]["rows"] == 3 * 2 * 2
