@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pruning import models
-from pruning.data import ImageData, NoisedBatches, num_train_timesteps, sample_generator
+from pruning.data import (
+    ImageData,
+    NoisedBatches,
+    noised_batches,
+    num_train_timesteps,
+    sample_generator,
+)
 from pruning.data.images import cached_images
 from pruning.data.seeding import LATENT
 from pruning.errors import PruningError
@@ -158,21 +164,21 @@ def noised(
         skip: So many that others look at are left out.
         other_noise: Other timesteps and noise than others take for them.
     """
-    if not enters_by_recording(run):
-        return run.noised(
-            split, count, batch_size=batch_size, conditional=conditional, skip=skip, other_noise=other_noise
-        )
     rows = run.choose(split, count, skip=skip)
+    how: dict[str, Any] = {
+        "indices": rows,
+        "batch_size": batch_size,
+        "timestep_buckets": run.recipe.calibrate.timestep_buckets,
+        "seed": run.recipe.seed + other_noise,
+        "device": run.device,
+        "dtype": run.dtype,
+    }
+    if not enters_by_recording(run):
+        return noised_batches(
+            run.images(split), run.conditioner, run.scheduler, conditional=conditional, **how
+        )
     source, without = image_calls(run, split, rows)
     if not conditional:
         assert without is not None
-        source = ImageCalls(source.calls, source.denoiser, source.latents, lambda row: without)
-    return noised_images(
-        source,
-        indices=rows,
-        batch_size=batch_size,
-        timestep_buckets=run.recipe.calibrate.timestep_buckets,
-        seed=run.recipe.seed + other_noise,
-        device=run.device,
-        dtype=run.dtype,
-    )
+        source = replace(source, condition=lambda row: without)
+    return noised_images(source, **how)

@@ -21,10 +21,8 @@ from pruning.calibration.store import read_tensors
 from pruning.data import (
     Conditioner,
     ImageData,
-    NoisedBatches,
     Prompts,
     find_null_class,
-    noised_batches,
     open_images,
     open_prompts,
     sample_generator,
@@ -302,39 +300,6 @@ class Run:
     def guidable(self) -> bool:
         """Whether the model can be asked without a class or prompt, as guidance does."""
         return takes_text(self.meta) or models.null_class(self.meta) is not None
-
-    def noised(
-        self,
-        split: str,
-        count: int,
-        *,
-        batch_size: int,
-        conditional: bool = True,
-        skip: int = 0,
-        other_noise: bool = False,
-    ) -> NoisedBatches:
-        """Return `count` images of a split, noised to every timestep bucket.
-
-        Args:
-            split: Which.
-            count: How many.
-            batch_size: Of each call.
-            conditional: With their classes or captions; else as of none.
-            skip: So many that others look at are left out.
-            other_noise: Other timesteps and noise than others take for them.
-        """
-        return noised_batches(
-            self.images(split),
-            self.conditioner,
-            self.scheduler,
-            indices=self.choose(split, count, skip=skip),
-            batch_size=batch_size,
-            timestep_buckets=self.recipe.calibrate.timestep_buckets,
-            seed=self.recipe.seed + other_noise,
-            device=self.device,
-            dtype=self.dtype,
-            conditional=conditional,
-        )
 
     # What stages wrote.
 

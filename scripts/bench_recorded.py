@@ -1,8 +1,8 @@
-"""What only a GPU shows of recorded calls: that they replay there, and what a cut and a training from them do.
+"""Recorded calls of tiny pipelines on a device: do they replay, and what do a cut and a training from them do?
 
 Each tiny pipeline (`tests/pipelines`) is moved to the device in a type, recorded, read back, cut and trained:
 
-    python -m scripts.check_gpu [--device cuda] [--pipelines flux,z-image,…] [--out FILE]
+    python -m scripts.bench_recorded [--device cuda] [--pipelines flux,z-image,…] [--out FILE]
 
 A line of JSON a pipeline and type, the last line sums up.
 """
