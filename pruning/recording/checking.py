@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
-from pruning.recording.axes import EACH, LIST, Axes
+from pruning.recording.axes import EACH, LIST, Axes, Axis
 from pruning.recording.decoding import DECODING, Decoding
 from pruning.recording.trees import at, decoded, words
 
@@ -90,11 +90,15 @@ def _checked_axes(tree: Any, axes: Axes) -> Iterator[tuple[str | int, ...]]:
             leaf = at(tree, path)
         except MISFITS:
             continue  # an argument that not all calls have
-        is_tensor = isinstance(leaf, Tensor)
-        fits = {
-            LIST: not is_tensor,
-            EACH: leaf.numel() == 1 if is_tensor else isinstance(leaf, (int, float)),
-        }.get(axis, not is_tensor or (isinstance(axis, int) and axis < leaf.ndim))
-        if not fits:
+        if not _fits(leaf, axis):
             raise ValueError(f"{words(path)} has no batch axis {axis!r}")
         yield path
+
+
+def _fits(leaf: Any, axis: Axis) -> bool:
+    """Tell whether a leaf can have a batch axis; one that is no tensor has none at a dimension and is left as it is."""
+    if axis == LIST:
+        return not isinstance(leaf, Tensor)
+    if axis == EACH:
+        return leaf.numel() == 1 if isinstance(leaf, Tensor) else isinstance(leaf, (int, float))
+    return not isinstance(leaf, Tensor) or (isinstance(axis, int) and axis < leaf.ndim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,11 +66,12 @@ def _entries(tree: Any) -> Iterator[tuple[str | int, Any]]:
 
 def at(tree: Any, path: Path) -> Any:
     """Return what is at a path; a KeyError or IndexError says that nothing is."""
+    found: Any = tree
     for key in path:
-        if not isinstance(tree, (Mapping, list, tuple)):
+        if not isinstance(found, (Mapping, list, tuple)):
             raise KeyError(key)
-        tree = tree[key]
-    return tree
+        found = cast(Any, found)[key]
+    return found
 
 
 def with_leaf(tree: Any, path: Path, value: Any) -> Any:
