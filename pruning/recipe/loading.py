@@ -103,7 +103,7 @@ def read_arguments(overrides: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for tree in read_overrides(overrides):
         values, problems = typed({"pipeline": tree})
-        _refuse([f"{COMMAND_LINE}: {problem.removeprefix('pipeline.')}" for problem in problems])
+        _refuse([f"{COMMAND_LINE}: {next(iter(tree))}{text.removeprefix('pipeline')}" for text in problems])
         found |= values["pipeline"]
     return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from pruning.data.batches import move
 from pruning.errors import PruningError, shown
 from pruning.files import read_json
 from pruning.recording.axes import EACH, LIST, Axes, Axis, joined
+from pruning.recording.checking import ADVICE, check
 from pruning.recording.levels import Level
 from pruning.recording.oracle import KINDS, Map, Target
 from pruning.recording.placements import Placement
 from pruning.recording.tensors import KEY, TensorFiles
 from pruning.recording.trees import Path as TreePath
-from pruning.recording.trees import decoded, tensor_keys, words
+from pruning.recording.trees import decoded
 
 FORMAT = 1
 HEAD = "recording.json"
@@ -31,7 +33,6 @@ NOT_NOISED = (
     "its latents cannot be noised anew: with the right answers in its denoiser's place it does not end at what they "
     "point to, or its scheduler does not say how it adds noise; use the recorded points"
 )
-ADVICE = "this is no recording of sinkprune, or it was changed; record anew"
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,16 @@ class Row:
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         """Return a row; a ValueError or KeyError says if it is none."""
         levels = data["levels"]
+        if levels is not None and not _list(levels):
+            raise ValueError("levels is empty")
         numbers = {name: _natural(data[name]) for name in ("sample", "step", "call", "branch")}
         return cls(
             **numbers,
             denoiser=str(data["denoiser"]),
             tree=data["tree"],
-            t=None if data["t"] is None else float(data["t"]),
-            levels=None if levels is None else tuple(Level(float(a), float(s)) for a, s in levels),
-            places=tuple(place_from_json(place) for place in data["places"]),
+            t=None if data["t"] is None else _number(data["t"]),
+            levels=None if levels is None else tuple(Level(_number(a), _number(s)) for a, s in levels),
+            places=tuple(place_from_json(place) for place in _list(data["places"])),
         )
 
 
@@ -170,14 +173,13 @@ class Head:
                 f"{path}: its format is {shown(data.get('format'))}, this version reads {FORMAT}; {ADVICE}"
             )
         try:
-            target = data["target"]
-            if target is not None:
-                if target["kind"] not in KINDS:
-                    raise ValueError(f"target {shown(target['kind'])} is unknown")
-                maps = tuple(tuple(_map(entry) for entry in step) for step in target["maps"])
-                target = Target(target["kind"], maps)
-            denoisers = {name: Denoiser.from_json(entry) for name, entry in data["denoisers"].items()}
             samples, steps, count = (_natural(data[name]) for name in ("samples", "steps", "bytes"))
+            denoisers = {name: Denoiser.from_json(entry) for name, entry in data["denoisers"].items()}
+            if not (samples and steps and denoisers):
+                raise ValueError("it describes no samples, no steps or no denoiser")
+            if not isinstance(data["identity"]["pipeline"], str):
+                raise ValueError("it does not say of which pipeline it is")
+            target = None if data["target"] is None else _target(data["target"], steps)
             return cls(dict(data["identity"]), samples, steps, denoisers, target, count)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PruningError(f"{path}: {type(error).__name__}: {error}; {ADVICE}") from error
@@ -229,16 +231,8 @@ class RecordedCalls:
         rows = [row for part in parts for row in part.rows]
         x0 = {sample: keys for part in parts for sample, keys in part.x0.items()}
         calls = cls(folder, head, rows, x0, TensorFiles({part.tensors: part.keys for part in parts}))
-        calls._check()
+        check(calls)
         return calls
-
-    def _check(self) -> None:
-        for row in self.rows:
-            if row.denoiser not in self.head.denoisers:
-                raise PruningError(f"{self.folder}: {row.name}: no such denoiser is described; {ADVICE}")
-            missing = [key for key, _, _ in tensor_keys(row.tree) if key not in self._files]
-            if missing:
-                raise PruningError(f"{self.folder}: {row.name}: tensor {missing[0]!r} is missing; {ADVICE}")
 
     @property
     def samples(self) -> int:
@@ -269,12 +263,11 @@ class RecordedCalls:
 
     def arguments(self, row: Row) -> dict[str, Any]:
         """Return the arguments of a row, on the CPU, as they were recorded."""
-        try:
-            return decoded(row.tree, self._files.read)
-        except ValueError as error:
-            if isinstance(error, PruningError):
-                raise
-            raise PruningError(f"{self.folder}: {row.name}: {error}; {ADVICE}") from error
+        return decoded(row.tree, self._files.read)
+
+    def outline(self, key: str) -> Tensor:
+        """Return a tensor of the recording without its values, on the meta device."""
+        return self._files.outline(key)
 
     def call(
         self,
@@ -376,11 +369,11 @@ def read_parts(folder: Path) -> list[Part]:
         if data is None:
             return parts
         try:
-            keys = tuple(data["keys"])
+            keys = tuple(_list(data["keys"]))
             if not all(isinstance(key, str) and KEY.fullmatch(key) for key in keys):
                 raise ValueError("keys are no names of tensors")
-            rows = tuple(Row.from_json(row) for row in data["rows"])
-            x0 = {_natural(int(sample)): tuple(map(str, ends)) for sample, ends in data["x0"].items()}
+            rows = tuple(Row.from_json(row) for row in _list(data["rows"]))
+            x0 = {_natural(int(sample)): tuple(map(str, _list(ends))) for sample, ends in data["x0"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PruningError(f"{path}: {type(error).__name__}: {error}; {ADVICE}") from error
         if keys and not tensors.is_file():
@@ -394,8 +387,26 @@ def _natural(value: Any) -> int:
     return value
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{shown(value)} is no finite number")
+    return float(value)
+
+
+def _factor(value: Any) -> float:
+    if not _number(value):
+        raise ValueError("a factor is 0")
+    return float(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{shown(value)} is no list")
+    return value
+
+
 def _path(data: Any) -> TreePath:
-    if not all(isinstance(key, (str, int)) for key in data):
+    if not all(type(key) in (str, int) for key in _list(data)):
         raise ValueError(f"{shown(data)} is no path")
     return tuple(data)
 
@@ -407,11 +418,22 @@ def _axis(value: Any) -> Axis:
 def place_from_json(data: Mapping[str, Any]) -> Placement:
     """Return a placement as `asdict` gave it."""
     place = Placement(**data)
-    order = None if place.order is None else tuple(_natural(axis) for axis in place.order)
-    if not isinstance(place.scale, (int, float)) or place.scale == 0:
-        raise ValueError(f"{words(place.path)}: scale is {shown(place.scale)}")
-    return replace(place, path=_path(place.path), order=order)
+    order = None if place.order is None else tuple(map(_natural, _list(place.order)))
+    if order is not None and sorted(order) != list(range(len(order))):
+        raise ValueError(f"order {shown(place.order)} is no order of dimensions")
+    numbers = {name: _natural(getattr(place, name)) for name in ("slot", "offset", "size")}
+    axis = None if place.axis is None else _natural(place.axis)
+    return Placement(path=_path(place.path), scale=_factor(place.scale), order=order, axis=axis, **numbers)
+
+
+def _target(data: Mapping[str, Any], steps: int) -> Target:
+    if data["kind"] not in KINDS:
+        raise ValueError(f"target {shown(data['kind'])} is unknown")
+    maps = tuple(tuple(_map(entry) for entry in _list(step)) for step in _list(data["maps"]))
+    if len(maps) != steps or not all(maps):
+        raise ValueError(f"the target is not described at each of {steps} steps")
+    return Target(data["kind"], maps)
 
 
 def _map(data: Mapping[str, Any]) -> Map:
-    return Map(float(data["alpha"]), float(data["beta"]), place_from_json(data["place"]))
+    return Map(_factor(data["alpha"]), _number(data["beta"]), place_from_json(data["place"]))

@@ -73,12 +73,17 @@ class Decoding:
                 said = json.loads((file.metadata() or {})["decoding"])
                 tensors = {name: file.get_tensor(name) for name in ("order", "scale", "shift")}
             decoded, latent = tuple(map(int, said["decoded"])), tuple(map(int, said["latent"]))
-            count = math.prod(latent)
-            if (
-                not torch.equal(tensors["order"].sort().values, torch.arange(count))
-                or math.prod(decoded) != count
-            ):
+            count, (order, scale, shift) = math.prod(latent), tensors.values()
+            if min(*decoded, *latent) < 1 or math.prod(decoded) != count or order.shape != (count,):
+                raise ValueError("its shapes do not fit each other")
+            if not isinstance(said["autoencoder"], (str, type(None))):
+                raise ValueError("its autoencoder has no name")
+            if not torch.equal(order.sort().values, torch.arange(count)):
                 raise ValueError("its order is no order of the latents")
+            if not all(
+                bool(each.isfinite().all()) and each.shape == order.shape for each in (scale, shift)
+            ) or not bool(scale.all()):
+                raise ValueError("its scale or shift is no finite number for each of the latents")
             return cls(said["autoencoder"], **tensors, decoded=decoded, latent=latent)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise PruningError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,8 @@ def level_at(scheduler: Any, t: Any) -> Level | None:
         else:
             return None
         signal, noise = (float(value.flatten()[0]) for value in pair)
+        if not math.isfinite(signal) or not math.isfinite(noise):
+            return None
         is_reversed = bool(
             asked.config.get("invert_sigmas")
         )  # sigma is then the signal, and runs from 0 to 1

@@ -22,6 +22,7 @@ from pruning.recording.oracle import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.watching import Answer, denoiser_components, is_scheduler, parts_of
+from pruning.settings.section import fits
 from pruning.store.result import changes
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,10 @@ def record(
     """
     folder = Path(folder).expanduser()
     runs = Runs(pipeline, inputs, dict(call or {}), seed)
-    if points is not None and points < 1:
-        raise PruningError(f"points is {points}; it must be at least 1, or None for every step")
+    if points is not None and (not fits(points, int) or points < 1):
+        raise PruningError(f"points is {shown(points)}; it must be at least 1, or None for every step")
+    if not fits(seed, int):
+        raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
     identity = {**_identity(runs, points), "for_images": for_images}
     head = Head.read(folder)
     if head is not None and (other := changes(dict(head.identity), identity)):

@@ -83,9 +83,13 @@ class TensorFiles:
     def __init__(self, files: Mapping[Path, Iterable[str]]) -> None:
         self._place = {key: path for path, keys in files.items() for key in keys}
         self._open: dict[Path, Any] = {}
+        self._outlines: dict[str, Tensor] = {}
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._place
+    def outline(self, key: str) -> Tensor:
+        """Return a tensor without its values, on the meta device, as `read` would."""
+        if key not in self._outlines:
+            self._outlines[key] = self.read(key).to("meta")
+        return self._outlines[key]
 
     def read(self, key: str) -> Tensor:
         """Return a tensor; one that is not there, or a file that cannot be read, is a PruningError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -65,10 +65,13 @@ def _entries(tree: Any) -> Iterator[tuple[str | int, Any]]:
 
 
 def at(tree: Any, path: Path) -> Any:
-    """Return what is at a path."""
+    """Return what is at a path; a KeyError or IndexError says that nothing is."""
+    found: Any = tree
     for key in path:
-        tree = tree[key]
-    return tree
+        if not isinstance(found, (Mapping, list, tuple)):
+            raise KeyError(key)
+        found = cast(Any, found)[key]
+    return found
 
 
 def with_leaf(tree: Any, path: Path, value: Any) -> Any:
@@ -153,6 +156,8 @@ def decoded(node: Any, read: Callable[[str], Tensor], depth: int = 0) -> Any:
     if depth > MOST_LEVELS or not isinstance(node, dict) or not node:
         raise ValueError(f"{shown(node)} is no node of a tree")
     if "tensor" in node:
+        if not isinstance(node["tensor"], str):
+            raise ValueError(f"{shown(node['tensor'])} is no name of a tensor")
         tensor = read(node["tensor"])
         if list(tensor.shape) != node.get("shape") or str(tensor.dtype)[6:] != node.get("dtype"):
             raise ValueError(f"tensor {node['tensor']!r} is not of the shape and type that its row says")
@@ -170,15 +175,3 @@ def decoded(node: Any, read: Callable[[str], Tensor], depth: int = 0) -> Any:
     if kind == "dtype" and value in DTYPES:
         return DTYPES[value]
     raise ValueError(f"{shown(node)} is no node of a tree")
-
-
-def tensor_keys(node: Any) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Yield key, shape and type of every tensor in an encoded tree."""
-    if isinstance(node, dict) and "tensor" in node:
-        yield node["tensor"], tuple(node["shape"]), node["dtype"]
-    elif isinstance(node, dict):
-        for entry in node.values():
-            yield from tensor_keys(entry)
-    elif isinstance(node, list):
-        for entry in node:
-            yield from tensor_keys(entry)

@@ -273,12 +273,14 @@ def test_calibration_on_sampling_trajectories(workplace, features, captioned):
     stable_diffusion(workplace).save_pretrained(workplace / "model")
     recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
     sampling = ["calibrate.provider=sampling", "calibrate.num_steps=3", "calibrate.guidance_scale=2.0"]
-    with pytest.raises(PruningError, match=r"'sampling' has no targets.*'probe_obs'"):
-        run_recipe(recipe, sampling, until="prune")
-    sampling.append("score.criterion=sink_influence")
-    run_recipe(recipe, sampling, until="prune")
-    run = Run(load_recipe(recipe, sampling))
-    assert all(torch.isfinite(score).all() for score in run.scores.values.values())
+    sampling.append("calibrate.timestep_buckets=3")
+    for criterion in ("probe_obs", "sink_influence"):
+        asked = [*sampling, f"score.criterion={criterion}"]
+        run_recipe(recipe, asked, until="prune")
+        run = Run(load_recipe(recipe, asked))
+        assert all(torch.isfinite(score).all() for score in run.scores.values.values())
+    recordings = [result for result in Store("runs/.store").results() if result.kind == "recording"]
+    assert len(recordings) == 1, "both criteria read the same recorded calls"
     assert pruning.load("runs/tiny/prune/model")[0].config["_class_name"] == "UNet2DConditionModel"
 
 
@@ -753,7 +755,8 @@ def test_a_sweep_measures_the_dense_model_once(workplace, features):
     shared = set(dense).intersection(
         *(json.loads(path.read_text())["results"]["evaluate"] for path in Path("runs").glob("at-*/run.json"))
     )
-    assert {name.partition("/")[0] for name in shared} == {"samples", "image_features", "denoising", "cost"}
+    looked_at = {"recording", "samples", "image_features", "denoising", "cost"}
+    assert {name.partition("/")[0] for name in shared} == looked_at
     figures = [
         json.loads(path.read_text())["dense"]["denoising_error_mean"]
         for path in Path("runs").glob("at-*/evaluate/metrics.json")

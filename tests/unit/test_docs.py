@@ -22,6 +22,7 @@ from pruning.types import PruningPlan
 from tests.family.zoo_setup import assert_same, error, half
 from tests.models import dit, unet2d
 from tests.unit.calibration_setup import noised
+from tests.unit.tiny_pipelines import stable_diffusion
 from tests.zoo import ZOO, build
 from tests.zoo import run as run_tiny
 
@@ -101,3 +102,20 @@ def test_the_readme_prunes_a_model_as_printed(tmp_path, monkeypatch):
 def run_call(model: torch.nn.Module, call: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         return model(**call, return_dict=False)[0]
+
+
+def test_a_pipeline_is_recorded_cut_and_trained_back_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("recording.md")
+    assert "steps=1000, batch_size=16" in code
+    pipeline = stable_diffusion(tmp_path)
+    prompts = ["a red cat", "a blue dog"]
+    few = code.replace("steps=1000, batch_size=16", "steps=2, batch_size=4")
+    names = execute(few, {"pipeline": pipeline, "prompts": prompts})
+    macs = names["plan"].meta["macs"]
+    assert macs["plan"] / macs["dense"] == pytest.approx(0.8, abs=0.02)
+    assert len(names["calls"].rows) == 2 * 8 * 2  # samples, points, branches
+    again, _ = names["sp"].load("my-slim-model")
+    call = names["calls"].example("unet", 2)
+    assert torch.equal(run_call(again, call), run_call(names["slim"], call))
+    assert not torch.equal(run_call(again, call), run_call(names["model"], call))

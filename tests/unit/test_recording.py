@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pruning.recording.batches import renoised
 from pruning.recording.cutting import points_of
 from pruning.recording.decoding import DECODING, Decoding
 from pruning.recording.images import ImageCalls, bucket_edges, noised_images
-from pruning.recording.trees import decoded, encoded, tensor_keys
+from pruning.recording.trees import decoded, encoded
 from pruning.recovery import recover_recorded
 from pruning.settings import Recover
 from tests.pipelines import PIPELINES
@@ -86,7 +87,8 @@ def test_the_pipeline_is_left_as_it_was(tmp_path: Path):
 
 def test_what_repeats_is_stored_once(flux: tuple[Any, RecordedCalls]):
     _, calls = flux
-    keys = [key for row in calls.rows for key, _, _ in tensor_keys(row.tree)]
+    keys = [key for row in calls.rows for key in re.findall(r'"tensor": "(\w+)"', json.dumps(row.tree))]
+    assert keys
     assert len(set(keys)) < len(keys) / 2
     assert calls.head.bytes == pytest.approx(sum(p.stat().st_size for p in calls.folder.iterdir()), rel=0.5)
 

@@ -1,0 +1,104 @@
+"""A recording, held against itself as it is opened: nothing that stands in its files is trusted, and no value is read.
+
+Tensors are taken without their values, on the meta device, where placements and batch axes can be tried for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pruning.errors import PruningError
+from pruning.recording.axes import EACH, LIST, Axes, Axis
+from pruning.recording.decoding import DECODING, Decoding
+from pruning.recording.trees import at, decoded, words
+
+if TYPE_CHECKING:
+    from pruning.recording.calls import RecordedCalls, Row
+
+ADVICE = "this is no recording of sinkprune, or it was changed; record anew"
+MISFITS = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError)
+"""What a place raises that is not there, or not of that form."""
+
+
+def check(calls: RecordedCalls) -> None:
+    """Raise PruningError, naming folder and row, for anything that does not fit together."""
+    with _refused(f"{calls.folder}: ends of the samples"):
+        ends = {sample: [calls.outline(key) for key in keys] for sample, keys in calls.x0.items()}
+    latent = _latent_of_images(calls)
+    never = {(name, path) for name, one in calls.head.denoisers.items() for path in one.inputs}
+    for row in calls.rows:
+        with _refused(f"{calls.folder}: {row.name}"):
+            if row.denoiser not in calls.head.denoisers:
+                raise ValueError("no such denoiser is described")
+            if row.sample not in ends or row.step >= calls.head.steps:
+                raise ValueError(f"{len(ends)} samples and {calls.head.steps} steps are described")
+            tree = decoded(row.tree, calls.outline)
+            if not isinstance(tree, dict):
+                raise ValueError("its arguments have no names")
+            shapes = [tuple(end.shape) for end in ends[row.sample]] or [latent]
+            _check_places(calls, row, tree, shapes)
+            axes = calls.head.denoisers[row.denoiser].inputs
+            never -= {(row.denoiser, path) for path in _checked_axes(tree, axes)}
+    if not calls.rows and calls.recorded:
+        raise PruningError(f"{calls.folder}: it holds no rows; {ADVICE}")
+    if never and calls.rows:
+        name, path = min(never, key=str)
+        raise PruningError(f"{calls.folder}: {name}: no row has the batch axis of {words(path)}; {ADVICE}")
+
+
+@contextmanager
+def _refused(place: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).removesuffix(f"; {ADVICE}")
+        raise PruningError(f"{place}: {text}; {ADVICE}") from error
+
+
+def _latent_of_images(calls: RecordedCalls) -> tuple[int, ...] | None:
+    """Return the shape of the latents that images become; None where they do not enter."""
+    place = calls.folder / DECODING
+    return Decoding.load(place).latent if place.is_file() else None
+
+
+def _check_places(
+    calls: RecordedCalls, row: Row, tree: Any, shapes: Sequence[tuple[int, ...] | None]
+) -> None:
+    """Try to take the latents out of a row and to put others in, where that will be done; shapes by slot."""
+    target = calls.head.target
+    if target is None or row.levels is None:
+        return
+    for place in row.places:
+        if place.slot >= min(len(row.levels), len(target.maps[row.step]), len(shapes)):
+            raise ValueError(f"{words(place.path)}: there is no sample {place.slot}")
+        try:
+            shape = shapes[place.slot] or tuple(at(tree, place.path).shape)
+            place.put(tree, torch.empty_like(place.get(tree, shape), dtype=torch.float32))
+        except MISFITS as error:
+            raise ValueError(f"the latents do not fit at {words(place.path)} ({error})") from error
+
+
+def _checked_axes(tree: Any, axes: Axes) -> Iterator[tuple[str | int, ...]]:
+    """Yield the paths of batch axes that the arguments have; one that cannot be is a ValueError."""
+    for path, axis in axes.items():
+        try:
+            leaf = at(tree, path)
+        except MISFITS:
+            continue  # an argument that not all calls have
+        if not _fits(leaf, axis):
+            raise ValueError(f"{words(path)} has no batch axis {axis!r}")
+        yield path
+
+
+def _fits(leaf: Any, axis: Axis) -> bool:
+    """Tell whether a leaf can have a batch axis; one that is no tensor has none at a dimension and is left as it is."""
+    if axis == LIST:
+        return not isinstance(leaf, Tensor)
+    if axis == EACH:
+        return leaf.numel() == 1 if isinstance(leaf, Tensor) else isinstance(leaf, (int, float))
+    return not isinstance(leaf, Tensor) or (isinstance(axis, int) and axis < leaf.ndim)
