@@ -25,32 +25,34 @@ import torch
 from pruning.files import write_json
 from pruning.recipe import load_recipe
 from pruning.stages import run_recipe
-from tests.pipelines import PIPELINES
 from tests.recipes import REAL, made_small
 
 
 def check(name: str, folder: Path) -> dict[str, Any]:
     """Run a recipe in a folder; return what came of it."""
     began = time.perf_counter()
-    tiny = PIPELINES[REAL[name].tiny]
-    small = made_small(tiny, folder / "model")
+    small = made_small(REAL[name], folder / "model")
     found: dict[str, Any] = {"recipe": name, "tiny": REAL[name].tiny, "pipeline": REAL[name].pipeline}
     try:
         run_recipe(load_recipe(name, [*small, f"run_dir={folder / 'run'}"]))
     except Exception as error:  # whatever stops a recipe is what we want to know
         return {**found, "fault": f"{type(error).__name__}: {error}"}
     metrics = json.loads((folder / "run" / "evaluate" / "metrics.json").read_text("utf-8"))
-    dense, pruned, recovered = (metrics[subject] for subject in ("dense", "pruned", "recovered"))
+    pruned, recovered = metrics["pruned"], metrics["recovered"]
+    params = json.loads((folder / "run" / "summary.json").read_text("utf-8"))["params_ratio"]
     return {
         **found,
         "fault": None,
         "report": (folder / "run" / "report" / "report.html").is_file(),
-        "macs_ratio": recovered["macs"] / dense["macs"],
-        "params_ratio": recovered["params"] / dense["params"],
+        "params_ratio": params,
         "excess_error_pruned": pruned["excess_error"],
         "excess_error_recovered": recovered["excess_error"],
-        "ssim_pruned": pruned.get("ssim"),
-        "ssim_recovered": recovered.get("ssim"),
+        **{
+            f"{key}_{name}": metrics[name][key]
+            for key in ("ssim", "spectral_error")
+            for name in ("pruned", "recovered")
+            if key in metrics[name]
+        },
         "seconds": round(time.perf_counter() - began, 1),
     }
 

@@ -533,6 +533,20 @@ def test_a_run_ends_with_warnings_and_where_the_slim_model_is(workplace, capsys,
     assert captured.err.startswith("warning: No recovery: the pruned figures are straight after the cut")
 
 
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ({"frechet_pruned": 0.2, "frechet_recovered": 0.15, "ssim_recovered": 0.9}, "Fréchet 0.15"),
+        ({"ssim_pruned": 0.8, "ssim_recovered": 0.95}, "SSIM 0.95"),
+        ({"frechet_pruned": None, "spectral_error_pruned": 0.25}, "spectral error 0.25"),
+        ({}, "–"),
+    ],
+)
+def test_a_list_of_runs_shows_the_quality_that_was_measured(tmp_path, summary, said):
+    write_json(tmp_path / "summary.json", summary)
+    assert tables.figures(tmp_path)[-1] == said
+
+
 def test_every_setting_is_listed_with_its_default_and_meaning(capsys):
     assert main(["ls", "settings", "--json"]) == 0
     rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["settings"]}

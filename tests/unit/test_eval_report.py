@@ -28,7 +28,7 @@ from eval.report.sections import (
     smaller_forms,
 )
 from eval.report.sites import Site, read_sites
-from eval.report.summary import verdict
+from eval.report.summary import headline, verdict
 from eval.report.warnings import warnings
 from tests.fixtures import report_runs
 from tests.fixtures.report_runs import build
@@ -409,6 +409,14 @@ def test_verdict_judges_by_the_paired_ratio(tmp_path: Path, ratio: list[float], 
     pruned = {"frechet": value, "frechet_ci95": [value - 4, value + 4], "frechet_ratio_ci95": ratio}
     metrics = {"dense": {"frechet": 10.0, "frechet_ci95": [6.0, 14.0]}, "pruned": pruned}
     assert said in " ".join(verdict(load_run(edited(tmp_path, {"metrics": metrics}))))
+
+
+def test_without_a_distance_the_verdict_is_how_alike_the_samples_are(tmp_path: Path) -> None:
+    metrics = {"dense": {"ssim": 1.0}, "pruned": {"ssim": 0.8, "ssim_ci95": [0.78, 0.82]}}
+    run = load_run(edited(tmp_path, {"metrics": metrics}))
+    said = "From the same noise its samples have an SSIM of 0.800 (95 % interval 0.780 to 0.820) to dense."
+    assert [sentence.replace(fmt.THIN, " ") for sentence in verdict(run)] == [said]
+    assert headline(run) == "SSIM 0.800 to dense"
 
 
 def test_a_distance_of_zero_has_no_ratio_to_judge_by(tmp_path: Path) -> None:

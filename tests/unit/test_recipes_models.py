@@ -10,7 +10,6 @@ from pruning.cli import main
 from pruning.recipe import bundled_recipes, load_recipe
 from pruning.stages import Run
 from pruning.stages.dryrun import dry_run
-from tests.pipelines import PIPELINES
 from tests.recipes import REAL, made_small, write_folder
 
 IN_SHORT = ("sd35-medium", "stable-audio-open")
@@ -41,7 +40,7 @@ def test_a_dry_run_on_the_real_architecture_hits_the_target(tmp_path, name):
 
 @pytest.mark.parametrize("name", IN_SHORT)
 def test_a_whole_run_on_a_tiny_pipeline_of_the_same_class(tmp_path, name):
-    small = made_small(PIPELINES[REAL[name].tiny], tmp_path / "model")
+    small = made_small(REAL[name], tmp_path / "model")
     assert main(["run", name, *small, f"run_dir={tmp_path / 'run'}"]) == 0
     metrics = json.loads((tmp_path / "run" / "evaluate" / "metrics.json").read_text("utf-8"))
     assert metrics["recovered"]["macs"] < metrics["dense"]["macs"]
