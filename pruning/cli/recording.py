@@ -76,12 +76,13 @@ def show_recording(folder: Path) -> Outcome:
 
     found = describe(folder)
     samples, recorded = found["samples"], found["recorded"]
-    times = found["timesteps"]
+    times, points = found["timesteps"], found["points"]
+    kept = "all" if points is None or points >= found["steps"] else points
     about = {
         "pipeline": found["pipeline"],
         "asked with": found["call"] or "its defaults",
         "samples": samples if recorded == samples else f"{recorded} of {samples}; record again to go on",
-        "sampling steps": f"{found['steps']}, of which each sample has {found['points'] or 'all'}",
+        "sampling steps": f"{found['steps']}, of which each sample has {kept}",
         "rows": found["rows"],
         "timesteps": None if times is None else f"{times[0]:.4g} to {times[1]:.4g}",
         "noised anew": f"yes: the target is {found['target']}" if found["target"] else f"no: {NOT_NOISED}",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from pruning.errors import PruningError
 from pruning.recording.axes import EACH, LIST, Axes, Axis
 from pruning.recording.decoding import DECODING, Decoding
+from pruning.recording.placements import Placement
 from pruning.recording.trees import at, decoded, words
 
 if TYPE_CHECKING:
@@ -77,10 +80,17 @@ def _check_places(
         if place.slot >= min(len(row.levels), len(target.maps[row.step]), len(shapes)):
             raise ValueError(f"{words(place.path)}: there is no sample {place.slot}")
         try:
-            shape = shapes[place.slot] or tuple(at(tree, place.path).shape)
-            place.put(tree, torch.empty_like(place.get(tree, shape), dtype=torch.float32))
+            leaf = at(tree, place.path)
+            _try_place(replace(place, path=(), scale=1.0), tuple(leaf.shape), shapes[place.slot])
         except MISFITS as error:
             raise ValueError(f"the latents do not fit at {words(place.path)} ({error})") from error
+
+
+@cache
+def _try_place(place: Placement, leaf: tuple[int, ...], shape: tuple[int, ...] | None) -> None:
+    """Take the latents of a shape out of a leaf and put others in; raises one of `MISFITS` where that does not fit."""
+    whole = torch.empty(leaf, device="meta")
+    place.put(whole, torch.empty_like(place.get(whole, shape or leaf)))
 
 
 def _checked_axes(tree: Any, axes: Axes) -> Iterator[tuple[str | int, ...]]:

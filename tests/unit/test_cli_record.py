@@ -60,6 +60,7 @@ def test_a_pipeline_is_recorded_into_a_folder_and_shown(workplace, capsys):
     text = capsys.readouterr().out
     assert "2 rows in one call" in text
     assert "yes: the target is epsilon" in text
+    assert "3, of which each sample has 2" in text
     with_others = refused(capsys, "record", "sd", *ASKED, "--seed", "1", "--out", "calls")
     assert "calls holds another recording: seed was 0, is 1" in " ".join(with_others.split())
 

@@ -291,6 +291,10 @@ def test_what_is_there_of_a_recording_that_is_not_finished_can_be_shown(folder):
     with pytest.raises(PruningError, match="not finished: 3 of 4 samples are there"):
         RecordedCalls.open(folder)
     assert describe(folder)["recorded"] == 3
+    (folder / ROWS).unlink()
+    nothing = describe(folder)
+    assert (nothing["recorded"], nothing["rows"], nothing["timesteps"]) == (0, 0, None)
+    assert nothing["denoisers"]["transformer"]["branches"] == []
 
 
 def test_an_order_of_images_that_is_none_is_refused(tmp_path):
