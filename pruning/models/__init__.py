@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pruning.models.loading import load_pipeline as load_pipeline
     from pruning.models.loading import load_scheduler as load_scheduler
     from pruning.models.loading import pipeline_class as pipeline_class
+    from pruning.models.loading import pipeline_parts as pipeline_parts
     from pruning.models.native import Native as Native
     from pruning.models.native import example_call as example_call
     from pruning.models.native import has_native_input as has_native_input

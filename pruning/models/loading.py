@@ -150,6 +150,13 @@ def pipeline_class(source: str | Path, *, revision: str | None = None) -> type[D
     return None if index is None else _class_of(index, resolved, DiffusionPipeline)
 
 
+def pipeline_parts(source: str | Path, *, revision: str | None = None) -> list[str]:
+    """Return the names of the parts of the pipeline at a source, read from its index alone; none of another source."""
+    resolved = resolve_source(source)
+    index = None if Path(resolved).is_file() else fetch_json(resolved, None, "model_index.json", revision)
+    return [name for name, entry in (index or {}).items() if isinstance(entry, list)]
+
+
 def denoiser_name(parts: Collection[str], subfolder: str | None = None) -> str | None:
     """Return which of a pipeline's parts is its denoiser: `subfolder`, else the usual one; None if none is."""
     return next((name for name in (subfolder, *DENOISER_FOLDERS) if name in parts), None)

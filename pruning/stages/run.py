@@ -217,6 +217,10 @@ class Run:
             section.source, subfolder=section.subfolder, denoiser=self.dense, **self._weights
         )
 
+    def release_pipeline(self) -> None:
+        """Let go of what is around the dense model, text encoders and autoencoder, until it is asked for again."""
+        vars(self).pop("pipeline", None)
+
     @property
     def autoencoder(self) -> Any | None:
         """The pipeline's autoencoder, or None where the model works on pixels."""

@@ -12,7 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from pruning.errors import PruningError, named
-from pruning.models import denoiser_name, is_known
+from pruning.models import denoiser_name, is_known, pipeline_parts
 from pruning.sampling import (
     PixelPipeline,
     batch_fault,
@@ -168,9 +168,12 @@ def prompts_of(run: Run, split: str, count: int) -> list[str] | None:
 
 
 def component(run: Run) -> str:
-    """Return the name of the recipe's denoiser among the components of its pipeline."""
-    parts: dict[str, Any] = pipeline_around(run, run.dense).components
-    name = denoiser_name(parts, run.recipe.model.subfolder) or ("denoiser" if "denoiser" in parts else None)
+    """Return the name of the recipe's denoiser among the components of its pipeline; reads no weights."""
+    if run.pipeline_class is PixelPipeline:
+        return "denoiser"
+    section = run.recipe.model
+    parts = pipeline_parts(section.source, revision=section.revision)
+    name = denoiser_name(parts, section.subfolder)
     if name is None:
         raise PruningError(
             f"model.subfolder: {run.pipeline_class.__name__} has {', '.join(parts)}; say which of them is made slim"

@@ -98,6 +98,7 @@ def recorded(run: Run, count: int, *, held_out: bool = False) -> RecordedCalls:
             noised_anew=needs_noising(run),
             progress=lambda done, total: run.bars("recording", done, total),
         )
+        run.release_pipeline()
 
     return RecordedCalls.open(run.part(key, work, resumable=True).folder / CALLS)
 
