@@ -266,7 +266,8 @@ def test_a_bare_denoiser_of_no_known_family_cannot_sample(recipe, tmp_path):
 
 
 def test_latents_are_not_noised_where_nothing_reads_them(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "noised", lambda *a, **k: pytest.fail("noised"))
+    for module in ("showing", "smaller_forms"):
+        monkeypatch.setattr(f"pruning.stages.{module}.noised", lambda *a, **k: pytest.fail("noised"))
     saved(flux(tmp_path), tmp_path)
     recipe = change(recipe, pipeline={**FLUX_CALL, "num_inference_steps": 2})
     assert run_recipe(recipe, until="evaluate", progress=False)["params_ratio"] < 1
