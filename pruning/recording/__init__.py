@@ -8,6 +8,6 @@ if TYPE_CHECKING:
     from pruning.recording.batches import recorded_batches as recorded_batches
     from pruning.recording.calls import RecordedCalls as RecordedCalls
     from pruning.recording.calls import Row as Row
-    from pruning.recording.record import record as record
+    from pruning.recording.writing import record as record
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

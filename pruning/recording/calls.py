@@ -316,7 +316,7 @@ class RecordedCalls:
         keys = self.x0.get(row.sample, ())
         if slot >= len(keys):
             raise PruningError(
-                f"{self.folder}: the end of sample {row.sample} was not kept; record with keep_x0"
+                f"{self.folder}: the end of sample {row.sample} was not kept: it was recorded for images"
             )
         return self._files.read(keys[slot]).float()
 

@@ -271,7 +271,7 @@ def test_a_recording_that_is_killed_goes_on(tmp_path: Path):
 
 def _main(folder: str, *, kill: bool) -> None:
     """Record with two samples a part; with `kill`, die before the rows of the second part are written."""
-    record_module: Any = sys.modules["pruning.recording.record"]
+    record_module: Any = sys.modules["pruning.recording.writing"]
     record_module.PART_SAMPLES = 2
     write = record_module._write_part
 
