@@ -155,7 +155,7 @@ def _head_map(site: Site) -> Markup:
     """Draw sink mass, one row per head, one column per timestep bucket."""
     buckets, heads = site.sink_mass.shape
     left, top = 24, 22
-    cell_w = min(24.0, 176 / buckets)
+    cell_w = 176 / buckets
     cell_h = 15.0 if heads <= 24 else max(2.5, 360 / heads)
     body = svg.label(0, 12, "sink mass, one row per head", "t ink")
     for head in range(heads):
