@@ -33,7 +33,7 @@ from pruning.store import Key, hash_of
 CALLS = "calls"
 """Folder of a recording in its result."""
 
-GRID = 250
+GRID = 100
 """Noise levels at which images are shown to a pixel model, whose sampler may take any number of steps."""
 
 
