@@ -12,14 +12,12 @@ class Exceptional:
     Attributes:
         reason: Why.
         refused: It cannot be recorded.
-        points_only: Its latents cannot be noised anew.
         without: Arguments that are left out.
         first_row: Arguments of which the denoiser reads the first row for all rows.
     """
 
     reason: str
     refused: bool = False
-    points_only: bool = False
     without: tuple[str, ...] = ()
     first_row: frozenset[str] = frozenset()
 

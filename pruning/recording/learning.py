@@ -77,7 +77,7 @@ def learn(runs: Runs) -> Lesson:
     for name in last:
         _check_replay(runs, name, learned)
     other = _other(runs, learned)
-    target = None if runs.exceptional.points_only else _target(runs, learned)
+    target = _target(runs, learned)
     denoisers = {}
     for name in last:
         module = parts_of(runs.pipeline)[name]

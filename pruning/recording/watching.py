@@ -22,7 +22,7 @@ End = Callable[[int, int, Tensor], Tensor]
 Answer = Callable[[int, "Call"], Any]
 """(position of the sampling step, call) -> what the denoiser's place returns."""
 
-KINDS_OF_OTHERS = ("text", "tokenizer", "vae", "vqvae", "image_encoder", "safety", "feature", "vocoder")
+ENCODERS = ("text", "tokenizer", "vae", "vqvae", "image_encoder", "safety", "feature", "vocoder")
 """Beginnings of the names of components that are no denoisers; asked only where the scheduler took a single step."""
 
 
@@ -293,8 +293,8 @@ def _between_updates(events: Sequence[Call | Update]) -> set[str]:
         return {event.denoiser for event in between if isinstance(event, Call)}
     if updates:
         before = [event.denoiser for event in events[: updates[0]] if isinstance(event, Call)]
-        return {name for name in before if not name.startswith(KINDS_OF_OTHERS)}
-    most = [name for name, _ in calls.most_common() if not name.startswith(KINDS_OF_OTHERS)]
+        return {name for name in before if not name.startswith(ENCODERS)}
+    most = [name for name, _ in calls.most_common() if not name.startswith(ENCODERS)]
     if not most:
         raise PruningError("the pipeline called none of its models, so there is nothing to record")
     return {most[0]}
