@@ -21,6 +21,9 @@ SOURCES = ("points", "x0")
 FRESH_NOISE = 35
 """Stream of `sample_generator`."""
 
+Made = tuple[Any, Tensor]
+"""A row's arguments with its latents made anew, and what the denoiser should answer."""
+
 
 def recorded_batches(
     calls: RecordedCalls,
@@ -56,25 +59,14 @@ def recorded_batches(
         raise PruningError(f"batch_size {batch_size} must be at least 1")
     rows = chosen_rows(calls, denoiser, samples)
     check_recorded_buckets(calls, timestep_buckets)
-    if source not in SOURCES:
-        raise PruningError(f"source {source!r} is unknown; valid: {', '.join(SOURCES)}")
-    if source == "x0":
-        check_noising(calls, rows)
+    check_source(calls, rows, source)
     chunks = list(_chunks(calls, rows, batch_size, timestep_buckets))
 
     def make() -> Iterator[NoisedBatch]:
         for bucket, chunk in chunks:
             made = [renoised(calls, row, seed) for row in chunk] if source == "x0" else None
-            trees = None if made is None else [tree for tree, _ in made]
-            yield NoisedBatch(
-                call=calls.call(chunk, device=device, dtype=dtype, arguments=trees),
-                target=None if made is None else torch.cat([target for _, target in made]).to(device),
-                bucket=bucket,
-                sample_ids=torch.tensor([row.sample for row in chunk]),
-                timesteps=torch.tensor([time_of(row) for row in chunk], dtype=torch.float64),
-                branches=tuple(row.call + row.branch for row in chunk),
-                read=None if made is None else answers_of(calls, chunk),
-            )
+            samples = [row.sample for row in chunk]
+            yield batch_of(calls, chunk, made, samples=samples, bucket=bucket, device=device, dtype=dtype)
 
     return NoisedBatches(make, calls.steps, timestep_buckets, has_targets=source == "x0", rows=len(rows))
 
@@ -105,6 +97,14 @@ def check_recorded_buckets(calls: RecordedCalls, buckets: int) -> None:
         )
 
 
+def check_source(calls: RecordedCalls, rows: Sequence[Row], source: str) -> None:
+    """Raise PruningError for a source that is none, or that the rows cannot give."""
+    if source not in SOURCES:
+        raise PruningError(f"source {source!r} is unknown; valid: {', '.join(SOURCES)}")
+    if source == "x0":
+        check_noising(calls, rows)
+
+
 def check_noising(calls: RecordedCalls, rows: Sequence[Row]) -> None:
     """Raise PruningError unless the latents of all rows can be made anew."""
     if calls.head.target is None:
@@ -120,9 +120,7 @@ def check_noising(calls: RecordedCalls, rows: Sequence[Row]) -> None:
             )
 
 
-def renoised(
-    calls: RecordedCalls, row: Row, seed: int, noise: Mapping[int, Tensor] | None = None
-) -> tuple[Any, Tensor]:
+def renoised(calls: RecordedCalls, row: Row, seed: int, noise: Mapping[int, Tensor] | None = None) -> Made:
     """Return a row's arguments with its latents made anew, and what the denoiser should answer.
 
     Args:
@@ -132,24 +130,36 @@ def renoised(
         noise: In its place, by slot, in the scheduler's layout.
 
     Returns:
-        The arguments, and the target (1, ...) of slot 0 as `answers_of` reads it, float32.
+        The arguments, and the target (1, ...) of the first slot in the scheduler's layout, float32.
     """
-    tree, targets = calls.arguments(row), dict[int, Tensor]()
+    tree, targets = calls.arguments(row), list[Tensor]()
+    for slot in sorted({place.slot for place in row.places}):
+        x0 = calls.end(row, slot)
+        eps = _noise(row, slot, x0, seed) if noise is None else noise[slot]
+        tree, wanted = with_latents(calls, row, slot, tree, x0, eps)
+        targets.append(wanted)
+    return tree, targets[0]
+
+
+def with_latents(calls: RecordedCalls, row: Row, slot: int, tree: Any, x0: Tensor, eps: Tensor) -> Made:
+    """Return a row's arguments with ``x = signal x0 + noise eps`` wherever its latents are, and the target.
+
+    Args:
+        calls: Recorded calls whose target is known.
+        row: A row with levels.
+        slot: Which of its latents.
+        tree: Its arguments.
+        x0: The clean sample in the scheduler's layout, (1, ...).
+        eps: The noise, of the same shape.
+    """
     target = calls.head.target
     assert target is not None
     assert row.levels is not None
+    level, map_ = row.levels[slot], target.maps[row.step][slot]
+    x = level.signal * x0 + level.noise * eps
     for place in row.places:
-        level, map_, x0 = (
-            row.levels[place.slot],
-            target.maps[row.step][place.slot],
-            calls.end(row, place.slot),
-        )
-        eps = _noise(row, place.slot, x0, seed) if noise is None else noise[place.slot]
-        x = level.signal * x0 + level.noise * eps
-        tree = place.put(tree, x)
-        wanted = KINDS[target.kind](x0, eps, level)
-        targets[place.slot] = (wanted - map_.beta * x) / map_.alpha
-    return tree, targets[min(targets)]
+        tree = place.put(tree, x) if place.slot == slot else tree
+    return tree, (KINDS[target.kind](x0, eps, level) - map_.beta * x) / map_.alpha
 
 
 def _noise(row: Row, slot: int, x0: Tensor, seed: int) -> Tensor:
@@ -157,18 +167,47 @@ def _noise(row: Row, slot: int, x0: Tensor, seed: int) -> Tensor:
     return torch.randn(x0.shape, generator=drawn)
 
 
-def answers_of(
-    calls: RecordedCalls, rows: Sequence[Row], latent: tuple[int, ...] | None = None
-) -> Callable[[Any], Tensor]:
-    """Return what reads, in an answer for `rows`, the part that a target is of, in the scheduler's layout.
+def batch_of(
+    calls: RecordedCalls,
+    rows: Sequence[Row],
+    made: Sequence[Made] | None,
+    *,
+    samples: Sequence[int],
+    bucket: int,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> NoisedBatch:
+    """Return the batch of rows that share a call.
 
-    `latent` is the shape of one sample there; None: that of the ends.
+    Args:
+        calls: Recorded calls.
+        rows: One or more.
+        made: Arguments and target of each row, its latents made anew; None: as they were recorded, without targets.
+        samples: Number of each row's sample or image.
+        bucket: Timestep bucket.
+        device: Where it goes.
+        dtype: As for `RecordedCalls.call`.
     """
+    trees, targets = ([list(part) for part in zip(*made, strict=True)]) if made else (None, None)
+    return NoisedBatch(
+        call=calls.call(rows, device=device, dtype=dtype, arguments=trees),
+        target=torch.cat(targets).to(device) if targets else None,
+        bucket=bucket,
+        sample_ids=torch.tensor(samples),
+        timesteps=torch.tensor([time_of(row) for row in rows], dtype=torch.float64),
+        branches=tuple(row.call + row.branch for row in rows),
+        read=_answers_of(calls, rows, [tuple(one.shape) for one in targets]) if targets else None,
+    )
+
+
+def _answers_of(
+    calls: RecordedCalls, rows: Sequence[Row], shapes: Sequence[tuple[int, ...]]
+) -> Callable[[Any], Tensor]:
+    """Return what reads, in an answer for `rows`, the part that their targets, of these shapes, are of."""
     target = calls.head.target
     assert target is not None
     axes = calls.head.denoisers[rows[0].denoiser].outputs
     slots = [min(place.slot for place in row.places) for row in rows]
-    shapes = [latent or tuple(calls.end(row, slot).shape) for row, slot in zip(rows, slots, strict=True)]
 
     def read(output: Any) -> Tensor:
         output = as_tuple(output)[0]

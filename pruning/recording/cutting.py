@@ -45,6 +45,7 @@ def rows_of_run(
     for position in sorted(chosen):
         step = steps[position]
         updates = [update for update in step.updates if isinstance(update.sample, Tensor)]
+        levels = levels_of(updates)
         for number, call in enumerate(step.calls):
             for branch, tree in enumerate(rows_of_call(call, inputs[call.denoiser])):
                 places = [
@@ -62,7 +63,7 @@ def rows_of_run(
                     denoiser=call.denoiser,
                     tree=encoded(tree, tensors.keep, f"denoiser {call.denoiser!r}"),
                     t=as_number(updates[0].t) if updates else None,
-                    levels=levels_of(updates),
+                    levels=levels,
                     places=tuple(known.values()),
                 )
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.data.seeding import NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
-from pruning.recording.batches import answers_of, check_recorded_buckets, time_of
+from pruning.recording.batches import Made, batch_of, check_recorded_buckets, with_latents
 from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
-from pruning.recording.oracle import KINDS
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,9 @@ class ImageCalls:
             self._trees[id(row)] = self.calls.arguments(row)
         return self._trees[id(row)]
 
-    def made(self, row: Row, x0: Tensor, eps: Tensor) -> tuple[Any, Tensor]:
-        """Return a row's arguments around ``signal * x0 + noise * eps`` and the target; all (1, ...)."""
-        target, tree = self.calls.head.target, self.arguments(row)
-        assert target is not None
-        assert row.levels is not None
-        level, map_ = row.levels[0], target.maps[row.step][0]
-        x = level.signal * x0 + level.noise * eps
-        for place in row.places:
-            tree = place.put(tree, x)
-        return tree, (KINDS[target.kind](x0, eps, level) - map_.beta * x) / map_.alpha
+    def made(self, row: Row, x0: Tensor, eps: Tensor) -> Made:
+        """Return a row's arguments around the noised latents of an image, and the target; all (1, ...)."""
+        return with_latents(self.calls, row, 0, self.arguments(row), x0, eps)
 
 
 def noised_images(
@@ -108,7 +100,7 @@ def noised_images(
                     for row in source.rows[source.condition(image), step]
                 ]
                 for part in apart(source.calls, wanted):
-                    yield batch_of(source, part, chunk, x0, eps, bucket, device, dtype)
+                    yield image_batch(source, part, chunk, x0, eps, bucket, device, dtype)
 
     per_image = len(next(iter(source.rows.values())))
     rows = len(indices) * timestep_buckets * per_image
@@ -129,7 +121,7 @@ def apart(calls: RecordedCalls, wanted: Sequence[tuple[int, Row]]) -> list[list[
     return list(found.values())
 
 
-def batch_of(
+def image_batch(
     source: ImageCalls,
     part: Sequence[tuple[int, Row]],
     images: Sequence[int],
@@ -140,14 +132,6 @@ def batch_of(
     dtype: torch.dtype | None,
 ) -> NoisedBatch:
     """Return the batch of rows that share a call, each with the position of its image in `images`, `x0` and `eps`."""
-    rows = [row for _, row in part]
     made = [source.made(row, x0[k : k + 1], eps[k : k + 1]) for k, row in part]
-    return NoisedBatch(
-        call=source.calls.call(rows, device=device, dtype=dtype, arguments=[tree for tree, _ in made]),
-        target=torch.cat([target for _, target in made]).to(device),
-        bucket=bucket,
-        sample_ids=torch.tensor([images[k] for k, _ in part]),
-        timesteps=torch.tensor([time_of(row) for row in rows], dtype=torch.float64),
-        branches=tuple(row.call + row.branch for row in rows),
-        read=answers_of(source.calls, rows, tuple(x0[:1].shape)),
-    )
+    rows, samples = [row for _, row in part], [images[k] for k, _ in part]
+    return batch_of(source.calls, rows, made, samples=samples, bucket=bucket, device=device, dtype=dtype)

@@ -109,18 +109,38 @@ def check(learned: Learned, rehearse: Rehearse, said: Collection[Kind]) -> Targe
         rehearse: Runs the pipeline with another answer.
         said: What the scheduler says that answers stand for; anything else must be proven beyond doubt.
     """
-    maps = _maps(learned, rehearse)
+    law, maps = _law(learned), _maps(learned, rehearse)
+    if law is None or maps is None:
+        return None
     best, least = None, float("inf")
-    for kind in sorted(KINDS, key=lambda kind: kind not in said) if maps is not None else ():
-        assert maps is not None
+    for kind in sorted(KINDS, key=lambda kind: kind not in said):
         target = Target(kind, maps)
-        off = _walk(learned, rehearse, target)
+        off = _walk(learned, law, rehearse, target)
         allowed = ON_THE_WAY + 3 / _fewest_entries(learned) ** 0.5 if kind in said else SURELY
         if off is not None and off < min(allowed, least):
             best, least = target, off
         if least < SURELY:
             break
     return best
+
+
+Law = list[tuple[list[Level], list[Placement]]]
+"""By position of the sampling step, then by slot: level of the scheduler's sample, and where it is in the calls."""
+
+
+def _law(learned: Learned) -> Law | None:
+    """Return what the scheduler says of the true run's samples, and where they were; None where that is not known."""
+    found: Law = []
+    for step in learned.steps:
+        levels = [level_at(update.scheduler, update.t) for update in step.updates]
+        known, places = [level for level in levels if level is not None], _places_of_samples(learned, step)
+        if len(known) < len(levels) or len(places) < len(levels):
+            logger.debug(
+                "oracle: the scheduler does not say how much noise it adds, or the latents were not found"
+            )
+            return None
+        found.append((known, places))
+    return found
 
 
 def _fewest_entries(learned: Learned) -> int:
@@ -252,16 +272,8 @@ def _places(path: Path, leaf: Tensor, m: Tensor, slot: int) -> list[Placement]:
     return [replace(p, path=path) for p in found]
 
 
-def _walk(learned: Learned, rehearse: Rehearse, target: Target) -> float | None:
+def _walk(learned: Learned, law: Law, rehearse: Rehearse, target: Target) -> float | None:
     """Let the oracle answer; return how far the run strays from the law on its way to x0, None if it ends elsewhere."""
-    levels = [[level_at(update.scheduler, update.t) for update in step.updates] for step in learned.steps]
-    if not levels or any(level is None for row in levels for level in row):
-        logger.debug("oracle: the scheduler does not say how much noise it adds")
-        return None
-    places = [_places_of_samples(learned, step) for step in learned.steps]
-    if any(len(found) < len(step.updates) for found, step in zip(places, learned.steps, strict=True)):
-        logger.debug("oracle: the latents were not found in every step")
-        return None
     known = [
         _known_sample(last.result[:1], first.sample[:1])
         for first, last in zip(learned.steps[0].updates, learned.steps[-1].updates, strict=True)
@@ -272,10 +284,10 @@ def _walk(learned: Learned, rehearse: Rehearse, target: Target) -> float | None:
         row_call = _first_row(learned, call)
 
         def exact(row: Any) -> Any:
+            levels, places = law[position]
             for slot, map_ in enumerate(target.maps[position]):
-                level, x0 = levels[position][slot], known[min(slot, len(known) - 1)]
-                assert level is not None
-                x = places[position][slot].get(row_call, tuple(x0.shape))
+                level, x0 = levels[slot], known[min(slot, len(known) - 1)]
+                x = places[slot].get(row_call, tuple(x0.shape))
                 eps = (x - level.signal * x0) / max(level.noise, 1e-6)
                 start = begun.setdefault(slot, eps)
                 off.append(_off(x, x0, start, level))

@@ -42,13 +42,11 @@ class Tensors:
 
     Attributes:
         new: Tensors by key that are not on disk yet.
-        asked: Bytes of everything that was kept, repetitions counted.
     """
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         self._known = set(known)
         self.new: dict[str, Tensor] = {}
-        self.asked = 0
 
     def keep(self, tensor: Tensor) -> str:
         """Keep a tensor and return its key; one of a type that no file holds is a PruningError."""
@@ -56,7 +54,6 @@ class Tensors:
             raise PruningError(f"a tensor of type {tensor.dtype} cannot be kept on disk")
         whole = on_cpu(tensor)
         key = content_key(whole)
-        self.asked += whole.numel() * whole.element_size()
         if key not in self._known and key not in self.new:
             self.new[key] = whole
         return key

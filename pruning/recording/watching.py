@@ -199,7 +199,7 @@ def _watched(
                 events.append(Call(name, found))
 
             def after(module: nn.Module, args: Any, output: Any) -> None:
-                call = next(event for event in reversed(events) if isinstance(event, Call))
+                call = _last_call(events)
                 found, call.form = as_tuple(output)
                 call.output = copied(found)
 
@@ -228,8 +228,7 @@ def _watched(
 
 
 def _last_call(events: Sequence[Call | Update]) -> Call:
-    assert isinstance(events[-1], Call)
-    return events[-1]
+    return next(event for event in reversed(events) if isinstance(event, Call))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pruning.data import indexed_noise, sample_generator
+from pruning.data import NoisedBatch, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, Row
-from pruning.recording.batches import answers_of, check_noising, chosen_rows, renoised, time_of
-from pruning.recording.images import ImageCalls, apart, batch_of
+from pruning.recording.batches import batch_of, check_source, chosen_rows, renoised
+from pruning.recording.images import ImageCalls, apart, image_batch
 from pruning.recovery.batches import (
     TRAINING_NOISE,
     Source,
@@ -67,10 +67,7 @@ def recover_recorded(
         PruningError: As `recover`, and for names or numbers that do not fit the recording.
     """
     rows = chosen_rows(calls, denoiser, samples)
-    if source == "x0":
-        check_noising(calls, rows)
-    elif source != "points":
-        raise PruningError(f"source {source!r} is unknown; valid: points, x0")
+    check_source(calls, rows, source)
     settings = checked(settings, has_targets=source == "x0")
     if settings.loss_weighting == "min_snr":
         if source != "x0":
@@ -94,7 +91,7 @@ def recover_images(
     count: int,
     settings: Recover,
     *,
-    dropped: Callable[[int], int] | None = None,
+    without: int | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
@@ -108,8 +105,8 @@ def recover_images(
         source: Images and calls.
         count: How many images there are.
         settings: How to train.
-        dropped: Number of an image that loses its label or caption -> the recorded sample that takes the place of its
-            own; None: there is none, and nothing is dropped.
+        without: The recorded sample of no label or caption, which takes the place of those of images that lose theirs;
+            None: there is none, and nothing is dropped.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
@@ -119,21 +116,21 @@ def recover_images(
         PruningError: As `recover`, and for images that do not fit the recording.
     """
     settings = checked(settings, has_targets=True)
-    if settings.label_dropout and dropped is None:
+    if settings.label_dropout and without is None:
         raise PruningError(
             f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a label or "
             "caption; set label_dropout to 0 or null"
         )
     dropout = settings.label_dropout
     if dropout is None:
-        dropout = 0.0 if dropped is None else DEFAULT_DROPOUT
+        dropout = 0.0 if without is None else DEFAULT_DROPOUT
     target = source.calls.head.target
     if settings.loss_weighting == "min_snr" and target is not None:
         min_snr(torch.ones(1), target.kind)
     _ = source.rows  # what does not fit fails here
 
     def make(settings: Recover, where: Place) -> Source:
-        return RecordedImageSource(source, count, dropped, settings, seed, *where)
+        return RecordedImageSource(source, count, without, settings, seed, *where)
 
     seen = {"recording": dict(source.calls.head.identity), "images": count}
     settings = replace(settings, label_dropout=dropout)
@@ -147,7 +144,7 @@ class RecordedImageSource:
     Attributes:
         source: Images and calls.
         count: How many images there are.
-        instead: The recorded sample of an image that loses its label.
+        without: The recorded sample of no label or caption.
         settings: Batch size, micro-batches, weighting and label dropout.
         seed: Of every draw.
         device: Where the batches go.
@@ -157,7 +154,7 @@ class RecordedImageSource:
 
     source: ImageCalls
     count: int
-    instead: Callable[[int], int] | None
+    without: int | None
     settings: Recover
     seed: int
     device: torch.device
@@ -183,8 +180,9 @@ class RecordedImageSource:
         branch = torch.rand(len(ids), generator=sample_generator(self.seed, position, DRAWS)).tolist()
         rows = []
         for k, image in enumerate(ids.tolist()):
-            gone = self.instead is not None and bool(dropped[part][k])
-            condition = self.instead(image) if gone and self.instead else source.condition(image)
+            condition = source.condition(image)
+            if self.without is not None and dropped[part][k]:
+                condition = self.without
             alike = source.rows[condition, steps - 1 - int(drawn[part][k])]
             rows.append(alike[int(branch[k] * len(alike))])
         together = apart(source.calls, list(enumerate(rows)))[0]
@@ -193,17 +191,9 @@ class RecordedImageSource:
         x0 = source.latents(ids.tolist())
         eps = indexed_noise([position + k for k in chosen], x0.shape[1:], self.seed, TRAINING_NOISE)
         indexed = [(k, row) for k, (_, row) in enumerate(together)]
-        batch = batch_of(source, indexed, ids.tolist(), x0, eps, 0, self.device, torch.float32)
-        return TrainingBatch(
-            call=batch.call,
-            target=batch.target,
-            timesteps=batch.timesteps.to(self.device),
-            sample_ids=ids,
-            dropped=dropped[part][chosen],
-            position=position,
-            weights=weights_of(source.calls, [row for _, row in together], self.settings, self.device),
-            read=batch.read,
-        )
+        batch = image_batch(source, indexed, ids.tolist(), x0, eps, 0, self.device, torch.float32)
+        weights = weights_of(source.calls, [row for _, row in together], self.settings, self.device)
+        return _training_batch(batch, position, dropped[part][chosen], weights, self.device)
 
 
 @dataclass(frozen=True)
@@ -255,22 +245,28 @@ class RecordedSource:
         alike = self._alike[self.calls.signature(first)]
         others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
         rows = [first, *(alike[index] for index in others)]
-        made = (
-            [renoised(self.calls, row, self.seed + position + k) for k, row in enumerate(rows)]
-            if self.is_renoised
-            else []
-        )
-        trees = [tree for tree, _ in made] or None
-        return TrainingBatch(
-            call=self.calls.call(rows, device=self.device, dtype=torch.float32, arguments=trees),
-            target=torch.cat([target for _, target in made]).to(self.device) if made else None,
-            timesteps=torch.tensor([time_of(row) for row in rows], device=self.device),
-            sample_ids=torch.tensor([row.sample for row in rows]),
-            dropped=torch.zeros(count, dtype=torch.bool),
-            position=position,
-            weights=weights_of(self.calls, rows, self.settings, self.device),
-            read=answers_of(self.calls, rows) if made else None,
-        )
+        made = None
+        if self.is_renoised:
+            made = [renoised(self.calls, row, self.seed + position + k) for k, row in enumerate(rows)]
+        samples, where = [row.sample for row in rows], {"device": self.device, "dtype": torch.float32}
+        batch = batch_of(self.calls, rows, made, samples=samples, bucket=0, **where)
+        weights = weights_of(self.calls, rows, self.settings, self.device)
+        return _training_batch(batch, position, torch.zeros(count, dtype=torch.bool), weights, self.device)
+
+
+def _training_batch(
+    batch: NoisedBatch, position: int, dropped: Tensor, weights: Tensor | None, device: torch.device
+) -> TrainingBatch:
+    return TrainingBatch(
+        call=batch.call,
+        target=batch.target,
+        timesteps=batch.timesteps.to(device),
+        sample_ids=batch.sample_ids,
+        dropped=dropped,
+        position=position,
+        weights=weights,
+        read=batch.read,
+    )
 
 
 def weights_of(

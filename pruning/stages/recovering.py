@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,6 @@ from diffusers import ModelMixin
 
 from pruning import checkpoint, models, recovery
 from pruning.files import write_json
-from pruning.recording.images import ImageCalls
 from pruning.sampling import call_parameters
 from pruning.settings import NOISED
 from pruning.stages.imaging import enters_by_recording, image_calls
@@ -87,14 +87,12 @@ def _on_images(
     has_texts = "prompt" in call_parameters(run.pipeline_class)
     rows = run.choose(split, min(section.num_samples, len(data))) if has_texts else range(len(data))
     found, without = image_calls(run, split, rows)
-    source = ImageCalls(
-        found.calls,
-        found.denoiser,
-        lambda numbers: found.latents([rows[number] for number in numbers]),
-        lambda number: found.condition(rows[number]),
+    source = replace(
+        found,
+        latents=lambda numbers: found.latents([rows[number] for number in numbers]),
+        condition=lambda number: found.condition(rows[number]),
     )
-    dropped = None if without is None else (lambda number: without)
-    return recovery.recover_images(student, teacher, source, len(rows), section, dropped=dropped, **how)
+    return recovery.recover_images(student, teacher, source, len(rows), section, without=without, **how)
 
 
 def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:

@@ -57,10 +57,9 @@ def shown(
         batch_size: Rows of a call; None: that of calibration.
     """
     recipe = run.recipe
-    split = recipe.data.eval_split if held_out else recipe.data.split
     size = batch_size or recipe.calibrate.batch_size
     if not is_recorded(run):
-        return noised(run, split, len(samples), batch_size=size)
+        return noised(run, _split(run, held_out), len(samples), batch_size=size)
     return recorded_batches(
         recorded(run, max(samples) + 1, held_out=held_out),
         denoiser=component(run),
@@ -84,13 +83,10 @@ def recorded(run: Run, count: int, *, held_out: bool = False) -> RecordedCalls:
     key = recording_key(run, count, held_out=held_out)
 
     def work(folder: Path) -> None:
-        section, split = (
-            run.recipe.calibrate,
-            run.recipe.data.eval_split if held_out else run.recipe.data.split,
-        )
+        section = run.recipe.calibrate
         record(
             pipeline_around(run, run.dense),
-            run.inputs(split, count, spread=True),
+            run.inputs(_split(run, held_out), count, spread=True),
             folder / CALLS,
             call=arguments_of(run, section),
             seed=run.recipe.seed + held_out,
@@ -101,6 +97,10 @@ def recorded(run: Run, count: int, *, held_out: bool = False) -> RecordedCalls:
         run.release_pipeline()
 
     return RecordedCalls.open(run.part(key, work, resumable=True).folder / CALLS)
+
+
+def _split(run: Run, held_out: bool) -> str:
+    return run.recipe.data.eval_split if held_out else run.recipe.data.split
 
 
 def training_samples(run: Run) -> int:
@@ -124,8 +124,7 @@ def needs_noising(run: Run) -> bool:
 
 def recording_key(run: Run, count: int, *, held_out: bool) -> Key:
     """Return what a recording depends on; one of more samples serves, too."""
-    split = run.recipe.data.eval_split if held_out else run.recipe.data.split
-    config = {**pick(run.recipe, RECORDED), "split": split, "held_out": held_out}
+    config = {**pick(run.recipe, RECORDED), "split": _split(run, held_out), "held_out": held_out}
     return Key("recording", config, run.workspace.hashes, {"samples": [str(i) for i in range(count)]})
 
 
