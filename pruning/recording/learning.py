@@ -20,7 +20,7 @@ from pruning.recording.cutting import rows_of_call
 from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
-from pruning.recording.trees import Path, copied, encoded, leaves, on_device, original
+from pruning.recording.trees import Path, copied, encoded, leaves, mapped, on_device, original
 from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler, parts_of
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Lesson:
         denoisers: How each component is called, by name.
         target: What the answers should be, None where that is not proven.
         steps: Sampling steps of a run.
-        learned: What the true run showed.
+        learned: What one run showed.
         other: The sampling steps of the last sample, for what it takes on disk.
     """
 
@@ -57,7 +57,7 @@ def learn(runs: Runs) -> Lesson:
     Raises:
         PruningError: If no model runs between the steps of the scheduler.
     """
-    steps = runs.run(0, outputs=True)
+    steps = runs.run(0, outputs=True, answer=_Repeated())
     if not steps:
         raise PruningError(
             f"{runs.name}: no model ran before a step of its scheduler, so there is nothing to record"
@@ -86,6 +86,26 @@ def learn(runs: Runs) -> Lesson:
     return Lesson(denoisers, target, len(steps), learned, other)
 
 
+class _Repeated:
+    """Lets each component run once for each form of its arguments; from the second sampling step on it repeats itself.
+
+    What is learned of a run are forms and places, not values, and a large denoiser takes minutes a call.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, Call] = {}
+
+    def __call__(self, position: int, call: Call) -> Any:
+        """Return the answer that a call like this one had, None where there was none."""
+        form = repr((call.denoiser, mapped(call.arguments, _form)))
+        first = self._first.setdefault(form, call)
+        return None if first is call or position == 0 else first.form(first.output)
+
+
+def _form(leaf: Any) -> Any:
+    return (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else type(leaf)
+
+
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
     call = _calls(learned.steps, name)[0]
@@ -107,7 +127,7 @@ def _run_of_two(runs: Runs, names: set[str]) -> list[SamplingStep]:
     """Return the sampling steps of a run of two samples, empty where the pipeline makes no two."""
     for asked in _doubled(runs.inputs[0], runs.shared, runs.parameters):
         try:
-            steps = runs.ask(asked, [0, 0], denoisers=names, outputs=True)
+            steps = runs.ask(asked, [0, 0], denoisers=names, outputs=True, answer=_Repeated())
         except Exception as error:  # each pipeline refuses two samples in its own way
             logger.debug("%s makes no two samples: %s", runs.name, error)
             continue

@@ -20,7 +20,7 @@ End = Callable[[int, int, Tensor], Tensor]
 """(position of the sampling step, slot, what the scheduler's step gave) -> what the pipeline goes on with."""
 
 Answer = Callable[[int, "Call"], Any]
-"""(position of the sampling step, call) -> what the denoiser's place returns."""
+"""(position of the sampling step, call) -> what the denoiser's place returns; None: it runs itself."""
 
 ENCODERS = ("text", "tokenizer", "vae", "vqvae", "image_encoder", "safety", "feature", "vocoder")
 """Beginnings of the names of components that are no denoisers; asked only where the scheduler took a single step."""
@@ -120,7 +120,7 @@ def run_once(
             between two steps of the scheduler are taken for them.
         wanted: Position of a sampling step -> whether its calls are kept; all are counted.
         outputs: Also keep what the denoisers and the scheduler give.
-        answer: Answers in the denoisers' place.
+        answer: Answers in the denoisers' place, or lets them run.
         end: Puts something else in the place of what a step of the scheduler gives.
         returned: Told the first of what the pipeline returns.
     """
@@ -233,12 +233,16 @@ def _last_call(events: Sequence[Call | Update]) -> Call:
 
 @contextlib.contextmanager
 def _answered(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
-    """Let a module answer without running, on its device."""
+    """Let a module answer without running, on its device; where `answer` gives None, it runs."""
     before = {name: vars(module)[name] for name in ("forward",) if name in vars(module)}
-    device = next(module.parameters()).device
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    run = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        values, form = as_tuple(answer())
+        given = answer()
+        if given is None:
+            return run(*args, **kwargs)
+        values, form = as_tuple(given)
         return form(on_device(values, device))
 
     vars(module)["forward"] = forward

@@ -48,9 +48,10 @@ def record(
 ) -> RecordedCalls:
     """Run a pipeline once for each of `inputs` and keep what its denoisers were asked.
 
-    Before, one run of one sample and one of two learn what the batch is, and some rehearsals without the denoiser prove
-    what its answers mean (`pruning.recording.oracle`); then it is said how much will be written. A recording that was
-    stopped in any way goes on where it was, if it is asked for again with the same arguments.
+    Before, one run of one sample and one of two, in which the denoiser runs once and then repeats itself, learn what
+    the batch is, and some rehearsals without it prove what its answers mean (`pruning.recording.oracle`); then it is
+    said how much will be written. A recording that was stopped in any way goes on where it was, if it is asked for
+    again with the same arguments.
 
     Args:
         pipeline: Any DiffusionPipeline, on whatever device; it is left as it was.

@@ -244,6 +244,22 @@ def test_points_have_no_data_loss(flux: tuple[Any, RecordedCalls]):
         )
 
 
+@pytest.mark.parametrize("steps", [3, 12])
+def test_learning_asks_the_denoiser_as_often_however_many_steps_there_are(steps: int, tmp_path: Path):
+    tiny, counted = PIPELINES["sd"], list[int]()
+    pipeline = tiny.build()
+    pipeline.unet.conv_in.register_forward_hook(lambda *_: counted.append(1))
+    record(
+        pipeline,
+        tiny.inputs,
+        tmp_path,
+        call={**tiny.call, "num_inference_steps": steps},
+        points=None,
+        for_images=True,
+    )
+    assert len(counted) == 12
+
+
 def test_another_recording_in_the_folder_is_refused(flux: tuple[Any, RecordedCalls]):
     pipeline, calls = flux
     tiny = PIPELINES["flux"]
