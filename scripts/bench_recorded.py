@@ -30,6 +30,7 @@ from pruning.models.outputs import joined, with_tuple
 from pruning.recording import RecordedCalls, record, recorded_batches
 from pruning.recording.axes import cut
 from pruning.recording.runs import Runs
+from pruning.recording.watching import Watch
 from pruning.recovery import recover_recorded
 from pruning.settings import Recover
 from tests.pipelines import PIPELINES, TinyPipeline
@@ -121,7 +122,7 @@ def replay(pipeline: Any, tiny: TinyPipeline, calls: RecordedCalls, part: str, d
     (argument,) = tiny.inputs[0]
     runs = Runs(pipeline, [{argument: NOUNS[0]}], tiny.call, 0)
     model, outputs, worst = pipeline.components[part], calls.head.denoisers[part].outputs, 0.0
-    steps = runs.run(0, denoisers=calls.denoisers, outputs=True)
+    steps = runs.run(0, Watch(calls.denoisers, outputs=True))
     rows = [row for row in calls.of(part) if row.sample == 0]
     for step, number in sorted({(row.step, row.call) for row in rows}):
         together = [row for row in rows if (row.step, row.call) == (step, number)]

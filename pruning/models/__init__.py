@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pruning.models.native import has_native_input as has_native_input
     from pruning.models.native import native_input as native_input
     from pruning.models.outputs import first_answer as first_answer
+    from pruning.models.pipelines import call_parameters as call_parameters
     from pruning.models.sources import bundled as bundled
     from pruning.models.sources import resolve_source as resolve_source
     from pruning.models.stock import stock_model as stock_model

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from pruning.data.conditioning import encoded
 from pruning.errors import PruningError
+from pruning.models.pipelines import modules_of
 from pruning.recording.oracle import Learned, rehearsal
 from pruning.recording.runs import Runs
-from pruning.recording.watching import denoiser_components, parts_of
+from pruning.recording.watching import Watch
 
 DECODING = "decoding.safetensors"
 """File of a recording for images."""
@@ -109,7 +110,7 @@ class Decoding:
         if self.autoencoder is None:
             z = images.permute(0, 2, 3, 1) / 2 + 0.5
         else:
-            module = parts_of(pipeline)[self.autoencoder]
+            module = modules_of(pipeline)[self.autoencoder]
             z = _encoded(module, images.unsqueeze(2) if len(self.decoded) == 5 else images, generators).cpu()
         if tuple(z.shape[1:]) != self.decoded[1:]:
             raise PruningError(
@@ -171,7 +172,7 @@ def _is_image(z: Tensor) -> bool:
 
 
 def _autoencoder(pipeline: Any) -> str | None:
-    parts = denoiser_components(pipeline).items()
+    parts = modules_of(pipeline).items()
     return next((name for name, part in parts if hasattr(part, "decode") and hasattr(part, "encode")), None)
 
 
@@ -186,15 +187,10 @@ def _decoded(runs: Runs, learned: Learned, name: str | None, chosen: Tensor) -> 
     if "output_type" in runs.parameters:
         arguments["output_type"] = "np"
     found: list[Any] = []
-    how = {
-        "denoisers": learned.inputs.keys(),
-        "answer": rehearsal(learned),
-        "end": end,
-        "returned": found.append,
-    }
-    with _reached(parts_of(runs.pipeline)[name]) if name else contextlib.nullcontext():
+    watch = Watch(learned.inputs.keys(), answer=rehearsal(learned), end=end, returned=found.append)
+    with _reached(modules_of(runs.pipeline)[name]) if name else contextlib.nullcontext():
         try:
-            runs.ask(arguments, [0], **how)
+            runs.ask(arguments, [0], watch)
         except _Reached as reached:
             return reached.z.detach().float().cpu()
     if name is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pruning.data.noise import PREDICTIONS, prediction_type
 from pruning.errors import PruningError
 from pruning.models.outputs import with_tuple
+from pruning.models.pipelines import modules_of, schedulers_of
 from pruning.recording.axes import EACH, Axes, compared, guessed, joined
 from pruning.recording.calls import Denoiser, form_of
 from pruning.recording.cutting import rows_of_call
@@ -21,7 +22,7 @@ from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.trees import Path, copied, encoded, leaves, mapped, on_device, original
-from pruning.recording.watching import Answer, Call, SamplingStep, as_tuple, is_scheduler, parts_of
+from pruning.recording.watching import Answer, Call, SamplingStep, Watch, as_tuple
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def learn(runs: Runs) -> Lesson:
     Raises:
         PruningError: If no model runs between the steps of the scheduler.
     """
-    steps = runs.run(0, outputs=True, answer=_Repeated())
+    steps = runs.run(0, Watch(outputs=True, answer=_Repeated()))
     if not steps:
         raise PruningError(
             f"{runs.name}: no model ran before a step of its scheduler, so there is nothing to record"
@@ -80,7 +81,7 @@ def learn(runs: Runs) -> Lesson:
     target = _target(runs, learned)
     denoisers = {}
     for name in last:
-        module = parts_of(runs.pipeline)[name]
+        module = modules_of(runs.pipeline)[name]
         axes, alone = _proven(runs, name, learned, other)
         denoisers[name] = Denoiser(type(original(module)).__name__, axes, outputs[name], alone)
     return Lesson(denoisers, target, len(steps), learned, other)
@@ -109,7 +110,7 @@ def _form(leaf: Any) -> Any:
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
     call = _calls(learned.steps, name)[0]
-    alone = _Alike(parts_of(runs.pipeline)[name], learned.outputs[name]).answer([call.arguments], {})
+    alone = _Alike(modules_of(runs.pipeline)[name], learned.outputs[name]).answer([call.arguments], {})
     wanted = dict(leaves(call.output))
     if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
         raise PruningError(
@@ -127,7 +128,7 @@ def _run_of_two(runs: Runs, names: set[str]) -> list[SamplingStep]:
     """Return the sampling steps of a run of two samples, empty where the pipeline makes no two."""
     for asked in _doubled(runs.inputs[0], runs.shared, runs.parameters):
         try:
-            steps = runs.ask(asked, [0, 0], denoisers=names, outputs=True, answer=_Repeated())
+            steps = runs.ask(asked, [0, 0], Watch(names, outputs=True, answer=_Repeated()))
         except Exception as error:  # each pipeline refuses two samples in its own way
             logger.debug("%s makes no two samples: %s", runs.name, error)
             continue
@@ -164,14 +165,14 @@ def _twice(value: Any) -> Any:
 def _other(runs: Runs, learned: Learned) -> Sequence[SamplingStep]:
     """Return the sampling steps of the last sample with answers of the first, which cost no call of a denoiser."""
     try:
-        return runs.run(len(runs.inputs) - 1, denoisers=learned.inputs.keys(), answer=rehearsal(learned))
+        return runs.run(len(runs.inputs) - 1, Watch(learned.inputs.keys(), answer=rehearsal(learned)))
     except Exception as error:  # its answers have other shapes than those of the first
         logger.debug("%s: no rehearsal of the last sample: %s", runs.name, error)
         return learned.steps
 
 
 def _target(runs: Runs, learned: Learned) -> Target | None:
-    schedulers = [part for part in parts_of(runs.pipeline).values() if is_scheduler(part)]
+    schedulers = schedulers_of(runs.pipeline).values()
     said = {
         prediction_type(s) for s in schedulers if s.config.get("prediction_type", "epsilon") in PREDICTIONS
     }
@@ -179,7 +180,7 @@ def _target(runs: Runs, learned: Learned) -> Target | None:
         said.add("sample")
 
     def rehearse(answer: Answer) -> list[SamplingStep]:
-        return runs.run(0, denoisers=learned.inputs.keys(), outputs=True, answer=answer)
+        return runs.run(0, Watch(learned.inputs.keys(), outputs=True, answer=answer))
 
     try:
         return check(learned, rehearse, said)
@@ -197,7 +198,7 @@ def _proven(runs: Runs, name: str, learned: Learned, other: Sequence[SamplingSte
     if not axes:
         return axes, True
     ours, theirs = (_rows(name, steps, axes) for steps in (learned.steps, other))
-    alike = _Alike(parts_of(runs.pipeline)[name], out_axes)
+    alike = _Alike(modules_of(runs.pipeline)[name], out_axes)
     each = dict.fromkeys(changing_numbers(ours[0], ours[-1], axes), EACH)
     if each and alike(ours[0], ours[-1], {**axes, **each}) is True:
         axes = {**axes, **each}

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from pruning.data.seeding import sample_generator
 from pruning.errors import PruningError, shown
+from pruning.models.pipelines import call_parameters, takes_any
 from pruning.recording.exceptions import EXCEPTIONS, Exceptional
-from pruning.recording.watching import SamplingStep, call_parameters, run_once
+from pruning.recording.watching import SamplingStep, Watch, run_once
 
 SAMPLING = 33
 """Stream of `sample_generator` that the pipeline's own draws come from."""
 
 OURS = ("generator", "output_type", "return_dict")
 """Arguments of the pipeline's call that recording gives itself."""
-
-
-@contextlib.contextmanager
-def _quiet(pipeline: Any) -> Iterator[None]:
-    """Let a pipeline draw no bar of its own."""
-    if not hasattr(pipeline, "set_progress_bar_config"):
-        yield
-        return
-    before = getattr(pipeline, "_progress_bar_config", {})
-    pipeline.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipeline.set_progress_bar_config(**before)
 
 
 class Runs:
@@ -67,7 +50,7 @@ class Runs:
             raise PruningError(
                 "inputs is empty, so there is nothing to record; give at least one, such as {'prompt': 'a dog'}"
             )
-        self.parameters = call_parameters(pipeline)
+        self.parameters = call_parameters(type(pipeline))
         self._check("call", call)
         for index, one in enumerate(inputs):
             self._check(f"inputs[{index}]", one)
@@ -78,29 +61,26 @@ class Runs:
             raise PruningError(f"{place} is {shown(given)}; expected a mapping of arguments by name")
         if ours := sorted(set(given) & set(OURS)):
             raise PruningError(f"{place}: {ours[0]!r} is what recording gives itself; leave it out")
-        is_open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.parameters.values())
-        if not is_open and (unknown := sorted(set(given) - set(self.parameters))):
+        unknown = sorted(set(given) - set(self.parameters))
+        if unknown and not takes_any(type(self.pipeline)):
             raise PruningError(
-                f"{place}: {self.name} takes no {unknown[0]!r}; it takes {', '.join(list(self.parameters)[1:])}"
+                f"{place}: {self.name} takes no {unknown[0]!r}; it takes {', '.join(self.parameters)}"
             )
 
-    def run(self, index: int, **how: Any) -> list[SamplingStep]:
-        """Run the pipeline for one sample; `how` as for `run_once`."""
+    def run(self, index: int, watch: Watch) -> list[SamplingStep]:
+        """Run the pipeline for one sample and return its sampling steps."""
         try:
-            return self.ask({**self.shared, **self.inputs[index]}, [index], **how)
+            return self.ask({**self.shared, **self.inputs[index]}, [index], watch)
         except (ValueError, NotImplementedError, TypeError) as error:
             if self.shared.get("output_type") != "latent" or "latent" not in str(error):
                 raise
             self.shared["output_type"] = "np"  # the pipeline always decodes
-            return self.run(index, **how)
+            return self.run(index, watch)
 
-    def ask(self, arguments: Mapping[str, Any], samples: Sequence[int], **how: Any) -> list[SamplingStep]:
-        """Run the pipeline with any arguments and the generators of these samples."""
-        generators: list[torch.Generator] = [
-            sample_generator(self.seed, sample, SAMPLING) for sample in samples
-        ]
-        with _quiet(self.pipeline):
-            steps = run_once(self.pipeline, arguments, generators, **how)
+    def ask(self, arguments: Mapping[str, Any], samples: Sequence[int], watch: Watch) -> list[SamplingStep]:
+        """Run the pipeline with any arguments and the generators of these samples; return its sampling steps."""
+        generators = [sample_generator(self.seed, sample, SAMPLING) for sample in samples]
+        steps = run_once(self.pipeline, arguments, generators, watch)
         for asked in (call.arguments or {} for step in steps for call in step.calls):
             for name in self.exceptional.without:
                 asked.pop(name, None)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
+from pruning.models.pipelines import as_it_was, call_parameters, modules_of, schedulers_of
 from pruning.recording.trees import arguments_of_call, copied, on_device
 
 End = Callable[[int, int, Tensor], Tensor]
@@ -72,50 +73,11 @@ def as_tuple(output: Any) -> tuple[tuple[Any, ...], Callable[[tuple[Any, ...]], 
     return (output,), lambda values: values[0]
 
 
-def parts_of(pipeline: Any) -> dict[str, Any]:
-    """Return the components of a pipeline by name, with those that its own list leaves out.
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at in a run, and what stands in the place of its parts.
 
-    That list has no part whose argument has a default and is not declared optional (LongCat-Audio's scheduler).
-    """
-    registered = {
-        name: vars(pipeline)[name] for name in getattr(pipeline, "config", ()) if name in vars(pipeline)
-    }
-    return {**pipeline.components, **registered}
-
-
-def denoiser_components(pipeline: Any) -> dict[str, nn.Module]:
-    """Return the modules among the components of a pipeline, by name."""
-    return {name: part for name, part in parts_of(pipeline).items() if isinstance(part, nn.Module)}
-
-
-def is_scheduler(part: Any) -> bool:
-    """Tell whether a component of a pipeline is a scheduler."""
-    return hasattr(part, "step") and hasattr(part, "config") and not isinstance(part, nn.Module)
-
-
-def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of the pipeline's own call."""
-    return inspect.signature(type(pipeline).__call__).parameters
-
-
-def run_once(
-    pipeline: Any,
-    arguments: Mapping[str, Any],
-    generators: Sequence[torch.Generator],
-    *,
-    denoisers: Collection[str] | None = None,
-    wanted: Callable[[int], bool] = lambda position: True,
-    outputs: bool = False,
-    answer: Answer | None = None,
-    end: End | None = None,
-    returned: Callable[[Any], None] | None = None,
-) -> list[SamplingStep]:
-    """Run a pipeline and return its sampling steps, on whatever device it is.
-
-    Args:
-        pipeline: Left as it was, its schedulers' state included.
-        arguments: Of its call, without generators.
-        generators: One for each sample that the arguments ask for.
+    Attributes:
         denoisers: Names of the components to watch, None where they are not known yet: then those that are called
             between two steps of the scheduler are taken for them.
         wanted: Position of a sampling step -> whether its calls are kept; all are counted.
@@ -124,122 +86,148 @@ def run_once(
         end: Puts something else in the place of what a step of the scheduler gives.
         returned: Told the first of what the pipeline returns.
     """
-    events: list[Call | Update] = []
-    with _own_schedulers(pipeline), _watched(pipeline, events, denoisers, wanted, outputs, answer, end):
-        result = _call(pipeline, arguments, generators)
-    if returned is not None:
-        returned(as_tuple(result)[0][0])
-    names = denoisers if denoisers is not None else _between_updates(events)
-    steps: list[SamplingStep] = []
-    for event in events:
-        if isinstance(event, Update):
-            if steps:
-                steps[-1].updates.append(event)
-        elif event.denoiser in names:
-            if not steps or steps[-1].updates or not any(isinstance(other, Update) for other in events):
-                steps.append(SamplingStep())
-            steps[-1].calls.append(event)
-    return steps
+
+    denoisers: Collection[str] | None = None
+    wanted: Callable[[int], bool] = lambda position: True
+    outputs: bool = False
+    answer: Answer | None = None
+    end: End | None = None
+    returned: Callable[[Any], None] | None = None
 
 
-def _call(pipeline: Any, arguments: Mapping[str, Any], generators: Sequence[torch.Generator]) -> Any:
-    given = dict(arguments)
-    if "generator" in call_parameters(pipeline):
+def run_once(
+    pipeline: Any, arguments: Mapping[str, Any], generators: Sequence[torch.Generator], watch: Watch
+) -> list[SamplingStep]:
+    """Run a pipeline and return its sampling steps, on whatever device it is.
+
+    Args:
+        pipeline: Left as it was, its schedulers' state included.
+        arguments: Of its call, without generators.
+        generators: One for each sample that the arguments ask for.
+        watch: What is looked at.
+
+    Raises:
+        PruningError: If the pipeline called none of its models.
+    """
+    given, notes = dict(arguments), _Notes(watch)
+    if "generator" in call_parameters(type(pipeline)):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
-    devices = sorted({part.device.index or 0 for part in _parameters(pipeline) if part.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(generators[0].initial_seed() % 2**63)
-        return pipeline(**given)
+    with torch.no_grad(), as_it_was(pipeline, generators[0].initial_seed()), notes.taken(pipeline):
+        result = pipeline(**given)
+    if watch.returned is not None:
+        watch.returned(as_tuple(result)[0][0])
+    return notes.steps()
 
 
-def _parameters(pipeline: Any) -> Iterator[Tensor]:
-    for part in denoiser_components(pipeline).values():
-        yield from part.parameters()
+class _Notes:
+    """The calls of denoisers and the steps of schedulers of one run, in their order.
 
+    Args:
+        watch: What is looked at.
+    """
 
-@contextlib.contextmanager
-def _own_schedulers(pipeline: Any) -> Iterator[None]:
-    """Let the pipeline use copies of its schedulers, so that no run depends on those before."""
-    before = {name: part for name, part in parts_of(pipeline).items() if is_scheduler(part)}
-    try:
-        for name, part in before.items():
-            setattr(pipeline, name, copy.deepcopy(part))
-        yield
-    finally:
-        for name, part in before.items():
-            setattr(pipeline, name, part)
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._events: list[Call | Update] = []
+        self._position, self._slot, self._ended = -1, 0, True
 
+    @contextlib.contextmanager
+    def taken(self, pipeline: Any) -> Iterator[None]:
+        """Take notes of what the pipeline does meanwhile."""
+        watch = self._watch
+        with contextlib.ExitStack() as stack:
+            for name, module in modules_of(pipeline).items():
+                if watch.denoisers is not None and name not in watch.denoisers:
+                    continue
+                asked = module.register_forward_pre_hook(partial(self._asked, name), with_kwargs=True)
+                stack.callback(asked.remove)
+                if watch.outputs:
+                    stack.callback(module.register_forward_hook(self._answered).remove)
+                if watch.answer is not None:
+                    stack.enter_context(_standing_in(module, watch.answer, self))
+            for kind in {type(part) for part in schedulers_of(pipeline).values()}:
+                stack.enter_context(self._stepped(kind))
+            yield
 
-@contextlib.contextmanager
-def _watched(
-    pipeline: Any,
-    events: list[Call | Update],
-    denoisers: Collection[str] | None,
-    wanted: Callable[[int], bool],
-    outputs: bool,
-    answer: Answer | None,
-    end: End | None,
-) -> Iterator[None]:
-    """Note the calls of denoisers and the steps of schedulers as they come."""
-    position, slot, ended = -1, 0, True
+    def steps(self) -> list[SamplingStep]:
+        """Return the calls of the denoisers and what follows from each of them."""
+        names = self._watch.denoisers
+        names = _between_updates(self._events) if names is None else names
+        has_updates = any(isinstance(event, Update) for event in self._events)
+        steps: list[SamplingStep] = []
+        for event in self._events:
+            if isinstance(event, Update):
+                if steps:
+                    steps[-1].updates.append(event)
+            elif event.denoiser in names:
+                if not steps or steps[-1].updates or not has_updates:
+                    steps.append(SamplingStep())
+                steps[-1].calls.append(event)
+        return steps
 
-    def begins() -> int:
-        nonlocal position, ended
-        position, ended = position + ended, False
-        return position
+    def _asked(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._position, self._ended = self._position + self._ended, False
+        kept = self._watch.wanted(self._position) or self._watch.answer is not None
+        self._events.append(Call(name, copied(arguments_of_call(module, args, kwargs)) if kept else None))
 
-    with contextlib.ExitStack() as stack:
-        for name, module in denoiser_components(pipeline).items():
-            if denoisers is not None and name not in denoisers:
-                continue
+    def _answered(self, module: nn.Module, args: Any, output: Any) -> None:
+        _, call = self.now()
+        found, call.form = as_tuple(output)
+        call.output = copied(found)
 
-            def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                kept = wanted(begins()) or answer is not None
-                found = copied(arguments_of_call(module, args, kwargs)) if kept else None
-                events.append(Call(name, found))
+    def now(self) -> tuple[int, Call]:
+        """Return the position of the sampling step, and the call that is being answered."""
+        last = next(event for event in reversed(self._events) if isinstance(event, Call))
+        return self._position, last
 
-            def after(module: nn.Module, args: Any, output: Any) -> None:
-                call = _last_call(events)
-                found, call.form = as_tuple(output)
-                call.output = copied(found)
+    @contextlib.contextmanager
+    def _stepped(self, kind: Any) -> Iterator[None]:
+        """Note each step of a class of schedulers; on the class, for pipelines copy their schedulers."""
+        step, own = kind.step, "step" in vars(kind)
+        signature = inspect.signature(step)
+        has_outputs = self._watch.outputs or self._watch.answer is not None
 
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            if outputs:
-                stack.callback(module.register_forward_hook(after).remove)
-            if answer is not None:
-                stack.enter_context(_answered(module, lambda: answer(position, _last_call(events))))
-
-        def update(seen: Update) -> None:
-            nonlocal ended, slot
-            slot, ended = (0 if not ended else slot + 1), True
-            events.append(seen)
-
-        def ending(result: Any) -> Any:
-            if end is None:
-                return result
-            if isinstance(result, (tuple, list)):
-                return (end(position, slot, result[0]), *result[1:])
-            result.prev_sample = end(position, slot, result.prev_sample)
+        def watched(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            given = signature.bind_partial(scheduler, *args, **kwargs).arguments
+            seen = Update(scheduler, copied(given.get("timestep")), copied(given.get("sample")))
+            if has_outputs:
+                seen.model_output = copied(given.get("model_output"))
+            self._slot, self._ended = (self._slot + 1 if self._ended else 0), True
+            self._events.append(seen)
+            result = self._ending(step(scheduler, *args, **kwargs))
+            first = result[0] if isinstance(result, (tuple, list)) else getattr(result, "prev_sample", None)
+            seen.result = copied(first)
             return result
 
-        for kind in {type(part) for part in parts_of(pipeline).values() if is_scheduler(part)}:
-            stack.enter_context(_patched(kind, update, ending, outputs or answer is not None))
-        yield
+        watched.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look for eta and generator in it
+        kind.step = watched
+        try:
+            yield
+        finally:
+            if own:
+                kind.step = step
+            else:
+                del kind.step
 
-
-def _last_call(events: Sequence[Call | Update]) -> Call:
-    return next(event for event in reversed(events) if isinstance(event, Call))
+    def _ending(self, result: Any) -> Any:
+        """Return what the pipeline goes on with after a step of the scheduler."""
+        if self._watch.end is None:
+            return result
+        if isinstance(result, (tuple, list)):
+            return (self._watch.end(self._position, self._slot, result[0]), *result[1:])
+        result.prev_sample = self._watch.end(self._position, self._slot, result.prev_sample)
+        return result
 
 
 @contextlib.contextmanager
-def _answered(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
+def _standing_in(module: nn.Module, answer: Answer, notes: _Notes) -> Iterator[None]:
     """Let a module answer without running, on its device; where `answer` gives None, it runs."""
     before = {name: vars(module)[name] for name in ("forward",) if name in vars(module)}
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     run = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = answer()
+        given = answer(*notes.now())
         if given is None:
             return run(*args, **kwargs)
         values, form = as_tuple(given)
@@ -251,36 +239,6 @@ def _answered(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
     finally:
         del vars(module)["forward"]
         vars(module).update(before)
-
-
-@contextlib.contextmanager
-def _patched(
-    kind: type, tell: Callable[[Update], None], ending: Callable[[Any], Any], outputs: bool
-) -> Iterator[None]:
-    """Note each step of a class of schedulers; on the class, for pipelines copy their schedulers."""
-    step, own = kind.step, "step" in vars(kind)  # type: ignore[attr-defined]
-    signature = inspect.signature(step)
-
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind_partial(self, *args, **kwargs).arguments
-        seen = Update(self, copied(given.get("timestep")), copied(given.get("sample")))
-        if outputs:
-            seen.model_output = copied(given.get("model_output"))
-        tell(seen)
-        result = ending(step(self, *args, **kwargs))
-        first = result[0] if isinstance(result, (tuple, list)) else getattr(result, "prev_sample", None)
-        seen.result = copied(first)
-        return result
-
-    watched.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look for eta and generator in it
-    kind.step = watched  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        if own:
-            kind.step = step  # type: ignore[attr-defined]
-        else:
-            del kind.step  # type: ignore[attr-defined]
 
 
 def _between_updates(events: Sequence[Call | Update]) -> set[str]:

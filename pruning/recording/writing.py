@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError, shown
 from pruning.files import check_writable, size, write_errors, write_json, written_whole
+from pruning.models.pipelines import modules_of, schedulers_of
 from pruning.models.stored import weights_digest
 from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
 from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
@@ -21,7 +22,7 @@ from pruning.recording.learning import Lesson, learn
 from pruning.recording.oracle import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
-from pruning.recording.watching import Answer, denoiser_components, is_scheduler, parts_of
+from pruning.recording.watching import Answer, Watch
 from pruning.settings.section import fits
 from pruning.store.result import changes
 
@@ -114,17 +115,15 @@ def record(
 
 def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
     """Return in JSON types what tells this recording from others."""
-    parts = parts_of(runs.pipeline).items()
     found = {
         "pipeline": runs.name,
-        "weights": {name: weights_digest(part) for name, part in denoiser_components(runs.pipeline).items()},
+        "weights": {name: weights_digest(part) for name, part in modules_of(runs.pipeline).items()},
         "schedulers": {
             name: {
                 "class": type(part).__name__,
                 **{k: v for k, v in dict(part.config).items() if k[0] != "_"},
             }
-            for name, part in parts
-            if is_scheduler(part)
+            for name, part in schedulers_of(runs.pipeline).items()
         },
         "inputs": hashlib.sha256(json.dumps([_said(one) for one in runs.inputs]).encode()).hexdigest(),
         "call": _said({name: value for name, value in runs.shared.items() if name != "output_type"}),
@@ -182,7 +181,7 @@ def _write(
     for sample in range(done, len(runs.inputs)):
         chosen = points_of(sample, head.steps, points)
         stand = None if answer is None else answer()
-        steps = runs.run(sample, denoisers=inputs.keys(), wanted=chosen.__contains__, answer=stand)
+        steps = runs.run(sample, Watch(inputs.keys(), chosen.__contains__, answer=stand))
         if len(steps) != head.steps:
             raise PruningError(
                 f"{runs.name}: sample {sample} took {len(steps)} sampling steps, the first one {head.steps}; all must "

@@ -1,6 +1,5 @@
 """Samples from a denoiser or a pipeline, and the proof that a scheduler can sample from a model."""
 
-from pruning.sampling.arguments import call_parameters as call_parameters
 from pruning.sampling.arguments import check_arguments as check_arguments
 from pruning.sampling.arguments import value_of as value_of
 from pruning.sampling.oracle import check_sampler as check_sampler

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pruning.errors import PruningError, shown
+from pruning.models.pipelines import call_parameters
 from pruning.registry import did_you_mean
 from pruning.settings.section import fits
 
@@ -27,14 +27,6 @@ OURS = {
     r"(\w+_)?(image|images|video|audio)": "is a picture, video or sound, and samples are made from prompts and classes",
 }
 """Arguments that a recipe may not give: a pattern of names, and why."""
-
-
-@functools.cache
-def call_parameters(pipeline_class: type) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of a pipeline's call; what it takes in ``**kwargs`` has no name."""
-    loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    found = inspect.signature(pipeline_class.__call__).parameters
-    return {name: each for name, each in found.items() if name != "self" and each.kind not in loose}
 
 
 def check_arguments(pipeline_class: type, arguments: Mapping[str, Any], given: Collection[str]) -> None:

@@ -6,20 +6,19 @@ is padded to the longest beside it), so that a batch is made only where `batch_f
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning.errors import PruningError, shown
-from pruning.sampling.arguments import as_taken, call_parameters, shortened
+from pruning.models.pipelines import as_it_was, call_parameters, weights_of
+from pruning.sampling.arguments import as_taken, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
 
@@ -138,7 +137,7 @@ def batch_fault(
     if shapes[:2] != [(1, *shapes[2][1:])] * 2:
         return f"one by one they are of shapes {shapes[0]} and {shapes[1]}, together {shapes[2]}"
     off = float((together - torch.cat(alone)).abs().max())
-    half = any(part.dtype in (torch.float16, torch.bfloat16) for part in _weights(pipeline))
+    half = any(part.dtype in (torch.float16, torch.bfloat16) for part in weights_of(pipeline))
     return None if off <= (SAME_HALF if half else SAME) else f"together they differ by {off:.2g}"
 
 
@@ -149,8 +148,10 @@ def _draw(
     call = pipeline_call(pipeline, inputs, sample_ids, seed, arguments)
     name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
+    drawn = sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()
+    is_ours = isinstance(pipeline, PixelPipeline)  # it changes nothing, and calls may run side by side
     try:
-        with _as_it_was(pipeline, sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()):
+        with nullcontext() if is_ours else as_it_was(pipeline, drawn):
             output = pipeline(**call)
     except PruningError:
         raise
@@ -160,46 +161,6 @@ def _draw(
             f"{name} fails with {shown(given, 200)}: {type(error).__name__}: {reason}"
         ) from error
     return _in_layout(output, count, name)
-
-
-@contextmanager
-def _as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
-    """Put back what a call changes of a pipeline of diffusers, and `seed` what it draws from the global generator.
-
-    Put back are its own attributes, the progress bar among them, the state of its schedulers, the attributes of its
-    tokenizers, and the processors of its attention modules.
-    """
-    if isinstance(pipeline, PixelPipeline):  # it changes nothing, and calls may run side by side
-        yield
-        return
-    own, parts = dict(vars(pipeline)), list(pipeline.components.values())
-    states = [
-        (part, copy.deepcopy(vars(part)) if isinstance(part, SchedulerMixin) else dict(vars(part)))
-        for part in parts
-        if hasattr(part, "__dict__") and not isinstance(part, nn.Module)
-    ]
-    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-    processors = [(module, module.processor) for module in modules if hasattr(module, "processor")]
-    devices = {weight.device for weight in _weights(pipeline) if weight.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(seed)
-            pipeline.set_progress_bar_config(disable=True)
-            yield
-    finally:
-        for holder, state in ((pipeline, own), *states):
-            vars(holder).clear()
-            vars(holder).update(state)
-        for module, processor in processors:
-            if module.processor is not processor:
-                module.processor = processor
-
-
-def _weights(pipeline: Any) -> Iterator[Tensor]:
-    """Yield one parameter of each part of a pipeline."""
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module) and (first := next(part.parameters(), None)) is not None:
-            yield first
 
 
 def _is_prompt(name: str) -> bool:

@@ -23,7 +23,7 @@ from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, record
 from pruning.recording.decoding import DECODING, Decoding
 from pruning.recording.images import ImageCalls, noised_images
-from pruning.sampling import PixelPipeline, call_parameters
+from pruning.sampling import PixelPipeline
 from pruning.sampling.arguments import GUIDANCE, STEPS
 from pruning.stages.run import Run
 from pruning.stages.sampling import arguments_of, component, pipeline_around
@@ -63,7 +63,7 @@ def conditions_of(run: Run, data: ImageData, rows: Sequence[int]) -> Conditions:
     Raises:
         PruningError: If the model takes classes or texts, and the data have none.
     """
-    taken = call_parameters(run.pipeline_class)
+    taken = models.call_parameters(run.pipeline_class)
     if "prompt" in taken:
         texts = data.captions(rows)
         if texts is None:

@@ -12,7 +12,7 @@ from pruning import models
 from pruning.data.prompts import ALL, is_text, open_prompts
 from pruning.errors import PruningError, shown
 from pruning.recording import RecordedCalls, record
-from pruning.sampling import PixelPipeline, call_parameters, check_arguments
+from pruning.sampling import PixelPipeline, check_arguments
 from pruning.stages.preflight import preflight
 from pruning.stages.progress import Bars, without_library_bars
 from pruning.stages.run import Run, device_named, sampling_class
@@ -109,7 +109,7 @@ def _inputs(
         raise PruningError("--prompts and --labels: a sample has one of them; give one")
     if samples is not None and samples < 1:
         raise PruningError(f"--samples: {samples} must be at least 1")
-    taken = next((name for name in GIVEN if name in call_parameters(cls)), None)
+    taken = next((name for name in GIVEN if name in models.call_parameters(cls)), None)
     options = {"prompt": ("--prompts FILE", prompts), "class_labels": ("--labels 0,1,2", labels)}
     for name, (option, value) in options.items():
         if value is not None and name != taken:

@@ -15,7 +15,6 @@ from diffusers import ModelMixin
 
 from pruning import checkpoint, models, recovery
 from pruning.files import write_json
-from pruning.sampling import call_parameters
 from pruning.settings import NOISED
 from pruning.stages.imaging import enters_by_recording, image_calls
 from pruning.stages.run import MODEL, Run
@@ -84,7 +83,7 @@ def _on_images(
     data = run.images(split)
     if not enters_by_recording(run):
         return recovery.recover(student, teacher, data, run.conditioner, run.scheduler, section, **how)
-    has_texts = "prompt" in call_parameters(run.pipeline_class)
+    has_texts = "prompt" in models.call_parameters(run.pipeline_class)
     rows = run.choose(split, min(section.num_samples, len(data))) if has_texts else range(len(data))
     found, without = image_calls(run, split, rows)
     source = replace(

@@ -34,7 +34,7 @@ from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
 from pruning.recipe import Recipe
-from pruning.sampling import PixelPipeline, call_parameters
+from pruning.sampling import PixelPipeline
 from pruning.settings import NO_DATA
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
@@ -249,7 +249,7 @@ class Run:
         A text pipeline has the prompts of the split in turn, a class-conditional one all classes in turn; with `spread`
         the classes of the first few samples are far apart.
         """
-        indices, taken = range(skip, skip + count), call_parameters(self.pipeline_class)
+        indices, taken = range(skip, skip + count), models.call_parameters(self.pipeline_class)
         if "prompt" in taken:
             prompts = self.prompts(split)
             return [{"prompt": prompts.of_sample(i)} for i in indices]

@@ -12,11 +12,10 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from pruning.errors import PruningError, named
-from pruning.models import denoiser_name, is_known, pipeline_parts
+from pruning.models import call_parameters, denoiser_name, is_known, pipeline_parts
 from pruning.sampling import (
     PixelPipeline,
     batch_fault,
-    call_parameters,
     check_arguments,
     sample_pipeline,
     scheduler_named,

@@ -19,6 +19,7 @@ from pruning.recording.axes import cut
 from pruning.recording.batches import renoised
 from pruning.recording.runs import Runs
 from pruning.recording.trees import copied, leaves
+from pruning.recording.watching import Watch
 from tests.pipelines.base import TinyPipeline
 
 SHORT, LONG = (0, 2), (0, 1)
@@ -115,7 +116,7 @@ def own_answers(made: Recorded, sample: int) -> list[tuple[str, tuple[Any, ...]]
 
     names = made.calls.denoisers
     hooks = [getattr(made.pipeline, name).register_forward_hook(note(name)) for name in names]
-    made.runs.run(sample, denoisers=names)
+    made.runs.run(sample, Watch(names))
     for hook in hooks:
         hook.remove()
     return seen[-len(calls_of(made.calls, sample)) :]  # one that always decodes runs twice the first time

@@ -26,10 +26,10 @@ from diffusers import (
 from torch import nn
 
 from pruning.errors import PruningError
+from pruning.models import call_parameters
 from pruning.sampling import (
     PixelPipeline,
     batch_fault,
-    call_parameters,
     check_arguments,
     pipeline_call,
     rehearse,
