@@ -34,6 +34,7 @@ def check(calls: RecordedCalls) -> None:
         ends = {sample: [calls.outline(key) for key in keys] for sample, keys in calls.x0.items()}
     latent = _latent_of_images(calls)
     never = {(name, path) for name, one in calls.head.denoisers.items() for path in one.inputs}
+    asked = {row.denoiser for row in calls.rows}  # few points may leave out one of two
     for row in calls.rows:
         with _refused(f"{calls.folder}: {row.name}"):
             if row.denoiser not in calls.head.denoisers:
@@ -49,8 +50,8 @@ def check(calls: RecordedCalls) -> None:
             never -= {(row.denoiser, path) for path in _checked_axes(tree, axes)}
     if not calls.rows and calls.recorded:
         raise PruningError(f"{calls.folder}: it holds no rows; {ADVICE}")
-    if never and calls.rows:
-        name, path = min(never, key=str)
+    if missing := [axis for axis in never if axis[0] in asked]:
+        name, path = min(missing, key=str)
         raise PruningError(f"{calls.folder}: {name}: no row has the batch axis of {words(path)}; {ADVICE}")
 
 

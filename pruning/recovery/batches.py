@@ -7,11 +7,11 @@ how a step is split over micro-batches and processes, and there is no generator 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,34 +59,36 @@ class TrainingBatch:
         return output[0][:, : self.target.shape[1]] if self.read is None else self.read(output)
 
 
-class Source(Protocol):
-    """Where training batches come from.
+Batches = Callable[[int, int], Generator[TrainingBatch, None, None]]
+"""(first step, last step) -> the micro-batches of steps ``[first, last)`` of this process, in order. The generator is
+closed when it is no longer needed."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process trains on, whatever the batches are made of.
 
     Attributes:
-        settings: Batch size, micro-batches and the like, null resolved.
+        settings: Batch size B, micro-batches, weighting and label dropout, null resolved.
         seed: Of every draw.
+        device: Where the batches go.
+        rank: This process, 0 <= rank < processes.
+        processes: How many share the samples of each step.
     """
 
-    @property
-    def settings(self) -> Recover:
-        """See above."""
-        ...
+    settings: Recover
+    seed: int
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
 
-    @property
-    def seed(self) -> int:
-        """See above."""
-        ...
-
-    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
-        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
-        ...
-
-
-def micro_batches(settings: Recover, rank: int, processes: int) -> list[slice]:
-    """Return the micro-batches of a process as slices of the step's B samples."""
-    size = settings.batch_size // (settings.gradient_accumulation * processes)
-    first = rank * size * settings.gradient_accumulation
-    return [slice(first + m * size, first + (m + 1) * size) for m in range(settings.gradient_accumulation)]
+    def parts(self, first_step: int, last_step: int) -> Iterator[tuple[int, slice]]:
+        """Yield the micro-batches of this process: step, and which of its B samples."""
+        count = self.settings.gradient_accumulation
+        size = self.settings.batch_size // (count * self.processes)
+        for step in range(first_step, last_step):
+            for part in range(self.rank * count, (self.rank + 1) * count):
+                yield step, slice(part * size, (part + 1) * size)
 
 
 def sample_order(length: int, first: int, count: int, seed: int) -> Tensor:
@@ -137,82 +139,58 @@ class ImageSource:
         data: Clean images.
         conditioner: Makes clean samples and conditioning of them.
         scheduler: Noises them.
-        settings: Batch size, micro-batches and label dropout, null resolved.
-        seed: Of every draw.
-        device: Where the batches go.
-        rank: This process, 0 <= rank < processes.
-        processes: How many share the samples of each step.
+        share: What this process trains on.
     """
 
     model: nn.Module
     data: ImageData
     conditioner: Conditioner
     scheduler: Any
-    settings: Recover
-    seed: int
-    device: torch.device
-    rank: int = 0
-    processes: int = 1
+    share: Share
 
     def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
-        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
-        return training_batches(self, first_step, last_step)
+        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
 
-    def sample_ids(self, step: int, part: slice) -> Tensor:
-        """Return the data indices of one micro-batch."""
-        first = step * self.settings.batch_size + part.start
-        return sample_order(len(self.data), first, part.stop - part.start, self.seed)
+        One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit
+        into memory, each is decoded once and kept. Close the generator to end the thread.
+
+        Raises:
+            PruningError: From the data, the conditioner or the scheduler.
+        """
+        read, size, seed = cached_images(self.data), self.share.settings.batch_size, self.share.seed
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
+
+            def ask(step: int, part: slice) -> tuple[int, slice, Tensor, Future[Tensor]]:
+                ids = sample_order(len(self.data), step * size + part.start, part.stop - part.start, seed)
+                return step, part, ids, pool.submit(read, ids)
+
+            asked = (ask(step, part) for step, part in self.share.parts(first_step, last_step))
+            ahead = next(asked, None)
+            while ahead is not None:
+                step, part, ids, images = ahead
+                batch = self.build(step, part, ids, images.result())
+                ahead = next(asked, None)  # after `build`, for one thread reads the data at a time
+                yield batch
 
     def build(self, step: int, part: slice, ids: Tensor, images: Tensor) -> TrainingBatch:
         """Noise and condition a micro-batch: the samples `part` of `step` (from 0), with their indices and images."""
-        size, count = self.settings.batch_size, num_train_timesteps(self.scheduler)
-        timesteps, dropped = step_draws(step, size, count, self.settings.label_dropout or 0.0, self.seed)
-        timesteps, dropped = timesteps[part].to(self.device), dropped[part]
+        settings, seed, device = self.share.settings, self.share.seed, self.share.device
+        size, count = settings.batch_size, num_train_timesteps(self.scheduler)
+        timesteps, dropped = step_draws(step, size, count, settings.label_dropout or 0.0, seed)
+        timesteps, dropped = timesteps[part].to(device), dropped[part]
         position = step * size + part.start
         places = range(position, position + len(ids))
         x0, conditioning = self.conditioner(
             images,
             self.data.labels(ids),
             drop_captions(self.data.captions(ids), dropped),
-            [sample_generator(self.seed, p, ENCODER) for p in places],
+            [sample_generator(seed, p, ENCODER) for p in places],
         )
-        conditioning = move(conditioning, self.device, torch.float32)
+        conditioning = move(conditioning, device, torch.float32)
         conditioning = drop_classes(conditioning, dropped, null_class(self.model))
-        noise = indexed_noise(places, x0.shape[1:], self.seed, TRAINING_NOISE).to(self.device)
-        x0 = x0.to(self.device, torch.float32)
+        noise = indexed_noise(places, x0.shape[1:], seed, TRAINING_NOISE).to(device)
+        x0 = x0.to(device, torch.float32)
         noised, target, asked = noise_and_target(self.scheduler, x0, noise, timesteps)
         call = denoiser_call(self.model, noised, asked, conditioning)
-        weights = loss_weights(self.scheduler, timesteps, self.settings.loss_weighting)
+        weights = loss_weights(self.scheduler, timesteps, settings.loss_weighting)
         return TrainingBatch(call, target, timesteps, ids, dropped, position, weights)
-
-
-def training_batches(
-    source: ImageSource, first_step: int, last_step: int
-) -> Generator[TrainingBatch, None, None]:
-    """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
-
-    One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit into
-    memory, each is decoded once and kept. Close the generator to end the thread.
-
-    Raises:
-        PruningError: From the data, the conditioner or the scheduler.
-    """
-    data = source.data
-    read = cached_images(data)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
-
-        def ask(step: int, part: slice) -> tuple[int, slice, Tensor, Future[Tensor]]:
-            ids = source.sample_ids(step, part)
-            return step, part, ids, pool.submit(read, ids)
-
-        asked = (
-            ask(step, part)
-            for step in range(first_step, last_step)
-            for part in micro_batches(source.settings, source.rank, source.processes)
-        )
-        ahead = next(asked, None)
-        while ahead is not None:
-            step, part, ids, images = ahead
-            batch = source.build(step, part, ids, images.result())
-            ahead = next(asked, None)  # after `build`, for one thread reads the data at a time
-            yield batch

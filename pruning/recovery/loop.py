@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pruning.data import sample_generator
 from pruning.errors import PruningError
-from pruning.recovery.batches import MODULES, Source, TrainingBatch
+from pruning.recovery.batches import MODULES, Batches, Share, TrainingBatch
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
 from pruning.recovery.objective import training_step
 from pruning.settings import Recover
@@ -45,7 +45,8 @@ class Training:
     """What one recovery run works with; only `state` changes.
 
     Attributes:
-        source: Batches, and the settings and the seed that they are made by.
+        batches: What is trained on.
+        share: The settings and the seed that they are made by.
         accelerator: Device, precision and processes.
         model: The student as accelerate prepared it.
         teacher: The dense model, or None.
@@ -55,7 +56,8 @@ class Training:
         identity: The fingerprint written into them.
     """
 
-    source: Source
+    batches: Batches
+    share: Share
     accelerator: Accelerator
     model: nn.Module
     teacher: nn.Module | None
@@ -67,7 +69,7 @@ class Training:
     @property
     def settings(self) -> Recover:
         """Checked settings, null resolved."""
-        return self.source.settings
+        return self.share.settings
 
 
 def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) -> None:
@@ -80,7 +82,7 @@ def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) ->
     seconds_before, resumed_from = state.seconds, state.step
     saved = resumed_from
     limit = math.inf if settings.max_seconds is None else settings.max_seconds
-    with closing(run.source.batches(state.step, settings.steps)) as batches:
+    with closing(run.batches(state.step, settings.steps)) as batches:
         while state.step < settings.steps and state.seconds < limit:
             step, began = state.step, time.perf_counter()
             loss = optimizer_step(run, step, islice(batches, settings.gradient_accumulation))
@@ -113,7 +115,7 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     total = torch.zeros((), device=accelerator.device)
     for batch in batches:
         # Dropout modules can only draw from the global generator; the caller restores it.
-        torch.manual_seed(sample_generator(run.source.seed, batch.position, MODULES).initial_seed())
+        torch.manual_seed(sample_generator(run.share.seed, batch.position, MODULES).initial_seed())
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
                 loss = training_step(

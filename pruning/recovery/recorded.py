@@ -18,14 +18,14 @@ from pruning.recording.batches import batch_of, check_source, chosen_rows, renoi
 from pruning.recording.images import ImageCalls, apart, image_batch
 from pruning.recovery.batches import (
     TRAINING_NOISE,
-    Source,
+    Batches,
+    Share,
     TrainingBatch,
-    micro_batches,
     sample_order,
     step_draws,
 )
 from pruning.recovery.labels import DEFAULT_DROPOUT
-from pruning.recovery.training import Place, Progress, RecoveryResult, checked, train_back
+from pruning.recovery.training import Progress, RecoveryResult, checked, train_back
 from pruning.recovery.weighting import min_snr
 from pruning.settings import Recover
 
@@ -77,11 +77,11 @@ def recover_recorded(
         assert calls.head.target is not None
         min_snr(torch.ones(1), calls.head.target.kind)
 
-    def make(settings: Recover, where: Place) -> Source:
-        return RecordedSource(calls, rows, source == "x0", settings, seed, *where)
+    def batches(share: Share) -> Batches:
+        return RecordedSource(calls, rows, source == "x0", share).batches
 
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
-    return train_back(student, teacher, make, seen, settings, seed, folder, device, progress)
+    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
 
 
 def recover_images(
@@ -129,12 +129,12 @@ def recover_images(
         min_snr(torch.ones(1), target.kind)
     _ = source.rows  # what does not fit fails here
 
-    def make(settings: Recover, where: Place) -> Source:
-        return RecordedImageSource(source, count, without, settings, seed, *where)
+    def batches(share: Share) -> Batches:
+        return RecordedImageSource(source, count, without, share).batches
 
     seen = {"recording": dict(source.calls.head.identity), "images": count}
     settings = replace(settings, label_dropout=dropout)
-    return train_back(student, teacher, make, seen, settings, seed, folder, device, progress)
+    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
 
 
 @dataclass(frozen=True)
@@ -145,27 +145,18 @@ class RecordedImageSource:
         source: Images and calls.
         count: How many images there are.
         without: The recorded sample of no label or caption.
-        settings: Batch size, micro-batches, weighting and label dropout.
-        seed: Of every draw.
-        device: Where the batches go.
-        rank: This process, 0 <= rank < processes.
-        processes: How many share the samples of each step.
+        share: What this process trains on.
     """
 
     source: ImageCalls
     count: int
     without: int | None
-    settings: Recover
-    seed: int
-    device: torch.device
-    rank: int = 0
-    processes: int = 1
+    share: Share
 
     def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
         """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
-        for step in range(first_step, last_step):
-            for part in micro_batches(self.settings, self.rank, self.processes):
-                yield self.build(step, part)
+        for step, part in self.share.parts(first_step, last_step):
+            yield self.build(step, part)
 
     def build(self, step: int, part: slice) -> TrainingBatch:
         """Return the micro-batch of the samples `part` of `step` (from 0).
@@ -173,11 +164,12 @@ class RecordedImageSource:
         Steps of the sampler are drawn as timesteps are; of several branches of guidance one. Only samples that can
         share a call with the first are taken.
         """
-        source, size, steps = self.source, self.settings.batch_size, self.source.calls.steps
+        source, settings, seed, device = self.source, self.share.settings, self.share.seed, self.share.device
+        size, steps = settings.batch_size, source.calls.steps
         position = step * size + part.start
-        ids = sample_order(self.count, position, part.stop - part.start, self.seed)
-        drawn, dropped = step_draws(step, size, steps, self.settings.label_dropout or 0.0, self.seed)
-        branch = torch.rand(len(ids), generator=sample_generator(self.seed, position, DRAWS)).tolist()
+        ids = sample_order(self.count, position, part.stop - part.start, seed)
+        drawn, dropped = step_draws(step, size, steps, settings.label_dropout or 0.0, seed)
+        branch = torch.rand(len(ids), generator=sample_generator(seed, position, DRAWS)).tolist()
         rows = []
         for k, image in enumerate(ids.tolist()):
             condition = source.condition(image)
@@ -189,11 +181,11 @@ class RecordedImageSource:
         chosen = [k for k, _ in together]
         ids = ids[chosen]
         x0 = source.latents(ids.tolist())
-        eps = indexed_noise([position + k for k in chosen], x0.shape[1:], self.seed, TRAINING_NOISE)
+        eps = indexed_noise([position + k for k in chosen], x0.shape[1:], seed, TRAINING_NOISE)
         indexed = [(k, row) for k, (_, row) in enumerate(together)]
-        batch = image_batch(source, indexed, ids.tolist(), x0, eps, 0, self.device, torch.float32)
-        weights = weights_of(source.calls, [row for _, row in together], self.settings, self.device)
-        return _training_batch(batch, position, dropped[part][chosen], weights, self.device)
+        batch = image_batch(source, indexed, ids.tolist(), x0, eps, 0, device, torch.float32)
+        weights = weights_of(source.calls, [row for _, row in together], settings, device)
+        return _training_batch(batch, position, dropped[part][chosen], weights, device)
 
 
 @dataclass(frozen=True)
@@ -204,21 +196,13 @@ class RecordedSource:
         calls: The recording.
         rows: Of one denoiser.
         is_renoised: Their latents are made anew.
-        settings: Batch size, micro-batches and weighting.
-        seed: Of every draw.
-        device: Where the batches go.
-        rank: This process, 0 <= rank < processes.
-        processes: How many share the samples of each step.
+        share: What this process trains on.
     """
 
     calls: RecordedCalls
     rows: Sequence[Row]
     is_renoised: bool
-    settings: Recover
-    seed: int
-    device: torch.device
-    rank: int = 0
-    processes: int = 1
+    share: Share
 
     @cached_property
     def _alike(self) -> dict[str, list[Row]]:
@@ -230,9 +214,8 @@ class RecordedSource:
 
     def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
         """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
-        for step in range(first_step, last_step):
-            for part in micro_batches(self.settings, self.rank, self.processes):
-                yield self.build(step * self.settings.batch_size + part.start, part.stop - part.start)
+        for step, part in self.share.parts(first_step, last_step):
+            yield self.build(step * self.share.settings.batch_size + part.start, part.stop - part.start)
 
     def build(self, position: int, count: int) -> TrainingBatch:
         """Return the micro-batch whose first sample is at `position` of the run.
@@ -240,18 +223,20 @@ class RecordedSource:
         Its first row is drawn from all, the others from those that can share a call with it, with replacement: so every
         row is as likely as any other.
         """
-        generator = sample_generator(self.seed, position, DRAWS)
+        generator = sample_generator(self.share.seed, position, DRAWS)
         first = self.rows[int(torch.randint(len(self.rows), (1,), generator=generator))]
         alike = self._alike[self.calls.signature(first)]
         others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
         rows = [first, *(alike[index] for index in others)]
         made = None
         if self.is_renoised:
-            made = [renoised(self.calls, row, self.seed + position + k) for k, row in enumerate(rows)]
-        samples, where = [row.sample for row in rows], {"device": self.device, "dtype": torch.float32}
+            made = [renoised(self.calls, row, self.share.seed + position + k) for k, row in enumerate(rows)]
+        samples, where = [row.sample for row in rows], {"device": self.share.device, "dtype": torch.float32}
         batch = batch_of(self.calls, rows, made, samples=samples, bucket=0, **where)
-        weights = weights_of(self.calls, rows, self.settings, self.device)
-        return _training_batch(batch, position, torch.zeros(count, dtype=torch.bool), weights, self.device)
+        weights = weights_of(self.calls, rows, self.share.settings, self.share.device)
+        return _training_batch(
+            batch, position, torch.zeros(count, dtype=torch.bool), weights, self.share.device
+        )
 
 
 def _training_batch(

@@ -19,7 +19,7 @@ from pruning.data import ImageData, num_train_timesteps
 from pruning.data.conditioning import Conditioner
 from pruning.errors import PruningError
 from pruning.files import check_writable
-from pruning.recovery.batches import ImageSource, Source
+from pruning.recovery.batches import Batches, ImageSource, Share
 from pruning.recovery.checkpoints import (
     TrainingState,
     checkpoint_bytes,
@@ -42,9 +42,6 @@ _DATA_PARALLEL = (
     DistributedType.MULTI_NPU,
 )
 
-
-Place = tuple[torch.device, int, int]
-"""Device, rank and number of processes."""
 
 Progress = Callable[[RecoveryProgress], None]
 
@@ -119,11 +116,11 @@ def recover(
         "scheduler": {"class": type(scheduler).__name__, **kept},
     }
 
-    def source(settings: Recover, where: Place) -> Source:
-        return ImageSource(student, data, conditioner, scheduler, settings, seed, *where)
+    def batches(share: Share) -> Batches:
+        return ImageSource(student, data, conditioner, scheduler, share).batches
 
     settings = replace(settings, label_dropout=dropout)
-    return train_back(student, teacher, source, seen, settings, seed, folder, device, progress)
+    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
 
 
 def checked(settings: Recover, *, has_targets: bool) -> Recover:
@@ -147,7 +144,7 @@ def checked(settings: Recover, *, has_targets: bool) -> Recover:
 def train_back(
     student: nn.Module,
     teacher: nn.Module | None,
-    make_source: Callable[[Recover, Place], Source],
+    batches: Callable[[Share], Batches],
     seen: Mapping[str, Any],
     settings: Recover,
     seed: int,
@@ -160,7 +157,7 @@ def train_back(
     Args:
         student: The pruned denoiser.
         teacher: The dense denoiser.
-        make_source: (settings with all null resolved, device, rank and number of processes) -> the batches.
+        batches: (what this process trains on, all null resolved) -> the batches.
         seen: What the batches are made of, in JSON types, for checkpoints.
         settings: As `checked` returns them.
         seed: Of every draw.
@@ -179,10 +176,12 @@ def train_back(
         clear_temporaries(place)
     accelerator.wait_for_everyone()
     where = accelerator.device, accelerator.process_index, accelerator.num_processes
-    source = make_source(settings, where)
+    share = Share(settings, seed, *where)
     with _training(student, used_teacher, accelerator.device):
         model, optimizer, state = _prepared(student, settings, accelerator)
-        run = Training(source, accelerator, model, used_teacher, optimizer, state, place, identity)
+        run = Training(
+            batches(share), share, accelerator, model, used_teacher, optimizer, state, place, identity
+        )
         resumed_from = resume(place, state, identity) if place is not None else 0
         if resumed_from and accelerator.is_main_process:
             logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, settings.steps)

@@ -85,6 +85,18 @@ def test_the_pipeline_is_left_as_it_was(tmp_path: Path):
     assert len(calls.rows) == 3 * 2
 
 
+def test_one_of_two_denoisers_may_have_no_call_among_the_points(tmp_path: Path):
+    tiny = PIPELINES["wan-two-experts"]
+    calls = record(tiny.build(), tiny.inputs[:1], tmp_path / "calls", call=tiny.call, points=1)
+    assert {row.denoiser for row in calls.rows} < calls.denoisers.keys()
+
+
+def test_a_whole_recording_is_asked_for_again_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, calls = recorded("ddim", tmp_path / "calls", for_images=True)
+    monkeypatch.setattr("pruning.recording.writing.learn", None)
+    assert len(recorded("ddim", tmp_path / "calls", for_images=True)[1].rows) == len(calls.rows)
+
+
 def test_what_repeats_is_stored_once(flux: tuple[Any, RecordedCalls]):
     _, calls = flux
     keys = [key for row in calls.rows for key in re.findall(r'"tensor": "(\w+)"', json.dumps(row.tree))]

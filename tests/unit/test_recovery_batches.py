@@ -12,7 +12,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from pruning.data import Conditioner, ImageData
 from pruning.data import images as image_data
 from pruning.errors import PruningError
-from pruning.recovery.batches import ImageSource, sample_order, step_draws, training_batches
+from pruning.recovery.batches import ImageSource, Share, sample_order, step_draws
 from pruning.recovery.labels import (
     drop_captions,
     drop_classes,
@@ -31,7 +31,8 @@ def _source(scheduler=None, data=None, **changes) -> ImageSource:
     settings = Recover(batch_size=8, label_dropout=0.5, gradient_accumulation=changes.pop("micro_batches", 1))
     scheduler = DDIMScheduler() if scheduler is None else scheduler
     data = stripes() if data is None else data
-    return ImageSource(model, data, Conditioner(model), scheduler, settings, seed=3, device=CPU, **changes)
+    share = Share(settings, seed=3, device=CPU, **changes)
+    return ImageSource(model, data, Conditioner(model), scheduler, share)
 
 
 def test_every_epoch_is_a_fresh_permutation_without_gaps():
@@ -75,7 +76,7 @@ def test_label_dropout_has_its_rate_and_is_deterministic():
 def test_dropped_samples_get_the_unconditional_class_and_others_their_own():
     source = _source()
     labels, dropped = [], []
-    for batch in training_batches(source, 0, 4):
+    for batch in source.batches(0, 4):
         own = source.data.labels(batch.sample_ids)
         assert torch.equal(batch.call["class_labels"], torch.where(batch.dropped, 10, own))
         labels.append(batch.call["class_labels"])
@@ -88,11 +89,8 @@ def test_dropped_samples_get_the_unconditional_class_and_others_their_own():
     "scheduler", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler()], ids=["ddim", "flow"]
 )
 def test_a_step_is_the_same_however_it_is_split(scheduler):
-    whole = list(training_batches(_source(scheduler), 0, 3))
-    pieces = [
-        [*training_batches(_source(scheduler, micro_batches=2, processes=2, rank=rank), 0, 3)]
-        for rank in (0, 1)
-    ]
+    whole = list(_source(scheduler).batches(0, 3))
+    pieces = [[*_source(scheduler, micro_batches=2, processes=2, rank=rank).batches(0, 3)] for rank in (0, 1)]
     for step, batch in enumerate(whole):
         parts = [part for rank in (0, 1) for part in pieces[rank][2 * step : 2 * step + 2]]
         assert [part.position for part in parts] == [8 * step + k for k in (0, 2, 4, 6)]
@@ -103,14 +101,14 @@ def test_a_step_is_the_same_however_it_is_split(scheduler):
 
 
 def test_starting_late_gives_the_batches_of_an_earlier_start():
-    late = next(training_batches(_source(), 5, 6))
-    early = list(training_batches(_source(), 0, 6))[5]
+    late = next(_source().batches(5, 6))
+    early = list(_source().batches(0, 6))[5]
     assert torch.equal(late.call["hidden_states"], early.call["hidden_states"])
     assert torch.equal(late.timesteps, early.timesteps)
 
 
 def test_noise_follows_the_scheduler_and_differs_between_samples():
-    batch = next(training_batches(_source(), 0, 1))
+    batch = next(_source().batches(0, 1))
     images = _source().data.images(batch.sample_ids)
     abar = DDIMScheduler().alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     expected = (
@@ -132,11 +130,11 @@ def _counting(length: int = 6) -> tuple[ImageData, list[int]]:
 
 def test_images_are_decoded_once_where_memory_allows(monkeypatch):
     data, seen = _counting()
-    cached = list(training_batches(_source(data=data), 0, 4))
+    cached = list(_source(data=data).batches(0, 4))
     assert sorted(seen) == list(range(6))
     data, seen = _counting()
     monkeypatch.setattr(image_data, "CACHE_BYTES", 0)
-    threaded = list(training_batches(_source(data=data), 0, 4))
+    threaded = list(_source(data=data).batches(0, 4))
     assert len(seen) == 32
     for one, other in zip(cached, threaded, strict=True):
         assert torch.equal(one.call["hidden_states"], other.call["hidden_states"])
@@ -153,7 +151,7 @@ def test_a_broken_image_is_named(cache_bytes, monkeypatch):
     monkeypatch.setattr(image_data, "CACHE_BYTES", cache_bytes)
     source = _source(data=replace(stripes(), fetch=fetch))
     with pytest.raises(PruningError, match="image 4 cannot be decoded"):
-        list(training_batches(source, 0, 4))
+        list(source.batches(0, 4))
 
 
 def test_label_embeddings_are_held_in_eval_mode():
