@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pruning.interface import allocate as allocate
     from pruning.interface import calibrate as calibrate
     from pruning.interface import choose_blocks as choose_blocks
+    from pruning.interface import image_calls as image_calls
     from pruning.interface import load as load
     from pruning.interface import modulation_forms as modulation_forms
     from pruning.interface import noised_batches as noised_batches
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pruning.recording import RecordedCalls as RecordedCalls
     from pruning.recording import record as record
     from pruning.recording import recorded_batches as recorded_batches
-    from pruning.recovery import recover as recover
+    from pruning.recovery import recover_images as recover_images
     from pruning.recovery import recover_recorded as recover_recorded
     from pruning.settings import Calibrate as Calibrate
     from pruning.settings import Depth as Depth

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import finalize
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -14,12 +17,16 @@ from pruning import calibration, checkpoint, models
 from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
 from pruning.allocation import choose_blocks as refine
-from pruning.data import Conditioner, ImageData, NoisedBatches, open_images
-from pruning.data import noised_batches as noise
+from pruning.data import ImageData, NoisedBatches, open_images
 from pruning.errors import PruningError, shown
 from pruning.groups import find_groups
 from pruning.groups.modulation import modulation_layers
 from pruning.importance import single_changes
+from pruning.models.pipelines import modules_of
+from pruning.recording import record
+from pruning.recording.conditions import call_for_images, conditions_of, open_image_calls
+from pruning.recording.images import ImageCalls, noised_images
+from pruning.sampling import PixelPipeline
 from pruning.settings import Calibrate, Depth, Prune, Target
 from pruning.surgery import RANK_NEEDS, LowRank, choose_ranks, needs_for
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash, config_of
@@ -53,6 +60,61 @@ def load(
     return model, models.find_scheduler(source, revision=revision)
 
 
+def image_calls(
+    model: ModelMixin,
+    scheduler: Any,
+    data: str | ImageData,
+    *,
+    split: str = "train",
+    images: int | Sequence[int] | None = None,
+    pipeline: DiffusionPipeline | None = None,
+    call: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> ImageCalls:
+    """Return images as the model's pipeline would show them to it; for `noised_images` and `recover_images`.
+
+    The pipeline is recorded (`record`), its model runs about ten times to learn how it is called.
+
+    Args:
+        model: The denoiser.
+        scheduler: Its scheduler; with `pipeline` that one's is taken.
+        data: ``digits``, an image folder, a parquet file or folder, a hub id, or images that are open already.
+        split: Split of `data`.
+        images: Rows of it, or how many of the first; None: all.
+        pipeline: The pipeline around the model, where that works on latents or is told texts.
+        call: What the pipeline's call is given; ``num_inference_steps`` says how many noise levels there are, 100 where
+            nothing does.
+        folder: Where the recording is kept; None: nowhere.
+        seed: Of the pipeline's own draws.
+
+    Raises:
+        PruningError: If the data cannot be read or are too few, or the pipeline cannot be recorded.
+    """
+    whole: Any = PixelPipeline(model, scheduler) if pipeline is None else pipeline
+    name = next((name for name, part in modules_of(whole).items() if part is model), None)
+    if name is None:
+        raise PruningError(
+            f"pipeline: {type(whole).__name__} holds another {type(model).__name__}; give its own model"
+        )
+    if isinstance(data, str):
+        channels, resolution = models.pixel_shape(model, pipeline)
+        data = open_images(data, split=split, channels=channels, resolution=resolution)
+    if not isinstance(images, Sequence):
+        images = range(len(data) if images is None else images)
+    if not len(images):
+        raise PruningError(f"{data.name}: no image asked; give at least one")
+    data.check_enough(max(images) + 1)
+    conditions = conditions_of(type(whole), model, data, images)
+    asked = call_for_images(type(whole), whole.scheduler, call or {})
+    kept = TemporaryDirectory()
+    place = Path(kept.name if folder is None else folder)
+    record(whole, conditions.inputs, place, call=asked, seed=seed, for_images=True)
+    found = open_image_calls(place, whole, name, data, images, conditions)
+    finalize(found.calls, kept.cleanup)
+    return found
+
+
 def noised_batches(
     model: ModelMixin,
     scheduler: Any,
@@ -81,27 +143,24 @@ def noised_batches(
         conditional: With the images' labels or captions; else as guidance asks a model without.
 
     Raises:
-        PruningError: If the data cannot be read or are fewer than `samples`, or a number is none.
+        PruningError: As `image_calls`, and if a number is none.
     """
     given = {"samples": samples, "batch_size": batch_size, "timestep_buckets": timestep_buckets, "seed": seed}
     for name, value in given.items():
         if not hasattr(value, "__index__"):
             raise PruningError(f"{name}: {shown(value)} is a {type(value).__name__}; expected a whole number")
-    if isinstance(data, str):
-        channels, resolution = models.pixel_shape(model, pipeline)
-        data = open_images(data, split=split, channels=channels, resolution=resolution)
+    source = image_calls(
+        model, scheduler, data, split=split, images=samples, pipeline=pipeline, seed=int(seed)
+    )
     parameter = next(model.parameters())
-    return noise(
-        data,
-        Conditioner(model, pipeline),
-        scheduler,
-        indices=range(samples),
+    return noised_images(
+        source,
         batch_size=batch_size,
         timestep_buckets=timestep_buckets,
         seed=int(seed),
+        conditional=conditional,
         device=parameter.device,
         dtype=parameter.dtype,
-        conditional=conditional,
     )
 
 

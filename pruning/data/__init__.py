@@ -1,4 +1,4 @@
-"""Data sets -> images -> noised batches: model call arguments, target and timestep bucket."""
+"""Data sets: images, labels and prompts, noise, and batches of what a denoiser is asked."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,6 @@ from pruning.lazy import lazy_exports
 if TYPE_CHECKING:
     from pruning.data.batches import NoisedBatch as NoisedBatch
     from pruning.data.batches import NoisedBatches as NoisedBatches
-    from pruning.data.batches import noised_batches as noised_batches
-    from pruning.data.conditioning import Conditioner as Conditioner
-    from pruning.data.conditioning import takes_text as takes_text
     from pruning.data.images import ImageData as ImageData
     from pruning.data.images import UnreadableRow as UnreadableRow
     from pruning.data.labels import check_classes as check_classes

@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.conditioning import Conditioner
-from pruning.data.images import ImageData
-from pruning.data.noise import noise_and_target, num_train_timesteps
-from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
-from pruning.models.families import denoiser_call, null_class
 
 
 @dataclass(frozen=True)
@@ -41,27 +36,12 @@ class NoisedBatch:
     read: Callable[[Any], Tensor] | None = None
 
 
-def check_buckets(buckets: int, total: int) -> None:
-    """Raise PruningError if there are more buckets than training timesteps, or none."""
-    if not 1 <= buckets <= total:
+def check_buckets(buckets: int, steps: int) -> None:
+    """Raise PruningError if there are more timestep buckets than sampling steps, or none."""
+    if not 1 <= buckets <= steps:
         raise PruningError(
-            f"timestep_buckets {buckets}: must be 1 to {total}, the number of training timesteps"
+            f"timestep_buckets {buckets}: must be 1 to {steps}, the number of sampling steps that are shown"
         )
-
-
-def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int) -> Tensor:
-    """Return one timestep per sample index and bucket, uniform within the bucket.
-
-    Returns:
-        int64 (B, T); entry (i, k) lies in ``[ceil(k total / T), ceil((k + 1) total / T))``.
-    """
-    edges = torch.tensor([-(-k * total // buckets) for k in range(buckets + 1)])
-    width = edges[1:] - edges[:-1]
-    draws = [
-        torch.rand(buckets, generator=sample_generator(seed, i, TIMESTEP), dtype=torch.float64)
-        for i in indices
-    ]
-    return edges[:-1] + (torch.stack(draws) * width).long().clamp(max=width - 1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +50,7 @@ class NoisedBatches:
 
     Attributes:
         make: Starts going through them anew.
-        num_train_timesteps: Upper end of the timesteps.
+        num_train_timesteps: Steps, which T buckets share.
         timestep_buckets: T.
         has_targets: Whether the batches say what the model should answer.
         rows: How many rows all batches have.
@@ -90,75 +70,6 @@ class NoisedBatches:
         """Return the batches of several, of the same timesteps and buckets, one after the other."""
         rows = sum(part.rows for part in parts)
         return replace(parts[0], make=lambda: chain.from_iterable(parts), rows=rows)
-
-
-def noised_batches(
-    data: ImageData,
-    conditioner: Conditioner,
-    scheduler: Any,
-    *,
-    indices: Sequence[int] | Tensor,
-    batch_size: int,
-    timestep_buckets: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    conditional: bool = True,
-) -> NoisedBatches:
-    """Return every chunk of samples once at every timestep bucket, from the least noise to the most.
-
-    A sample has the *same* image and the same noise in every bucket, which the stability of sinks needs, and its
-    timestep is drawn inside the bucket. All draws are seeded by (seed, sample index): neither the batch size nor
-    the order of `indices` changes them.
-
-    Args:
-        data: Images.
-        conditioner: Turns them into inputs of the model.
-        scheduler: The model's diffusers scheduler; not changed.
-        indices: Rows of `data`.
-        batch_size: Samples per call.
-        timestep_buckets: T.
-        seed: Seed of the run.
-        device: Where the calls go.
-        dtype: Floating point type of the calls; noising is done in float32.
-        conditional: With the images' labels or captions; else as guidance asks a model without: with the label that
-            stands for no class, and empty captions.
-
-    Raises:
-        PruningError: On impossible sizes or rows, before the first batch is made.
-    """
-    rows = [int(i) for i in indices]
-    if batch_size < 1:
-        raise PruningError(f"batch_size {batch_size} must be at least 1")
-    if not rows:
-        raise PruningError(f"{data.name}: no images asked; give at least one index")
-    data.check_enough(max(rows) + 1)
-    total = num_train_timesteps(scheduler)
-    check_buckets(timestep_buckets, total)
-
-    def make() -> Iterator[NoisedBatch]:
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            latent = [sample_generator(seed, i, LATENT) for i in chunk]
-            captions = data.captions(chunk) if conditional else [""] * len(chunk)
-            x0, conditioning = conditioner(data.images(chunk), data.labels(chunk), captions, latent)
-            if not conditional and "class_labels" in conditioning:
-                conditioning["class_labels"].fill_(null_class(conditioner.model))
-            x0 = x0.to(device, torch.float32)
-            conditioning = {name: move(value, device, dtype) for name, value in conditioning.items()}
-            noise = indexed_noise(chunk, x0.shape[1:], seed, NOISE).to(device)
-            timesteps = bucket_timesteps(chunk, total, timestep_buckets, seed).to(device)
-            for bucket in range(timestep_buckets):
-                x_t, target, model_t = noise_and_target(scheduler, x0, noise, timesteps[:, bucket])
-                yield NoisedBatch(
-                    call=denoiser_call(conditioner.model, x_t.to(dtype), model_t, conditioning),
-                    target=target,
-                    bucket=bucket,
-                    sample_ids=torch.tensor(chunk),
-                    timesteps=model_t,
-                )
-
-    return NoisedBatches(make, total, timestep_buckets, rows=len(rows) * timestep_buckets)
 
 
 def move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:

@@ -53,12 +53,14 @@ class Family:
         conditioning: (model, draw) -> example values of all arguments but sample and timestep.
         num_classes: model -> number of classes, or None if it is not class-conditional.
         null_class: model -> the class that stands for "no class", or None if its config names none.
+        takes_text: Whether it is conditioned on prompts, which its pipeline encodes.
     """
 
     sample_argument: str
     conditioning: Callable[[Any, Draw], dict[str, Any]]
     num_classes: Callable[[Any], int | None] = lambda model: None
     null_class: Callable[[Any], int | None] = lambda model: None
+    takes_text: bool = False
 
 
 FAMILIES: Registry[Family] = Registry("denoiser class")
@@ -231,7 +233,9 @@ def _embedded_classes(model: Any) -> int | None:
 
 
 FAMILIES.register("UNet2DModel")(Family("sample", _class_labels, _embedded_classes))
-FAMILIES.register("UNet2DConditionModel")(Family("sample", _text_conditioning, _embedded_classes))
+FAMILIES.register("UNet2DConditionModel")(
+    Family("sample", _text_conditioning, _embedded_classes, takes_text=True)
+)
 FAMILIES.register("DiTTransformer2DModel")(
     Family(
         "hidden_states",

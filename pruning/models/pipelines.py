@@ -59,6 +59,19 @@ def weights_of(pipeline: Any) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Hold models in evaluation mode; each of their modules is then in the mode that it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # one by one: recovery keeps some modules in eval mode
+            module.training = mode
+
+
+@contextlib.contextmanager
 def as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
     """Put back what a call changes of a pipeline, and `seed` what it draws from the global generators.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.data.batches import NoisedBatch, NoisedBatches, check_buckets
 from pruning.data.seeding import sample_generator
 from pruning.errors import PruningError
 from pruning.recording.axes import count_rows, cut
@@ -58,7 +58,7 @@ def recorded_batches(
     if batch_size < 1:
         raise PruningError(f"batch_size {batch_size} must be at least 1")
     rows = chosen_rows(calls, denoiser, samples)
-    check_recorded_buckets(calls, timestep_buckets)
+    check_buckets(timestep_buckets, calls.steps)
     check_source(calls, rows, source)
     chunks = list(_chunks(calls, rows, batch_size, timestep_buckets))
 
@@ -72,7 +72,12 @@ def recorded_batches(
 
 
 def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[int] | None) -> list[Row]:
-    """Return the rows of a denoiser and of some samples; none at all is a PruningError."""
+    """Return the rows of a denoiser and of some samples; none at all is a PruningError, or those made for images."""
+    if calls.is_for_images:
+        raise PruningError(
+            f"{calls.folder}: it was recorded for images, so that its latents say nothing; give it images "
+            "(noised_images, recover_images), or record without for_images"
+        )
     if denoiser is None:
         if len(calls.denoisers) > 1:
             have = ", ".join(f"{name} ({kind})" for name, kind in calls.denoisers.items())
@@ -87,14 +92,6 @@ def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[in
     if not rows:
         raise PruningError(f"{calls.folder}: none of the samples asked has a call of {denoiser!r}")
     return rows
-
-
-def check_recorded_buckets(calls: RecordedCalls, buckets: int) -> None:
-    """Raise PruningError if there are more buckets than sampling steps, or none."""
-    if not 1 <= buckets <= calls.steps:
-        raise PruningError(
-            f"timestep_buckets {buckets}: must be 1 to {calls.steps}, the number of sampling steps that were recorded"
-        )
 
 
 def check_source(calls: RecordedCalls, rows: Sequence[Row], source: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ NOT_NOISED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """What one sample asks of a denoiser in one call: one branch of guidance at one sampling step.
 
@@ -134,6 +135,8 @@ class Head:
         steps: Sampling steps of each sample's run.
         denoisers: By name of the component.
         target: What the denoiser should answer, None where the oracle check did not pass.
+        branches: Those that are kept, where the first sample alone has rows of all steps and the others follow from
+            their first one (`pruning.recording.templates`); None where every sample has all its own.
         bytes: What the recording was going to take on disk, as was said before.
     """
 
@@ -142,6 +145,7 @@ class Head:
     steps: int
     denoisers: Mapping[str, Denoiser]
     target: Target | None
+    branches: Sequence[tuple[int, int]] | None = None
     bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -158,6 +162,7 @@ class Head:
             "steps": self.steps,
             "denoisers": denoisers,
             "target": target,
+            "branches": None if self.branches is None else [list(branch) for branch in self.branches],
             "bytes": self.bytes,
         }
 
@@ -180,7 +185,8 @@ class Head:
             if not isinstance(data["identity"]["pipeline"], str):
                 raise ValueError("it does not say of which pipeline it is")
             target = None if data["target"] is None else _target(data["target"], steps)
-            return cls(dict(data["identity"]), samples, steps, denoisers, target, count)
+            branches = None if data["branches"] is None else [_branch(one) for one in _list(data["branches"])]
+            return cls(dict(data["identity"]), samples, steps, denoisers, target, branches, count)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PruningError(f"{path}: {type(error).__name__}: {error}; {ADVICE}") from error
 
@@ -250,6 +256,11 @@ class RecordedCalls:
         return self.head.steps
 
     @property
+    def is_for_images(self) -> bool:
+        """Whether the latents are to be made of images: the recorded ones say nothing."""
+        return bool(self.head.identity.get("for_images"))
+
+    @property
     def denoisers(self) -> dict[str, str]:
         """Class of each recorded component, by name."""
         return {name: denoiser.kind for name, denoiser in self.head.denoisers.items()}
@@ -301,15 +312,15 @@ class RecordedCalls:
         """Return what rows must have in common to share a call: shapes along other axes, and all that is shared."""
         denoiser = self.head.denoisers[row.denoiser]
         key = (row.sample, row.step, row.call, row.branch) if denoiser.alone else 0
-        if id(row) not in self._signatures:
+        if row not in self._signatures:
             form = [row.denoiser, key, form_of(row.tree, denoiser.inputs)]
             text = json.dumps(form, sort_keys=True)
-            self._signatures[id(row)] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self._signatures[id(row)]
+            self._signatures[row] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._signatures[row]
 
     @cached_property
-    def _signatures(self) -> dict[int, str]:
-        return {}
+    def _signatures(self) -> WeakKeyDictionary[Row, str]:
+        return WeakKeyDictionary()
 
     def end(self, row: Row, slot: int) -> Tensor:
         """Return x0, the end of a row's sample, float32 in the scheduler's layout, batch of 1."""
@@ -403,6 +414,11 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{shown(value)} is no list")
     return value
+
+
+def _branch(data: Any) -> tuple[int, int]:
+    call, row = (_natural(value) for value in _list(data))
+    return call, row
 
 
 def _path(data: Any) -> TreePath:

@@ -40,8 +40,19 @@ def rows_of_run(
     chosen: set[int],
     inputs: Mapping[str, Axes],
     tensors: Tensors,
+    *,
+    with_latents: bool = True,
 ) -> Iterator[Row]:
-    """Yield the rows of the chosen steps of a run; a PruningError names an argument that cannot be kept."""
+    """Yield the rows of the chosen steps of a run; a PruningError names an argument that cannot be kept.
+
+    Args:
+        sample: Number of the sample.
+        steps: Its run.
+        chosen: Positions.
+        inputs: Batch axes by denoiser.
+        tensors: Keeps the tensors.
+        with_latents: Else zeros stand in their place.
+    """
     for position in sorted(chosen):
         step = steps[position]
         updates = [update for update in step.updates if isinstance(update.sample, Tensor)]
@@ -55,6 +66,9 @@ def rows_of_run(
                 ]
                 # Of several steps of the scheduler on one sample the last counts.
                 known = {(place.path, place.axis, place.offset): place for place in places}
+                if not with_latents:
+                    for place in known.values():
+                        tree = place.cleared(tree)
                 yield Row(
                     sample=sample,
                     step=position,

@@ -13,19 +13,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pruning.data.conditioning import encoded
 from pruning.errors import PruningError
 from pruning.models.pipelines import modules_of
 from pruning.recording.oracle import Learned, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.watching import Watch
+from pruning.types import config_of
 
 DECODING = "decoding.safetensors"
 """File of a recording for images."""
@@ -121,6 +121,30 @@ class Decoding:
         flat = torch.empty(len(z), math.prod(self.latent))
         flat[:, self.order] = (z.flatten(1).float() - self.shift) / self.scale
         return flat.view(len(z), *self.latent[1:])
+
+
+@torch.no_grad()
+def encoded(vae: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return what an autoencoder makes of images, before anything is scaled: float32, on its device.
+
+    Args:
+        vae: AutoencoderKL (its posterior is drawn from), VQModel (before quantization) or a deterministic autoencoder.
+        images: (B, C, H, W) in [-1, 1].
+        generators: One CPU generator per sample, with which a posterior is drawn from.
+    """
+    config, first = config_of(vae), next(vae.parameters())
+    dtype = first.dtype
+    upcast = bool(config.get("force_upcast")) and dtype == torch.float16  # SDXL's VAE overflows in float16
+    try:
+        if upcast:
+            vae.to(torch.float32)
+        found = cast(Any, vae).encode(images.to(first.device, torch.float32 if upcast else dtype))
+    finally:
+        if upcast:
+            vae.to(dtype)
+    if hasattr(found, "latent_dist"):
+        return found.latent_dist.sample(generators).to(torch.float32)
+    return (found.latents if hasattr(found, "latents") else found.latent).to(torch.float32)
 
 
 def _encoded(autoencoder: nn.Module, images: Tensor, generators: list[torch.Generator]) -> Tensor:

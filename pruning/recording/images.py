@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,99 +12,151 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.batches import NoisedBatch, NoisedBatches
-from pruning.data.seeding import NOISE, TIMESTEP, indexed_noise, sample_generator
+from pruning.data.batches import NoisedBatch, NoisedBatches, check_buckets
+from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
-from pruning.recording.batches import Made, batch_of, check_recorded_buckets, with_latents
+from pruning.recording.batches import Made, batch_of, with_latents
 from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
+from pruning.recording.templates import later_rows
+
+HELD = 1024
+"""Conditions at a step whose arguments are held in memory."""
 
 
 @dataclass(frozen=True)
 class ImageCalls:
-    """Recorded calls and, for each image, the latents and the recorded sample whose arguments go with it.
+    """Images, how they become latents, and the recorded calls in which those are shown.
 
     Attributes:
         calls: Recorded with `for_images`.
         denoiser: Name of the component.
-        latents: (numbers of images) -> clean samples in the scheduler's layout, float32 (B, ...) on the CPU.
+        images: Numbers of the images: rows of the data.
+        read: (numbers of images) -> images (B, C, H, W) in [-1, 1].
+        encode: (images, one generator each) -> clean samples in the scheduler's layout, float32 (B, ...) on the CPU.
         condition: Number of an image -> recorded sample with its prompt or class.
+        without: The recorded sample of no prompt or class; None where the model knows none.
     """
 
     calls: RecordedCalls
     denoiser: str
-    latents: Callable[[Sequence[int]], Tensor]
+    images: Sequence[int]
+    read: Callable[[Sequence[int]], Tensor]
+    encode: Callable[[Tensor, list[torch.Generator]], Tensor]
     condition: Callable[[int], int]
+    without: int | None = None
+
+    def latents(self, images: Sequence[int], seed: int) -> Tensor:
+        """Return clean samples of images, (B, ...); each draws from its own generator."""
+        return self.encode(self.read(images), [sample_generator(seed, i, LATENT) for i in images])
 
     @cached_property
-    def rows(self) -> dict[tuple[int, int], list[Row]]:
-        """Rows of each recorded sample and step, one for each branch of guidance."""
+    def positions(self) -> list[int]:
+        """Sampling steps at which the denoiser is asked, the one of the most noise first."""
         if self.calls.head.target is None:
             raise PruningError(f"{self.calls.folder}: {NOT_NOISED}")
-        found: dict[tuple[int, int], list[Row]] = defaultdict(list)
-        for row in self.calls.of(self.denoiser):
-            if not row.places or row.levels is None:
-                raise PruningError(f"{self.calls.folder}: {row.name}: its latents are not known")
-            found[row.sample, row.step].append(row)
-        return found
+        return sorted({row.step for row in self.calls.of(self.denoiser) if not row.sample})
 
     @cached_property
-    def _trees(self) -> dict[int, Any]:
-        return {}
+    def _recorded(self) -> dict[tuple[int, int], list[Row]]:
+        found: dict[tuple[int, int], list[Row]] = defaultdict(list)
+        for row in self.calls.rows:
+            found[row.sample, row.step].append(row)
+        return dict(found)
 
-    def arguments(self, row: Row) -> Any:
-        """Return the recorded arguments of a row, read once."""
-        if id(row) not in self._trees:
-            self._trees[id(row)] = self.calls.arguments(row)
-        return self._trees[id(row)]
+    @cached_property
+    def _held(self) -> OrderedDict[tuple[int, int], list[tuple[Row, Any]]]:
+        return OrderedDict()
 
-    def made(self, row: Row, x0: Tensor, eps: Tensor) -> Made:
-        """Return a row's arguments around the noised latents of an image, and the target; all (1, ...)."""
-        return with_latents(self.calls, row, 0, self.arguments(row), x0, eps)
+    def rows(self, condition: int, step: int) -> list[tuple[Row, Any]]:
+        """Return what the denoiser is asked of a recorded sample at a step, with the arguments, for each branch."""
+        if (condition, step) not in self._held:
+            found = self._recorded.get((condition, step))
+            if found is None:  # not all its steps were recorded, those of the first sample were
+                first, then = self._recorded[0, 0], self._recorded.get((0, step), [])
+                found = later_rows(self._recorded[condition, 0], first, then)
+            ours = [row for row in found if row.denoiser == self.denoiser]
+            for row in ours:
+                if not row.places or row.levels is None:
+                    raise PruningError(f"{self.calls.folder}: {row.name}: its latents are not known")
+            self._held[condition, step] = [(row, self.calls.arguments(row)) for row in ours]
+            if len(self._held) > HELD:
+                self._held.popitem(last=False)
+        return self._held[condition, step]
+
+
+Asked = tuple[int, Row, Any]
+"""Position of an image in its chunk, and the row and the arguments in which it is shown."""
 
 
 def noised_images(
     source: ImageCalls,
     *,
-    indices: Sequence[int],
-    batch_size: int,
-    timestep_buckets: int,
-    seed: int,
+    images: Sequence[int] | None = None,
+    batch_size: int = 32,
+    timestep_buckets: int = 8,
+    seed: int = 0,
+    conditional: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> NoisedBatches:
-    """Return every chunk of images once in every timestep bucket, as `pruning.data.noised_batches` does.
+    """Return every chunk of images once in every timestep bucket, from the least noise to the most.
 
-    The steps are those that were recorded, one of its bucket drawn for each image and bucket.
+    An image has the *same* noise in every bucket, which the stability of sinks needs, and its step is drawn inside the
+    bucket. All draws are seeded by (seed, image): neither the batch size nor the order of the images changes them.
+
+    Args:
+        source: Images and recorded calls.
+        images: Their numbers; None: all of the source.
+        batch_size: Images of a call.
+        timestep_buckets: T equal parts of the sampling steps; bucket 0 has the least noise.
+        seed: Of the noise and the steps.
+        conditional: With the images' classes or prompts; else as guidance asks a model without.
+        device: Where the calls go.
+        dtype: Type of the floating point tensors of two or more dimensions; None: as recorded.
 
     Raises:
         PruningError: For numbers that do not fit the recording, before the first batch is made.
     """
-    check_recorded_buckets(source.calls, timestep_buckets)
+    check_buckets(timestep_buckets, source.calls.steps)
     if batch_size < 1:
         raise PruningError(f"batch_size {batch_size} must be at least 1")
+    if not conditional and source.without is None:
+        raise PruningError("conditional is False, but the model knows no call without a class or prompt")
+    numbers = [int(i) for i in (source.images if images is None else images)]
+    if not numbers:
+        raise PruningError("no images asked; give at least one")
     edges = bucket_edges(source.calls.steps, timestep_buckets)
+    asked_at = set(source.positions)
 
     def make() -> Iterator[NoisedBatch]:
-        for start in range(0, len(indices), batch_size):
-            chunk = [int(i) for i in indices[start : start + batch_size]]
-            x0 = source.latents(chunk)
+        for start in range(0, len(numbers), batch_size):
+            chunk = numbers[start : start + batch_size]
+            x0 = source.latents(chunk, seed)
             eps = indexed_noise(chunk, x0.shape[1:], seed, NOISE)
-            drawn = [
-                torch.rand(timestep_buckets, generator=sample_generator(seed, i, TIMESTEP)) for i in chunk
-            ]
+            drawn = [_draws(timestep_buckets, seed, image) for image in chunk]
             for bucket, (low, high) in enumerate(edges):
-                steps = [low + int(u[bucket] * (high - low)) for u in drawn]
-                wanted = [
-                    (k, row)
-                    for k, (image, step) in enumerate(zip(chunk, steps, strict=True))
-                    for row in source.rows[source.condition(image), step]
-                ]
+                steps = [step for step in range(low, high) if step in asked_at]
+                if not steps:
+                    continue
+                wanted: list[Asked] = []
+                for k, image in enumerate(chunk):
+                    condition = source.condition(image) if conditional else source.without
+                    assert condition is not None
+                    step = steps[-1 - int(drawn[k][bucket] * len(steps))]
+                    wanted += [(k, row, tree) for row, tree in source.rows(condition, step)]
                 for part in apart(source.calls, wanted):
-                    yield image_batch(source, part, chunk, x0, eps, bucket, device, dtype)
+                    yield image_batch(source.calls, part, chunk, x0, eps, bucket, device, dtype)
 
-    per_image = len(next(iter(source.rows.values())))
-    rows = len(indices) * timestep_buckets * per_image
-    return NoisedBatches(make, source.calls.steps, timestep_buckets, rows=rows)
+    first = source.rows(0, source.positions[0])
+    return NoisedBatches(
+        make, source.calls.steps, timestep_buckets, rows=len(numbers) * timestep_buckets * len(first)
+    )
+
+
+def _draws(buckets: int, seed: int, image: int) -> list[float]:
+    """Return for each bucket where in it an image is shown, in [0, 1)."""
+    generator = sample_generator(seed, image, TIMESTEP)
+    return torch.rand(buckets, generator=generator, dtype=torch.float64).tolist()
 
 
 def bucket_edges(steps: int, buckets: int) -> list[tuple[int, int]]:
@@ -113,17 +165,17 @@ def bucket_edges(steps: int, buckets: int) -> list[tuple[int, int]]:
     return [(steps - high, steps - low) for low, high in pairwise(edges)]
 
 
-def apart(calls: RecordedCalls, wanted: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
-    """Return rows, each with the position of its image, in groups that can share a call."""
-    found: dict[str, list[tuple[int, Row]]] = defaultdict(list)
-    for position, row in wanted:
-        found[calls.signature(row)].append((position, row))
+def apart(calls: RecordedCalls, wanted: Sequence[Asked]) -> list[list[Asked]]:
+    """Return what is asked in groups that can share a call."""
+    found: dict[str, list[Asked]] = defaultdict(list)
+    for asked in wanted:
+        found[calls.signature(asked[1])].append(asked)
     return list(found.values())
 
 
 def image_batch(
-    source: ImageCalls,
-    part: Sequence[tuple[int, Row]],
+    calls: RecordedCalls,
+    part: Sequence[Asked],
     images: Sequence[int],
     x0: Tensor,
     eps: Tensor,
@@ -131,7 +183,9 @@ def image_batch(
     device: torch.device | str,
     dtype: torch.dtype | None,
 ) -> NoisedBatch:
-    """Return the batch of rows that share a call, each with the position of its image in `images`, `x0` and `eps`."""
-    made = [source.made(row, x0[k : k + 1], eps[k : k + 1]) for k, row in part]
-    rows, samples = [row for _, row in part], [images[k] for k, _ in part]
-    return batch_of(source.calls, rows, made, samples=samples, bucket=bucket, device=device, dtype=dtype)
+    """Return the batch of what can share a call; `images`, `x0` and `eps` are of the chunk."""
+    made: list[Made] = [
+        with_latents(calls, row, 0, tree, x0[k : k + 1], eps[k : k + 1]) for k, row, tree in part
+    ]
+    rows, samples = [row for _, row, _ in part], [images[k] for k, _, _ in part]
+    return batch_of(calls, rows, made, samples=samples, bucket=bucket, device=device, dtype=dtype)

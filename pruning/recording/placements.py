@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pruning.recording.trees import Path, at, leaves, with_leaf
@@ -60,6 +61,14 @@ class Placement:
         if self.order is not None:
             value = value.permute(self.order)
         return with_leaf(tree, self.path, value.reshape(leaf.shape).to(leaf))
+
+    def cleared(self, tree: Any) -> Any:
+        """Return the tree with zeros in the place of x."""
+        leaf = at(tree, self.path)
+        whole = torch.zeros_like(leaf) if self.axis is None else leaf.clone()
+        if self.axis is not None:
+            whole.narrow(self.axis, self.offset, self.size).zero_()
+        return with_leaf(tree, self.path, whole)
 
 
 def find(tree: Any, x: Tensor, slot: int) -> list[Placement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +34,7 @@ def words(path: Path) -> str:
 
 def arguments_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``module(*args, **kwargs)`` by the names of its forward; ``return_dict`` is left out."""
-    signature = inspect.signature(type(original(module)).forward)
+    signature = _signature(type(original(module)))
     found: dict[str, Any] = {}
     for name, value in list(signature.bind_partial(module, *args, **kwargs).arguments.items())[1:]:
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -42,6 +43,11 @@ def arguments_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
             found[name] = value
     found.pop("return_dict", None)
     return found
+
+
+@cache
+def _signature(model_class: type) -> inspect.Signature:
+    return inspect.signature(model_class.forward)
 
 
 def original(module: nn.Module) -> nn.Module:

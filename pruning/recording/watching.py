@@ -85,6 +85,7 @@ class Watch:
         answer: Answers in the denoisers' place, or lets them run.
         end: Puts something else in the place of what a step of the scheduler gives.
         returned: Told the first of what the pipeline returns.
+        last: Position of the sampling step at whose end the run is broken off; None: it runs to its own.
     """
 
     denoisers: Collection[str] | None = None
@@ -93,6 +94,11 @@ class Watch:
     answer: Answer | None = None
     end: End | None = None
     returned: Callable[[Any], None] | None = None
+    last: int | None = None
+
+
+class _Enough(Exception):
+    """The last sampling step that is looked at is over."""
 
 
 def run_once(
@@ -112,10 +118,11 @@ def run_once(
     given, notes = dict(arguments), _Notes(watch)
     if "generator" in call_parameters(type(pipeline)):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
-    with torch.no_grad(), as_it_was(pipeline, generators[0].initial_seed()), notes.taken(pipeline):
+    kept = as_it_was(pipeline, generators[0].initial_seed())
+    with torch.no_grad(), kept, notes.taken(pipeline), contextlib.suppress(_Enough):
         result = pipeline(**given)
-    if watch.returned is not None:
-        watch.returned(as_tuple(result)[0][0])
+        if watch.returned is not None:
+            watch.returned(as_tuple(result)[0][0])
     return notes.steps()
 
 
@@ -167,6 +174,8 @@ class _Notes:
 
     def _asked(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._position, self._ended = self._position + self._ended, False
+        if self._watch.last is not None and self._position > self._watch.last:
+            raise _Enough
         kept = self._watch.wanted(self._position) or self._watch.answer is not None
         self._events.append(Call(name, copied(arguments_of_call(module, args, kwargs)) if kept else None))
 

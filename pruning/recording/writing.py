@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ from torch import Tensor
 
 from pruning.errors import PruningError, shown
 from pruning.files import check_writable, size, write_errors, write_json, written_whole
-from pruning.models.pipelines import modules_of, schedulers_of
+from pruning.models.pipelines import evaluating, modules_of, schedulers_of
 from pruning.models.stored import weights_digest
-from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
+from pruning.recording.axes import Axes
+from pruning.recording.calls import (
+    HEAD,
+    NOT_NOISED,
+    Denoiser,
+    Head,
+    RecordedCalls,
+    Row,
+    part_paths,
+    read_parts,
+)
 from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
 from pruning.recording.decoding import DECODING, learn_decoding
 from pruning.recording.learning import Lesson, learn
 from pruning.recording.oracle import rehearsal
 from pruning.recording.runs import Runs
+from pruning.recording.templates import Branch, branch_of, template_branches
 from pruning.recording.tensors import Tensors
-from pruning.recording.watching import Answer, Watch
+from pruning.recording.watching import Answer, SamplingStep, Watch
 from pruning.settings.section import fits
 from pruning.store.result import changes
 
@@ -60,10 +72,13 @@ def record(
         folder: Where to write; made.
         call: What all samples share, by the names of the pipeline's call: steps, guidance, size, negative prompt.
         seed: Sample i draws from its own generator, seeded by (seed, i).
-        points: Sampling steps that are kept of a sample, one in each of so many equal parts of the run; None: all.
+        points: Sampling steps that are kept of a sample, one in each of so many equal parts of the run; None: all. Not
+            read for images.
         noised_anew: Refuse at once a pipeline whose latents cannot be noised anew.
-        for_images: The latents will be made of images (`noised_images`): no denoiser runs but in learning, no ends are
-            kept, and it is learned how images become latents; a pipeline of which that is not known is refused.
+        for_images: The latents will be made of images (`noised_images`): no denoiser runs but in learning, no latents
+            and ends are kept, and it is learned how images become latents; a pipeline of which that is not known is
+            refused. Where the later steps of a sample follow from its first one (`pruning.recording.templates`), that
+            is all of it that is run and kept, and of guidance the branch with the prompt or class alone.
         progress: Told after each sample.
 
     Returns:
@@ -79,6 +94,7 @@ def record(
         raise PruningError(f"points is {shown(points)}; it must be at least 1, or None for every step")
     if not fits(seed, int):
         raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
+    points = None if for_images else points
     identity = {**_identity(runs, points), "for_images": for_images}
     head = Head.read(folder)
     if head is not None and (other := changes(dict(head.identity), identity)):
@@ -86,8 +102,23 @@ def record(
         raise PruningError(
             f"{folder} holds another recording: {said}; choose another folder, or delete this one"
         )
-    if head is not None and sum(len(part.x0) for part in read_parts(folder)) == head.samples:
-        return RecordedCalls.open(folder)
+    if head is None or sum(len(part.x0) for part in read_parts(folder)) < head.samples:
+        with evaluating(*modules_of(pipeline).values()):
+            _record(runs, folder, head, identity, points, noised_anew, progress)
+    return RecordedCalls.open(folder)
+
+
+def _record(
+    runs: Runs,
+    folder: Path,
+    head: Head | None,
+    identity: Mapping[str, Any],
+    points: int | None,
+    noised_anew: bool,
+    progress: Progress | None,
+) -> None:
+    """Begin a recording, or go on with one that was begun."""
+    for_images = bool(identity["for_images"])
     lesson = learn(runs) if head is None or for_images else None
     if head is None:
         assert lesson is not None
@@ -99,10 +130,11 @@ def record(
                 f"{runs.name}: how images become its latents is not known: between the last step of its scheduler and "
                 "its autoencoder they are not only moved and scaled; train and measure on what it generates itself"
             )
-        expected = _expected_bytes(lesson, len(inputs), points)
-        logger.info("recording of %d samples: about %s on disk", len(inputs), size(expected))
-        check_writable("the recording", folder, expected)
-        head = Head(identity, len(inputs), lesson.steps, lesson.denoisers, lesson.target, expected)
+        branches = _branches(lesson, len(runs.inputs)) if for_images else None
+        head = Head(identity, len(runs.inputs), lesson.steps, lesson.denoisers, lesson.target, branches)
+        head = replace(head, bytes=_expected_bytes(lesson, _Kept(head, points)))
+        logger.info("recording of %d samples: about %s on disk", len(runs.inputs), size(head.bytes))
+        check_writable("the recording", folder, head.bytes)
         if decoding is not None:
             with written_whole(folder / DECODING) as temporary:
                 decoding.save(temporary)
@@ -111,8 +143,7 @@ def record(
     with write_errors(
         "the recording", folder, "The samples that were recorded are kept; record again to go on"
     ):
-        _write(runs, folder, head, points, answer, progress)
-    return RecordedCalls.open(folder)
+        _write(runs, folder, _Kept(head, points), answer, progress)
 
 
 def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
@@ -149,47 +180,89 @@ def _said(value: Any) -> Any:
     return f"{type(value).__name__} {hashlib.sha256(content.tobytes()).hexdigest()}"
 
 
-def _expected_bytes(lesson: Lesson, samples: int, points: int | None) -> int:
-    """Return about what a recording takes: what two samples have in common once, the rest for each."""
-    sizes, text = list[dict[str, int]](), 0
-    inputs = {name: denoiser.inputs for name, denoiser in lesson.denoisers.items()}
+def _branches(lesson: Lesson, samples: int) -> list[Branch] | None:
+    """Return the branches that are kept for images, where all steps of a sample follow from its first; else None."""
+    if samples > 1 and lesson.other is lesson.learned.steps:
+        return None  # it was not shown that samples can be asked for alike
+    inputs, tensors = axes_of(lesson.denoisers), Tensors()
+    rows, others = (
+        list(rows_of_run(sample, steps, set(range(len(steps))), inputs, tensors, with_latents=False))
+        for sample, steps in enumerate((lesson.learned.steps, lesson.other))
+    )
+    return template_branches(rows, others)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of the samples.
+
+    Attributes:
+        head: What the recording is.
+        points: Sampling steps; None: all.
+    """
+
+    head: Head
+    points: int | None
+
+    def positions(self, sample: int) -> set[int]:
+        """Return the positions of a sample's steps whose calls are kept."""
+        if self.head.branches is not None and sample:
+            return {0}
+        return points_of(sample, self.head.steps, self.points)
+
+    def rows(self, sample: int, steps: Sequence[SamplingStep], tensors: Tensors) -> list[Row]:
+        """Return the rows of a sample, of a run of which at least the first steps are there."""
+        inputs, branches = axes_of(self.head.denoisers), self.head.branches
+        chosen, blank = self.positions(sample), bool(self.head.identity["for_images"])
+        rows = rows_of_run(sample, steps, chosen, inputs, tensors, with_latents=not blank)
+        return [row for row in rows if branches is None or branch_of(row) in branches]
+
+
+def axes_of(denoisers: Mapping[str, Denoiser]) -> dict[str, Axes]:
+    """Return the batch axes of the arguments of each denoiser."""
+    return {name: denoiser.inputs for name, denoiser in denoisers.items()}
+
+
+def _expected_bytes(lesson: Lesson, kept: _Kept) -> int:
+    """Return about what a recording takes: the first sample, and for each other what it has not in common with it."""
+    tensors, known, sizes = Tensors(), 0, list[int]()
     for sample, steps in enumerate((lesson.learned.steps, lesson.other)):
-        tensors = Tensors()
-        rows = list(rows_of_run(sample, steps, points_of(sample, len(steps), points), inputs, tensors))
-        ends_of_run(steps, tensors)
-        text = max(text, len(json.dumps([row.to_json() for row in rows])))
-        sizes.append({key: tensor.numel() * tensor.element_size() for key, tensor in tensors.new.items()})
-    common = sum(sizes[0][key] for key in sizes[0].keys() & sizes[1].keys()) if samples > 1 else 0
-    return common + samples * (max(sum(found.values()) for found in sizes) - common + text)
+        rows = kept.rows(sample, steps, tensors)
+        if not kept.head.identity["for_images"]:
+            ends_of_run(steps, tensors)
+        text = len(json.dumps([row.to_json() for row in rows]))
+        sizes.append(tensors.bytes - known + text)
+        known = tensors.bytes
+    return sizes[0] + (kept.head.samples - 1) * sizes[1]
 
 
 def _write(
-    runs: Runs,
-    folder: Path,
-    head: Head,
-    points: int | None,
-    answer: Callable[[], Answer] | None,
-    progress: Progress | None,
+    runs: Runs, folder: Path, kept: _Kept, answer: Callable[[], Answer] | None, progress: Progress | None
 ) -> None:
     """Write the samples that are not there yet, part by part; a part is there when its file of rows is.
 
     With `answer` no denoiser runs, and the ends say nothing.
     """
-    parts = read_parts(folder)
+    parts, head = read_parts(folder), kept.head
     tensors = Tensors(key for part in parts for key in part.keys)
-    inputs = {name: denoiser.inputs for name, denoiser in head.denoisers.items()}
     index, done = len(parts), sum(len(part.x0) for part in parts)
     rows, ends = list[Row](), dict[str, list[str]]()
     for sample in range(done, len(runs.inputs)):
-        chosen = points_of(sample, head.steps, points)
-        stand = None if answer is None else answer()
-        steps = runs.run(sample, Watch(inputs.keys(), chosen.__contains__, answer=stand))
-        if len(steps) != head.steps:
+        chosen = kept.positions(sample)
+        is_whole = head.branches is None or not sample
+        watch = Watch(
+            head.denoisers.keys(),
+            chosen.__contains__,
+            answer=None if answer is None else answer(),
+            last=None if is_whole else 0,
+        )
+        steps = runs.run(sample, watch)
+        if is_whole and len(steps) != head.steps:
             raise PruningError(
                 f"{runs.name}: sample {sample} took {len(steps)} sampling steps, the first one {head.steps}; all must "
                 "take as many"
             )
-        rows += rows_of_run(sample, steps, chosen, inputs, tensors)
+        rows += kept.rows(sample, steps, tensors)
         ends[str(sample)] = ends_of_run(steps, tensors) if answer is None else []
         if len(ends) == PART_SAMPLES or tensors.bytes > PART_BYTES or sample + 1 == len(runs.inputs):
             _write_part(folder, index, rows, ends, tensors)

@@ -2,13 +2,12 @@
 
 from pruning.recovery.loop import RecoveryProgress
 from pruning.recovery.recorded import recover_images, recover_recorded
-from pruning.recovery.training import RecoveryResult, check_split, recover
+from pruning.recovery.training import RecoveryResult, check_split
 
 __all__ = [
     "RecoveryProgress",
     "RecoveryResult",
     "check_split",
-    "recover",
     "recover_images",
     "recover_recorded",
 ]

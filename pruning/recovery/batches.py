@@ -8,21 +8,14 @@ how a step is split over micro-batches and processes, and there is no generator 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruning.data import ImageData, indexed_noise, noise_and_target, num_train_timesteps, sample_generator
-from pruning.data.batches import move
-from pruning.data.conditioning import Conditioner
-from pruning.data.images import cached_images
-from pruning.models.families import denoiser_call, null_class
-from pruning.recovery.labels import drop_captions, drop_classes
-from pruning.recovery.weighting import loss_weights
+from pruning.data import sample_generator
 from pruning.settings import Recover
 
 ORDER, STEP_DRAWS, TRAINING_NOISE, ENCODER, MODULES = range(16, 21)
@@ -128,69 +121,3 @@ def step_draws(
     timesteps = ((strata + within) * (num_timesteps / batch_size)).long().clamp_max(num_timesteps - 1)
     dropped = torch.rand(batch_size, generator=generator) < label_dropout
     return timesteps, dropped
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Training batches of noised images: all that they are made of.
-
-    Attributes:
-        model: The denoiser, read for its call arguments only.
-        data: Clean images.
-        conditioner: Makes clean samples and conditioning of them.
-        scheduler: Noises them.
-        share: What this process trains on.
-    """
-
-    model: nn.Module
-    data: ImageData
-    conditioner: Conditioner
-    scheduler: Any
-    share: Share
-
-    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
-        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
-
-        One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit
-        into memory, each is decoded once and kept. Close the generator to end the thread.
-
-        Raises:
-            PruningError: From the data, the conditioner or the scheduler.
-        """
-        read, size, seed = cached_images(self.data), self.share.settings.batch_size, self.share.seed
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
-
-            def ask(step: int, part: slice) -> tuple[int, slice, Tensor, Future[Tensor]]:
-                ids = sample_order(len(self.data), step * size + part.start, part.stop - part.start, seed)
-                return step, part, ids, pool.submit(read, ids)
-
-            asked = (ask(step, part) for step, part in self.share.parts(first_step, last_step))
-            ahead = next(asked, None)
-            while ahead is not None:
-                step, part, ids, images = ahead
-                batch = self.build(step, part, ids, images.result())
-                ahead = next(asked, None)  # after `build`, for one thread reads the data at a time
-                yield batch
-
-    def build(self, step: int, part: slice, ids: Tensor, images: Tensor) -> TrainingBatch:
-        """Noise and condition a micro-batch: the samples `part` of `step` (from 0), with their indices and images."""
-        settings, seed, device = self.share.settings, self.share.seed, self.share.device
-        size, count = settings.batch_size, num_train_timesteps(self.scheduler)
-        timesteps, dropped = step_draws(step, size, count, settings.label_dropout or 0.0, seed)
-        timesteps, dropped = timesteps[part].to(device), dropped[part]
-        position = step * size + part.start
-        places = range(position, position + len(ids))
-        x0, conditioning = self.conditioner(
-            images,
-            self.data.labels(ids),
-            drop_captions(self.data.captions(ids), dropped),
-            [sample_generator(seed, p, ENCODER) for p in places],
-        )
-        conditioning = move(conditioning, device, torch.float32)
-        conditioning = drop_classes(conditioning, dropped, null_class(self.model))
-        noise = indexed_noise(places, x0.shape[1:], seed, TRAINING_NOISE).to(device)
-        x0 = x0.to(device, torch.float32)
-        noised, target, asked = noise_and_target(self.scheduler, x0, noise, timesteps)
-        call = denoiser_call(self.model, noised, asked, conditioning)
-        weights = loss_weights(self.scheduler, timesteps, settings.loss_weighting)
-        return TrainingBatch(call, target, timesteps, ids, dropped, position, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ from pruning.data import NoisedBatch, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, Row
 from pruning.recording.batches import batch_of, check_source, chosen_rows, renoised
-from pruning.recording.images import ImageCalls, apart, image_batch
+from pruning.recording.images import Asked, ImageCalls, apart, image_batch
 from pruning.recovery.batches import (
+    ENCODER,
     TRAINING_NOISE,
     Batches,
     Share,
@@ -47,7 +49,7 @@ def recover_recorded(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> RecoveryResult:
-    """Train `student` in place on recorded calls; all else is as for `recover`.
+    """Train `student` in place on recorded calls; all else is as for `recover_images`.
 
     Args:
         student: The pruned denoiser.
@@ -64,7 +66,7 @@ def recover_recorded(
         progress: Called after every step on process 0.
 
     Raises:
-        PruningError: As `recover`, and for names or numbers that do not fit the recording.
+        PruningError: As `recover_images`, and for names or numbers that do not fit the recording.
     """
     rows = chosen_rows(calls, denoiser, samples)
     check_source(calls, rows, source)
@@ -88,104 +90,120 @@ def recover_images(
     student: nn.Module,
     teacher: nn.Module | None,
     source: ImageCalls,
-    count: int,
     settings: Recover,
     *,
-    without: int | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> RecoveryResult:
-    """Train `student` in place on noised images within recorded calls; all else is as for `recover`.
+    """Train `student` in place on noised images; at the end it holds the averaged (EMA) weights, float32, eval mode.
+
+    A run that was stopped in any way goes on from its newest checkpoint in `folder` with the same losses, bit for bit,
+    as an uninterrupted one on the CPU (on a GPU as far as its kernels are deterministic). Works under
+    ``accelerate launch``; process 0 writes.
 
     Args:
-        student: The pruned denoiser.
-        teacher: The dense denoiser; None only with `distill_weight` 0.
-        source: Images and calls.
-        count: How many images there are.
+        student: The pruned denoiser; bfloat16 and float16 weights become float32 master weights.
+        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` 0.
+        source: Images and calls; where the model knows no call without a class or prompt, none is dropped.
         settings: How to train.
-        without: The recorded sample of no label or caption, which takes the place of those of images that lose theirs;
-            None: there is none, and nothing is dropped.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
-        device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
+        device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
         progress: Called after every step on process 0.
 
     Raises:
-        PruningError: As `recover`, and for images that do not fit the recording.
+        PruningError: For settings out of range, images that do not fit the recording, a folder that cannot be written
+            or holds checkpoints of another configuration, or a loss or gradient that is not finite (earlier checkpoints
+            are left whole).
     """
     settings = checked(settings, has_targets=True)
-    if settings.label_dropout and without is None:
+    if not len(source.images):
+        raise PruningError("recovery: no image; give a data set with at least one")
+    if settings.label_dropout and source.without is None:
         raise PruningError(
-            f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a label or "
-            "caption; set label_dropout to 0 or null"
+            f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a class or prompt; "
+            "set label_dropout to 0 or null"
         )
     dropout = settings.label_dropout
     if dropout is None:
-        dropout = 0.0 if without is None else DEFAULT_DROPOUT
-    target = source.calls.head.target
-    if settings.loss_weighting == "min_snr" and target is not None:
-        min_snr(torch.ones(1), target.kind)
-    _ = source.rows  # what does not fit fails here
+        dropout = 0.0 if source.without is None else DEFAULT_DROPOUT
+    _ = source.positions  # what does not fit fails here
+    if settings.loss_weighting == "min_snr":
+        assert source.calls.head.target is not None
+        min_snr(torch.ones(1), source.calls.head.target.kind)
 
     def batches(share: Share) -> Batches:
-        return RecordedImageSource(source, count, without, share).batches
+        return ImageSource(source, share).batches
 
-    seen = {"recording": dict(source.calls.head.identity), "images": count}
+    seen = {"recording": dict(source.calls.head.identity), "images": len(source.images)}
     settings = replace(settings, label_dropout=dropout)
     return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
 
 
 @dataclass(frozen=True)
-class RecordedImageSource:
+class ImageSource:
     """Training batches of noised images within recorded calls.
 
     Attributes:
         source: Images and calls.
-        count: How many images there are.
-        without: The recorded sample of no label or caption.
         share: What this process trains on.
     """
 
     source: ImageCalls
-    count: int
-    without: int | None
     share: Share
 
     def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
-        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order."""
-        for step, part in self.share.parts(first_step, last_step):
-            yield self.build(step, part)
+        """Yield the micro-batches of steps ``[first_step, last_step)`` of this process, in order.
 
-    def build(self, step: int, part: slice) -> TrainingBatch:
-        """Return the micro-batch of the samples `part` of `step` (from 0).
+        One thread decodes the images of the next micro-batch while the model works on this one; where all of them fit
+        into memory, each is decoded once and kept. Close the generator to end the thread.
+        """
+        size, seed = self.share.settings.batch_size, self.share.seed
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
+
+            def ask(step: int, part: slice) -> tuple[int, slice, list[int], Future[Tensor]]:
+                count = part.stop - part.start
+                order = sample_order(len(self.source.images), step * size + part.start, count, seed)
+                images = [int(self.source.images[k]) for k in order.tolist()]
+                return step, part, images, pool.submit(self.source.read, images)
+
+            asked = (ask(step, part) for step, part in self.share.parts(first_step, last_step))
+            ahead = next(asked, None)
+            while ahead is not None:
+                step, part, images, pixels = ahead
+                batch = self.build(step, part, images, pixels.result())
+                ahead = next(asked, None)  # after `build`, for one thread reads the data at a time
+                yield batch
+
+    def build(self, step: int, part: slice, images: list[int], pixels: Tensor) -> TrainingBatch:
+        """Return the micro-batch of the samples `part` of `step` (from 0), with their numbers and pixels.
 
         Steps of the sampler are drawn as timesteps are; of several branches of guidance one. Only samples that can
         share a call with the first are taken.
         """
         source, settings, seed, device = self.source, self.share.settings, self.share.seed, self.share.device
-        size, steps = settings.batch_size, source.calls.steps
-        position = step * size + part.start
-        ids = sample_order(self.count, position, part.stop - part.start, seed)
-        drawn, dropped = step_draws(step, size, steps, settings.label_dropout or 0.0, seed)
-        branch = torch.rand(len(ids), generator=sample_generator(seed, position, DRAWS)).tolist()
-        rows = []
-        for k, image in enumerate(ids.tolist()):
+        size, positions = settings.batch_size, source.positions
+        drawn, dropped = step_draws(step, size, len(positions), settings.label_dropout or 0.0, seed)
+        branch = torch.rand(size, generator=sample_generator(seed, step, DRAWS))
+        wanted: list[Asked] = []
+        for k, image in enumerate(images):
+            sample = part.start + k
             condition = source.condition(image)
-            if self.without is not None and dropped[part][k]:
-                condition = self.without
-            alike = source.rows[condition, steps - 1 - int(drawn[part][k])]
-            rows.append(alike[int(branch[k] * len(alike))])
-        together = apart(source.calls, list(enumerate(rows)))[0]
-        chosen = [k for k, _ in together]
-        ids = ids[chosen]
-        x0 = source.latents(ids.tolist())
-        eps = indexed_noise([position + k for k in chosen], x0.shape[1:], seed, TRAINING_NOISE)
-        indexed = [(k, row) for k, (_, row) in enumerate(together)]
-        batch = image_batch(source, indexed, ids.tolist(), x0, eps, 0, device, torch.float32)
-        weights = weights_of(source.calls, [row for _, row in together], settings, device)
-        return _training_batch(batch, position, dropped[part][chosen], weights, device)
+            if dropped[sample] and source.without is not None:
+                condition = source.without
+            asked = source.rows(condition, positions[-1 - int(drawn[sample])])
+            wanted.append((k, *asked[int(branch[sample] * len(asked))]))
+        together = apart(source.calls, wanted)[0]
+        position = step * size + part.start
+        places = range(position, position + len(images))
+        x0 = source.encode(pixels, [sample_generator(seed, place, ENCODER) for place in places])
+        eps = indexed_noise(places, x0.shape[1:], seed, TRAINING_NOISE)
+        batch = image_batch(source.calls, together, images, x0, eps, 0, device, torch.float32)
+        weights = weights_of(source.calls, [row for _, row, _ in together], settings, device)
+        lost = dropped[part][[k for k, _, _ in together]]
+        return _training_batch(batch, position, lost, weights, device)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from pruning.data import ImageData, num_train_timesteps
-from pruning.data.conditioning import Conditioner
 from pruning.errors import PruningError
 from pruning.files import check_writable
-from pruning.recovery.batches import Batches, ImageSource, Share
+from pruning.recovery.batches import Batches, Share
 from pruning.recovery.checkpoints import (
     TrainingState,
     checkpoint_bytes,
@@ -27,9 +25,8 @@ from pruning.recovery.checkpoints import (
     fingerprint,
     resume,
 )
-from pruning.recovery.labels import hold_label_embeddings, resolve_label_dropout
+from pruning.recovery.labels import hold_label_embeddings
 from pruning.recovery.loop import RecoveryProgress, Training, train
-from pruning.recovery.weighting import loss_weights
 from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
@@ -68,61 +65,6 @@ class RecoveryResult:
     seconds: float
 
 
-def recover(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    data: ImageData,
-    conditioner: Conditioner,
-    scheduler: Any,
-    settings: Recover,
-    *,
-    seed: int = 0,
-    folder: str | Path | None = None,
-    device: str | None = None,
-    progress: Progress | None = None,
-) -> RecoveryResult:
-    """Train `student` in place on noised images; at the end it holds the averaged (EMA) weights, float32, eval mode.
-
-    A run that was stopped in any way goes on from its newest checkpoint in `folder` with the same losses, bit for bit,
-    as an uninterrupted one on the CPU (on a GPU as far as its kernels are deterministic). Works under
-    ``accelerate launch``; process 0 writes.
-
-    Args:
-        student: The pruned denoiser; bfloat16 and float16 weights become float32 master weights.
-        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` 0.
-        data: Clean images.
-        conditioner: Makes clean samples and conditioning of them; see `pruning.data.conditioning`.
-        scheduler: Noises the images; not changed.
-        settings: How to train.
-        seed: Of every draw.
-        folder: Where checkpoints go; None writes none.
-        device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
-        progress: Called after every step on process 0.
-
-    Raises:
-        PruningError: For settings out of range, a folder that cannot be written or holds checkpoints of another
-            configuration, or a loss or gradient that is not finite (earlier checkpoints are left whole).
-    """
-    settings = checked(settings, has_targets=True)
-    if len(data) == 0:
-        raise PruningError(f"recovery: {data.name} holds no image; give a data set with at least one")
-    captions = data.fetch_caption is not None
-    dropout = resolve_label_dropout(settings.label_dropout, student, has_captions=captions)
-    num_train_timesteps(scheduler)  # no scheduler, or one that cannot weigh like this, fails here
-    loss_weights(scheduler, torch.zeros(1, dtype=torch.long), settings.loss_weighting)
-    kept = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
-    seen = {
-        "data": {"name": data.name, "images": len(data), "shape": list(data.shape)},
-        "scheduler": {"class": type(scheduler).__name__, **kept},
-    }
-
-    def batches(share: Share) -> Batches:
-        return ImageSource(student, data, conditioner, scheduler, share).batches
-
-    settings = replace(settings, label_dropout=dropout)
-    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
-
-
 def checked(settings: Recover, *, has_targets: bool) -> Recover:
     """Return the settings with the weight of distillation resolved.
 
@@ -152,7 +94,7 @@ def train_back(
     device: str | None,
     progress: Progress | None,
 ) -> RecoveryResult:
-    """Train `student` in place on batches of any source; see `recover`.
+    """Train `student` in place on batches of any source; see `recover_images`.
 
     Args:
         student: The pruned denoiser.

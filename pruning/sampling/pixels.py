@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from pruning.data.noise import num_train_timesteps
 from pruning.data.seeding import INITIAL, indexed_noise
 from pruning.errors import PruningError
-from pruning.models.families import denoise, denoiser_call, null_class, num_classes, sample_shape
+from pruning.models.families import (
+    denoise,
+    denoiser_call,
+    family_of,
+    null_class,
+    num_classes,
+    sample_shape,
+)
+from pruning.models.pipelines import evaluating
 from pruning.sampling.steps import fresh_scheduler, in_batches, run_steps, sample_generators, to_uint8
+from pruning.types import config_of
 
 
 class PixelPipeline:
@@ -24,11 +33,20 @@ class PixelPipeline:
         scheduler: Any diffusers scheduler; each call takes a copy.
 
     Raises:
-        PruningError: If there is no scheduler.
+        PruningError: If there is no scheduler, or the denoiser is not called with pixels and classes alone.
     """
 
     def __init__(self, denoiser: nn.Module, scheduler: Any) -> None:
         num_train_timesteps(scheduler)  # no scheduler fails here
+        if family_of(denoiser).takes_text:
+            raise PruningError(
+                f"{type(denoiser).__name__} is conditioned on text, but a bare denoiser cannot encode prompts; give "
+                "the folder or hub id of a whole pipeline with its text encoder"
+            )
+        if kind := config_of(denoiser).get("class_embed_type"):
+            raise PruningError(
+                f"{type(denoiser).__name__} with class_embed_type {kind!r}: data give no such condition"
+            )
         self.denoiser, self.scheduler = denoiser, scheduler
 
     @property
@@ -89,13 +107,8 @@ class PixelPipeline:
             return _predict(model, x.to(first.dtype), t, labels, guidance_scale)
 
         steps = fresh_scheduler(self.scheduler, num_inference_steps, first.device)
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with evaluating(model):
             drawn = run_steps(steps, predict, latents.to(first.device), draws)
-        finally:
-            for module, mode in modes:  # one by one: recovery keeps some modules in eval mode
-                module.training = mode
         images: Any = drawn
         if output_type == "np":
             images = (drawn / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

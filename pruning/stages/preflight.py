@@ -12,7 +12,7 @@ from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find
-from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps
+from pruning.data import ImageData, check_classes
 from pruning.data.batches import check_buckets
 from pruning.data.prompts import place_of
 from pruning.errors import PruningError, named
@@ -26,13 +26,14 @@ from pruning.models import (
     takes_pixels,
 )
 from pruning.recovery import check_split
-from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
+from pruning.sampling import PixelPipeline, check_sampler, scheduler_named, value_of
+from pruning.sampling.arguments import STEPS
 from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
 from pruning.stages import smaller_forms
 from pruning.stages.calibration import check_guidance, timestep_weights
 from pruning.stages.caveats import caveats
 from pruning.stages.folder import STAGES
-from pruning.stages.imaging import enters_by_recording
+from pruning.stages.imaging import call_of
 from pruning.stages.planning import hushed, make_plan
 from pruning.stages.rehearsal import rehearse
 from pruning.stages.room import check_room, needed_bytes
@@ -159,9 +160,9 @@ def check_steps(run: Run) -> None:
     calibrate, evaluate = run.recipe.calibrate, run.recipe.evaluate
     if is_recorded(run):
         check_recording(run)
-    else:
+    elif steps := value_of(run.pipeline_class, call_of(run), STEPS):
         with named("calibrate.timestep_buckets"):
-            check_buckets(calibrate.timestep_buckets, num_train_timesteps(run.scheduler))
+            check_buckets(calibrate.timestep_buckets, steps)
     with named("evaluate.sampler"):
         scheduler = scheduler_named(run.scheduler, evaluate.sampler)
     # A whole pipeline sets its own scheduler by more than the number of steps: that is seen in the rehearsal.
@@ -254,9 +255,7 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
     """
     if STAGES[0] not in stages:
         return
-    model, pipeline, asked = run.dense, run.pipeline, run.recipe.data.resolution
-    if any(image_splits(run, stages)) and not enters_by_recording(run):
-        Conditioner(model, pipeline)
+    _, pipeline, asked = run.dense, run.pipeline, run.recipe.data.resolution
     if not is_known(run.meta):
         return
     scale, (_, height, width) = pixels_per_latent(pipeline), sample_shape(run.meta)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 
 from pruning import checkpoint, models, recovery
 from pruning.files import write_json
+from pruning.recording.images import ImageCalls
 from pruning.settings import NOISED
-from pruning.stages.imaging import enters_by_recording, image_calls
+from pruning.stages.imaging import image_calls
 from pruning.stages.run import MODEL, Run
 from pruning.stages.sampling import component
 from pruning.stages.showing import RECORDED, recorded, recovery_provider, source_of
@@ -27,9 +26,7 @@ from pruning.store import SCRATCH
 def shown_to_train(run: Run) -> dict[str, Any]:
     """Return what says on what the slim model is trained: keys of images or of recorded calls."""
     provider = recovery_provider(run)
-    keys = IMAGES if provider == NOISED else RECORDED
-    if provider == NOISED and not models.is_known(run.meta):  # shown within recorded calls
-        keys = (*IMAGES, *RECORDED)
+    keys = (*IMAGES, *RECORDED) if provider == NOISED else RECORDED
     return {"recover.provider": provider, **pick(run.recipe, keys)}
 
 
@@ -57,7 +54,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     provider = recovery_provider(run)
     if provider == NOISED:
         teacher = run.dense if section.distill_weight != 0 else None
-        result = _on_images(run, student, teacher, how)
+        result = recovery.recover_images(student, teacher, _images(run), section, **how)
     else:
         calls, count = recorded(run, section.num_samples), section.num_samples
         where = {"denoiser": component(run), "source": source_of(provider), "samples": range(count)}
@@ -75,23 +72,12 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def _on_images(
-    run: Run, student: ModelMixin, teacher: ModelMixin | None, how: dict[str, Any]
-) -> recovery.RecoveryResult:
-    """Train on the images of the data. Of texts a recording holds each, so that only some images are taken."""
-    section, split = run.recipe.recover, run.recipe.data.split
-    data = run.images(split)
-    if not enters_by_recording(run):
-        return recovery.recover(student, teacher, data, run.conditioner, run.scheduler, section, **how)
+def _images(run: Run) -> ImageCalls:
+    """Return the images that are trained on: all, but of texts, of which a recording holds each, only some."""
+    split, most = run.recipe.data.split, len(run.images(run.recipe.data.split))
     has_texts = "prompt" in models.call_parameters(run.pipeline_class)
-    rows = run.choose(split, min(section.num_samples, len(data))) if has_texts else range(len(data))
-    found, without = image_calls(run, split, rows)
-    source = replace(
-        found,
-        latents=lambda numbers: found.latents([rows[number] for number in numbers]),
-        condition=lambda number: found.condition(rows[number]),
-    )
-    return recovery.recover_images(student, teacher, source, len(rows), section, without=without, **how)
+    count = min(run.recipe.recover.num_samples, most) if has_texts else most
+    return image_calls(run, split, run.choose(split, count) if has_texts else range(count))
 
 
 def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:

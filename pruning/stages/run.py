@@ -19,14 +19,12 @@ from pruning.allocation import CostModel
 from pruning.calibration import load_stats
 from pruning.calibration.store import read_tensors
 from pruning.data import (
-    Conditioner,
     ImageData,
     Prompts,
     find_null_class,
     open_images,
     open_prompts,
     sample_generator,
-    takes_text,
 )
 from pruning.data.labels import golden_stride
 from pruning.data.prompts import is_text
@@ -231,11 +229,6 @@ class Run:
         """The model's own scheduler."""
         return models.load_scheduler(self.recipe.model.source, revision=self.recipe.model.revision)
 
-    @cached_property
-    def conditioner(self) -> Conditioner:
-        """What makes clean samples and conditioning of images, for the dense model and its slim forms."""
-        return Conditioner(self.dense, self.pipeline)
-
     # The data.
 
     @property
@@ -303,7 +296,10 @@ class Run:
     @property
     def guidable(self) -> bool:
         """Whether the model can be asked without a class or prompt, as guidance does."""
-        return takes_text(self.meta) or models.null_class(self.meta) is not None
+        return (
+            "prompt" in models.call_parameters(self.pipeline_class)
+            or models.null_class(self.meta) is not None
+        )
 
     # What stages wrote.
 

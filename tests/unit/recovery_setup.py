@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from pruning.data import Conditioner, ImageData
-from pruning.recovery import RecoveryResult, checkpoints, recover
+from pruning.data import ImageData
+from pruning.data.images import cached_images
+from pruning.interface import image_calls
+from pruning.recording.images import ImageCalls
+from pruning.recovery import RecoveryResult, checkpoints, recover_images
 from pruning.settings import Recover
 from tests.models import dit
 
@@ -46,7 +50,7 @@ def run(
     scheduler: Any = None,
     **changes: Any,
 ) -> RecoveryResult:
-    """Recover with small settings; `changes` are knobs of `Recover` or arguments of `recover`."""
+    """Recover with small settings; `changes` are knobs of `Recover` or arguments of `recover_images`."""
     knobs: dict[str, Any] = {
         "steps": 8,
         "batch_size": 4,
@@ -63,9 +67,21 @@ def run(
         "device": "cpu",
         **{key: value for key, value in changes.items() if key not in names},
     }
-    data = stripes() if data is None else data
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    return recover(student, teacher, data, Conditioner(student), scheduler, settings, **others)
+    source = shown(teacher or student, scheduler, stripes() if data is None else data)
+    return recover_images(student, teacher, source, settings, **others)
+
+
+_SHOWN: dict[str, ImageCalls] = {}
+
+
+def shown(model: Any, scheduler: Any, data: ImageData) -> ImageCalls:
+    """Images within recorded calls, which all models of an architecture share."""
+    architecture = type(model).__name__, dict(model.config), type(scheduler).__name__, dict(scheduler.config)
+    key = repr((architecture, data.name, len(data), data.shape))
+    if key not in _SHOWN:
+        _SHOWN[key] = image_calls(model, scheduler, data)
+    return replace(_SHOWN[key], read=cached_images(data))
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from pruning.data.conditioning import encode_latents
 from torch import Tensor
 
 from pruning.calibration import calibrate
 from pruning.data import sample_generator
 from pruning.data.batches import NoisedBatches
-from pruning.data.conditioning import encode_latents
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.recording import RecordedCalls, record, recorded_batches

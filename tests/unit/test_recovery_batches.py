@@ -9,30 +9,25 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 
-from pruning.data import Conditioner, ImageData
+from pruning.data import ImageData
 from pruning.data import images as image_data
 from pruning.errors import PruningError
-from pruning.recovery.batches import ImageSource, Share, sample_order, step_draws
-from pruning.recovery.labels import (
-    drop_captions,
-    drop_classes,
-    hold_label_embeddings,
-    resolve_label_dropout,
-)
+from pruning.recovery import recover_images
+from pruning.recovery.batches import Share, sample_order, step_draws
+from pruning.recovery.labels import hold_label_embeddings
+from pruning.recovery.recorded import ImageSource
 from pruning.settings import Recover
 from tests.models import unet2d
-from tests.unit.recovery_setup import small, stripes
+from tests.unit.recovery_setup import shown, small, stripes
 
 CPU = torch.device("cpu")
 
 
 def _source(scheduler=None, data=None, **changes) -> ImageSource:
-    model = small()
     settings = Recover(batch_size=8, label_dropout=0.5, gradient_accumulation=changes.pop("micro_batches", 1))
     scheduler = DDIMScheduler() if scheduler is None else scheduler
-    data = stripes() if data is None else data
     share = Share(settings, seed=3, device=CPU, **changes)
-    return ImageSource(model, data, Conditioner(model), scheduler, share)
+    return ImageSource(shown(small(), scheduler, stripes() if data is None else data), share)
 
 
 def test_every_epoch_is_a_fresh_permutation_without_gaps():
@@ -77,7 +72,7 @@ def test_dropped_samples_get_the_unconditional_class_and_others_their_own():
     source = _source()
     labels, dropped = [], []
     for batch in source.batches(0, 4):
-        own = source.data.labels(batch.sample_ids)
+        own = stripes().labels(batch.sample_ids)
         assert torch.equal(batch.call["class_labels"], torch.where(batch.dropped, 10, own))
         labels.append(batch.call["class_labels"])
         dropped.append(batch.dropped)
@@ -109,8 +104,8 @@ def test_starting_late_gives_the_batches_of_an_earlier_start():
 
 def test_noise_follows_the_scheduler_and_differs_between_samples():
     batch = next(_source().batches(0, 1))
-    images = _source().data.images(batch.sample_ids)
-    abar = DDIMScheduler().alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    images = stripes().images(batch.sample_ids)
+    abar = DDIMScheduler().alphas_cumprod[batch.timesteps.long()].view(-1, 1, 1, 1)
     expected = (
         abar.sqrt() * images + (1 - abar).sqrt() * batch.target
     )  # epsilon prediction: the target is the noise
@@ -164,24 +159,9 @@ def test_label_embeddings_are_held_in_eval_mode():
     assert model.transformer_blocks[0].ff.training
 
 
-def test_label_dropout_by_model():
-    assert resolve_label_dropout(None, small(), has_captions=False) == 0.1
-    assert resolve_label_dropout(0.3, small(), has_captions=False) == 0.3
-    assert resolve_label_dropout(None, unet2d(), has_captions=False) == 0.0
-    assert resolve_label_dropout(None, unet2d(), has_captions=True) == 0.1
-    assert resolve_label_dropout(0.0, unet2d(num_class_embeds=5), has_captions=False) == 0.0
-    with pytest.raises(
-        PruningError, match=r"label_dropout=0.2, but UNet2DModel has no class index for 'no label'"
-    ):
-        resolve_label_dropout(0.2, unet2d(num_class_embeds=5), has_captions=False)
-
-
-def test_dropping_classes_and_captions():
-    dropped = torch.tensor([True, False, True])
-    call = {"class_labels": torch.tensor([1, 2, 3])}
-    assert drop_classes(call, dropped, 10)["class_labels"].tolist() == [10, 2, 10]
-    assert call["class_labels"].tolist() == [1, 2, 3]
-    assert drop_classes(call, dropped, None) is call
-    assert drop_classes({}, dropped, 10) == {}
-    assert drop_captions(["a", "b", "c"], dropped) == ["", "b", ""]
-    assert drop_captions(None, dropped) is None
+def test_dropout_needs_a_call_without_a_class():
+    model = unet2d(num_class_embeds=10)
+    source = shown(model, DDIMScheduler(), stripes())
+    assert source.without is None
+    with pytest.raises(PruningError, match=r"label_dropout=0.2, but the model knows no call without a class"):
+        recover_images(model, None, source, Recover(label_dropout=0.2, distill_weight=0))

@@ -12,14 +12,14 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
-from pruning.data import Conditioner
 from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.recovery import RecoveryProgress, loop, recover, training
+from pruning.interface import image_calls
+from pruning.recovery import RecoveryProgress, loop, training
 from pruning.recovery.batches import TrainingBatch
 from pruning.recovery.loop import learning_rate_at
 from pruning.recovery.objective import training_step
-from pruning.recovery.weighting import loss_weights
+from pruning.recovery.weighting import min_snr
 from pruning.settings import Recover
 from pruning.surgery import apply_plan
 from tests.models import run as output_of
@@ -88,22 +88,17 @@ def test_no_gradient_reaches_the_teacher():
     assert student.values.grad is not None
 
 
-def test_min_snr_weights_by_hand():
-    # abar = 1/2: SNR 1; abar = 10/11: SNR 10, above gamma = 5; abar = 0: SNR 0.
-    for prediction, expected in {
-        "epsilon": [1.0, 0.5, 1.0],
-        "v_prediction": [0.5, 5 / 11, 0.0],
-        "sample": [1.0, 5.0, 0.0],
-    }.items():
-        scheduler = DDIMScheduler(prediction_type=prediction)
-        scheduler.alphas_cumprod = torch.tensor([0.5, 10 / 11, 0.0])
-        found = loss_weights(scheduler, torch.arange(3), "min_snr")
-        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
-    assert loss_weights(DDIMScheduler(), torch.arange(3), "uniform").tolist() == [1, 1, 1]
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [("epsilon", [1.0, 0.5, 1.0]), ("v_prediction", [0.5, 5 / 11, 0.0]), ("sample", [1.0, 5.0, 0.0])],
+)
+def test_min_snr_weights_by_hand(prediction: str, expected: list[float]):
+    found = min_snr(torch.tensor([1.0, 10.0, 0.0]), prediction)  # gamma is 5
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_min_snr_needs_a_signal_to_noise_ratio():
-    with pytest.raises(PruningError, match="needs a scheduler with alphas_cumprod; FlowMatchEuler"):
+    with pytest.raises(PruningError, match="'min_snr' is not known for flow_prediction; use 'uniform'"):
         run(small(1), small(), scheduler=FlowMatchEulerDiscreteScheduler(), loss_weighting="min_snr")
 
 
@@ -356,7 +351,7 @@ def test_a_run_without_a_scheduler_is_refused():
     with pytest.raises(
         PruningError, match=r"scheduler is None: give the one that the model was trained with"
     ):
-        recover(student, small(), stripes(), Conditioner(student), None, Recover(loss_weighting="min_snr"))
+        image_calls(student, None, stripes())
 
 
 def test_bad_models_and_data():
@@ -367,5 +362,5 @@ def test_bad_models_and_data():
         run(shared, shared)
     with pytest.raises(PruningError, match="no parameter of the student requires a gradient"):
         run(small(1).requires_grad_(False), small())
-    with pytest.raises(PruningError, match="stripes holds no image"):
+    with pytest.raises(PruningError, match="stripes: no image asked"):
         run(small(1), small(), stripes(0))
