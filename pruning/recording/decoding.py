@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from pruning.data.conditioning import encoded
 from pruning.errors import PruningError
+from pruning.recording.asking import denoiser_components, parts_of
 from pruning.recording.oracle import Learned, rehearsal
 from pruning.recording.runs import Runs
-from pruning.recording.watching import denoiser_components, parts_of
 
 DECODING = "decoding.safetensors"
 """File of a recording for images."""
@@ -131,8 +131,8 @@ def _encoded(autoencoder: nn.Module, images: Tensor, generators: list[torch.Gene
         ) from error
 
 
-class _Reached(Exception):
-    """The autoencoder was asked to decode this."""
+class _Reached(BaseException):
+    """The autoencoder was asked to decode this; no error, so that nobody takes it for one."""
 
     def __init__(self, z: Tensor) -> None:
         super().__init__("decoding was reached")

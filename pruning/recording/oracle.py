@@ -43,6 +43,9 @@ ON_THE_WAY = 0.1
 BOUNDARY = "get_scalings_for_boundary_condition"
 """Method of the schedulers of consistency models, which make x0 of the model output."""
 
+ADDED = 0.02
+"""Share of a sample that is neither x0 nor the first noise, below which no noise was added on the way."""
+
 SURELY = 0.02
 """What leaves no doubt."""
 
@@ -312,14 +315,17 @@ def _walk(learned: Learned, law: Law, rehearse: Rehearse, target: Target) -> flo
 
 
 def _off(x: Tensor, x0: Tensor, start: Tensor, level: Level) -> float:
-    """Return how far the share of x0 in x is from what the law says, relative to the size of x.
+    """Return how far the shares of x0 and of the first noise in x are from what the law says, relative to its size.
 
-    The noise that the run began with is told apart from x0. Of the noise that was added since only the amount could be
-    compared, and a sampler of a few steps may add another (DDPM with a large variance).
+    The noise that the run began with is told apart from x0. Where noise was added since, it is left out: only its
+    amount could be compared, and a sampler of a few steps may add another (DDPM with a large variance).
     """
-    parts = torch.stack([x0.double().flatten(), start.double().flatten()], dim=1)
-    share = torch.linalg.lstsq(parts, x.double().flatten()[:, None]).solution[0]
-    return abs(float(share) - level.signal) / level.size
+    parts, whole = torch.stack([x0.double().flatten(), start.double().flatten()], 1), x.double().flatten()
+    shares = torch.linalg.lstsq(parts, whole[:, None]).solution.flatten()
+    off = abs(float(shares[0]) - level.signal)
+    if float((whole - parts @ shares).norm()) < ADDED * float(whole.norm()):
+        off = max(off, abs(float(shares[1]) - level.noise))
+    return off / level.size
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

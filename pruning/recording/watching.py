@@ -14,6 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
+from pruning.recording.asking import (
+    as_it_was,
+    asked,
+    call_parameters,
+    denoiser_components,
+    is_scheduler,
+    parts_of,
+)
 from pruning.recording.trees import arguments_of_call, copied, on_device
 
 End = Callable[[int, int, Tensor], Tensor]
@@ -72,32 +80,6 @@ def as_tuple(output: Any) -> tuple[tuple[Any, ...], Callable[[tuple[Any, ...]], 
     return (output,), lambda values: values[0]
 
 
-def parts_of(pipeline: Any) -> dict[str, Any]:
-    """Return the components of a pipeline by name, with those that its own list leaves out.
-
-    That list has no part whose argument has a default and is not declared optional (LongCat-Audio's scheduler).
-    """
-    registered = {
-        name: vars(pipeline)[name] for name in getattr(pipeline, "config", ()) if name in vars(pipeline)
-    }
-    return {**pipeline.components, **registered}
-
-
-def denoiser_components(pipeline: Any) -> dict[str, nn.Module]:
-    """Return the modules among the components of a pipeline, by name."""
-    return {name: part for name, part in parts_of(pipeline).items() if isinstance(part, nn.Module)}
-
-
-def is_scheduler(part: Any) -> bool:
-    """Tell whether a component of a pipeline is a scheduler."""
-    return hasattr(part, "step") and hasattr(part, "config") and not isinstance(part, nn.Module)
-
-
-def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of the pipeline's own call."""
-    return inspect.signature(type(pipeline).__call__).parameters
-
-
 def run_once(
     pipeline: Any,
     arguments: Mapping[str, Any],
@@ -113,7 +95,7 @@ def run_once(
     """Run a pipeline and return its sampling steps, on whatever device it is.
 
     Args:
-        pipeline: Left as it was, its schedulers' state included.
+        pipeline: Left as it was.
         arguments: Of its call, without generators.
         generators: One for each sample that the arguments ask for.
         denoisers: Names of the components to watch, None where they are not known yet: then those that are called
@@ -125,8 +107,10 @@ def run_once(
         returned: Told the first of what the pipeline returns.
     """
     events: list[Call | Update] = []
-    with _own_schedulers(pipeline), _watched(pipeline, events, denoisers, wanted, outputs, answer, end):
-        result = _call(pipeline, arguments, generators)
+    with as_it_was(pipeline, generators[0].initial_seed() % 2**63):
+        _use_copies_of_schedulers(pipeline)
+        with _watched(pipeline, events, denoisers, wanted, outputs, answer, end):
+            result = _call(pipeline, arguments, generators)
     if returned is not None:
         returned(as_tuple(result)[0][0])
     names = denoisers if denoisers is not None else _between_updates(events)
@@ -146,28 +130,15 @@ def _call(pipeline: Any, arguments: Mapping[str, Any], generators: Sequence[torc
     given = dict(arguments)
     if "generator" in call_parameters(pipeline):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
-    devices = sorted({part.device.index or 0 for part in _parameters(pipeline) if part.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(generators[0].initial_seed() % 2**63)
+    with asked(pipeline, arguments), torch.no_grad():
         return pipeline(**given)
 
 
-def _parameters(pipeline: Any) -> Iterator[Tensor]:
-    for part in denoiser_components(pipeline).values():
-        yield from part.parameters()
-
-
-@contextlib.contextmanager
-def _own_schedulers(pipeline: Any) -> Iterator[None]:
-    """Let the pipeline use copies of its schedulers, so that no run depends on those before."""
-    before = {name: part for name, part in parts_of(pipeline).items() if is_scheduler(part)}
-    try:
-        for name, part in before.items():
+def _use_copies_of_schedulers(pipeline: Any) -> None:
+    """Let the pipeline use copies of its schedulers, whose state is looked at after the run."""
+    for name, part in parts_of(pipeline).items():
+        if is_scheduler(part):
             setattr(pipeline, name, copy.deepcopy(part))
-        yield
-    finally:
-        for name, part in before.items():
-            setattr(pipeline, name, part)
 
 
 @contextlib.contextmanager

@@ -6,19 +6,18 @@ is padded to the longest beside it), so that a batch is made only where `batch_f
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from pruning.errors import PruningError, shown
+from pruning.errors import PruningError
+from pruning.recording.asking import as_it_was, asked
 from pruning.sampling.arguments import as_taken, call_parameters, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
@@ -147,52 +146,13 @@ def _draw(
 ) -> Tensor:
     """Return the samples of one call of a pipeline, in floating point; its own errors become ours."""
     call = pipeline_call(pipeline, inputs, sample_ids, seed, arguments)
-    name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
-    try:
-        with _as_it_was(pipeline, sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()):
-            output = pipeline(**call)
-    except PruningError:
-        raise
-    except Exception as error:  # each pipeline has its own checks
-        reason = str(error).strip().partition("\n")[0]
-        raise PruningError(
-            f"{name} fails with {shown(given, 200)}: {type(error).__name__}: {reason}"
-        ) from error
-    return _in_layout(output, count, name)
-
-
-@contextmanager
-def _as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
-    """Put back what a call changes of a pipeline of diffusers, and `seed` what it draws from the global generator.
-
-    Put back are its own attributes, the progress bar among them, the state of its schedulers, the attributes of its
-    tokenizers, and the processors of its attention modules.
-    """
-    if isinstance(pipeline, PixelPipeline):  # it changes nothing, and calls may run side by side
-        yield
-        return
-    own, parts = dict(vars(pipeline)), list(pipeline.components.values())
-    states = [
-        (part, copy.deepcopy(vars(part)) if isinstance(part, SchedulerMixin) else dict(vars(part)))
-        for part in parts
-        if hasattr(part, "__dict__") and not isinstance(part, nn.Module)
-    ]
-    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-    processors = [(module, module.processor) for module in modules if hasattr(module, "processor")]
-    devices = {weight.device for weight in _weights(pipeline) if weight.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(seed)
-            pipeline.set_progress_bar_config(disable=True)
-            yield
-    finally:
-        for holder, state in ((pipeline, own), *states):
-            vars(holder).clear()
-            vars(holder).update(state)
-        for module, processor in processors:
-            if module.processor is not processor:
-                module.processor = processor
+    seeded = sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()
+    # A pipeline of our own changes nothing, and calls of it may run side by side.
+    untouched = isinstance(pipeline, PixelPipeline)
+    with asked(pipeline, given), nullcontext() if untouched else as_it_was(pipeline, seeded):
+        output = pipeline(**call)
+    return _in_layout(output, len(inputs), type(pipeline).__name__)
 
 
 def _weights(pipeline: Any) -> Iterator[Tensor]:
