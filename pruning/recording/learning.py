@@ -100,10 +100,12 @@ def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
             ) from error
         wanted = dict(leaves(call.output))
         if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
+            why = "the pipeline changes it during its call (attention processors, hooks, a cache)"
+            if alike.model.training:
+                why = "it is in training mode, where it may draw (dropout): call its eval() first"
             raise PruningError(
                 f"{runs.name} cannot be recorded: {name!r} answers otherwise there than by itself, for the same "
-                "arguments; the pipeline changes it during its call (attention processors, hooks), it carries "
-                "something from call to call (a cache), or it draws (dropout in training mode)"
+                f"arguments; {why}"
             )
 
 

@@ -43,8 +43,8 @@ ON_THE_WAY = 0.1
 BOUNDARY = "get_scalings_for_boundary_condition"
 """Method of the schedulers of consistency models, which make x0 of the model output."""
 
-ADDED = 0.02
-"""Share of a sample that is neither x0 nor the first noise, below which no noise was added on the way."""
+SCALED = 0.02
+"""How far, relative, two scales may be from each other."""
 
 SURELY = 0.02
 """What leaves no doubt."""
@@ -113,7 +113,7 @@ def check(learned: Learned, rehearse: Rehearse, said: Collection[Kind]) -> Targe
         said: What the scheduler says that answers stand for; anything else must be proven beyond doubt.
     """
     law, maps = _law(learned), _maps(learned, rehearse)
-    if law is None or maps is None:
+    if law is None or maps is None or not _is_scaled_by(law):
         return None
     best, least = None, float("inf")
     for kind in sorted(KINDS, key=lambda kind: kind not in said):
@@ -144,6 +144,21 @@ def _law(learned: Learned) -> Law | None:
             return None
         found.append((known, places))
     return found
+
+
+def _is_scaled_by(law: Law) -> bool:
+    """Tell whether samples that are said to be as noisy are shown to the model at one scale.
+
+    A sampler that halves its steps may say the noise of the whole steps alone (KDPM2).
+    """
+    shown: dict[tuple[int, Level], float] = {}
+    for levels, places in law:
+        for slot, (level, place) in enumerate(zip(levels, places, strict=False)):
+            scale = shown.setdefault((slot, level), place.scale)
+            if abs(place.scale / scale - 1) > SCALED:
+                logger.debug("oracle: the scheduler says of different samples that they are as noisy")
+                return False
+    return True
 
 
 def _fewest_entries(learned: Learned) -> int:
@@ -315,17 +330,14 @@ def _walk(learned: Learned, law: Law, rehearse: Rehearse, target: Target) -> flo
 
 
 def _off(x: Tensor, x0: Tensor, start: Tensor, level: Level) -> float:
-    """Return how far the shares of x0 and of the first noise in x are from what the law says, relative to its size.
+    """Return how far the share of x0 in x is from what the law says, relative to the size of x.
 
-    The noise that the run began with is told apart from x0. Where noise was added since, it is left out: only its
-    amount could be compared, and a sampler of a few steps may add another (DDPM with a large variance).
+    The noise that the run began with is told apart from x0. Of the noise that was added since only the amount could be
+    compared, and a sampler of a few steps may add another (DDPM with a large variance).
     """
-    parts, whole = torch.stack([x0.double().flatten(), start.double().flatten()], 1), x.double().flatten()
-    shares = torch.linalg.lstsq(parts, whole[:, None]).solution.flatten()
-    off = abs(float(shares[0]) - level.signal)
-    if float((whole - parts @ shares).norm()) < ADDED * float(whole.norm()):
-        off = max(off, abs(float(shares[1]) - level.noise))
-    return off / level.size
+    parts = torch.stack([x0.double().flatten(), start.double().flatten()], dim=1)
+    share = torch.linalg.lstsq(parts, x.double().flatten()[:, None]).solution[0]
+    return abs(float(share) - level.signal) / level.size
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
