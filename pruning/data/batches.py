@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
+from pruning.settings.section import fits
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class NoisedBatch:
 
 def check_buckets(buckets: int, steps: int) -> None:
     """Raise PruningError if there are more timestep buckets than sampling steps, or none."""
-    if not 1 <= buckets <= steps:
+    if not fits(buckets, int) or not 1 <= buckets <= steps:
         raise PruningError(
-            f"timestep_buckets {buckets}: must be 1 to {steps}, the number of sampling steps that are shown"
+            f"timestep_buckets {shown(buckets)}: must be 1 to {steps}, the number of sampling steps that are shown"
         )
 
 

@@ -15,7 +15,14 @@ from torch import Tensor
 from pruning.data.batches import NoisedBatch, NoisedBatches, check_buckets
 from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
-from pruning.recording.batches import Made, batch_of, with_latents
+from pruning.recording.batches import (
+    Made,
+    batch_of,
+    check_batch_size,
+    check_seed,
+    check_where,
+    with_latents,
+)
 from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
 from pruning.recording.templates import later_rows
 
@@ -118,8 +125,9 @@ def noised_images(
         PruningError: For numbers that do not fit the recording, before the first batch is made.
     """
     check_buckets(timestep_buckets, source.calls.steps)
-    if batch_size < 1:
-        raise PruningError(f"batch_size {batch_size} must be at least 1")
+    check_batch_size(batch_size)
+    check_seed(seed)
+    check_where(device, dtype)
     if not conditional and source.without is None:
         raise PruningError("conditional is False, but the model knows no call without a class or prompt")
     numbers = [int(i) for i in (source.images if images is None else images)]
@@ -167,9 +175,10 @@ def bucket_edges(steps: int, buckets: int) -> list[tuple[int, int]]:
 
 def apart(calls: RecordedCalls, wanted: Sequence[Asked]) -> list[list[Asked]]:
     """Return what is asked in groups that can share a call."""
-    found: dict[str, list[Asked]] = defaultdict(list)
-    for asked in wanted:
-        found[calls.signature(asked[1])].append(asked)
+    found: dict[tuple[str, int], list[Asked]] = defaultdict(list)
+    for position, row, tree in wanted:
+        which = position if calls.head.denoisers[row.denoiser].alone else 0
+        found[calls.signature(row), which].append((position, row, tree))
     return list(found.values())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.models.pipelines import as_it_was, call_parameters, modules_of, schedulers_of
+from pruning.models.pipelines import as_it_was, asked, call_parameters, modules_of, schedulers_of
 from pruning.recording.trees import arguments_of_call, copied, on_device
 
 End = Callable[[int, int, Tensor], Tensor]
@@ -97,8 +97,8 @@ class Watch:
     last: int | None = None
 
 
-class _Enough(Exception):
-    """The last sampling step that is looked at is over."""
+class _Enough(BaseException):
+    """The last sampling step that is looked at is over; no error, so that nobody takes it for one."""
 
 
 def run_once(
@@ -107,19 +107,19 @@ def run_once(
     """Run a pipeline and return its sampling steps, on whatever device it is.
 
     Args:
-        pipeline: Left as it was, its schedulers' state included.
+        pipeline: Left as it was.
         arguments: Of its call, without generators.
         generators: One for each sample that the arguments ask for.
         watch: What is looked at.
 
     Raises:
-        PruningError: If the pipeline called none of its models.
+        PruningError: If the pipeline fails, or called none of its models.
     """
     given, notes = dict(arguments), _Notes(watch)
     if "generator" in call_parameters(type(pipeline)):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
-    kept = as_it_was(pipeline, generators[0].initial_seed())
-    with torch.no_grad(), kept, notes.taken(pipeline), contextlib.suppress(_Enough):
+    kept, said = as_it_was(pipeline, generators[0].initial_seed()), asked(pipeline, arguments)
+    with torch.no_grad(), kept, notes.taken(pipeline), contextlib.suppress(_Enough), said:
         result = pipeline(**given)
         if watch.returned is not None:
             watch.returned(as_tuple(result)[0][0])

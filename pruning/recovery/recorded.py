@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from pruning.data import NoisedBatch, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, Row
-from pruning.recording.batches import batch_of, check_source, chosen_rows, renoised
+from pruning.recording.batches import (
+    batch_of,
+    check_seed,
+    check_source,
+    check_takes,
+    chosen_rows,
+    renoised,
+)
 from pruning.recording.images import Asked, ImageCalls, apart, image_batch
 from pruning.recovery.batches import (
     ENCODER,
@@ -68,14 +75,13 @@ def recover_recorded(
     Raises:
         PruningError: As `recover_images`, and for names or numbers that do not fit the recording.
     """
+    check_seed(seed)
     rows = chosen_rows(calls, denoiser, samples)
     check_source(calls, rows, source)
-    settings = checked(settings, has_targets=source == "x0")
+    for model in (student, teacher):
+        check_takes(calls, rows[0], model)
+    settings = checked_on_calls(settings, source)
     if settings.loss_weighting == "min_snr":
-        if source != "x0":
-            raise PruningError(
-                "recovery: loss_weighting='min_snr' needs targets, which points lack; use 'uniform'"
-            )
         assert calls.head.target is not None
         min_snr(torch.ones(1), calls.head.target.kind)
 
@@ -84,6 +90,15 @@ def recover_recorded(
 
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
     return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
+
+
+def checked_on_calls(settings: Recover, source: str) -> Recover:
+    """Return the settings as `checked` does; a PruningError says what recorded calls of a source cannot give."""
+    if settings.loss_weighting == "min_snr" and source != "x0":
+        raise PruningError(
+            "recovery: loss_weighting='min_snr' needs targets, which points lack; use 'uniform'"
+        )
+    return checked(settings, has_targets=source == "x0")
 
 
 def recover_images(
@@ -118,6 +133,7 @@ def recover_images(
             or holds checkpoints of another configuration, or a loss or gradient that is not finite (earlier checkpoints
             are left whole).
     """
+    check_seed(seed)
     settings = checked(settings, has_targets=True)
     if not len(source.images):
         raise PruningError("recovery: no image; give a data set with at least one")
@@ -239,11 +255,12 @@ class RecordedSource:
         """Return the micro-batch whose first sample is at `position` of the run.
 
         Its first row is drawn from all, the others from those that can share a call with it, with replacement: so every
-        row is as likely as any other.
+        row is as likely as any other. Where no two can share one, it is of one row.
         """
         generator = sample_generator(self.share.seed, position, DRAWS)
         first = self.rows[int(torch.randint(len(self.rows), (1,), generator=generator))]
         alike = self._alike[self.calls.signature(first)]
+        count = 1 if self.calls.head.denoisers[first.denoiser].alone else count
         others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
         rows = [first, *(alike[index] for index in others)]
         made = None
