@@ -49,13 +49,21 @@ def check_buckets(buckets: int, total: int) -> None:
         )
 
 
+def bucket_edges(total: int, buckets: int) -> list[int]:
+    """Return where T equal parts of ``[0, total)`` begin, ``ceil(k total / T)``, and last `total`.
+
+    So position p is in part ``p T // total``.
+    """
+    return [-(-part * total // buckets) for part in range(buckets + 1)]
+
+
 def bucket_timesteps(indices: Sequence[int], total: int, buckets: int, seed: int) -> Tensor:
     """Return one timestep per sample index and bucket, uniform within the bucket.
 
     Returns:
         int64 (B, T); entry (i, k) lies in ``[ceil(k total / T), ceil((k + 1) total / T))``.
     """
-    edges = torch.tensor([-(-k * total // buckets) for k in range(buckets + 1)])
+    edges = torch.tensor(bucket_edges(total, buckets))
     width = edges[1:] - edges[:-1]
     draws = [
         torch.rand(buckets, generator=sample_generator(seed, i, TIMESTEP), dtype=torch.float64)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.data.batches import NoisedBatch, NoisedBatches, bucket_edges
 from pruning.data.seeding import NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording.batches import Made, batch_of, check_recorded_buckets, with_latents
@@ -82,7 +82,7 @@ def noised_images(
     check_recorded_buckets(source.calls, timestep_buckets)
     if batch_size < 1:
         raise PruningError(f"batch_size {batch_size} must be at least 1")
-    edges = bucket_edges(source.calls.steps, timestep_buckets)
+    steps, edges = source.calls.steps, bucket_edges(source.calls.steps, timestep_buckets)
 
     def make() -> Iterator[NoisedBatch]:
         for start in range(0, len(indices), batch_size):
@@ -92,11 +92,11 @@ def noised_images(
             drawn = [
                 torch.rand(timestep_buckets, generator=sample_generator(seed, i, TIMESTEP)) for i in chunk
             ]
-            for bucket, (low, high) in enumerate(edges):
-                steps = [low + int(u[bucket] * (high - low)) for u in drawn]
+            for bucket, (low, high) in enumerate(pairwise(edges)):  # bucket 0 is the last steps
+                asked = [steps - high + int(u[bucket] * (high - low)) for u in drawn]
                 wanted = [
                     (k, row)
-                    for k, (image, step) in enumerate(zip(chunk, steps, strict=True))
+                    for k, (image, step) in enumerate(zip(chunk, asked, strict=True))
                     for row in source.rows[source.condition(image), step]
                 ]
                 for part in apart(source.calls, wanted):
@@ -104,13 +104,7 @@ def noised_images(
 
     per_image = len(next(iter(source.rows.values())))
     rows = len(indices) * timestep_buckets * per_image
-    return NoisedBatches(make, source.calls.steps, timestep_buckets, rows=rows)
-
-
-def bucket_edges(steps: int, buckets: int) -> list[tuple[int, int]]:
-    """Return first position and end of the steps in each bucket, bucket 0 being the last steps."""
-    edges = [-(-part * steps // buckets) for part in range(buckets + 1)]
-    return [(steps - high, steps - low) for low, high in pairwise(edges)]
+    return NoisedBatches(make, steps, timestep_buckets, rows=rows)
 
 
 def apart(calls: RecordedCalls, wanted: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
