@@ -6,11 +6,15 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pruning.errors import PruningError, shown
 
 
 @functools.cache
@@ -60,32 +64,48 @@ def weights_of(pipeline: Any) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
-    """Put back what a call changes of a pipeline, and `seed` what it draws from the global generators.
+    """Put back what a call changes of a pipeline, however it ends, and `seed` what it draws from global generators.
 
-    Put back are its own attributes, those of its tokenizers and the like, and the processors of its attention modules.
-    Meanwhile it draws no progress bar and works with copies of its schedulers, which keep the state of the call for who
-    has hold of them.
+    Put back are its own attributes, those of its tokenizers and the like, the processors of its attention modules, and
+    the generators of PyTorch, NumPy and Python. Meanwhile it draws no progress bar and works with copies of its
+    schedulers, which keep the state of the call for who has hold of them.
     """
-    loose = [
-        part
-        for part in parts_of(pipeline).values()
-        if hasattr(part, "__dict__") and not isinstance(part, nn.Module)
-    ]
+    parts = parts_of(pipeline).values()
+    loose = [part for part in parts if hasattr(part, "__dict__") and not isinstance(part, nn.Module)]
     states = [(holder, dict(vars(holder))) for holder in (pipeline, *loose)]
     modules = [module for part in modules_of(pipeline).values() for module in part.modules()]
     processors = [(module, module.processor) for module in modules if hasattr(module, "processor")]
     devices = {weight.device for weight in weights_of(pipeline) if weight.device.type == "cuda"}
+    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (pipelines draw from it)
     try:
         vars(pipeline).update({name: copy.deepcopy(part) for name, part in schedulers_of(pipeline).items()})
         if hasattr(pipeline, "set_progress_bar_config"):
             pipeline.set_progress_bar_config(disable=True)
         with torch.random.fork_rng(devices=sorted(devices, key=str)):
             torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
             yield
     finally:
+        random.setstate(drawn)
+        np.random.set_state(drawn_by_numpy)  # noqa: NPY002
         for holder, state in states:
             vars(holder).clear()
             vars(holder).update(state)
         for module, processor in processors:
             if module.processor is not processor:
                 module.processor = processor
+
+
+@contextlib.contextmanager
+def asked(pipeline: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a pipeline raises into a PruningError that says what it was called with; each has its own checks."""
+    try:
+        yield
+    except PruningError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PruningError(
+            f"{type(pipeline).__name__} fails with {shown(dict(arguments), 200)}: {type(error).__name__}: {reason}"
+        ) from error

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.data.seeding import sample_generator
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
 from pruning.recording.axes import count_rows, cut
 from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
+from pruning.recording.checking import MISFITS
 from pruning.recording.oracle import KINDS
+from pruning.recording.trees import original
 from pruning.recording.watching import as_tuple
+from pruning.settings.section import fits
 
 SOURCES = ("points", "x0")
 FRESH_NOISE = 35
@@ -55,11 +59,12 @@ def recorded_batches(
     Raises:
         PruningError: For names or numbers that do not fit the recording, before the first batch is made.
     """
-    if batch_size < 1:
-        raise PruningError(f"batch_size {batch_size} must be at least 1")
+    check_batch_size(batch_size)
+    check_seed(seed)
     rows = chosen_rows(calls, denoiser, samples)
     check_recorded_buckets(calls, timestep_buckets)
     check_source(calls, rows, source)
+    check_where(device, dtype)
     chunks = list(_chunks(calls, rows, batch_size, timestep_buckets))
 
     def make() -> Iterator[NoisedBatch]:
@@ -78,12 +83,15 @@ def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[in
             have = ", ".join(f"{name} ({kind})" for name, kind in calls.denoisers.items())
             raise PruningError(f"{calls.folder}: several denoisers were recorded ({have}); name one")
         denoiser = next(iter(calls.denoisers))
-    wanted = range(calls.samples) if samples is None else [int(sample) for sample in samples]
+    wanted = range(calls.samples) if samples is None else samples
+    if not isinstance(wanted, Iterable) or not all(fits(sample, int) for sample in wanted):
+        raise PruningError(f"samples is {shown(samples)}; expected numbers of samples, or None for all")
     if outside := [sample for sample in wanted if not 0 <= sample < calls.samples]:
         raise PruningError(
             f"{calls.folder}: sample {outside[0]} asked; {calls.samples} were recorded, from 0 on"
         )
-    rows = [row for row in calls.of(denoiser) if row.sample in set(wanted)]
+    chosen = set(wanted)
+    rows = [row for row in calls.of(denoiser) if row.sample in chosen]
     if not rows:
         raise PruningError(f"{calls.folder}: none of the samples asked has a call of {denoiser!r}")
     return rows
@@ -91,10 +99,46 @@ def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[in
 
 def check_recorded_buckets(calls: RecordedCalls, buckets: int) -> None:
     """Raise PruningError if there are more buckets than sampling steps, or none."""
-    if not 1 <= buckets <= calls.steps:
+    if not fits(buckets, int) or not 1 <= buckets <= calls.steps:
         raise PruningError(
-            f"timestep_buckets {buckets}: must be 1 to {calls.steps}, the number of sampling steps that were recorded"
+            f"timestep_buckets {shown(buckets)}: must be 1 to {calls.steps}, the number of sampling steps that were "
+            "recorded"
         )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise PruningError unless a batch has rows."""
+    if not fits(batch_size, int) or batch_size < 1:
+        raise PruningError(f"batch_size {shown(batch_size)} must be at least 1")
+
+
+def check_seed(seed: int) -> None:
+    """Raise PruningError unless it is a whole number."""
+    if not fits(seed, int):
+        raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
+
+
+def check_where(device: torch.device | str, dtype: torch.dtype | None) -> None:
+    """Raise PruningError unless tensors can go there, in that type."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise PruningError(f"dtype is {shown(dtype)}; expected a floating point type such as torch.bfloat16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise PruningError(f"device is {shown(device)}, which cannot be used: {reason}") from error
+
+
+def check_takes(calls: RecordedCalls, row: Row, model: nn.Module) -> None:
+    """Raise PruningError unless a model takes the arguments of a row, as far as their names say."""
+    names = dict.fromkeys(calls.arguments(row))
+    try:
+        inspect.signature(type(original(model)).forward).bind(model, **names)
+    except TypeError as error:
+        raise PruningError(
+            f"{calls.folder}: {type(original(model)).__name__} does not take what was recorded of "
+            f"{calls.denoisers[row.denoiser]} ({error}); give the model whose pipeline was recorded"
+        ) from error
 
 
 def check_source(calls: RecordedCalls, rows: Sequence[Row], source: str) -> None:
@@ -215,7 +259,13 @@ def _answers_of(
         parts = []
         for index, (row, slot, shape) in enumerate(zip(rows, slots, shapes, strict=True)):
             of_row = cut(output, axes, count, index)
-            parts.append(target.maps[row.step][slot].place.get(of_row, shape))
+            try:
+                parts.append(target.maps[row.step][slot].place.get(of_row, shape))
+            except MISFITS as error:
+                raise PruningError(
+                    f"{calls.folder}: {row.name}: the answer has no place for its target ({error}); it is another "
+                    "model's, or the recording was changed"
+                ) from error
         return torch.cat(parts)
 
     return read

@@ -223,7 +223,11 @@ class RecordedCalls:
             raise PruningError(f"{folder}: no recording is there ({HEAD} is missing)")
         parts = read_parts(folder)
         found = sum(len(part.x0) for part in parts)
-        if found > head.samples or (whole and found < head.samples):
+        if found > head.samples:
+            raise PruningError(
+                f"{folder}: {found} samples are there, and {head.samples} are described; {ADVICE}"
+            )
+        if whole and found < head.samples:
             raise PruningError(
                 f"{folder}: the recording is not finished: {found} of {head.samples} samples are there; record again "
                 "with the same arguments to go on"
@@ -293,6 +297,8 @@ class RecordedCalls:
             raise PruningError(
                 f"{rows[0].name} and {rows[-1].name} cannot share a call: shapes or shared arguments differ"
             )
+        if len(rows) > 1 and self.head.denoisers[rows[0].denoiser].alone:
+            raise PruningError(f"{rows[0].denoiser!r} takes one row a call")
         trees = list(arguments) if arguments is not None else [self.arguments(row) for row in rows]
         whole = joined(trees, self.head.denoisers[rows[0].denoiser].inputs)
         return move(whole, device, dtype)
@@ -362,11 +368,15 @@ def part_paths(folder: Path, index: int) -> tuple[Path, Path]:
 
 def read_parts(folder: Path) -> list[Part]:
     """Return the parts that are whole, in order; a broken one is a PruningError."""
-    parts: list[Part] = []
+    parts, done = list[Part](), 0
     while True:
         path, tensors = part_paths(folder, len(parts))
         data = read_json(path, ADVICE)
         if data is None:
+            if later := [
+                other.name for other in sorted(folder.glob("rows-*.json")) if other.name > path.name
+            ]:
+                raise PruningError(f"{path} is missing, and {later[0]} is there; {ADVICE}")
             return parts
         try:
             keys = tuple(_list(data["keys"]))
@@ -374,11 +384,16 @@ def read_parts(folder: Path) -> list[Part]:
                 raise ValueError("keys are no names of tensors")
             rows = tuple(Row.from_json(row) for row in _list(data["rows"]))
             x0 = {_natural(int(sample)): tuple(map(str, _list(ends))) for sample, ends in data["x0"].items()}
+            if not x0 or list(x0) != list(range(done, done + len(x0))):
+                raise ValueError(f"its samples are not those from {done} on")
+            if {row.sample for row in rows} != x0.keys():
+                raise ValueError("its rows are not those of its samples")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise PruningError(f"{path}: {type(error).__name__}: {error}; {ADVICE}") from error
         if keys and not tensors.is_file():
             raise PruningError(f"{tensors} is missing; {ADVICE}")
         parts.append(Part(tensors, keys, rows, x0))
+        done += len(x0)
 
 
 def _natural(value: Any) -> int:

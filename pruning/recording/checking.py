@@ -33,6 +33,7 @@ def check(calls: RecordedCalls) -> None:
     with _refused(f"{calls.folder}: ends of the samples"):
         ends = {sample: [calls.outline(key) for key in keys] for sample, keys in calls.x0.items()}
     latent = _latent_of_images(calls)
+    seen = set[tuple[int, int, int, int]]()
     never = {(name, path) for name, one in calls.head.denoisers.items() for path in one.inputs}
     asked = {row.denoiser for row in calls.rows}  # few points may leave out one of two
     for row in calls.rows:
@@ -41,6 +42,9 @@ def check(calls: RecordedCalls) -> None:
                 raise ValueError("no such denoiser is described")
             if row.sample not in ends or row.step >= calls.head.steps:
                 raise ValueError(f"{len(ends)} samples and {calls.head.steps} steps are described")
+            if (place := (row.sample, row.step, row.call, row.branch)) in seen:
+                raise ValueError("it is there twice")
+            seen.add(place)
             tree = decoded(row.tree, calls.outline)
             if not isinstance(tree, dict):
                 raise ValueError("its arguments have no names")
@@ -66,8 +70,9 @@ def _refused(place: str) -> Iterator[None]:
 
 def _latent_of_images(calls: RecordedCalls) -> tuple[int, ...] | None:
     """Return the shape of the latents that images become; None where they do not enter."""
-    place = calls.folder / DECODING
-    return Decoding.load(place).latent if place.is_file() else None
+    if not calls.head.identity.get("for_images"):
+        return None
+    return Decoding.load(calls.folder / DECODING).latent
 
 
 def _check_places(

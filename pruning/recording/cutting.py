@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pruning.errors import PruningError, named
 from pruning.recording.axes import Axes, count_rows, cut
 from pruning.recording.calls import Row
 from pruning.recording.levels import Level, as_number, level_at
@@ -78,4 +79,5 @@ def levels_of(updates: Sequence[Update]) -> tuple[Level, ...] | None:
 def ends_of_run(steps: Sequence[SamplingStep], tensors: Tensors) -> list[str]:
     """Keep what a run ended at, one sample in the scheduler's layout for each slot."""
     last = steps[-1].updates if steps else []
-    return [tensors.keep(update.result[:1]) for update in last if isinstance(update.result, Tensor)]
+    with named("the end of the run", PruningError):
+        return [tensors.keep(update.result[:1]) for update in last if isinstance(update.result, Tensor)]

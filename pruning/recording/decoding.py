@@ -132,8 +132,8 @@ def _encoded(autoencoder: nn.Module, images: Tensor, generators: list[torch.Gene
         ) from error
 
 
-class _Reached(Exception):
-    """The autoencoder was asked to decode this."""
+class _Reached(BaseException):
+    """The autoencoder was asked to decode this; no error, so that nobody takes it for one."""
 
     def __init__(self, z: Tensor) -> None:
         super().__init__("decoding was reached")

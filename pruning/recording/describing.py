@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pruning.recording.axes import EACH, LIST, Axis
 from pruning.recording.calls import HEAD, Denoiser, RecordedCalls, Row
-from pruning.recording.decoding import DECODING
 from pruning.recording.trees import leaves, words
 from pruning.store.hashes import folder_bytes
 
@@ -43,7 +42,7 @@ def describe(folder: str | Path) -> Description:
         "rows": len(calls.rows),
         "target": None if head.target is None else head.target.kind,
         "ends": sum(map(bool, calls.x0.values())),
-        "for_images": (calls.folder / DECODING).is_file(),
+        "for_images": bool(identity.get("for_images")),
         "timesteps": [min(times), max(times)] if times else None,
         "bytes": folder_bytes(calls.folder),
         "denoisers": {name: _denoiser(calls, name, one) for name, one in head.denoisers.items()},

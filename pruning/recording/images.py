@@ -15,7 +15,15 @@ from torch import Tensor
 from pruning.data.batches import NoisedBatch, NoisedBatches, bucket_edges
 from pruning.data.seeding import NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
-from pruning.recording.batches import Made, batch_of, check_recorded_buckets, with_latents
+from pruning.recording.batches import (
+    Made,
+    batch_of,
+    check_batch_size,
+    check_recorded_buckets,
+    check_seed,
+    check_where,
+    with_latents,
+)
 from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
 
 
@@ -80,8 +88,9 @@ def noised_images(
         PruningError: For numbers that do not fit the recording, before the first batch is made.
     """
     check_recorded_buckets(source.calls, timestep_buckets)
-    if batch_size < 1:
-        raise PruningError(f"batch_size {batch_size} must be at least 1")
+    check_batch_size(batch_size)
+    check_seed(seed)
+    check_where(device, dtype)
     steps, edges = source.calls.steps, bucket_edges(source.calls.steps, timestep_buckets)
 
     def make() -> Iterator[NoisedBatch]:
@@ -109,9 +118,10 @@ def noised_images(
 
 def apart(calls: RecordedCalls, wanted: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
     """Return rows, each with the position of its image, in groups that can share a call."""
-    found: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+    found: dict[tuple[str, int], list[tuple[int, Row]]] = defaultdict(list)
     for position, row in wanted:
-        found[calls.signature(row)].append((position, row))
+        which = position if calls.head.denoisers[row.denoiser].alone else 0
+        found[calls.signature(row), which].append((position, row))
     return list(found.values())
 
 

@@ -88,15 +88,25 @@ def learn(runs: Runs) -> Lesson:
 
 
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
-    """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
-    call = _calls(learned.steps, name)[0]
-    alone = _Alike(modules_of(runs.pipeline)[name], learned.outputs[name]).answer([call.arguments], {})
-    wanted = dict(leaves(call.output))
-    if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
-        raise PruningError(
-            f"{runs.name} cannot be recorded: {name!r} answers otherwise there than by itself, for the same "
-            "arguments; the pipeline changes it during its call (attention processors, hooks, a cache)"
-        )
+    """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside, at first and at last."""
+    calls, alike = _calls(learned.steps, name), _Alike(modules_of(runs.pipeline)[name], learned.outputs[name])
+    for call in (calls[0], calls[-1]):
+        try:
+            alone = alike.answer([call.arguments], {})
+        except Exception as error:  # each model has its own checks
+            raise PruningError(
+                f"{runs.name} cannot be recorded: {name!r} does not take the arguments that it was given there, by "
+                f"name ({type(error).__name__}: {error}); its forward must have a name for each"
+            ) from error
+        wanted = dict(leaves(call.output))
+        if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
+            why = "the pipeline changes it during its call (attention processors, hooks, a cache)"
+            if alike.model.training:
+                why = "it is in training mode, where it may draw (dropout): call its eval() first"
+            raise PruningError(
+                f"{runs.name} cannot be recorded: {name!r} answers otherwise there than by itself, for the same "
+                f"arguments; {why}"
+            )
 
 
 def _calls(steps: Sequence[SamplingStep], name: str) -> list[Call]:
@@ -215,7 +225,8 @@ class _Alike:
 
     def __call__(self, one: Any, two: Any, axes: Axes) -> bool | None:
         tensors = Tensors()
-        forms = [form_of(encoded(row, tensors.keep, ""), axes) for row in (one, two)]
+        place = type(self.model).__name__
+        forms = [form_of(encoded(row, tensors.keep, place), axes) for row in (one, two)]
         if forms[0] != forms[1]:
             return None
         try:

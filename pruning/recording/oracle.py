@@ -43,6 +43,9 @@ ON_THE_WAY = 0.1
 BOUNDARY = "get_scalings_for_boundary_condition"
 """Method of the schedulers of consistency models, which make x0 of the model output."""
 
+SCALED = 0.02
+"""How far, relative, two scales may be from each other."""
+
 SURELY = 0.02
 """What leaves no doubt."""
 
@@ -110,7 +113,7 @@ def check(learned: Learned, rehearse: Rehearse, said: Collection[Kind]) -> Targe
         said: What the scheduler says that answers stand for; anything else must be proven beyond doubt.
     """
     law, maps = _law(learned), _maps(learned, rehearse)
-    if law is None or maps is None:
+    if law is None or maps is None or not _is_scaled_by(law):
         return None
     best, least = None, float("inf")
     for kind in sorted(KINDS, key=lambda kind: kind not in said):
@@ -141,6 +144,21 @@ def _law(learned: Learned) -> Law | None:
             return None
         found.append((known, places))
     return found
+
+
+def _is_scaled_by(law: Law) -> bool:
+    """Tell whether samples that are said to be as noisy are shown to the model at one scale.
+
+    A sampler that halves its steps may say the noise of the whole steps alone (KDPM2).
+    """
+    shown: dict[tuple[int, Level], float] = {}
+    for levels, places in law:
+        for slot, (level, place) in enumerate(zip(levels, places, strict=False)):
+            scale = shown.setdefault((slot, level), place.scale)
+            if abs(place.scale / scale - 1) > SCALED:
+                logger.debug("oracle: the scheduler says of different samples that they are as noisy")
+                return False
+    return True
 
 
 def _fewest_entries(learned: Learned) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pruning.data.seeding import sample_generator
 from pruning.errors import PruningError, shown
-from pruning.models.pipelines import call_parameters, takes_any
+from pruning.models.pipelines import call_parameters, modules_of, takes_any
 from pruning.recording.exceptions import EXCEPTIONS, Exceptional
 from pruning.recording.watching import SamplingStep, Watch, run_once
+from pruning.settings.section import fits
 
 SAMPLING = 33
 """Stream of `sample_generator` that the pipeline's own draws come from."""
@@ -37,28 +38,45 @@ class Runs:
     """
 
     def __init__(
-        self, pipeline: Any, inputs: Sequence[Mapping[str, Any]], call: Mapping[str, Any], seed: int
+        self, pipeline: Any, inputs: Iterable[Mapping[str, Any]], call: Mapping[str, Any], seed: int
     ) -> None:
-        self.pipeline, self.inputs, self.seed = pipeline, inputs, seed
+        self.pipeline, self.seed = pipeline, seed
         self.name = type(pipeline).__name__
-        self.exceptional = EXCEPTIONS.get(self.name, Exceptional(""))
-        if not hasattr(pipeline, "components"):
+        known = (EXCEPTIONS.get(kind.__name__) for kind in type(pipeline).__mro__)
+        self.exceptional = next((one for one in known if one is not None), Exceptional(""))
+        if isinstance(pipeline, type) or not hasattr(pipeline, "components"):
             raise PruningError(f"{shown(pipeline)} is no pipeline of diffusers; give a DiffusionPipeline")
         if self.exceptional.refused:
             raise PruningError(f"{self.name} cannot be recorded: {self.exceptional.reason}")
-        if not inputs:
+        if not fits(seed, int):
+            raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
+        for name, part in modules_of(pipeline).items():
+            if any(weight.is_meta for weight in part.parameters()):
+                raise PruningError(
+                    f"{self.name}: weights of {name!r} are not loaded (meta device: sequential offload); load them, "
+                    "or use enable_model_cpu_offload"
+                )
+        if isinstance(inputs, (str, Mapping)) or not isinstance(inputs, Iterable):
+            raise PruningError(
+                f"inputs is {shown(inputs)}; expected a list with a mapping for each sample, such as "
+                "[{'prompt': 'a dog'}]"
+            )
+        self.inputs = list(inputs)
+        if not self.inputs:
             raise PruningError(
                 "inputs is empty, so there is nothing to record; give at least one, such as {'prompt': 'a dog'}"
             )
         self.parameters = call_parameters(type(pipeline))
         self._check("call", call)
-        for index, one in enumerate(inputs):
+        for index, one in enumerate(self.inputs):
             self._check(f"inputs[{index}]", one)
         self.shared = {**call, **({"output_type": "latent"} if "output_type" in self.parameters else {})}
 
     def _check(self, place: str, given: Any) -> None:
         if not isinstance(given, Mapping):
             raise PruningError(f"{place} is {shown(given)}; expected a mapping of arguments by name")
+        if unnamed := [key for key in given if not isinstance(key, str)]:
+            raise PruningError(f"{place}: {shown(unnamed[0])} is no name of an argument")
         if ours := sorted(set(given) & set(OURS)):
             raise PruningError(f"{place}: {ours[0]!r} is what recording gives itself; leave it out")
         unknown = sorted(set(given) - set(self.parameters))
@@ -71,8 +89,10 @@ class Runs:
         """Run the pipeline for one sample and return its sampling steps."""
         try:
             return self.ask({**self.shared, **self.inputs[index]}, [index], watch)
-        except (ValueError, NotImplementedError, TypeError) as error:
-            if self.shared.get("output_type") != "latent" or "latent" not in str(error):
+        except PruningError as error:
+            is_refused = isinstance(error.__cause__, (ValueError, NotImplementedError, TypeError))
+            is_refused = is_refused and "latent" in str(error.__cause__)
+            if not is_refused or self.shared.get("output_type") != "latent":
                 raise
             self.shared["output_type"] = "np"  # the pipeline always decodes
             return self.run(index, watch)

@@ -49,12 +49,16 @@ class Tensors:
         self.new: dict[str, Tensor] = {}
 
     def keep(self, tensor: Tensor) -> str:
-        """Keep a tensor and return its key; one of a type that no file holds is a PruningError."""
+        """Keep a tensor and return its key; one of a type that no file holds, or with NaN in it, is a PruningError."""
         if str(tensor.dtype)[6:] not in DTYPES:
             raise PruningError(f"a tensor of type {tensor.dtype} cannot be kept on disk")
         whole = on_cpu(tensor)
         key = content_key(whole)
         if key not in self._known and key not in self.new:
+            if whole.is_floating_point() and bool(whole.float().isnan().any()):
+                raise PruningError(
+                    "NaN came up in the pipeline's own run; try what it is asked by itself, in another dtype"
+                )
             self.new[key] = whole
         return key
 
@@ -81,15 +85,29 @@ class TensorFiles:
         self._place = {key: path for path, keys in files.items() for key in keys}
         self._open: dict[Path, Any] = {}
         self._outlines: dict[str, Tensor] = {}
+        self._proven: set[str] = set()
 
     def outline(self, key: str) -> Tensor:
         """Return a tensor without its values, on the meta device, as `read` would."""
         if key not in self._outlines:
-            self._outlines[key] = self.read(key).to("meta")
+            self._outlines[key] = self._stored(key).to("meta")
         return self._outlines[key]
 
     def read(self, key: str) -> Tensor:
-        """Return a tensor; one that is not there, or a file that cannot be read, is a PruningError."""
+        """Return a tensor; one that is not there or was changed, or a file that cannot be read, is a PruningError.
+
+        That it is what its name says is proven when it is first read.
+        """
+        tensor = self._stored(key)
+        if key not in self._proven:
+            if content_key(tensor) != key:
+                raise PruningError(
+                    f"{self._place[key]}: the tensor {key!r} was changed since it was recorded; record anew"
+                )
+            self._proven.add(key)
+        return tensor
+
+    def _stored(self, key: str) -> Tensor:
         path = self._place.get(key)
         if path is None:
             raise PruningError(f"the recording refers to the tensor {key!r}, which none of its files holds")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import PruningError, shown
+from pruning.errors import PruningError, named, shown
 
 Path = tuple[str | int, ...]
 """Where a leaf is in a tree: keys of mappings and positions in lists."""
@@ -123,7 +123,8 @@ def encoded(tree: Any, keep: Callable[[Tensor], str], place: str, path: Path = (
         PruningError: For an argument of a type that cannot be kept.
     """
     if isinstance(tree, Tensor):
-        return {"tensor": keep(tree), "shape": list(tree.shape), "dtype": str(tree.dtype)[6:]}
+        with named(f"{place}: {words(path)}", PruningError):
+            return {"tensor": keep(tree), "shape": list(tree.shape), "dtype": str(tree.dtype)[6:]}
     if isinstance(tree, Mapping):
         if odd := [key for key in tree if not isinstance(key, str)]:
             raise PruningError(f"{place}: {words(path)} has the key {shown(odd[0])}, which is no text")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
-from pruning.models.pipelines import as_it_was, call_parameters, modules_of, schedulers_of
+from pruning.models.pipelines import as_it_was, asked, call_parameters, modules_of, schedulers_of
 from pruning.recording.trees import arguments_of_call, copied, on_device
 
 End = Callable[[int, int, Tensor], Tensor]
@@ -107,12 +107,13 @@ def run_once(
         watch: What is looked at.
 
     Raises:
-        PruningError: If the pipeline called none of its models.
+        PruningError: If the pipeline fails, or called none of its models.
     """
     given, notes = dict(arguments), _Notes(watch)
     if "generator" in call_parameters(type(pipeline)):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
-    with torch.no_grad(), as_it_was(pipeline, generators[0].initial_seed()), notes.taken(pipeline):
+    seeded = as_it_was(pipeline, generators[0].initial_seed())
+    with asked(pipeline, arguments), torch.no_grad(), seeded, notes.taken(pipeline):
         result = pipeline(**given)
     if watch.returned is not None:
         watch.returned(as_tuple(result)[0][0])

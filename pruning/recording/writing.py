@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pruning.errors import PruningError, shown
-from pruning.files import check_writable, size, write_errors, write_json, written_whole
+from pruning.files import check_writable, remove, size, write_errors, write_json, written_whole
 from pruning.models.pipelines import modules_of, schedulers_of
 from pruning.models.stored import weights_digest
 from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
@@ -24,6 +25,7 @@ from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.watching import Answer, Watch
 from pruning.settings.section import fits
+from pruning.store.locks import locked
 from pruning.store.result import changes
 
 logger = logging.getLogger(__name__)
@@ -31,13 +33,16 @@ logger = logging.getLogger(__name__)
 PART_SAMPLES, PART_BYTES = 16, 2**28
 """A part of a recording ends after so many samples, or new bytes."""
 
+LOCK = ".lock"
+"""File that says which process records."""
+
 Progress = Callable[[int, int], None]
 """Is told how many samples are done, and how many there are."""
 
 
 def record(
     pipeline: Any,
-    inputs: Sequence[Mapping[str, Any]],
+    inputs: Iterable[Mapping[str, Any]],
     folder: str | Path,
     *,
     call: Mapping[str, Any] | None = None,
@@ -69,49 +74,106 @@ def record(
         The recording, opened.
 
     Raises:
-        PruningError: For a pipeline that cannot be recorded, arguments that it does not take, a folder that holds
-            another recording or cannot be written, or no room on the disk.
+        PruningError: For a pipeline that cannot be recorded or fails, arguments that it does not take, a folder that
+            holds another recording, is in use or cannot be written, or no room on the disk.
     """
+    if not isinstance(folder, (str, Path)) or not str(folder).strip():
+        raise PruningError(f"folder is {shown(folder)}; name a folder")
     folder = Path(folder).expanduser()
-    runs = Runs(pipeline, inputs, dict(call or {}), seed)
+    runs = Runs(pipeline, inputs, {} if call is None else call, seed)
     if points is not None and (not fits(points, int) or points < 1):
         raise PruningError(f"points is {shown(points)}; it must be at least 1, or None for every step")
-    if not fits(seed, int):
-        raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
     identity = {**_identity(runs, points), "for_images": for_images}
+    if _begun(folder, identity) is None or RecordedCalls.open(folder, whole=False).recorded < len(
+        runs.inputs
+    ):
+        with _held(folder):
+            head, lesson = _begun(folder, identity), None
+            if head is None or for_images:
+                lesson = learn(runs)
+            if head is None:
+                assert lesson is not None
+                head = _begin(runs, folder, identity, lesson, points, noised_anew)
+            answer = None if lesson is None or not for_images else (lambda: rehearsal(lesson.learned))
+            _write(runs, folder, head, points, answer, progress)
+    return RecordedCalls.open(folder)
+
+
+def _begun(folder: Path, identity: Mapping[str, Any]) -> Head | None:
+    """Return the head of the recording in a folder, None if none was begun; another one is a PruningError."""
     head = Head.read(folder)
     if head is not None and (other := changes(dict(head.identity), identity)):
         said = "; ".join(f"{place} was {shown(old)}, is {shown(new)}" for place, old, new in other[:3])
         raise PruningError(
             f"{folder} holds another recording: {said}; choose another folder, or delete this one"
         )
-    if head is not None and sum(len(part.x0) for part in read_parts(folder)) == head.samples:
-        return RecordedCalls.open(folder)
-    lesson = learn(runs) if head is None or for_images else None
-    if head is None:
-        assert lesson is not None
-        if (noised_anew or for_images) and lesson.target is None:
-            raise PruningError(f"{runs.name}: {NOT_NOISED}")
-        decoding = learn_decoding(runs, lesson.learned) if for_images else None
-        if for_images and decoding is None:
-            raise PruningError(
-                f"{runs.name}: how images become its latents is not known: between the last step of its scheduler and "
-                "its autoencoder they are not only moved and scaled; train and measure on what it generates itself"
-            )
-        expected = _expected_bytes(lesson, len(inputs), points)
-        logger.info("recording of %d samples: about %s on disk", len(inputs), size(expected))
-        check_writable("the recording", folder, expected)
-        head = Head(identity, len(inputs), lesson.steps, lesson.denoisers, lesson.target, expected)
+    if head is None and (left := sorted(folder.glob("rows-*.json"))):
+        raise PruningError(
+            f"{folder} holds a part of a recording, {left[0].name}, whose {HEAD} is gone; choose another folder, or "
+            "delete this one"
+        )
+    return head
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process, made if need be; one that stays empty goes again."""
+    lock, made = folder / LOCK, [place for place in (folder, *folder.parents) if not place.exists()]
+    check_writable("the recording", folder, 0)
+    try:
+        with locked(lock, str(folder), f"wait for it, or delete {lock} if that process is gone"):
+            for left in folder.glob(".*.tmp"):  # of a process that was killed
+                remove(left)
+            yield
+    finally:
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
+
+
+def _begin(
+    runs: Runs,
+    folder: Path,
+    identity: Mapping[str, Any],
+    lesson: Lesson,
+    points: int | None,
+    noised_anew: bool,
+) -> Head:
+    """Write what will be recorded, if there is room for it, and return it."""
+    for_images = identity["for_images"]
+    if noised_anew or for_images:
+        _check_noising(runs, lesson)
+    decoding = learn_decoding(runs, lesson.learned) if for_images else None
+    if for_images and decoding is None:
+        raise PruningError(
+            f"{runs.name}: how images become its latents is not known: between the last step of its scheduler and "
+            "its autoencoder they are not only moved and scaled; train and measure on what it generates itself"
+        )
+    count = len(runs.inputs)
+    expected = _expected_bytes(lesson, count, points)
+    logger.info("recording of %d samples: about %s on disk", count, size(expected))
+    check_writable("the recording", folder, expected)
+    head = Head(identity, count, lesson.steps, lesson.denoisers, lesson.target, expected)
+    with write_errors("the recording", folder, "Nothing was recorded"):
         if decoding is not None:
             with written_whole(folder / DECODING) as temporary:
                 decoding.save(temporary)
         write_json(folder / HEAD, head.to_json())
-    answer = None if lesson is None or not for_images else (lambda: rehearsal(lesson.learned))
-    with write_errors(
-        "the recording", folder, "The samples that were recorded are kept; record again to go on"
-    ):
-        _write(runs, folder, head, points, answer, progress)
-    return RecordedCalls.open(folder)
+    return head
+
+
+def _check_noising(runs: Runs, lesson: Lesson) -> None:
+    """Raise PruningError unless the latents of every row can be made anew."""
+    if lesson.target is None:
+        raise PruningError(f"{runs.name}: {NOT_NOISED}")
+    inputs = {name: denoiser.inputs for name, denoiser in lesson.denoisers.items()}
+    steps = lesson.learned.steps
+    rows = rows_of_run(0, steps, set(range(len(steps))), inputs, Tensors())
+    if strange := next((row for row in rows if not row.places), None):
+        raise PruningError(
+            f"{runs.name}: {strange.name}: its latents are not those that the scheduler begins with; ask for one "
+            "sample in each of inputs (num_images_per_prompt 1), or use the recorded points"
+        )
 
 
 def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
@@ -191,7 +253,10 @@ def _write(
         rows += rows_of_run(sample, steps, chosen, inputs, tensors)
         ends[str(sample)] = ends_of_run(steps, tensors) if answer is None else []
         if len(ends) == PART_SAMPLES or tensors.bytes > PART_BYTES or sample + 1 == len(runs.inputs):
-            _write_part(folder, index, rows, ends, tensors)
+            with write_errors(
+                "the recording", folder, "The samples that were recorded are kept; record again to go on"
+            ):
+                _write_part(folder, index, rows, ends, tensors)
             index, rows, ends = index + 1, [], {}
         if progress is not None:
             progress(sample + 1, len(runs.inputs))

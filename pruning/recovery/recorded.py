@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from pruning.data import NoisedBatch, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, Row
-from pruning.recording.batches import batch_of, check_source, chosen_rows, renoised
+from pruning.recording.batches import (
+    batch_of,
+    check_seed,
+    check_source,
+    check_takes,
+    chosen_rows,
+    renoised,
+)
 from pruning.recording.images import ImageCalls, apart, image_batch
 from pruning.recovery.batches import (
     TRAINING_NOISE,
@@ -66,8 +73,11 @@ def recover_recorded(
     Raises:
         PruningError: As `recover`, and for names or numbers that do not fit the recording.
     """
+    check_seed(seed)
     rows = chosen_rows(calls, denoiser, samples)
     check_source(calls, rows, source)
+    for model in (student, teacher):
+        check_takes(calls, rows[0], model)
     settings = checked(settings, has_targets=source == "x0")
     if settings.loss_weighting == "min_snr":
         if source != "x0":
@@ -115,6 +125,7 @@ def recover_images(
     Raises:
         PruningError: As `recover`, and for images that do not fit the recording.
     """
+    check_seed(seed)
     settings = checked(settings, has_targets=True)
     if settings.label_dropout and without is None:
         raise PruningError(
@@ -221,11 +232,12 @@ class RecordedSource:
         """Return the micro-batch whose first sample is at `position` of the run.
 
         Its first row is drawn from all, the others from those that can share a call with it, with replacement: so every
-        row is as likely as any other.
+        row is as likely as any other. Where no two can share one, it is of one row.
         """
         generator = sample_generator(self.share.seed, position, DRAWS)
         first = self.rows[int(torch.randint(len(self.rows), (1,), generator=generator))]
         alike = self._alike[self.calls.signature(first)]
+        count = 1 if self.calls.head.denoisers[first.denoiser].alone else count
         others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
         rows = [first, *(alike[index] for index in others)]
         made = None

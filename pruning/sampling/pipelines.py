@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.errors import PruningError, shown
-from pruning.models.pipelines import as_it_was, call_parameters, weights_of
+from pruning.errors import PruningError
+from pruning.models.pipelines import as_it_was, asked, call_parameters, weights_of
 from pruning.sampling.arguments import as_taken, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
@@ -146,21 +146,13 @@ def _draw(
 ) -> Tensor:
     """Return the samples of one call of a pipeline, in floating point; its own errors become ours."""
     call = pipeline_call(pipeline, inputs, sample_ids, seed, arguments)
-    name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
-    drawn = sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()
-    is_ours = isinstance(pipeline, PixelPipeline)  # it changes nothing, and calls may run side by side
-    try:
-        with nullcontext() if is_ours else as_it_was(pipeline, drawn):
-            output = pipeline(**call)
-    except PruningError:
-        raise
-    except Exception as error:  # each pipeline has its own checks
-        reason = str(error).strip().partition("\n")[0]
-        raise PruningError(
-            f"{name} fails with {shown(given, 200)}: {type(error).__name__}: {reason}"
-        ) from error
-    return _in_layout(output, count, name)
+    seeded = sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()
+    # A pipeline of our own changes nothing, and calls of it may run side by side.
+    untouched = isinstance(pipeline, PixelPipeline)
+    with asked(pipeline, given), nullcontext() if untouched else as_it_was(pipeline, seeded):
+        output = pipeline(**call)
+    return _in_layout(output, len(inputs), type(pipeline).__name__)
 
 
 def _is_prompt(name: str) -> bool:
