@@ -43,7 +43,7 @@ def level_at(scheduler: Any, t: Any) -> Level | None:
     """
     if isinstance(t, Tensor) and t.numel() > 1 and bool((t != t.flatten()[0]).any()):
         return None  # parts of the sample are at other steps
-    asked = copy.deepcopy(scheduler)
+    asked = copy.copy(scheduler)  # what it keeps while it answers, such as an index, stays with the copy
     for name in ("_step_index", "_begin_index"):
         if hasattr(asked, name):
             setattr(asked, name, None)
