@@ -45,6 +45,14 @@ def check_buckets(buckets: int, steps: int) -> None:
         )
 
 
+def bucket_edges(total: int, buckets: int) -> list[int]:
+    """Return where T equal parts of ``[0, total)`` begin, ``ceil(k total / T)``, and last `total`.
+
+    So position p is in part ``p T // total``.
+    """
+    return [-(-part * total // buckets) for part in range(buckets + 1)]
+
+
 @dataclass(frozen=True)
 class NoisedBatches:
     """Batches that can be gone through again and again, with the same content each time.

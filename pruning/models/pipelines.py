@@ -80,15 +80,11 @@ def as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
     """Put back what a call changes of a pipeline, however it ends, and `seed` what it draws from global generators.
 
     Put back are its own attributes, those of its tokenizers and the like, the processors of its attention modules, and
-    the generators of PyTorch, NumPy and Python.
-    Meanwhile it draws no progress bar and works with copies of its schedulers, which keep the state of the call for who
-    has hold of them.
+    the generators of PyTorch, NumPy and Python. Meanwhile it draws no progress bar and works with copies of its
+    schedulers, which keep the state of the call for who has hold of them.
     """
-    loose = [
-        part
-        for part in parts_of(pipeline).values()
-        if hasattr(part, "__dict__") and not isinstance(part, nn.Module)
-    ]
+    parts = parts_of(pipeline).values()
+    loose = [part for part in parts if hasattr(part, "__dict__") and not isinstance(part, nn.Module)]
     states = [(holder, dict(vars(holder))) for holder in (pipeline, *loose)]
     modules = [module for part in modules_of(pipeline).values() for module in part.modules()]
     processors = [(module, module.processor) for module in modules if hasattr(module, "processor")]

@@ -268,7 +268,7 @@ def _answers_of(
 
 
 def bucket_of(row: Row, steps: int, buckets: int) -> int:
-    """Return the timestep bucket of a row: which of so many equal parts of the run, 0 being its end."""
+    """Return the timestep bucket of a row: which part of `bucket_edges` of the run, 0 being its end."""
     return (steps - 1 - row.step) * buckets // steps
 
 

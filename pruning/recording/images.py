@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.data.batches import NoisedBatch, NoisedBatches, check_buckets
+from pruning.data.batches import NoisedBatch, NoisedBatches, bucket_edges, check_buckets
 from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording.batches import (
@@ -133,8 +133,8 @@ def noised_images(
     numbers = [int(i) for i in (source.images if images is None else images)]
     if not numbers:
         raise PruningError("no images asked; give at least one")
-    edges = bucket_edges(source.calls.steps, timestep_buckets)
-    asked_at = set(source.positions)
+    total, asked_at = source.calls.steps, set(source.positions)
+    edges = bucket_edges(total, timestep_buckets)
 
     def make() -> Iterator[NoisedBatch]:
         for start in range(0, len(numbers), batch_size):
@@ -142,8 +142,8 @@ def noised_images(
             x0 = source.latents(chunk, seed)
             eps = indexed_noise(chunk, x0.shape[1:], seed, NOISE)
             drawn = [_draws(timestep_buckets, seed, image) for image in chunk]
-            for bucket, (low, high) in enumerate(edges):
-                steps = [step for step in range(low, high) if step in asked_at]
+            for bucket, (low, high) in enumerate(pairwise(edges)):  # bucket 0 is the last steps
+                steps = [step for step in range(total - high, total - low) if step in asked_at]
                 if not steps:
                     continue
                 wanted: list[Asked] = []
@@ -156,21 +156,13 @@ def noised_images(
                     yield image_batch(source.calls, part, chunk, x0, eps, bucket, device, dtype)
 
     first = source.rows(0, source.positions[0])
-    return NoisedBatches(
-        make, source.calls.steps, timestep_buckets, rows=len(numbers) * timestep_buckets * len(first)
-    )
+    return NoisedBatches(make, total, timestep_buckets, rows=len(numbers) * timestep_buckets * len(first))
 
 
 def _draws(buckets: int, seed: int, image: int) -> list[float]:
     """Return for each bucket where in it an image is shown, in [0, 1)."""
     generator = sample_generator(seed, image, TIMESTEP)
     return torch.rand(buckets, generator=generator, dtype=torch.float64).tolist()
-
-
-def bucket_edges(steps: int, buckets: int) -> list[tuple[int, int]]:
-    """Return first position and end of the steps in each bucket, bucket 0 being the last steps."""
-    edges = [-(-part * steps // buckets) for part in range(buckets + 1)]
-    return [(steps - high, steps - low) for low, high in pairwise(edges)]
 
 
 def apart(calls: RecordedCalls, wanted: Sequence[Asked]) -> list[list[Asked]]:

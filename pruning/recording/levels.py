@@ -6,7 +6,6 @@ import contextlib
 import copy
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def level_at(scheduler: Any, t: Any) -> Level | None:
     """
     if isinstance(t, Tensor) and t.numel() > 1 and bool((t != t.flatten()[0]).any()):
         return None  # parts of the sample are at other steps
-    asked = _own_copy(scheduler)
+    asked = copy.copy(scheduler)  # what it keeps while it answers, such as an index, stays with the copy
     for name in ("_step_index", "_begin_index"):
         if hasattr(asked, name):
             setattr(asked, name, None)
@@ -66,12 +65,6 @@ def level_at(scheduler: Any, t: Any) -> Level | None:
         )  # sigma is then the signal, and runs from 0 to 1
         return Level(noise, signal) if is_reversed else Level(signal, noise)
     return None
-
-
-@lru_cache(maxsize=4)
-def _own_copy(scheduler: Any) -> Any:
-    """Return a copy of a scheduler whose run is over; every run has its own one."""
-    return copy.deepcopy(scheduler)
 
 
 def _device(scheduler: Any) -> torch.device:

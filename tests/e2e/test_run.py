@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -33,11 +34,12 @@ from pruning.cli import main
 from pruning.errors import PruningError
 from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import load_recipe
-from pruning.stages import Run, run_recipe
+from pruning.stages import Run, imaging, run_recipe
 from pruning.store import Store
 from tests.models import dit, unet2d
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
 
+NOISE_LEVELS = conditions.LEVELS
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
 
 RECIPE = """
@@ -70,6 +72,14 @@ def features(tmp_path_factory) -> dict[int, Path]:
         classifier = SmallClassifier(in_channels=channels, widths=(4, 4, 4, 4), name="random").eval()
         save_classifier(classifier, folders[channels])
     return folders
+
+
+@pytest.fixture(autouse=True)
+def few_noise_levels() -> Iterator[None]:
+    """Pixel models are shown images at 10 noise levels: recording the calls for 100 is a third of such a run."""
+    with pytest.MonkeyPatch.context() as patch:  # one of its own, for tests undo theirs
+        patch.setattr(conditions, "LEVELS", 10)
+        yield
 
 
 @pytest.fixture
@@ -546,7 +556,8 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(workplace, features):
+def test_two_processes_give_the_result_of_one(workplace, features, monkeypatch):
+    monkeypatch.setattr(conditions, "LEVELS", NOISE_LEVELS)  # that of the processes
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, ["name=one"], until="recover")

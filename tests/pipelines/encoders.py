@@ -14,15 +14,8 @@ from tests.pipelines.words import VOCAB, tokenizer
 
 WIDTH = 20
 TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-LANGUAGE = {
-    **TOKENS,
-    "hidden_size": WIDTH,
-    "intermediate_size": 28,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 10,
-}
+LAYERS = {"intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 2}
+LANGUAGE = {**TOKENS, **LAYERS, "hidden_size": WIDTH, "num_key_value_heads": 1, "head_dim": 10}
 QWEN_VL = {
     **LANGUAGE,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 2]},
@@ -32,6 +25,15 @@ EYES = {
     "video_token_id": 9,
     "vision_start_token_id": 7,
     "vision_end_token_id": 8,
+}
+IMAGES = {"image_size": 32, "patch_size": 16}
+NARROW = {"hidden_size": 16, "intermediate_size": 20}
+UNUSED_EYE = {
+    **NARROW,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
 }
 
 
@@ -43,11 +45,9 @@ def clip(width: int = WIDTH, projection: int | None = None, **more: Any) -> nn.M
     """Return CLIP's text encoder; with a projection to that width if told so."""
     config = {
         **TOKENS,
+        **LAYERS,
         "hidden_size": width,
-        "intermediate_size": 28,
         "projection_dim": projection or width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
         "max_position_embeddings": 77,
         **more,
     }
@@ -75,15 +75,7 @@ def t5(width: int = WIDTH, name: str = "T5", **more: Any) -> nn.Module:
 
 def bert(width: int = WIDTH, **more: Any) -> nn.Module:
     """Return BERT."""
-    config = {
-        "vocab_size": VOCAB,
-        "pad_token_id": 0,
-        "hidden_size": width,
-        "intermediate_size": 28,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        **more,
-    }
+    config = {"vocab_size": VOCAB, "pad_token_id": 0, "hidden_size": width, **LAYERS, **more}
     return _model("BertModel", "BertConfig", **config)
 
 
@@ -99,9 +91,8 @@ def qwen_vl(**more: Any) -> nn.Module:
         "Qwen2_5_VLConfig",
         text_config={**QWEN_VL, **more},
         vision_config={
+            **NARROW,
             "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 20,
             "num_heads": 2,
             "out_hidden_size": WIDTH,
             "fullatt_block_indexes": [0],
@@ -116,15 +107,7 @@ def mistral(model: str = "Mistral3ForConditionalGeneration") -> nn.Module:
         model,
         "Mistral3Config",
         text_config={"model_type": "mistral", **LANGUAGE},
-        vision_config={
-            "model_type": "pixtral",
-            "hidden_size": 16,
-            "intermediate_size": 20,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
+        vision_config={"model_type": "pixtral", **UNUSED_EYE},
         image_token_index=VOCAB - 1,
     )
 
@@ -136,9 +119,8 @@ def qwen3_vl(model: str = "Qwen3VLForConditionalGeneration", **more: Any) -> nn.
         "Qwen3VLConfig",
         text_config={**QWEN_VL, **more},
         vision_config={
+            **NARROW,
             "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 20,
             "num_heads": 2,
             "out_hidden_size": more.get("hidden_size", WIDTH),
             "num_position_embeddings": 16,
@@ -160,10 +142,8 @@ def multilingual_clip(width: int, projection: int) -> nn.Module:
         imageDimSize=projection,
         vocab_size=VOCAB,
         hidden_size=width,
-        intermediate_size=28,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         pad_token_id=0,
+        **LAYERS,
     )
     return MultilingualCLIP(config)
 
@@ -171,13 +151,10 @@ def multilingual_clip(width: int, projection: int) -> nn.Module:
 def clip_vision(width: int = WIDTH, projection: int | None = None, **more: Any) -> nn.Module:
     """Return CLIP's image encoder for images of 32 x 32; with a projection to that width if told so."""
     config = {
+        **LAYERS,
+        **IMAGES,
         "hidden_size": width,
-        "intermediate_size": 28,
         "projection_dim": projection or width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
         **more,
     }
     return _model(
@@ -198,14 +175,7 @@ def gemma3() -> nn.Module:
         "Gemma3ForConditionalGeneration",
         "Gemma3Config",
         text_config={**LANGUAGE, "query_pre_attn_scalar": 10, "sliding_window": 64},
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 20,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
+        vision_config=UNUSED_EYE,
         mm_tokens_per_image=1,
         image_token_index=VOCAB - 1,
         boi_token_index=7,
@@ -238,16 +208,7 @@ def qwen_vl_text(**more: Any) -> nn.Module:
 
 def siglip(width: int = WIDTH) -> nn.Module:
     """Return SigLIP's image encoder, for images of 32 x 32."""
-    return _model(
-        "SiglipVisionModel",
-        "SiglipVisionConfig",
-        hidden_size=width,
-        intermediate_size=28,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
+    return _model("SiglipVisionModel", "SiglipVisionConfig", hidden_size=width, **LAYERS, **IMAGES)
 
 
 def siglip_processor() -> Any:
@@ -282,12 +243,9 @@ def llava() -> nn.Module:
         vision_config={
             "model_type": "clip_vision_model",
             "hidden_size": 14,
-            "intermediate_size": 28,
             "projection_dim": 14,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 16,
+            **LAYERS,
+            **IMAGES,
         },
         image_token_index=6,
         pad_token_id=0,

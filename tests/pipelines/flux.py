@@ -31,9 +31,9 @@ def flux(guidance: bool = True, cls: str = "FluxPipeline", **changes: Any) -> An
     )
 
 
-def chroma() -> Any:
+def chroma(cls: str = "ChromaPipeline") -> Any:
     return assemble(
-        "ChromaPipeline",
+        cls,
         scheduler=flow(),
         vae=shifted(channels=2),
         text_encoder=t5(),

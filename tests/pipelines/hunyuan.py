@@ -121,54 +121,23 @@ def hunyuan_image() -> Any:
     return pipeline
 
 
+TEXT = {"prompt_template": TEMPLATE, "max_sequence_length": 32}
+SEEN = {"prompt_template": SEEING, "max_sequence_length": 32}
+GUIDED_TWICE = {"true_cfg_scale": 3.0, "negative_prompt": "blurry"}
+
 PIPELINES = {
-    "hunyuan-video": text(
-        from_text, guidance_scale=6.0, prompt_template=TEMPLATE, max_sequence_length=32, **SIZE
-    ),
-    "hunyuan-video-true-guidance": text(
-        from_text,
-        guidance_scale=6.0,
-        true_cfg_scale=3.0,
-        negative_prompt="blurry",
-        prompt_template=TEMPLATE,
-        max_sequence_length=32,
-        **SIZE,
-    ),
+    "hunyuan-video": text(from_text, guidance_scale=6.0, **TEXT, **SIZE),
+    "hunyuan-video-true-guidance": text(from_text, guidance_scale=6.0, **GUIDED_TWICE, **TEXT, **SIZE),
     "hunyuan-video15": text(hunyuan_video15, negative_prompt="blurry", height=32, width=48, num_frames=5),
     "hunyuan-image": text(hunyuan_image, negative_prompt="blurry", height=16, width=16),
     "hunyuan-video-image": image(
-        lambda: from_image("hunyuan_video_token_replace"),
-        (32, 48),
-        guidance_scale=6.0,
-        num_frames=9,
-        prompt_template=SEEING,
-        max_sequence_length=32,
+        lambda: from_image("hunyuan_video_token_replace"), (32, 48), guidance_scale=6.0, num_frames=9, **SEEN
     ),
     "hunyuan-video-image-concat": image(
-        lambda: from_image("hunyuan_video_latent_concat"),
-        (32, 48),
-        num_frames=9,
-        true_cfg_scale=3.0,
-        negative_prompt="blurry",
-        prompt_template=SEEING,
-        max_sequence_length=32,
+        lambda: from_image("hunyuan_video_latent_concat"), (32, 48), num_frames=9, **GUIDED_TWICE, **SEEN
     ),
-    "hunyuan-skyreels-image": image(
-        skyreels,
-        (32, 48),
-        num_frames=9,
-        true_cfg_scale=3.0,
-        negative_prompt="blurry",
-        prompt_template=TEMPLATE,
-        max_sequence_length=32,
-    ),
+    "hunyuan-skyreels-image": image(skyreels, (32, 48), num_frames=9, **GUIDED_TWICE, **TEXT),
     "hunyuan-framepack": image(
-        framepack,
-        (64, 64),
-        num_frames=18,
-        latent_window_size=3,
-        guidance_scale=6.0,
-        prompt_template=TEMPLATE,
-        max_sequence_length=32,
+        framepack, (64, 64), num_frames=18, latent_window_size=3, guidance_scale=6.0, **TEXT
     ),
 }

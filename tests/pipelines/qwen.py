@@ -10,14 +10,14 @@ from tests.pipelines.encoders import qwen_vl
 from tests.pipelines.words import tokenizer
 
 
-def qwen_image() -> Any:
+def qwen_image(cls: str = "QwenImagePipeline", latents: int = 3, **config: Any) -> Any:
     return assemble(
-        "QwenImagePipeline",
+        cls,
         scheduler=flow(use_dynamic_shifting=True, shift_terminal=0.02),
-        vae=wan(3, "AutoencoderKLQwenImage"),
+        vae=wan(latents, "AutoencoderKLQwenImage"),
         text_encoder=qwen_vl(),
         tokenizer=tokenizer(512, end=False),
-        transformer=denoiser("qwen_image"),
+        transformer=denoiser("qwen_image", **config),
     )
 
 

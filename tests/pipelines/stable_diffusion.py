@@ -16,12 +16,15 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
+def one_clip() -> dict[str, Any]:
+    """Return autoencoder, text encoder and tokenizer of Stable Diffusion."""
+    return {"vae": kl(), "text_encoder": clip(), "tokenizer": clip_tokenizer()}
+
+
 def sd(cls: str = "StableDiffusionPipeline", sampler: Any = None, **more: Any) -> Any:
     return assemble(
         cls,
-        vae=kl(),
-        text_encoder=clip(),
-        tokenizer=clip_tokenizer(),
+        **one_clip(),
         scheduler=sampler or scheduler("DDIMScheduler", **NOISE, clip_sample=False, set_alpha_to_one=False),
         **UNCHECKED,
         **more,
@@ -32,18 +35,23 @@ def sd15(**sampler: Any) -> Any:
     return sd(unet=denoiser("sd15"), **sampler)
 
 
-def sdxl() -> Any:
-    return assemble(
-        "StableDiffusionXLPipeline",
-        vae=kl(),
-        text_encoder=clip(8),
-        text_encoder_2=clip(12, projection=10),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        unet=denoiser("sdxl"),
-        scheduler=scheduler("EulerDiscreteScheduler", **NOISE, timestep_spacing="leading", steps_offset=1),
-        add_watermarker=False,
-    )
+def two_clips() -> dict[str, Any]:
+    """Return autoencoder, text encoders and tokenizers of Stable Diffusion XL."""
+    return {
+        "vae": kl(),
+        "text_encoder": clip(8),
+        "text_encoder_2": clip(12, projection=10),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(),
+    }
+
+
+def euler() -> Any:
+    return scheduler("EulerDiscreteScheduler", **NOISE, timestep_spacing="leading", steps_offset=1)
+
+
+def sdxl(cls: str = "StableDiffusionXLPipeline") -> Any:
+    return assemble(cls, **two_clips(), unet=denoiser("sdxl"), scheduler=euler(), add_watermarker=False)
 
 
 def pag() -> Any:
@@ -90,7 +98,7 @@ def kolors() -> Any:
         text_encoder=chatglm(28),
         tokenizer=tokenizer(64, begin=True, end=False, cls=PlacedTokenizer, padding_side="left"),
         unet=denoiser("kolors", projection_class_embeddings_input_dim=6 * 8 + 28),
-        scheduler=scheduler("EulerDiscreteScheduler", **NOISE, timestep_spacing="leading", steps_offset=1),
+        scheduler=euler(),
     )
 
 
@@ -105,27 +113,11 @@ def variation() -> Any:
     )
 
 
-def animatediff() -> Any:
+def animatediff(cls: str, model: str, parts: dict[str, Any]) -> Any:
     return assemble(
-        "AnimateDiffPipeline",
-        vae=kl(),
-        text_encoder=clip(),
-        tokenizer=clip_tokenizer(),
-        unet=denoiser("animatediff"),
-        motion_adapter=None,
-        scheduler=scheduler("DDIMScheduler", **NOISE, clip_sample=False, timestep_spacing="linspace"),
-    )
-
-
-def animatediff_sdxl() -> Any:
-    return assemble(
-        "AnimateDiffSDXLPipeline",
-        vae=kl(),
-        text_encoder=clip(8),
-        text_encoder_2=clip(12, projection=10),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        unet=denoiser("animatediff-sdxl"),
+        cls,
+        **parts,
+        unet=denoiser(model),
         motion_adapter=None,
         scheduler=scheduler("DDIMScheduler", **NOISE, clip_sample=False, timestep_spacing="linspace"),
     )
@@ -140,8 +132,12 @@ PIPELINES = {
     "sd-dpm": text(lambda: sd15(sampler=scheduler("DPMSolverMultistepScheduler", **NOISE)), **CALL),
     "sd-pag": text(pag, **CALL),
     "sd-variation": image(variation, (16, 16), prompt=False, guidance_scale=5.0),
-    "animatediff": text(animatediff, num_frames=3, **CALL),
-    "animatediff-sdxl": text(animatediff_sdxl, num_frames=3, **CALL),
+    "animatediff": text(
+        lambda: animatediff("AnimateDiffPipeline", "animatediff", one_clip()), num_frames=3, **CALL
+    ),
+    "animatediff-sdxl": text(
+        lambda: animatediff("AnimateDiffSDXLPipeline", "animatediff-sdxl", two_clips()), num_frames=3, **CALL
+    ),
     "sdxl": text(sdxl, negative_prompt="blurry", **CALL),
     "kolors": text(kolors, max_sequence_length=32, **CALL),
     "lcm": text(latent_consistency, **CALL),

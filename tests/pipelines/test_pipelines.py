@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from scripts.pipelines_table import JSON
 from tests.pipelines import NOT_HERE, PIPELINES, run
 from tests.shared import SHARED
 
@@ -39,6 +40,8 @@ def test_an_entry_has_three_different_samples(name: str) -> None:
 def test_every_pipeline_that_was_studied_is_here() -> None:
     if not STUDIED.is_file():
         pytest.skip("the study of recorded calls is not on this machine")
-    studied = {entry["pipeline"].removesuffix("Pipeline") for entry in json.loads(STUDIED.read_text())}
-    here = {type(tiny.build()).__name__.removesuffix("Pipeline") for tiny in PIPELINES.values()}
-    assert studied - here == {name.removesuffix("Pipeline") for name in NOT_HERE}
+    studied, table = (json.loads(path.read_text(encoding="utf-8")) for path in (STUDIED, JSON))
+    here = {entry["pipeline"].removesuffix("Pipeline") for entry in table.values()}
+    assert {entry["pipeline"].removesuffix("Pipeline") for entry in studied} - here == {
+        name.removesuffix("Pipeline") for name in NOT_HERE
+    }

@@ -10,9 +10,9 @@ from tests.pipelines.encoders import language
 from tests.pipelines.words import tokenizer
 
 
-def z_image() -> Any:
+def z_image(cls: str = "ZImagePipeline") -> Any:
     return assemble(
-        "ZImagePipeline",
+        cls,
         scheduler=flow(shift=3.0),
         vae=shifted(channels=5),
         text_encoder=language("Qwen3Model", "Qwen3Config"),

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from torch import Tensor
 
 from pruning.calibration import calibrate
 from pruning.data import sample_generator
-from pruning.data.batches import NoisedBatches
+from pruning.data.batches import NoisedBatches, bucket_edges
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.recording import RecordedCalls, record, recorded_batches
-from pruning.recording.batches import renoised
+from pruning.recording.batches import bucket_of, renoised
 from pruning.recording.cutting import points_of
 from pruning.recording.decoding import DECODING, Decoding
-from pruning.recording.images import ImageCalls, bucket_edges, noised_images
+from pruning.recording.images import ImageCalls, noised_images
 from pruning.recording.trees import decoded, encoded
 from pruning.recovery import recover_recorded
 from pruning.settings import Recover
@@ -199,7 +201,14 @@ def test_noised_images_come_once_in_every_bucket_whatever_the_batch(tmp_path: Pa
     assert len(by_row[0]) == whole.rows
     for key, target in by_row[0].items():
         torch.testing.assert_close(target, by_row[1][key])
-    assert bucket_edges(5, 2) == [(2, 5), (0, 2)]
+
+
+def test_a_row_is_in_the_bucket_whose_edges_hold_its_position(flux: tuple[Any, RecordedCalls]):
+    row = flux[1].rows[0]
+    for steps, buckets in ((5, 2), (20, 8), (7, 7)):
+        parts = enumerate(pairwise(bucket_edges(steps, buckets)))
+        of_step = {steps - 1 - place: part for part, edges in parts for place in range(*edges)}
+        assert of_step == {step: bucket_of(replace(row, step=step), steps, buckets) for step in range(steps)}
 
 
 def test_statistics_come_from_recorded_points_and_say_what_they_lack(flux: tuple[Any, RecordedCalls]):
