@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pruning.errors import PruningError
 from pruning.files import read_json
-from pruning.models.sources import local_folder, near_name
+from pruning.models.sources import local_folder, near_name, resolve_source
 
 MEND = "mend it, or get the model again"
 
@@ -35,6 +35,16 @@ def fetch_json(source: str, folder: str | None, name: str, revision: str | None)
             return None
         raise _unfetched(missing, error) from error
     return read_json(Path(path), MEND)
+
+
+def pipeline_index(source: str | Path, revision: str | None = None) -> dict[str, Any] | None:
+    """Return the ``model_index.json`` of a source; None where the source is no pipeline.
+
+    Raises:
+        PruningError: As `fetch_json` does.
+    """
+    resolved = resolve_source(source)
+    return None if Path(resolved).is_file() else fetch_json(resolved, None, "model_index.json", revision)
 
 
 def ask_hub(
