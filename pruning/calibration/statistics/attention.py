@@ -26,9 +26,7 @@ register(
 )
 register(
     "relative_mass",
-    Observer(
-        Attention(), lambda one: relative_mass(one.sums).mean(1), lambda at: (at.keys,), by="bucket"
-    ),
+    Observer(Attention(), lambda one: relative_mass(one.sums).mean(1), lambda at: (at.keys,), by="bucket"),
 )
 register(
     "sink_indicator", Observer(Attention(), lambda one: one.indicator, lambda at: (at.keys,), by="bucket")
