@@ -12,6 +12,9 @@ from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find
+from pruning.calibration.attention.sites import is_attention
+from pruning.calibration.observer import ALWAYS, STATISTICS
+from pruning.calibration.seeing import Attention
 from pruning.data import Conditioner, ImageData, check_classes, num_train_timesteps
 from pruning.data.batches import check_buckets
 from pruning.data.prompts import place_of
@@ -141,6 +144,23 @@ def check_model(run: Run) -> None:
         make_plan(run, None, smaller_forms.assumed(run, 0))
     with named("score.criterion"):
         check_kinds(run.recipe.score.criterion, run.groups)
+        _check_attention(run)
+
+
+def _check_attention(run: Run) -> None:
+    """Check that the heads of a criterion that reads attention weights have any: linear attention forms none."""
+    heads = [group for group in run.groups if group.kind == "attention_heads"]
+    criterion = run.recipe.score.criterion
+    if not any(
+        isinstance(STATISTICS[name].sees, Attention) for name in needs_of(criterion, heads) - {ALWAYS}
+    ):
+        return
+    if without := [group for group in heads if not is_attention(run.meta.get_submodule(group.module))]:
+        raise PruningError(
+            f"{criterion!r} reads attention weights, and the linear attention {without[0].module!r} forms none "
+            f"({len(without)} of {len(heads)} groups of heads); choose another criterion, or leave attention_heads out "
+            "of prune.kinds"
+        )
 
 
 def check_device(run: Run) -> None:
