@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data.noise import PREDICTIONS, prediction_type
-from pruning.errors import PruningError
+from pruning.errors import PruningError, failing
 from pruning.models.outputs import with_tuple
 from pruning.recording.axes import EACH, Axes, compared, guessed, joined
 from pruning.recording.calls import Denoiser, form_of
@@ -55,9 +55,10 @@ def learn(runs: Runs) -> Lesson:
     """Learn what the batch of each denoiser is and what its answers mean.
 
     Raises:
-        PruningError: If no model runs between the steps of the scheduler.
+        PruningError: If the pipeline refuses its arguments, or no model runs between the steps of the scheduler.
     """
-    steps = runs.run(0, outputs=True)
+    with failing(runs.name, {**runs.shared, **runs.inputs[0]}):
+        steps = runs.run(0, outputs=True)
     if not steps:
         raise PruningError(
             f"{runs.name}: no model ran before a step of its scheduler, so there is nothing to record"

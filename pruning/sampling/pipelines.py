@@ -18,7 +18,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from pruning.errors import PruningError, shown
+from pruning.errors import PruningError, failing
 from pruning.sampling.arguments import as_taken, call_parameters, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
@@ -149,16 +149,9 @@ def _draw(
     call = pipeline_call(pipeline, inputs, sample_ids, seed, arguments)
     name, count = type(pipeline).__name__, len(inputs)
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
-    try:
-        with _as_it_was(pipeline, sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()):
-            output = pipeline(**call)
-    except PruningError:
-        raise
-    except Exception as error:  # each pipeline has its own checks
-        reason = str(error).strip().partition("\n")[0]
-        raise PruningError(
-            f"{name} fails with {shown(given, 200)}: {type(error).__name__}: {reason}"
-        ) from error
+    first = sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()
+    with failing(name, given), _as_it_was(pipeline, first):
+        output = pipeline(**call)
     return _in_layout(output, count, name)
 
 
