@@ -66,5 +66,5 @@ def ask_hub(
 def _unfetched(missing: str, error: Exception) -> PruningError:
     return PruningError(
         f"{missing}, and as a hub id it cannot be fetched: {type(error).__name__}: {error}; check the spelling, or "
-        "the network"
+        "the network (without one, name a folder that is here)"
     )

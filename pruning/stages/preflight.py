@@ -126,12 +126,12 @@ def check_features(run: Run) -> None:
 
 
 def check_local_splits(run: Run) -> None:
-    """Check that the splits exist, if the data are here."""
+    """Check that the splits exist, and that there are images where some are asked for, if the data are here."""
     data = run.recipe.data
     path = place_of(data.source)
     if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
-        for split in (data.split, data.eval_split):
-            run.open_images(split) if run.has_images else run.prompts(split)
+        for split, of_images in zip((data.split, data.eval_split), image_splits(run, STAGES), strict=True):
+            run.open_images(split) if of_images or run.has_images else run.prompts(split)
 
 
 def check_model(run: Run) -> None:

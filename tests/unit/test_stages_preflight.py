@@ -160,6 +160,17 @@ def test_a_dry_run_looks_for_the_splits_of_data_that_are_here(recipe, caplog):
     assert not caplog.records, "the hub is not asked"
 
 
+def test_a_dry_run_says_that_prompts_are_no_images(recipe, tmp_path, caplog):
+    (tmp_path / "prompts.txt").write_text("\n".join("abcdefghijk"))
+    prompts = change(recipe, data__source=str(tmp_path / "prompts.txt"), calibrate__provider="sampling")
+    dry_run(Run(change(prompts, evaluate__metrics=["consistency", "denoising"])))
+    assert not caplog.records
+    dry_run(
+        Run(change(prompts, evaluate__metrics=["fid"], evaluate__features="bundled:models/digits-classifier"))
+    )
+    assert "images are asked for, and it is text" in caplog.text
+
+
 def test_a_dry_run_says_that_inception_will_be_downloaded(recipe, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
