@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,20 @@ def shown(value: Any, most: int = 60) -> str:
     except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
         return f"a value of type {type(value).__name__} too large to show"
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+@contextmanager
+def failing(name: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Let what goes wrong in the call of a foreign `name` say what it was given; it becomes a PruningError."""
+    try:
+        yield
+    except PruningError:
+        raise
+    except Exception as error:  # what is not ours has its own checks
+        reason = str(error).strip().partition("\n")[0]
+        raise PruningError(
+            f"{name} fails with {shown(dict(given), 200)}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 @contextmanager

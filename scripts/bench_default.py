@@ -29,10 +29,10 @@ from bench_calibration import conclude, peak_bytes
 
 from pruning.calibration import calibrate
 from pruning.calibration.attention.capture import AttentionCapture
-from pruning.data import Conditioner, noised_batches, open_images
 from pruning.groups import find_groups
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
-from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source, sample_shape
+from pruning.interface import noised_batches
+from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source
 from pruning.settings import Score
 from pruning.stages.calibration import DRAWN
 from pruning.surgery import compensation_needs
@@ -59,16 +59,13 @@ class Subject:
         folder = resolve_source(f"bundled:models/{name}")
         self.model: Any = load_denoiser(folder)
         self.groups = find_groups(self.model, KINDS)
-        channels, size, _ = sample_shape(self.model)
-        data = open_images("digits", split="train", channels=channels, resolution=size)
         made = noised_batches(
-            data,
-            Conditioner(self.model, None),
+            self.model,
             load_scheduler(folder),
-            indices=range(samples),
+            "digits",
+            samples=samples,
             batch_size=min(BATCH, samples),
             timestep_buckets=BUCKETS,
-            seed=0,
         )
         self.batches = list(made)
         self.source = replace(made, make=lambda: self.batches)

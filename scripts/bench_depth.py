@@ -34,10 +34,10 @@ from eval.types import Context
 from eval.types import Subject as Judged
 from pruning.allocation import CostModel, allocate, choose_blocks
 from pruning.calibration import OutputChange, calibrate
-from pruning.data import NoisedBatch, NoisedBatches, noised_batches, open_images
-from pruning.data.conditioning import Conditioner
+from pruning.data import NoisedBatch, NoisedBatches, open_images
 from pruning.groups import find_groups
 from pruning.importance import needs_of, score, single_changes
+from pruning.interface import noised_batches
 from pruning.models import denoise, example_call, load_denoiser, load_scheduler, resolve_source, sample_shape
 from pruning.settings import Depth, Prune, Target
 from pruning.surgery import apply_plan
@@ -76,10 +76,10 @@ def digits(name: str, source: str, args: argparse.Namespace) -> Bench:
     def batches(split: str, count: int, seed: int) -> NoisedBatches:
         data = open_images("digits", split=split, channels=channels, resolution=size)
         made = noised_batches(
-            data,
-            Conditioner(model, None),
+            model,
             load_scheduler(folder),
-            indices=range(min(count, len(data))),
+            data,
+            samples=min(count, len(data)),
             batch_size=BATCH,
             timestep_buckets=BUCKETS,
             seed=seed,

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from eval.intervals import ratio_interval
 from pruning.calibration import calibrate
-from pruning.data import Conditioner, NoisedBatches, noised_batches, open_images
+from pruning.data import NoisedBatches
 from pruning.groups import find_groups
 from pruning.groups.modulation import modulation_layers
-from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source, sample_shape
+from pruning.interface import image_calls
+from pruning.models import denoise, load_denoiser, load_scheduler, resolve_source
+from pruning.recording.images import noised_images
 from pruning.stages.outlook import outlook
 from pruning.surgery import RANK_NEEDS, apply_plan, choose_ranks, take_low_rank
 from pruning.types import PruningPlan
@@ -51,16 +53,15 @@ class Digits:
 
     def shown(self, split: str, first: int = 0, *, conditional: bool = True) -> NoisedBatches:
         """Return digits of a split from `first` on."""
-        channels, size, _ = sample_shape(self.model)
-        return noised_batches(
-            open_images("digits", split=split, channels=channels, resolution=size),
-            Conditioner(self.model, None),
+        source = image_calls(
+            self.model,
             load_scheduler(self.folder),
-            indices=range(first, first + self.samples),
-            batch_size=64,
-            timestep_buckets=BUCKETS,
-            seed=first,
-            conditional=conditional,
+            "digits",
+            split=split,
+            images=range(first, first + self.samples),
+        )
+        return noised_images(
+            source, batch_size=64, timestep_buckets=BUCKETS, seed=first, conditional=conditional
         )
 
     def both(self, split: str, first: int = 0) -> NoisedBatches:

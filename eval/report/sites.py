@@ -24,6 +24,7 @@ class Site:
         sink_mass: Share of a head's attention on sink keys, ``(T, H)`` in [0, 1].
         key_mass: Attention mass by key, mean over heads, ``(T, M)``; a row sums to one.
         indicator: Soft sink indicator ``(T, M)`` in [0, 1].
+        relative: Key mass in units of the uniform share, which masked keys have no part in, ``(T, M)``; None: none is.
         threshold: Relative mass that makes a key a sink, rho of docs/scores.md section 2; None if the mode has none.
     """
 
@@ -32,12 +33,13 @@ class Site:
     sink_mass: NDArray[np.float64]
     key_mass: NDArray[np.float64]
     indicator: NDArray[np.float64]
+    relative: NDArray[np.float64] | None = None
     threshold: float | None = None
 
     @property
     def relative_mass(self) -> NDArray[np.float64]:
-        """Key mass in units of the uniform share, ``r = M * m``, ``(T, M)``; 1 is uniform."""
-        return self.key_mass * self.key_mass.shape[1]
+        """Key mass in units of the uniform share, ``(T, M)``, ``r = M * m`` where no key is masked; 1 is uniform."""
+        return self.key_mass * self.key_mass.shape[1] if self.relative is None else self.relative
 
     @property
     def sinks(self) -> NDArray[np.bool_]:
@@ -72,8 +74,10 @@ def read_sites(run: RunData) -> list[Site]:
     tensors = run.tensors(run.data["sinks"])
     detection, sites = run.entry("sink_detection"), []
     for site in run.data["sink_sites"]:
-        module, rho = site["module"], detection.get("rho") or math.sqrt(site["keys"])
-        found = (tensors[f"{module}/{n}"].astype(float) for n in ("sink_mass", "key_mass", "sink_indicator"))
+        module = site["module"]
+        names = ("sink_mass", "key_mass", "sink_indicator", "relative_mass")
+        found = [tensors[f"{module}/{name}"].astype(float) for name in names if f"{module}/{name}" in tensors]
+        rho = detection.get("rho") or math.sqrt(site.get("visible", site["keys"]))
         threshold = rho if detection.get("mode") == "ratio" else None
         sites.append(Site(module, site["grid"], *found, threshold=threshold))
     return sites

@@ -72,7 +72,8 @@ def contributions(model: nn.Module, units: Sequence[Unit], batches: NoisedBatche
     times = seen.meta["samples"]
     if times != [1] * len(times):
         raise PruningError(
-            f"contributions are those of one sample at every timestep bucket, but the batches show {times} samples"
+            "contributions are those of one sample at every timestep bucket, and the batches show "
+            f"{', '.join(f'{count:g}' for count in times)}; guidance, for one, asks the model twice"
         )
     return [_contribution(unit, seen.get(unit.group.consumer_key, "rows")) for unit in units]
 

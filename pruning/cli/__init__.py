@@ -36,7 +36,7 @@ Make diffusion models slimmer: sink-aware structured pruning for diffusers.
   sinkprune cp quickstart my.yaml                    a recipe of your own
   sinkprune run my.yaml prune.target.macs=0.6        any value can be overridden
   sinkprune report runs/*                            compare runs
-  sinkprune record my.yaml                           what it asks of its denoiser, on disk
+  sinkprune record my.yaml                           what its pipeline asks of its denoiser, on disk
 
 `run` does all stages, from calibrate to report; each stage is also a command, which does it and what it needs.
 """
@@ -77,7 +77,7 @@ are arguments of its own call. How large the recording will be is said before it
 where it was. `sinkprune show FOLDER` says what it holds.
 
   sinkprune record my.yaml
-  sinkprune record stabilityai/sdxl --prompts texts.txt --out calls num_inference_steps=20 guidance_scale=5
+  sinkprune record PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --prompts texts.txt --out calls num_inference_steps=20
 """
 SHOW = """\
 Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), recorded calls, or all values of
@@ -230,7 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
     diff = add("diff", "two recipes or two runs", DIFF)
     diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
     diff.add_argument("right", metavar="RIGHT", help="another")
-    listing = add("ls", "recipes, criteria, runs", LS)
+    listing = add("ls", "recipes, criteria, runs, settings and more", LS)
     what = ("recipes", "criteria", "kinds", "metrics", "results", "runs", "settings")
     listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
     listing.add_argument(

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Run the stages of a recipe up to the one that is asked for, or show what that would do."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
-        found = lean(lambda: _dry_run(recipe, console.progress))
+        found = _dry_run(recipe, console.progress)
         return Outcome(found, tables.dry_run(found))
     from pruning.stages import Run, run_stages
 
@@ -48,9 +48,16 @@ def run(arguments: argparse.Namespace, console: Console) -> Outcome:
 
 
 def _dry_run(recipe: Recipe, progress: bool) -> dict[str, Any]:
-    from pruning.stages import Run, dry_run
+    from pruning.models.hub import pipeline_index
 
-    return dry_run(Run(recipe, progress=progress))
+    def look() -> dict[str, Any]:
+        from pruning.stages import Run, dry_run
+
+        return dry_run(Run(recipe, progress=progress))
+
+    # The arguments of a pipeline are checked by its class, which diffusers has only with all that it can import.
+    whole = pipeline_index(recipe.model.source, recipe.model.revision) is not None
+    return look() if whole else lean(look)
 
 
 def plan(arguments: argparse.Namespace, console: Console) -> Outcome:

@@ -30,8 +30,9 @@ looked: list[bool] = []
 def lean(look: Callable[[], Answer]) -> Answer:
     """Return what `look` returns, which imports diffusers and looks at the structure of a model.
 
-    It is for a process that does nothing else: diffusers then believes until the end that `HIDDEN` are not installed.
-    If `look` does need what is left out, it is called again with everything there.
+    It is for a process that does nothing else: diffusers then believes until the end that `HIDDEN` are not installed,
+    and has no pipelines that need them. If an import in `look` fails by what is left out, it is called again with
+    everything there.
     """
     looked.append(True)
     if "diffusers" not in sys.modules:

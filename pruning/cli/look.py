@@ -136,7 +136,8 @@ def diff(arguments: argparse.Namespace, console: Console) -> Outcome:
     if len(summaries) == 2:
         keys = [key for key, value in summaries[0].items() if not isinstance(value, (dict, list))]
         figures = [(key, *(s.get(key) for s in summaries)) for key in keys]
-        rows = [(key.replace("_", " "), text_of(a, key), text_of(b, key)) for key, a, b in figures]
+        known = [(key, a, b) for key, a, b in figures if (a, b) != (None, None)]
+        rows = [(key.replace("_", " "), text_of(a, key), text_of(b, key)) for key, a, b in known]
         drawn.append(table(("figure", *sides), rows))
         data["figures"] = {key: [a, b] for key, a, b in figures}
     return Outcome(data, drawn)

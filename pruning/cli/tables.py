@@ -115,7 +115,7 @@ def _kinds(
         shown["would go"] = [f"{row['removed']:,}" for row in rows]
         if any(row["asked_ratio"] is not None for row in rows):
             shown["asked"] = [percent(row["asked_ratio"]) for row in rows]
-        shown["got"] = [percent(row["got_ratio"]) for row in rows]
+        shown["got" if "asked" in shown else "share"] = [percent(row["got_ratio"]) for row in rows]
     return table(tuple(shown), list(zip(*shown.values(), strict=True)), title, caption)
 
 

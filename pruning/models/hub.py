@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from pruning.errors import PruningError
 from pruning.files import read_json
-from pruning.models.sources import local_folder, near_name
+from pruning.models.sources import local_folder, near_name, resolve_source
 
 MEND = "mend it, or get the model again"
 
@@ -37,6 +37,16 @@ def fetch_json(source: str, folder: str | None, name: str, revision: str | None)
     return read_json(Path(path), MEND)
 
 
+def pipeline_index(source: str | Path, revision: str | None = None) -> dict[str, Any] | None:
+    """Return the ``model_index.json`` of a source; None where the source is no pipeline.
+
+    Raises:
+        PruningError: As `fetch_json` does.
+    """
+    resolved = resolve_source(source)
+    return None if Path(resolved).is_file() else fetch_json(resolved, None, "model_index.json", revision)
+
+
 def ask_hub(
     missing: str, source: str, file: str = "README.md", *, revision: str | None = None, kind: str = "model"
 ) -> None:
@@ -56,5 +66,5 @@ def ask_hub(
 def _unfetched(missing: str, error: Exception) -> PruningError:
     return PruningError(
         f"{missing}, and as a hub id it cannot be fetched: {type(error).__name__}: {error}; check the spelling, or "
-        "the network"
+        "the network (without one, name a folder that is here)"
     )

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from pruning.errors import PruningError
 from pruning.files import read_json
-from pruning.models.hub import MEND, fetch_json
+from pruning.models.hub import MEND, fetch_json, pipeline_index
 from pruning.models.schedulers import build_scheduler
 from pruning.models.sources import DENOISER_FOLDERS, resolve_source
 from pruning.models.weights import weight_names, weights_fault
@@ -143,18 +143,14 @@ def pipeline_class(source: str | Path, *, revision: str | None = None) -> type[D
 
     A class that is not of diffusers is a PruningError.
     """
-    resolved = resolve_source(source)
-    if Path(resolved).is_file():
-        return None
-    index = fetch_json(resolved, None, "model_index.json", revision)
-    return None if index is None else _class_of(index, resolved, DiffusionPipeline)
+    index = pipeline_index(source, revision)
+    return None if index is None else _class_of(index, resolve_source(source), DiffusionPipeline)
 
 
 def pipeline_parts(source: str | Path, *, revision: str | None = None) -> list[str]:
     """Return the names of the parts of the pipeline at a source, read from its index alone; none of another source."""
-    resolved = resolve_source(source)
-    index = None if Path(resolved).is_file() else fetch_json(resolved, None, "model_index.json", revision)
-    return [name for name, entry in (index or {}).items() if isinstance(entry, list)]
+    index = pipeline_index(source, revision) or {}
+    return [name for name, entry in index.items() if isinstance(entry, list)]
 
 
 def denoiser_name(parts: Collection[str], subfolder: str | None = None) -> str | None:

@@ -7,14 +7,12 @@ import copy
 import functools
 import inspect
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from pruning.errors import PruningError, shown
 
 
 @functools.cache
@@ -108,17 +106,3 @@ def as_it_was(pipeline: Any, seed: int) -> Iterator[None]:
         for module, processor in processors:
             if module.processor is not processor:
                 module.processor = processor
-
-
-@contextlib.contextmanager
-def asked(pipeline: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what a pipeline raises into a PruningError that says what it was called with; each has its own checks."""
-    try:
-        yield
-    except PruningError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise PruningError(
-            f"{type(pipeline).__name__} fails with {shown(dict(arguments), 200)}: {type(error).__name__}: {reason}"
-        ) from error

@@ -56,7 +56,7 @@ def learn(runs: Runs) -> Lesson:
     """Learn what the batch of each denoiser is and what its answers mean.
 
     Raises:
-        PruningError: If no model runs between the steps of the scheduler.
+        PruningError: If the pipeline refuses its arguments, or no model runs between the steps of the scheduler.
     """
     steps = runs.run(0, Watch(outputs=True, answer=_Repeated()))
     if not steps:

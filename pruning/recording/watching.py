@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import PruningError
-from pruning.models.pipelines import as_it_was, asked, call_parameters, modules_of, schedulers_of
+from pruning.errors import PruningError, failing
+from pruning.models.pipelines import as_it_was, call_parameters, modules_of, schedulers_of
 from pruning.recording.trees import arguments_of_call, copied, on_device
 
 End = Callable[[int, int, Tensor], Tensor]
@@ -118,7 +118,10 @@ def run_once(
     given, notes = dict(arguments), _Notes(watch)
     if "generator" in call_parameters(type(pipeline)):
         given["generator"] = generators[0] if len(generators) == 1 else list(generators)
-    kept, said = as_it_was(pipeline, generators[0].initial_seed()), asked(pipeline, arguments)
+    kept, said = (
+        as_it_was(pipeline, generators[0].initial_seed()),
+        failing(type(pipeline).__name__, arguments),
+    )
     with torch.no_grad(), kept, notes.taken(pipeline), contextlib.suppress(_Enough), said:
         result = pipeline(**given)
         if watch.returned is not None:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.errors import PruningError
-from pruning.models.pipelines import as_it_was, asked, call_parameters, weights_of
+from pruning.errors import PruningError, failing
+from pruning.models.pipelines import as_it_was, call_parameters, weights_of
 from pruning.sampling.arguments import as_taken, shortened
 from pruning.sampling.pixels import PixelPipeline
 from pruning.sampling.steps import in_batches, sample_generators
@@ -149,7 +149,7 @@ def _draw(
     given = {key: value for key, value in call.items() if key not in ("generator", "latents")}
     seeded = sample_generators(torch.as_tensor(sample_ids[:1]), seed)[0].initial_seed()
     is_ours = isinstance(pipeline, PixelPipeline)  # it changes nothing, and calls may run side by side
-    with asked(pipeline, given), nullcontext() if is_ours else as_it_was(pipeline, seeded):
+    with failing(type(pipeline).__name__, given), nullcontext() if is_ours else as_it_was(pipeline, seeded):
         output = pipeline(**call)
     return _in_layout(output, len(inputs), type(pipeline).__name__)
 

@@ -32,7 +32,7 @@ from pruning.types import CalibrationStats, PrunableGroup
 logger = logging.getLogger(__name__)
 
 FIRST_PASS = "first_pass.safetensors"
-DRAWN = frozenset({"key_mass", "sink_indicator"})
+DRAWN = frozenset({"key_mass", "relative_mass", "sink_indicator", "visible_keys"})
 """What the report draws beside `DIAGNOSTIC_NEEDS`."""
 
 SHOWN = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pruning.calibration.observer import ALWAYS
+from pruning.calibration.observer import ALWAYS, STATISTICS
+from pruning.calibration.seeing import Attention
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.moments import Weights
@@ -20,6 +21,7 @@ MAX_WIDTH = 1024
 """Widest consumer input P for which greedy criteria other than the run's own are computed: about a second per group."""
 
 NOT_GATHERED = "the run did not gather its statistics"
+UNSEEN = "the attention of some layers cannot be seen"
 NO_WEIGHTS = "the run did not gather its token weights"
 TOO_SLOW = f"greedy, so left out above {MAX_WIDTH:,} inputs of a layer"
 ONLY = "for whole {} only"
@@ -87,6 +89,10 @@ def reason_against(
         return ONLY.format(entry.only)
     if needs - set(stats.meta.get("needs", [])):
         return NOT_GATHERED
+    heads = [group for group in groups if group.kind == "attention_heads"]
+    of_attention = [need for need in needs if isinstance(STATISTICS[need].sees, Attention)]
+    if not all(stats.of(group).has(group.name, need) for group in heads for need in of_attention):
+        return UNSEEN
     if entry.weighting not in ("off", *stats.meta.get("variants", [])):
         return NO_WEIGHTS
     greedy = [group for group in groups if GREEDY in needs_of(name, [group])]

@@ -63,6 +63,10 @@ def write_folding(run: Run, rows: Sequence[Mapping[str, Any]], path: Path) -> di
     if not chosen:
         joint = "Joint attention has two outputs to fold into, so no head is drawn."
         return {"note": "No head carries output, so none is drawn." if single else joint}
+    if not is_known(run.meta):
+        return {
+            "note": "No head is drawn, for where in the image a token lies is not known of this class of model."
+        }
     try:
         return _look(run, [(row, groups[row["group"]]) for row in chosen], path)
     except PruningError as error:  # a picture must not cost the run its report

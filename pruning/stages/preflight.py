@@ -12,6 +12,9 @@ from eval.features import inception_is_here, load_features
 from eval.run import check_metrics, fewest_images
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find
+from pruning.calibration.attention.sites import is_attention
+from pruning.calibration.observer import ALWAYS, STATISTICS
+from pruning.calibration.seeing import Attention
 from pruning.data import ImageData, check_classes
 from pruning.data.batches import check_buckets
 from pruning.data.prompts import place_of
@@ -132,12 +135,12 @@ def check_features(run: Run) -> None:
 
 
 def check_local_splits(run: Run) -> None:
-    """Check that the splits exist, if the data are here."""
+    """Check that the splits exist, and that there are images where some are asked for, if the data are here."""
     data = run.recipe.data
     path = place_of(data.source)
     if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
-        for split in (data.split, data.eval_split):
-            run.open_images(split) if run.has_images else run.prompts(split)
+        for split, of_images in zip((data.split, data.eval_split), image_splits(run, STAGES), strict=True):
+            run.open_images(split) if of_images or run.has_images else run.prompts(split)
 
 
 def check_model(run: Run) -> None:
@@ -150,6 +153,23 @@ def check_model(run: Run) -> None:
         make_plan(run, None, smaller_forms.assumed(run, 0))
     with named("score.criterion"):
         check_kinds(run.recipe.score.criterion, run.groups)
+        _check_attention(run)
+
+
+def _check_attention(run: Run) -> None:
+    """Check that the heads of a criterion that reads attention weights have any: linear attention forms none."""
+    heads = [group for group in run.groups if group.kind == "attention_heads"]
+    criterion = run.recipe.score.criterion
+    if not any(
+        isinstance(STATISTICS[name].sees, Attention) for name in needs_of(criterion, heads) - {ALWAYS}
+    ):
+        return
+    if without := [group for group in heads if not is_attention(run.meta.get_submodule(group.module))]:
+        raise PruningError(
+            f"{criterion!r} reads attention weights, and the linear attention {without[0].module!r} forms none "
+            f"({len(without)} of {len(heads)} groups of heads); choose another criterion, or leave attention_heads out "
+            "of prune.kinds"
+        )
 
 
 def check_device(run: Run) -> None:

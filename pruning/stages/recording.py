@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from pruning import models
-from pruning.data.prompts import ALL, is_text, open_prompts
+from pruning.data.prompts import ALL, is_text, open_prompts, place_of
 from pruning.errors import PruningError, shown
+from pruning.models.sources import near_name
 from pruning.recording import RecordedCalls, record
 from pruning.sampling import PixelPipeline, check_arguments
 from pruning.stages.preflight import preflight, usable_device
@@ -132,6 +133,8 @@ def _inputs(
 def _each(name: str, value: Any) -> list[dict[str, Any]]:
     if name == "class_labels":
         return [{name: [label]} for label in value]
+    if not place_of(value).exists():
+        raise PruningError(f"--prompts: there is no file {shown(value)}{near_name(place_of(value))}")
     if not is_text(value):
         raise PruningError(
             f"--prompts: {shown(value)} is no text file; give one that ends in .txt, a prompt a line"

@@ -86,7 +86,7 @@ def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:
 
     def show(info: recovery.RecoveryProgress) -> None:
         losses.append(info.loss)
-        more = f"loss {fmean(losses):.4f}, {info.images_per_second:.0f} images/s"
+        more = f"loss {fmean(losses):#.3g}, {info.images_per_second:.0f} images/s"
         run.bars("training", info.step, info.steps, more)
 
     return show

@@ -31,6 +31,8 @@ from pruning.stages.smaller_forms import REPORT as SMALLER_FORMS
 from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.types import CalibrationStats
 
+SITE = ("sink_mass", "key_mass", "sink_indicator", "relative_mass", "visible_keys")
+"""What is drawn of an attention module: by timestep bucket T, and by head H or key M of it."""
 HEAD_BOUNDS = {"high_mass": HIGH_MASS, "low_fluctuation": LOW_FLUCTUATION}
 DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors", "report.html"
 
@@ -122,21 +124,23 @@ def _write_sinks(run: Run, path: Path) -> list[dict[str, Any]]:
         found = _site(run.stats, module)
         if not found:
             continue
+        visible = float(found.pop("visible_keys").mean())
         tensors |= {f"{module}/{name}": value.contiguous() for name, value in found.items()}
         heads, keys = found["sink_mass"].shape[1], found["key_mass"].shape[1]
         of_text = getattr(run.meta.get_submodule(module), "is_cross_attention", False)
         grid = None if of_text else image_grid(run, keys)
-        sites.append({"module": module, "heads": heads, "keys": keys, "grid": grid})
+        sites.append({"module": module, "heads": heads, "keys": keys, "visible": visible, "grid": grid})
     if tensors:
         save_file(tensors, str(path))
     return sites
 
 
 def _site(stats: CalibrationStats, module: str) -> dict[str, Tensor]:
-    """Return sink mass by head and key mass by key, (T, H) and (T, M), and the indicator (T, M); empty without them."""
-    if not all(stats.has(module, name) for name in ("sink_mass", "key_mass", "sink_indicator", "samples")):
+    """Return what `SITE` names of a module as means over samples, `key_mass` over heads as well, or nothing."""
+    if not all(stats.has(module, name) for name in (*SITE, "samples")):
         return {}
-    found = {name: stats.get(module, name) for name in ("sink_mass", "key_mass", "sink_indicator")}
+    found = {name: stats.get(module, name) for name in SITE}
     found["key_mass"] = found["key_mass"].mean(1)
+    found["visible_keys"] = found["visible_keys"][:, None]
     samples = stats.get(module, "samples").clamp(min=1)[:, None]
     return {name: (value / samples).to(torch.float32) for name, value in found.items()}

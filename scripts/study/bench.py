@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from pruning.allocation import allocate
 from pruning.calibration import calibrate
-from pruning.data import Conditioner, NoisedBatch, NoisedBatches, noised_batches
+from pruning.data import NoisedBatch, NoisedBatches
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
+from pruning.recording.images import ImageCalls, noised_images
 from pruning.selection import block_by_block
 from pruning.settings import Calibrate, Prune, SinkWeights, Target
+from pruning.stages.imaging import image_calls
 from pruning.stages.run import Run
 from pruning.surgery import apply_plan, compensate, compensation_needs
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores, config_hash
@@ -85,20 +87,13 @@ class Bench:
 
     def batches(self, split: str, rows: Sequence[int], seed: int, batch_size: int = 128) -> NoisedBatches:
         """Return images of a split, noised to every timestep bucket."""
-        return noised_batches(
-            self.run.images(split),
-            self.conditioner,
-            self.run.scheduler,
-            indices=rows,
-            batch_size=batch_size,
-            timestep_buckets=BUCKETS,
-            seed=seed,
+        return noised_images(
+            self.shown(split, rows), batch_size=batch_size, timestep_buckets=BUCKETS, seed=seed
         )
 
-    @cached_property
-    def conditioner(self) -> Any:
-        """Turns images, labels and captions into what the model is called with."""
-        return Conditioner(self.dense, self.run.pipeline)
+    def shown(self, split: str, rows: Sequence[int]) -> ImageCalls:
+        """Return images of a split as the model's pipeline would show them to it."""
+        return image_calls(self.run, split, rows)
 
     def calibrate(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from eval.features import load_features
 from eval.fid import frechet_distance
 from pruning.models import resolve_source
-from pruning.recovery import recover
+from pruning.recovery import recover_images
 from pruning.sampling import sample, to_uint8
 from pruning.settings import Recover
 from pruning.stages.sampling import labels_of
@@ -35,12 +35,10 @@ def measure_recovery(bench: Bench, store: Store, cell: Cell) -> None:
     stats = bench.calibrate(cell.seed, needs, variants, weights, draw=cell.draw)
     model, plan = bench.prune(cell, stats)
     before = frechet(bench, model)
-    recover(
+    recover_images(
         model,
         bench.dense,
-        bench.run.images("train"),
-        bench.conditioner,
-        bench.run.scheduler,
+        bench.shown("train", range(len(bench.run.images("train")))),
         SETTINGS,
         seed=cell.seed,
         device="cpu",

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import calibrate
-from pruning.data import Conditioner, ImageData, noised_batches
+from pruning.data import ImageData
 from pruning.groups import find_groups
+from pruning.interface import image_calls
 from pruning.models import denoise
+from pruning.recording.images import noised_images
 
 SINK_MASS = 0.3
 """A head has a sink where its largest key holds more mass than this (docs/studies/sink-awareness.md)."""
@@ -45,15 +47,8 @@ def step_zero(
     """
     rows = torch.linspace(0, len(data) - 1, min(samples, len(data))).long()
 
-    batches = noised_batches(
-        data,
-        Conditioner(model, pipeline),
-        scheduler,
-        indices=rows,
-        batch_size=32,
-        timestep_buckets=buckets,
-        seed=seed,
-    )
+    source = image_calls(model, scheduler, data, images=rows.tolist(), pipeline=pipeline)
+    batches = noised_images(source, batch_size=32, timestep_buckets=buckets, seed=seed)
     with torch.no_grad():
         errors = [
             (denoise(model, b.call) - cast(Tensor, b.target)).square().double().mean((1, 2, 3))

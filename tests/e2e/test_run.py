@@ -34,7 +34,8 @@ from pruning.cli import main
 from pruning.errors import PruningError
 from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import load_recipe
-from pruning.stages import Run, imaging, run_recipe
+from pruning.recording import conditions
+from pruning.stages import Run, run_recipe
 from pruning.store import Store
 from tests.models import dit, unet2d
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
@@ -551,6 +552,10 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["prune.target.macs"] == [0.75, 0.85]
     assert found["figures"]["macs_ratio"][0] < found["figures"]["macs_ratio"][1]
+    assert main(["diff", "runs/tiny", "runs/third"]) == 0
+    assert "frechet pruned" in capsys.readouterr().out
+    assert main(["diff", "runs/third", "runs/third"]) == 0
+    assert "frechet pruned" not in capsys.readouterr().out, "neither run knows it"
     assert main(["run", "runs/tiny", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["basis"] == "scores"
 

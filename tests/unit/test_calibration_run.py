@@ -64,6 +64,8 @@ def test_shapes_are_as_documented() -> None:
         "key_mass": (BUCKETS, 4, 7),
         "sink_mass": (BUCKETS, 4),
         "max_key_mass": (BUCKETS, 4),
+        "relative_mass": (BUCKETS, 7),
+        "visible_keys": (BUCKETS,),
         "sink_indicator": (BUCKETS, 7),
         "row_weight": (BUCKETS,),
         "input_sum": (BUCKETS, 16),
@@ -79,7 +81,8 @@ def test_shapes_are_as_documented() -> None:
     found = {name: tuple(v.shape) for name, v in stats.of(head).values[head.name].items() if "@" not in name}
     assert found == expected
     assert set(stats.values[f"{module}.to_out.0"]) >= {"input_moment", "taylor", "output_sensitivity"}
-    assert set(stats.values[module]) == {"key_mass", "sink_mass", "max_key_mass", "sink_indicator", "samples"}
+    of_sites = {"key_mass", "sink_mass", "max_key_mass", "relative_mass", "sink_indicator", "visible_keys"}
+    assert set(stats.values[module]) == of_sites | {"samples"}
     assert set(stats.values[head.name]) == {"diff_pruning", "samples"}
     resnet = next(g for g in groups if g.kind == "resnet_channels")
     size = resnet.unit_size * 9

@@ -11,6 +11,7 @@ import pytest
 
 from pruning.cli import main
 from pruning.cli.lean import lean
+from tests.recipes import REAL, write_folder
 from tests.unit.test_cli import DIT
 
 SLOW = ("peft", "transformers", "torch._dynamo", "torchvision", "scipy.stats")
@@ -67,3 +68,10 @@ def test_what_needs_all_gets_all(tmp_path):
 def test_an_error_of_the_user_is_none_of_the_imports():
     with pytest.raises(ValueError, match="asked"):
         lean(lambda: (_ for _ in ()).throw(ValueError("asked")))
+
+
+def test_a_dry_run_of_a_pipeline_knows_its_class(tmp_path):
+    write_folder(REAL["pixart-sigma"], tmp_path / "model")
+    words = ["run", "pixart-sigma", "--dry-run", "--json", "model.source=model"]
+    code = f"from pruning.cli import main\nassert main({words!r}) == 0\n"
+    assert json.loads(python(code, tmp_path))["class"] == "PixArtTransformer2DModel"

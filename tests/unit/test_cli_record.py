@@ -137,6 +137,11 @@ def test_a_recording_that_was_stopped_goes_on_to_the_same_files(workplace, capsy
         (["--out", "o", "--labels", "a"], "--labels: 'a' is no list of classes"),
         (["--out", "o", "--labels", "1", "--prompts", "texts.txt"], "--prompts and --labels"),
         (["--out", "o", "--prompts", "sd"], "--prompts: 'sd' is no text file"),
+        (
+            ["--out", "o", "--prompts", "text.txt"],
+            "--prompts: there is no file 'text.txt' (did you mean 'texts.txt'?)",
+        ),
+        (["--out", "o", *ASKED, "height=tall"], "StableDiffusionPipeline fails with {"),
         (["--out", "o", *ASKED, "--samples", "0"], "--samples: 0 must be at least 1"),
         (["--out", "o", *ASKED, "--points", "0"], "points is 0"),
         (["--out", "o", *ASKED, "hight=5"], "hight (5) is no argument of StableDiffusionPipeline"),

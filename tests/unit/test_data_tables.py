@@ -301,7 +301,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch:
     with pytest.raises(
         PruningError,
         match=r"data 'my-imges' is no file or folder here \(did you mean 'my-images'\?\), and as a hub id it cannot be "
-        "fetched: ConnectionError: no network; check the spelling, or the network",
+        "fetched: ConnectionError: no network; check the spelling, or the network ",
     ):
         opened("my-imges")
 

@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -557,6 +558,21 @@ def test_uniform_attention_is_drawn_empty_and_called_sinkless() -> None:
     classes = re.findall(r'class="(h\d|sink)"', drawn["positions"])
     assert classes == ["h0", "h0"]  # two buckets, nothing in them
     assert "No sinks: at most 1.00× the uniform share" in drawn["words"]
+
+
+def test_masked_keys_have_no_part_in_the_uniform_share() -> None:
+    shown = np.concatenate([np.ones((2, 9)), np.zeros((2, 7))], axis=1)  # 9 of 16 keys are visible
+    found = {"sink_mass": np.zeros((2, 3)), "key_mass": shown / 9, "sink_indicator": np.zeros((2, 16))}
+    tensors = {f"m/{name}": value for name, value in (found | {"relative_mass": shown}).items()}
+    run: Any = SimpleNamespace(
+        data={"sinks": "f", "sink_sites": [{"module": "m", "keys": 16, "visible": 9.0, "grid": None}]},
+        tensors=lambda name: tensors,
+        entry=lambda name: {"mode": "ratio", "rho": None},
+    )
+    text = sinks.overview(read_sites(run))
+    assert "gets 1.00× the uniform share; a sink needs 3×." in text
+    del tensors["m/relative_mass"], run.data["sink_sites"][0]["visible"]  # a run of before
+    assert "gets 1.78× the uniform share; a sink needs 4×." in sinks.overview(read_sites(run))
 
 
 def test_stable_and_moving_sinks_are_told_apart() -> None:

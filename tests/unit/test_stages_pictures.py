@@ -27,6 +27,7 @@ from pruning.stages.criteria import (
     NOT_GATHERED,
     ONLY,
     TOO_SLOW,
+    UNSEEN,
     criteria_cuts,
     reason_against,
     shares_cut,
@@ -34,6 +35,7 @@ from pruning.stages.criteria import (
 )
 from pruning.stages.heads import choose_heads, image_grid, write_folding
 from pruning.types import CalibrationStats, PruningPlan
+from tests import zoo
 from tests.models import dit, unet2d
 from tests.unit.calibration_setup import held, noised
 
@@ -68,7 +70,7 @@ def test_every_timestep_has_to_be_shown() -> None:
     unit = Unit(group, 0, columns[:, 0], torch.zeros(columns.shape[2]).double())
     batches = held([batch for batch in noised(model, 1) if batch.bucket != 2])
     with pytest.raises(
-        PruningError, match=r"one sample at every timestep bucket, .* show \[1.0, 1.0, 0.0, 1.0\] samples"
+        PruningError, match=r"one sample at every timestep bucket, .* show 1, 1, 0, 1; guidance"
     ):
         contributions(model, [unit], batches)
 
@@ -109,6 +111,9 @@ def test_reasons_against_a_criterion() -> None:
     assert reason_against("taylor", groups, weights, stats) == NOT_GATHERED
     assert reason_against("block_change", groups, weights, stats) == ONLY.format("blocks")
     assert reason_against("sink_influence", groups, weights, stats) == NO_WEIGHTS
+    heads = find_groups(model, ["attention_heads"])
+    gathered = CalibrationStats(meta={"needs": ["sink_mass"], "variants": []})
+    assert reason_against("sink_mass", heads, weights, gathered) == UNSEEN
     big = dit(num_attention_heads=4, attention_head_dim=96)
     wide, heavy = find_groups(big, ["ffn_channels"]), dict(big.named_parameters())
     assert reason_against("obs", wide, heavy, stats) == TOO_SLOW
@@ -185,4 +190,9 @@ def test_without_a_head_to_draw_the_reason_is_said(tmp_path: Path) -> None:
     assert write_folding(run, [row], tmp_path / "heads.safetensors") == {
         "note": "No head carries output, so none is drawn."
     }
+    sana = zoo.build(zoo.ZOO["sana"])
+    run = SimpleNamespace(groups=find_groups(sana, ["attention_heads"]), meta=sana)
+    row = head("0", 0.5) | {"group": run.groups[0].name}
+    [note] = write_folding(run, [row], tmp_path / "heads.safetensors").values()
+    assert "where in the image a token lies is not known" in note
     assert not list(tmp_path.iterdir())

@@ -30,6 +30,7 @@ from pruning.surgery import apply_plan
 from tests.models import dit, unet2d
 from tests.plans import random_plan
 from tests.unit.tiny_pipelines import dit_latent
+from tests.zoo import ZOO, build
 
 NOTHING: list[str] = []
 
@@ -157,6 +158,17 @@ def test_a_dry_run_looks_for_the_splits_of_data_that_are_here(recipe, caplog):
     caplog.clear()
     dry_run(Run(change(recipe, data__source="nobody/nothing", data__eval_split="validation")))
     assert not caplog.records, "the hub is not asked"
+
+
+def test_a_dry_run_says_that_prompts_are_no_images(recipe, tmp_path, caplog):
+    (tmp_path / "prompts.txt").write_text("\n".join("abcdefghijk"))
+    prompts = change(recipe, data__source=str(tmp_path / "prompts.txt"), calibrate__provider="sampling")
+    dry_run(Run(change(prompts, evaluate__metrics=["consistency", "denoising"])))
+    assert not caplog.records
+    dry_run(
+        Run(change(prompts, evaluate__metrics=["fid"], evaluate__features="bundled:models/digits-classifier"))
+    )
+    assert "images are asked for, and it is text" in caplog.text
 
 
 def test_a_dry_run_says_that_inception_will_be_downloaded(recipe, tmp_path, monkeypatch, caplog):
@@ -457,3 +469,18 @@ def test_only_the_stage_plan_measures_sets_of_blocks(recipe, monkeypatch):
     assert dry_run(Run(recipe))["depth"] is None
     assert "depth" not in make_plan(Run(searched), None).meta
     preflight.check_model(Run(searched))
+
+
+def test_a_criterion_that_reads_attention_needs_weights_of_every_head(tmp_path):
+    build(ZOO["sana"]).save_pretrained(tmp_path / "transformer")
+    recipe = change(
+        Recipe(name="r", device="cpu", run_dir=str(tmp_path / "run")), model__source=str(tmp_path)
+    )
+    recipe = change(recipe, prune__target=dataclasses.replace(recipe.prune.target, ratio=0.25))
+    preflight.check_model(Run(recipe))
+    with pytest.raises(
+        PruningError,
+        match=r"score\.criterion: 'sink_mass' reads attention weights, and the linear attention "
+        r"'transformer_blocks\.0\.attn1' forms none \(4 of 8 groups",
+    ):
+        preflight.check_model(Run(change(recipe, score__criterion="sink_mass")))

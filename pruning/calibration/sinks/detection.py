@@ -29,6 +29,13 @@ def relative_mass(sums: SinkSums) -> Tensor:
     return torch.where(hidden, 0.0, sums.mass / sums.expected.masked_fill(hidden, 1.0))
 
 
+def visible_keys(sums: SinkSums) -> Tensor:
+    """Return which keys some query sees, (B, M) bool."""
+    if sums.expected is None:
+        return torch.ones_like(sums.mass[:, 0], dtype=torch.bool)
+    return (sums.expected > 0).any(1)
+
+
 def soft_indicator(sums: SinkSums, settings: SinkWeights) -> Tensor:
     """Return the soft sink indicator s of every key from the head mean, (B, M) float64 in [0, 1].
 
@@ -36,10 +43,7 @@ def soft_indicator(sums: SinkSums, settings: SinkWeights) -> Tensor:
     `settings`.
     """
     keys = sums.mass.shape[-1]
-    if sums.expected is None:
-        shown = torch.ones_like(sums.mass[:, 0], dtype=torch.bool)
-    else:
-        shown = (sums.expected > 0).any(1)  # (B, M)
+    shown = visible_keys(sums)
     visible = shown.sum(-1, keepdim=True)  # (B, 1)
     if settings.mode == "ratio":
         ratio, rho = relative_mass(sums).mean(1), visible.double().sqrt()
