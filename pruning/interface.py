@@ -61,7 +61,7 @@ def load(
 
 
 def image_calls(
-    model: ModelMixin,
+    model: nn.Module,
     scheduler: Any,
     data: str | ImageData,
     *,

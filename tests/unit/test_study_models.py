@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from pruning import checkpoint
 from pruning.calibration import Calibrator
-from pruning.data import Conditioner, open_images
+from pruning.data import ImageData, open_images
 from pruning.groups import find_groups
+from pruning.interface import image_calls
 from pruning.models import load_denoiser, load_pipeline
+from pruning.recording.images import noised_images
 from pruning.sampling import sample_pipeline
 from pruning.surgery import apply_plan
 from tests.models import call, dit, run
@@ -236,11 +238,17 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_text_pipeline_is_loaded_conditioned_and_sampled(text_model: Path) -> None:
     model: Any = load_denoiser(text_model)
     pipeline = load_pipeline(text_model, denoiser=model)
-    x0, arguments_ = Conditioner(model, pipeline)(
-        torch.zeros(2, 1, 16, 16), None, ["a bag", "a photo of a boot"], torch.Generator().manual_seed(0)
+    data = ImageData(
+        "black",
+        (1, 16, 16),
+        2,
+        lambda row: torch.zeros(1, 16, 16),
+        None,
+        ["a bag", "a photo of a boot"].__getitem__,
     )
-    text = arguments_["encoder_hidden_states"]
-    assert torch.equal(x0, torch.zeros(2, 1, 16, 16))
+    source = image_calls(model, None, data, pipeline=pipeline, call={"num_inference_steps": 2})
+    text = next(iter(noised_images(source, timestep_buckets=1))).call["encoder_hidden_states"]
+    assert torch.equal(source.latents([0, 1], 0), torch.zeros(2, 1, 16, 16))
     assert text.shape == (2, 77, 64)
     assert torch.equal(text[0, 0], text[1, 0])  # the first token is the same in every prompt
     assert not torch.allclose(text[0, 2], text[1, 2])
