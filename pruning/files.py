@@ -27,6 +27,14 @@ _ADVICE = {
 }
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with home folders in the place of ``~`` and ``~name``; a home that is none is a PruningError."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise PruningError(f"{str(path)!r}: there is no such home folder ({error})") from error
+
+
 @contextmanager
 def write_errors(what: str, folder: Path, consequence: str) -> Iterator[None]:
     """Turn what a disk refuses into a PruningError; other errors pass.

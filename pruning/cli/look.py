@@ -15,7 +15,7 @@ from pruning.cli import tables
 from pruning.cli.console import Console, Outcome, facts, table, text_of
 from pruning.cli.recording import recording_in, show_recording
 from pruning.errors import PruningError
-from pruning.files import read_json, size
+from pruning.files import expanded, read_json, size
 from pruning.hook import PRUNING_KEY
 from pruning.models.sources import DENOISER_FOLDERS
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
@@ -28,7 +28,7 @@ from pruning.store import OWNER, STORE, Store, changes
 
 def show(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Show a run, a checkpoint, a recording or a recipe."""
-    path = Path(arguments.target).expanduser()
+    path = expanded(arguments.target)
     if (path / OWNER).is_file():
         return _show_run(path)
     if (recording := recording_in(path)) is not None:

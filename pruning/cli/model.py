@@ -12,7 +12,7 @@ from pruning.cli import tables
 from pruning.cli.console import Outcome
 from pruning.cli.lean import lean
 from pruning.errors import PruningError
-from pruning.files import read_json, write_errors
+from pruning.files import expanded, read_json, write_errors
 from pruning.recipe import bundled_recipes
 from pruning.settings import Prune, Target
 
@@ -33,7 +33,7 @@ def names_model(word: str) -> bool:
     A recipe is a YAML file, a run directory or the name of a bundled one. A model is a JSON file, a folder with the
     config of a model or a pipeline, ``bundled:…``, or else ``owner/name``, where no folder ``owner`` is here.
     """
-    path = Path(word).expanduser()
+    path = expanded(word)
     if word.startswith("bundled:") or path.suffix.lower() == ".json":
         return True
     if path.is_dir():
@@ -77,7 +77,7 @@ def plan_model(arguments: argparse.Namespace) -> Outcome:
 
 def _writable(word: str) -> Path:
     """Return where a plan goes; a folder, or a file that holds something else, is a PruningError."""
-    path = Path(word).expanduser()
+    path = expanded(word)
     if not word.strip() or path.is_dir():
         what = "a folder" if word.strip() else "empty"
         raise PruningError(f"--save: {word!r} is {what}; name a file, such as plan.json")

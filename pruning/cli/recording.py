@@ -9,6 +9,7 @@ from typing import Any
 from pruning.cli.console import Console, Outcome, facts, table, text_of
 from pruning.cli.model import names_model
 from pruning.errors import PruningError, shown
+from pruning.files import expanded
 from pruning.recipe import load_recipe, read_arguments
 
 OPTIONS = ("prompts", "labels", "samples", "points", "seed", "dtype", "device")
@@ -41,7 +42,7 @@ def _record_pipeline(arguments: argparse.Namespace, given: dict[str, Any], conso
         raise PruningError("--held-out is for a recipe, and --out for a pipeline; leave one out")
     if not arguments.out.strip():
         raise PruningError("--out is empty; name a folder")
-    folder = Path(arguments.out).expanduser()
+    folder = expanded(arguments.out)
     if folder.exists() and not folder.is_dir():
         raise PruningError(f"--out: {arguments.out} is a file; name a folder")
     call = read_arguments(arguments.overrides)
@@ -59,7 +60,7 @@ def _record_pipeline(arguments: argparse.Namespace, given: dict[str, Any], conso
 
 def _labels(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
+    if not all(word.isdecimal() and len(word) < 10 for word in words):
         raise PruningError(f"--labels: {shown(text)} is no list of classes; write such as 0,1,2")
     return [int(word) for word in words]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pruning.data.listing import list_files, suffix_of
 from pruning.data.names import split_named
 from pruning.data.table_files import is_table
 from pruning.errors import PruningError
+from pruning.files import expanded
 from pruning.models.sources import PREFIX, bundled
 from pruning.settings import DIGITS, NO_DATA
 
@@ -45,7 +47,7 @@ class Prompts:
 
 def place_of(source: str) -> Path:
     """Return where data lie: ``bundled:``, which must exist, and ``~`` are expanded."""
-    return bundled(source) if source.startswith(PREFIX) else Path(source).expanduser()
+    return bundled(source) if source.startswith(PREFIX) else expanded(source)
 
 
 def is_text(source: str) -> bool:
@@ -157,7 +159,7 @@ def _lines(path: Path) -> list[str]:
         raise PruningError(
             f"data {str(path)!r}: line {line} is no UTF-8 (byte {raw[error.start]:#04x}); save the file as UTF-8"
         ) from error
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]  # a prompt may hold other separators
     if not any(lines):
         raise PruningError(f"data {str(path)!r} holds no prompt; write one a line")
     return [line for line in lines if line]

@@ -18,6 +18,7 @@ from pruning.data.listing import list_files
 from pruning.data.metadata import IMAGE, read_rows
 from pruning.data.table_files import FILE_FORMATS, TableFiles, is_table, read_table_file, read_table_folder
 from pruning.errors import PruningError
+from pruning.files import expanded
 from pruning.models.hub import ask_hub
 from pruning.models.sources import near_name
 
@@ -47,7 +48,7 @@ def load_rows(source: str, split: str) -> Rows:
     Raises:
         PruningError: If there is no such source or split, it can be read in several ways, or it cannot be read.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return _table_files(source, split, read_table_file(path))
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():

@@ -13,7 +13,7 @@ from torch import nn
 from pruning.data import num_train_timesteps
 from pruning.errors import PruningError
 from pruning.export.card import Facts
-from pruning.files import write_errors, written_whole
+from pruning.files import expanded, write_errors, written_whole
 from pruning.models.loading import check_finite
 from pruning.registry import Registry
 from pruning.settings import Export
@@ -108,7 +108,7 @@ def export(request: ExportRequest, folder: str | Path, *, exporter: str = "diffu
         raise PruningError(f"unknown exporter {exporter!r}; valid: {', '.join(EXPORTERS)}")
     request.check()
     _check_weights(request.model, request.dtype)
-    place = Path(folder).expanduser().absolute()
+    place = expanded(folder).absolute()
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise PruningError(
             f"export: {place} exists and is no empty folder; choose another, or delete it first"

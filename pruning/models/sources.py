@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from pruning.errors import PruningError
+from pruning.files import expanded
 
 PREFIX = "bundled:"
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -47,7 +48,7 @@ def resolve_source(source: str | Path) -> str:
         raise PruningError("the model source is empty; give a folder, bundled:models/<name> or a hub id")
     if text.startswith(PREFIX):
         return str(bundled(text))
-    return str(Path(text).expanduser()) if text.startswith("~") else text
+    return str(expanded(text)) if text.startswith("~") else text
 
 
 def local_folder(source: str) -> Path | None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pruning.errors import PruningError
+from pruning.files import expanded
 from pruning.models.sources import bundled_root
 from pruning.recipe.leaves import typed
 from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml
@@ -39,7 +40,7 @@ def find_recipe(argument: str | Path) -> Path:
     Raises:
         PruningError: If there is no such recipe; the message lists the bundled ones.
     """
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     if path.is_file():
@@ -77,7 +78,7 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
         problems += [f"{place}: {misfit}" for misfit in misfits]
     _refuse(problems)
     written, *asked = values
-    if Path(argument).expanduser().is_dir():  # wherever a run directory was moved to, it is that run's
+    if expanded(argument).is_dir():  # wherever a run directory was moved to, it is that run's
         written["run_dir"] = _escaped(str(argument))
     if any(entry.get("prune", {}).get("target") for entry in asked):
         written.get("prune", {}).pop("target", None)

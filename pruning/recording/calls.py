@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pruning.data.batches import move
 from pruning.errors import PruningError, shown
-from pruning.files import read_json
+from pruning.files import expanded, read_json
 from pruning.recording.axes import EACH, LIST, Axes, Axis, joined
 from pruning.recording.checking import ADVICE, check
 from pruning.recording.levels import Level
@@ -217,7 +217,7 @@ class RecordedCalls:
         Raises:
             PruningError: If there is none, it is not finished, or it was changed.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         head = Head.read(folder)
         if head is None:
             raise PruningError(f"{folder}: no recording is there ({HEAD} is missing)")

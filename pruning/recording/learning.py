@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data.noise import PREDICTIONS, prediction_type
-from pruning.errors import PruningError
+from pruning.errors import PruningError, named
 from pruning.models.outputs import with_tuple
 from pruning.models.pipelines import modules_of, schedulers_of
 from pruning.recording.axes import EACH, Axes, compared, guessed, joined
@@ -20,8 +20,8 @@ from pruning.recording.calls import Denoiser, form_of
 from pruning.recording.cutting import rows_of_call
 from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
 from pruning.recording.runs import Runs
-from pruning.recording.tensors import Tensors
-from pruning.recording.trees import Path, copied, encoded, leaves, on_device, original
+from pruning.recording.tensors import Tensors, check_numbers
+from pruning.recording.trees import Path, copied, encoded, leaves, on_device, original, words
 from pruning.recording.watching import Answer, Call, SamplingStep, Watch, as_tuple
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,10 @@ def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside, at first and at last."""
     calls, alike = _calls(learned.steps, name), _Alike(modules_of(runs.pipeline)[name], learned.outputs[name])
     for call in (calls[0], calls[-1]):
+        for path, leaf in (*leaves(call.arguments), *leaves(call.output)):
+            if isinstance(leaf, Tensor):
+                with named(f"denoiser {name!r}: {words(path)}", PruningError):
+                    check_numbers(leaf)
         try:
             alone = alike.answer([call.arguments], {})
         except Exception as error:  # each model has its own checks

@@ -34,6 +34,14 @@ def on_cpu(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
+def check_numbers(tensor: Tensor) -> None:
+    """Raise PruningError if NaN is in a tensor; infinity may be meant, in masks."""
+    if tensor.is_floating_point() and bool(tensor.float().isnan().any()):
+        raise PruningError(
+            "NaN came up in the pipeline's own run; try by itself what it is asked, or another dtype"
+        )
+
+
 class Tensors:
     """Tensors that are going to be written, without those that lie on disk already.
 
@@ -55,10 +63,7 @@ class Tensors:
         whole = on_cpu(tensor)
         key = content_key(whole)
         if key not in self._known and key not in self.new:
-            if whole.is_floating_point() and bool(whole.float().isnan().any()):
-                raise PruningError(
-                    "NaN came up in the pipeline's own run; try what it is asked by itself, in another dtype"
-                )
+            check_numbers(whole)
             self.new[key] = whole
         return key
 

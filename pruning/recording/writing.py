@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pruning.errors import PruningError, shown
-from pruning.files import check_writable, remove, size, write_errors, write_json, written_whole
+from pruning.files import check_writable, expanded, remove, size, write_errors, write_json, written_whole
 from pruning.models.pipelines import modules_of, schedulers_of
 from pruning.models.stored import weights_digest
 from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
@@ -79,7 +79,7 @@ def record(
     """
     if not isinstance(folder, (str, Path)) or not str(folder).strip():
         raise PruningError(f"folder is {shown(folder)}; name a folder")
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     runs = Runs(pipeline, inputs, {} if call is None else call, seed)
     if points is not None and (not fits(points, int) or points < 1):
         raise PruningError(f"points is {shown(points)}; it must be at least 1, or None for every step")

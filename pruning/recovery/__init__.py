@@ -1,13 +1,14 @@
 """Recovery: training a pruned denoiser back by fine-tuning and output distillation."""
 
 from pruning.recovery.loop import RecoveryProgress
-from pruning.recovery.recorded import recover_images, recover_recorded
+from pruning.recovery.recorded import checked_on_calls, recover_images, recover_recorded
 from pruning.recovery.training import RecoveryResult, check_split, recover
 
 __all__ = [
     "RecoveryProgress",
     "RecoveryResult",
     "check_split",
+    "checked_on_calls",
     "recover",
     "recover_images",
     "recover_recorded",

@@ -78,12 +78,8 @@ def recover_recorded(
     check_source(calls, rows, source)
     for model in (student, teacher):
         check_takes(calls, rows[0], model)
-    settings = checked(settings, has_targets=source == "x0")
+    settings = checked_on_calls(settings, source)
     if settings.loss_weighting == "min_snr":
-        if source != "x0":
-            raise PruningError(
-                "recovery: loss_weighting='min_snr' needs targets, which points lack; use 'uniform'"
-            )
         assert calls.head.target is not None
         min_snr(torch.ones(1), calls.head.target.kind)
 
@@ -92,6 +88,15 @@ def recover_recorded(
 
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
     return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
+
+
+def checked_on_calls(settings: Recover, source: str) -> Recover:
+    """Return the settings as `checked` does; a PruningError says what recorded calls of a source cannot give."""
+    if settings.loss_weighting == "min_snr" and source != "x0":
+        raise PruningError(
+            "recovery: loss_weighting='min_snr' needs targets, which points lack; use 'uniform'"
+        )
+    return checked(settings, has_targets=source == "x0")
 
 
 def recover_images(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from pruning.files import expanded
 from pruning.models.sources import bundled_root, resolve_source
 from pruning.settings import DIGITS
 from pruning.stages.run import Run
@@ -14,7 +13,7 @@ def caveats(run: Run) -> list[str]:
     """Return the caveats of a run as sentences."""
     recipe, data = run.recipe, run.recipe.data
     criterion, compensation = recipe.score.criterion, recipe.prune.compensation
-    features = Path(resolve_source(recipe.features)).expanduser().resolve()
+    features = expanded(resolve_source(recipe.features)).resolve()
     told = (
         (
             run.meta.config.get(PRUNING_KEY) is not None,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import PruningError
-from pruning.files import read_json, write_json
+from pruning.files import expanded, read_json, write_json
 from pruning.store import BESIDE, OWNER, Result, Store, files_of, link_tree
 
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
@@ -42,7 +42,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
 
     def owner(self, advice: str = ANEW) -> dict[str, Any] | None:
         """Return what ``run.json`` says: recipe name, model, data and results; None if there is none.

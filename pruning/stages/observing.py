@@ -7,6 +7,7 @@ from pathlib import Path
 from eval.observation import Observation
 from eval.run import look, observations
 from eval.types import DATA, Context
+from pruning.files import expanded
 from pruning.models import resolve_source
 from pruning.stages.run import Run
 from pruning.stages.showing import RECORDED, shows_recorded_example
@@ -69,6 +70,6 @@ def observation_key(run: Run, what: str, subject: str) -> Key:
 def features_identity(run: Run) -> list[str]:
     """Return the name of the feature network, and the hashes of its files where they are here."""
     spec = run.recipe.features
-    place = Path(resolve_source(spec.removeprefix("inception:"))).expanduser()
+    place = expanded(resolve_source(spec.removeprefix("inception:")))
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     return [spec, *(run.workspace.file_hashes.of(path) for path in files if path.is_file())]

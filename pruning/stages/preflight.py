@@ -25,7 +25,7 @@ from pruning.models import (
     sample_shape,
     takes_pixels,
 )
-from pruning.recovery import check_split
+from pruning.recovery import check_split, checked_on_calls
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named
 from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
 from pruning.stages import smaller_forms
@@ -36,9 +36,15 @@ from pruning.stages.imaging import enters_by_recording
 from pruning.stages.planning import hushed, make_plan
 from pruning.stages.rehearsal import rehearse
 from pruning.stages.room import check_room, needed_bytes
-from pruning.stages.run import Run, image_shape
+from pruning.stages.run import Run, device_named, image_shape
 from pruning.stages.sampling import check_call, steps_of
-from pruning.stages.showing import check_recording, is_recorded, recovery_provider, training_samples
+from pruning.stages.showing import (
+    check_recording,
+    is_recorded,
+    recovery_provider,
+    source_of,
+    training_samples,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_provider(run)
     if "recover" in stages and run.recipe.recover.enabled:
         check_split(run.recipe.recover, run.ranks.count)
+        if (provider := recovery_provider(run)) != NOISED:
+            checked_on_calls(run.recipe.recover, source_of(provider))
     check_data(run, stages)
     if "evaluate" in stages:
         check_features(run)
@@ -145,13 +153,18 @@ def check_model(run: Run) -> None:
 
 def check_device(run: Run) -> None:
     """Check that the device is there."""
+    usable_device(str(run.device), "device")
+
+
+def usable_device(name: str, place: str) -> torch.device:
+    """Return the device of that name, or of ``auto``; one that is not here is a PruningError, which names `place`."""
     try:
-        torch.empty(1, device=run.device)
+        device = device_named(name)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise PruningError(
-            f"device: {run.recipe.device!r} cannot be used here ({reason}); choose device=auto or device=cpu"
-        ) from error
+        raise PruningError(f"{place}: {name!r} cannot be used here ({reason}); choose auto or cpu") from error
+    return device
 
 
 def check_steps(run: Run) -> None:

@@ -13,9 +13,9 @@ from pruning.data.prompts import ALL, is_text, open_prompts
 from pruning.errors import PruningError, shown
 from pruning.recording import RecordedCalls, record
 from pruning.sampling import PixelPipeline, check_arguments
-from pruning.stages.preflight import preflight
+from pruning.stages.preflight import preflight, usable_device
 from pruning.stages.progress import Bars, without_library_bars
-from pruning.stages.run import Run, device_named, sampling_class
+from pruning.stages.run import Run, sampling_class
 from pruning.stages.showing import is_recorded, recorded, training_samples
 
 GIVEN = ("prompt", "class_labels")
@@ -81,10 +81,11 @@ def record_source(
     cls, call = sampling_class(source), dict(call or {})
     inputs = _inputs(cls, prompts, labels, samples)
     check_arguments(cls, call, tuple(inputs[0]))
+    where = usable_device(device, "--device")
     bars = Bars(progress)
     with without_library_bars(quiet=not progress), bars.lines("recording"):
         return record(
-            _load(source, cls, dtype, device_named(device)),
+            _load(source, cls, dtype, where),
             inputs,
             folder,
             call=call,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pruning.data import UnreadableRow
 from pruning.errors import PruningError
-from pruning.files import remove, write_json, write_text
+from pruning.files import expanded, remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
 from pruning.settings import DIGITS
 from pruning.stages.folder import ANEW, STAGES, RunFolder
@@ -31,9 +31,7 @@ class Workspace:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.folder = RunFolder(recipe.run_dir)
-        self.store = Store(
-            Path(recipe.store).expanduser() if recipe.store else self.folder.path.parent / STORE
-        )
+        self.store = Store(expanded(recipe.store) if recipe.store else self.folder.path.parent / STORE)
         self.file_hashes = Hashes(self.store.path / "hashes.json")
         self._held = False
         self._claimed = self._taking_over = False
