@@ -17,13 +17,13 @@ from torch import Tensor
 from pruning.errors import PruningError
 from pruning.recording.axes import EACH, LIST, Axes, Axis
 from pruning.recording.decoding import DECODING, Decoding
+from pruning.recording.format import ADVICE, Row
 from pruning.recording.placements import Placement
 from pruning.recording.trees import at, decoded, words
 
 if TYPE_CHECKING:
-    from pruning.recording.calls import RecordedCalls, Row
+    from pruning.recording.calls import RecordedCalls
 
-ADVICE = "this is no recording of sinkprune, or it was changed; record anew"
 MISFITS = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError)
 """What a place raises that is not there, or not of that form."""
 

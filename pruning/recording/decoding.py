@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pruning.data.conditioning import encoded
 from pruning.errors import PruningError
 from pruning.models.pipelines import modules_of
-from pruning.recording.oracle import Learned, rehearsal
+from pruning.recording.rehearsing import Learned, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.watching import Watch
 

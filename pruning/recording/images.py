@@ -24,7 +24,8 @@ from pruning.recording.batches import (
     check_where,
     with_latents,
 )
-from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
+from pruning.recording.calls import NOT_NOISED, RecordedCalls
+from pruning.recording.format import Row
 
 
 @dataclass(frozen=True)

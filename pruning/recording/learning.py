@@ -15,11 +15,13 @@ from pruning.data.noise import PREDICTIONS, prediction_type
 from pruning.errors import PruningError, named
 from pruning.models.outputs import with_tuple
 from pruning.models.pipelines import modules_of, schedulers_of
-from pruning.recording.axes import EACH, Axes, compared, guessed, joined
-from pruning.recording.calls import Denoiser, form_of
+from pruning.recording.axes import EACH, Axes, compared, form_of, guessed, joined
 from pruning.recording.cutting import rows_of_call
-from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
+from pruning.recording.format import Denoiser
+from pruning.recording.oracle import BOUNDARY, check
+from pruning.recording.rehearsing import Learned, rehearsal
 from pruning.recording.runs import Runs
+from pruning.recording.targets import Target
 from pruning.recording.tensors import Tensors, check_numbers
 from pruning.recording.trees import Path, copied, encoded, leaves, on_device, original, words
 from pruning.recording.watching import Answer, Call, SamplingStep, Watch, as_tuple

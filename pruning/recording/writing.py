@@ -16,11 +16,12 @@ from pruning.errors import PruningError, shown
 from pruning.files import check_writable, expanded, remove, size, write_errors, write_json, written_whole
 from pruning.models.pipelines import modules_of, schedulers_of
 from pruning.models.stored import weights_digest
-from pruning.recording.calls import HEAD, NOT_NOISED, Head, RecordedCalls, Row, part_paths, read_parts
+from pruning.recording.calls import NOT_NOISED, RecordedCalls
 from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
 from pruning.recording.decoding import DECODING, learn_decoding
+from pruning.recording.format import HEAD, Head, Row, part_paths, read_parts
 from pruning.recording.learning import Lesson, learn
-from pruning.recording.oracle import rehearsal
+from pruning.recording.rehearsing import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.tensors import Tensors
 from pruning.recording.watching import Answer, Watch
