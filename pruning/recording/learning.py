@@ -101,8 +101,8 @@ def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
             alone = alike.answer([call.arguments], {})
         except Exception as error:  # each model has its own checks
             raise PruningError(
-                f"{runs.name} cannot be recorded: {name!r} does not take the arguments that it was given there, by "
-                f"name ({type(error).__name__}: {error}); its forward must have a name for each"
+                f"{runs.name} cannot be recorded: {name!r} cannot be asked by itself, by the names of its forward, "
+                f"what it was asked there ({type(error).__name__}: {error})"
             ) from error
         wanted = dict(leaves(call.output))
         if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):
