@@ -96,3 +96,20 @@ def joined(trees: Sequence[Any], axes: Axes, path: Path = ()) -> Any:
     if isinstance(first, Tensor) and isinstance(axis, int):
         return torch.cat(list(trees), axis)
     return first
+
+
+def form_of(node: Any, axes: Axes, path: Path = ()) -> Any:
+    """Return of the encoded arguments of a row what rows of one call must have in common."""
+    axis = axes.get(path)
+    if axis == EACH:
+        return "each"
+    if "tensor" in node:
+        if axis is None:
+            return node["tensor"]
+        return [size for k, size in enumerate(node["shape"]) if k != axis] + [node["dtype"]]
+    ((kind, value),) = node.items()
+    if kind == "map":
+        return {key: form_of(entry, axes, (*path, key)) for key, entry in value.items()}
+    if kind in ("list", "tuple"):
+        return "list" if axis == LIST else [form_of(entry, axes, (*path, i)) for i, entry in enumerate(value)]
+    return node

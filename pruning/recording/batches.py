@@ -14,9 +14,10 @@ from pruning.data.batches import NoisedBatch, NoisedBatches, check_buckets
 from pruning.data.seeding import sample_generator
 from pruning.errors import PruningError, shown
 from pruning.recording.axes import count_rows, cut
-from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
+from pruning.recording.calls import NOT_NOISED, RecordedCalls
 from pruning.recording.checking import MISFITS
-from pruning.recording.oracle import KINDS
+from pruning.recording.format import Row
+from pruning.recording.targets import KINDS
 from pruning.recording.trees import original
 from pruning.recording.watching import as_tuple
 from pruning.settings.section import fits

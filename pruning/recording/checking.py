@@ -17,13 +17,13 @@ from torch import Tensor
 from pruning.errors import PruningError
 from pruning.recording.axes import EACH, LIST, Axes, Axis
 from pruning.recording.decoding import DECODING, Decoding
+from pruning.recording.format import ADVICE, Row
 from pruning.recording.placements import Placement
 from pruning.recording.trees import at, decoded, words
 
 if TYPE_CHECKING:
-    from pruning.recording.calls import RecordedCalls, Row
+    from pruning.recording.calls import RecordedCalls
 
-ADVICE = "this is no recording of sinkprune, or it was changed; record anew"
 MISFITS = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError)
 """What a place raises that is not there, or not of that form."""
 
@@ -52,11 +52,29 @@ def check(calls: RecordedCalls) -> None:
             _check_places(calls, row, tree, shapes)
             axes = calls.head.denoisers[row.denoiser].inputs
             never -= {(row.denoiser, path) for path in _checked_axes(tree, axes)}
+    if calls.head.branches is not None:
+        _check_branches(calls)
     if not calls.rows and calls.recorded:
         raise PruningError(f"{calls.folder}: it holds no rows; {ADVICE}")
     if missing := [axis for axis in never if axis[0] in asked]:
         name, path = min(missing, key=str)
         raise PruningError(f"{calls.folder}: {name}: no row has the batch axis of {words(path)}; {ADVICE}")
+
+
+def _check_branches(calls: RecordedCalls) -> None:
+    """Raise PruningError unless the later steps of every sample can be made of its first one."""
+    known, begun = set(map(tuple, calls.head.branches or ())), dict[int, set[tuple[int, int]]]()
+    for row in calls.rows:
+        with _refused(f"{calls.folder}: {row.name}"):
+            if (row.call, row.branch) not in known or (row.sample and row.step):
+                raise ValueError(
+                    "it is of none of the branches, or of a later step, which are described as kept"
+                )
+        if not row.step:
+            begun.setdefault(row.sample, set()).add((row.call, row.branch))
+    for sample in range(calls.recorded):
+        if begun.get(sample) != known:
+            raise PruningError(f"{calls.folder}: sample {sample}: its first step is not whole; {ADVICE}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError, named
 from pruning.recording.axes import Axes, count_rows, cut
-from pruning.recording.calls import Row
+from pruning.recording.format import Row
 from pruning.recording.levels import Level, as_number, level_at
 from pruning.recording.placements import find
 from pruning.recording.tensors import Tensors

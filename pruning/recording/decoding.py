@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.models.pipelines import modules_of
-from pruning.recording.oracle import Learned, rehearsal
+from pruning.recording.rehearsing import Learned, rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.watching import Watch
 from pruning.types import config_of

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from pruning.recording.axes import EACH, LIST, Axis
-from pruning.recording.calls import HEAD, Denoiser, RecordedCalls, Row
+from pruning.recording.calls import RecordedCalls
+from pruning.recording.format import HEAD, Denoiser, Row
 from pruning.recording.trees import leaves, words
 from pruning.store.hashes import folder_bytes
 

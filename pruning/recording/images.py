@@ -23,7 +23,8 @@ from pruning.recording.batches import (
     check_where,
     with_latents,
 )
-from pruning.recording.calls import NOT_NOISED, RecordedCalls, Row
+from pruning.recording.calls import NOT_NOISED, RecordedCalls
+from pruning.recording.format import Row
 from pruning.recording.templates import later_rows
 
 HELD = 1024

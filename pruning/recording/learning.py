@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data.noise import PREDICTIONS, prediction_type
-from pruning.errors import PruningError
+from pruning.errors import PruningError, named
 from pruning.models.outputs import with_tuple
 from pruning.models.pipelines import modules_of, schedulers_of
-from pruning.recording.axes import EACH, Axes, compared, guessed, joined
-from pruning.recording.calls import Denoiser, form_of
+from pruning.recording.axes import EACH, Axes, compared, form_of, guessed, joined
 from pruning.recording.cutting import rows_of_call
-from pruning.recording.oracle import BOUNDARY, Learned, Target, check, rehearsal
+from pruning.recording.format import Denoiser
+from pruning.recording.oracle import BOUNDARY, check
+from pruning.recording.rehearsing import Learned, rehearsal
 from pruning.recording.runs import Runs
-from pruning.recording.tensors import Tensors
-from pruning.recording.trees import Path, copied, encoded, leaves, mapped, on_device, original
+from pruning.recording.targets import Target
+from pruning.recording.tensors import Tensors, check_numbers
+from pruning.recording.trees import Path, copied, encoded, leaves, mapped, on_device, original, words
 from pruning.recording.watching import Answer, Call, SamplingStep, Watch, as_tuple
 
 logger = logging.getLogger(__name__)
@@ -110,12 +112,16 @@ def _form(leaf: Any) -> Any:
 def _check_replay(runs: Runs, name: str, learned: Learned) -> None:
     """Raise PruningError unless a denoiser answers outside of its pipeline as it did inside."""
     call, module = _calls(learned.steps, name)[0], modules_of(runs.pipeline)[name]
+    for path, leaf in (*leaves(call.arguments), *leaves(call.output)):
+        if isinstance(leaf, Tensor):
+            with named(f"denoiser {name!r}: {words(path)}", PruningError):
+                check_numbers(leaf)
     try:
         alone = _Alike(module, learned.outputs[name]).answer([call.arguments], {})
     except Exception as error:  # each model has its own checks
         raise PruningError(
-            f"{runs.name} cannot be recorded: {name!r} does not take the arguments that it was given there, by name "
-            f"({type(error).__name__}: {error}); its forward must have a name for each"
+            f"{runs.name} cannot be recorded: {name!r} cannot be asked by itself, by the names of its forward, what it "
+            f"was asked there ({type(error).__name__}: {error})"
         ) from error
     wanted = dict(leaves(call.output))
     if not all(_same(leaf, wanted.get(path), REPLAYED, REPLAYED_ROUNDED) for path, leaf in leaves(alone)):

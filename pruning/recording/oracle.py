@@ -11,9 +11,8 @@ in the sample).
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,13 +22,12 @@ from pruning.data.seeding import sample_generator
 from pruning.recording.axes import Axes, count_rows, cut, joined
 from pruning.recording.levels import Level, level_at
 from pruning.recording.placements import Placement, find
+from pruning.recording.rehearsing import Learned, Rehearse, Stand
+from pruning.recording.targets import KINDS, Kind, Map, Target, raw_answer
 from pruning.recording.trees import Path, leaves, mapped
-from pruning.recording.watching import Answer, Call, SamplingStep, Update
+from pruning.recording.watching import Call, SamplingStep, Update
 
 logger = logging.getLogger(__name__)
-
-Rehearse = Callable[[Answer], list[SamplingStep]]
-"""(answer in the denoisers' place) -> the sampling steps of a run with it."""
 
 ORACLE = 48
 """Stream of `sample_generator` that draws what is answered."""
@@ -48,60 +46,6 @@ SCALED = 0.02
 
 SURELY = 0.02
 """What leaves no doubt."""
-
-
-@dataclass(frozen=True)
-class Map:
-    """What a pipeline makes of a denoiser's raw answer at one step: ``model_output = alpha * F + beta * x``.
-
-    Attributes:
-        alpha: Factor of the answer.
-        beta: Factor of the scheduler's sample.
-        place: Where the model output is in the answer of one row, with scale 1.
-    """
-
-    alpha: float
-    beta: float
-    place: Placement
-
-
-Kind = str
-KINDS: dict[Kind, Callable[[Tensor, Tensor, Level], Tensor]] = {
-    "flow_prediction": lambda x0, noise, level: noise - x0,
-    "reverse_flow_prediction": lambda x0, noise, level: x0 - noise,
-    "epsilon": lambda x0, noise, level: noise,
-    "v_prediction": lambda x0, noise, level: (level.signal * noise - level.noise * x0) / level.size,
-    "sample": lambda x0, noise, level: x0,
-}
-"""What a model output may stand for, as functions of x0, the noise and the level."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the denoiser's raw answer should be, known because the oracle check passed.
-
-    Attributes:
-        kind: One of `KINDS`.
-        maps: By position of the sampling step, then by slot.
-    """
-
-    kind: Kind
-    maps: tuple[tuple[Map, ...], ...]
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What one watched run showed, as far as the check needs it.
-
-    Attributes:
-        steps: The run's sampling steps, with outputs.
-        inputs: Batch axes of the arguments by denoiser.
-        outputs: Batch axes of the answers.
-    """
-
-    steps: Sequence[SamplingStep]
-    inputs: Mapping[str, Axes]
-    outputs: Mapping[str, Axes]
 
 
 def check(learned: Learned, rehearse: Rehearse, said: Collection[Kind]) -> Target | None:
@@ -167,11 +111,6 @@ def _fewest_entries(learned: Learned) -> int:
     return min((sample[:1].numel() for sample in samples), default=1)
 
 
-def raw_answer(map_: Map, template: Any, model_output: Tensor, x: Tensor) -> Any:
-    """Return the raw answer of one row, in the form of `template`, of which the pipeline makes `model_output`."""
-    return map_.place.put(template, (model_output - map_.beta * x) / map_.alpha)
-
-
 def _filled(template: Any, axes: Axes, row_of: Callable[[Any], Any]) -> Any:
     """Return an output whose rows all are what `row_of` makes of the template's first row."""
     rows = count_rows(template, axes)
@@ -189,34 +128,6 @@ def _noise_like(template: Any) -> Any:
         return torch.randn(leaf.shape, generator=generator).to(leaf)
 
     return mapped(template, draw)
-
-
-class Stand:
-    """Stands in for the denoisers of a run: each call is answered in the form of the same call of the true run.
-
-    Args:
-        steps: Of the true run, with outputs.
-        make: (position of the step, call, the true call) -> the answer, as a tuple.
-    """
-
-    def __init__(
-        self, steps: Sequence[SamplingStep], make: Callable[[int, Call, Call], tuple[Any, ...]]
-    ) -> None:
-        self._steps, self._make = steps, make
-        self._counted: Counter[int] = Counter()
-
-    def __call__(self, position: int, call: Call) -> Any:
-        """Answer a call at a step."""
-        position = min(position, len(self._steps) - 1)
-        calls = self._steps[position].calls
-        true = calls[min(self._counted[position], len(calls) - 1)]
-        self._counted[position] += 1
-        return true.form(self._make(position, call, true))
-
-
-def rehearsal(learned: Learned) -> Stand:
-    """Return what answers with what the true run answered, whatever is asked."""
-    return Stand(learned.steps, lambda position, call, true: true.output)
 
 
 def _maps(learned: Learned, rehearse: Rehearse) -> tuple[tuple[Map, ...], ...] | None:

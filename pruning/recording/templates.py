@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pruning.recording.calls import Row
+from pruning.recording.format import Row
 
 Branch = tuple[int, int]
 """Call within its step, and row within the call."""

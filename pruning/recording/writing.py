@@ -18,20 +18,12 @@ from pruning.files import check_writable, expanded, remove, size, write_errors, 
 from pruning.models.pipelines import evaluating, modules_of, schedulers_of
 from pruning.models.stored import weights_digest
 from pruning.recording.axes import Axes
-from pruning.recording.calls import (
-    HEAD,
-    NOT_NOISED,
-    Denoiser,
-    Head,
-    RecordedCalls,
-    Row,
-    part_paths,
-    read_parts,
-)
+from pruning.recording.calls import NOT_NOISED, RecordedCalls
 from pruning.recording.cutting import ends_of_run, points_of, rows_of_run
 from pruning.recording.decoding import DECODING, learn_decoding
+from pruning.recording.format import HEAD, Denoiser, Head, Row, part_paths, read_parts
 from pruning.recording.learning import Lesson, learn
-from pruning.recording.oracle import rehearsal
+from pruning.recording.rehearsing import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.templates import Branch, branch_of, template_branches
 from pruning.recording.tensors import Tensors

@@ -50,7 +50,7 @@ model: {{source: {model}}}
 data: {{source: {data}}}
 calibrate: {{num_samples: 6, batch_size: 3, timestep_buckets: 2}}
 prune: {{target: {{macs: {macs}}}, kinds: [attention_heads, ffn_channels, resnet_channels]}}
-recover: {{steps: 3, batch_size: 4, warmup_steps: 1, checkpoint_every: 2}}
+recover: {{steps: 3, batch_size: 4, warmup_steps: 1, checkpoint_every: 2, num_samples: 6}}
 evaluate:
   num_samples: 6
   num_steps: 2

@@ -149,6 +149,10 @@ def test_a_recording_that_was_stopped_goes_on_to_the_same_files(workplace, capsy
         (["--out", "o", *ASKED, "--held-out"], "--held-out is for a recipe"),
         (["--out", "texts.txt", *ASKED], "--out: texts.txt is a file"),
         (["--out", " ", *ASKED], "--out is empty"),
+        (["--out", "~nobody-here/o", *ASKED], "'~nobody-here/o': there is no such home folder"),
+        (["--out", "o", *ASKED, "--device", "nope"], "--device: 'nope' cannot be used here"),
+        (["--out", "o", *ASKED, "--device", ""], "--device: '' cannot be used here"),
+        (["--out", "o", *ASKED, "height=13", "width=16"], "StableDiffusionPipeline fails with"),
     ],
 )
 def test_what_cannot_be_recorded_is_said_before_the_work(workplace, capsys, words, message):
@@ -167,6 +171,27 @@ def test_what_cannot_be_recorded_is_said_before_the_work(workplace, capsys, word
 def test_what_a_recipe_does_not_ask_for_is_not_recorded(workplace, capsys, words, message):
     assert message in " ".join(refused(capsys, "record", "quickstart", *words).split())
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recover.distill_weight=0.5"], "distill_weight is 0.5, but recorded points have no target"),
+        (["recover.loss_weighting=min_snr"], "loss_weighting='min_snr' needs targets, which points lack"),
+        (["run_dir=~nobody-here/x"], "there is no such home folder"),
+    ],
+)
+def test_what_recovery_cannot_do_with_points_is_said_before_the_first_stage(
+    workplace, capsys, words, message
+):
+    Path("my.yaml").write_text(
+        "model: {source: sd}\ndata: {source: texts.txt}\ndevice: cpu\n"
+        "calibrate: {provider: sampling, num_samples: 2, num_steps: 2, timestep_buckets: 2}\n"
+        "prune: {target: {macs: 0.9}}\nrecover: {steps: 1, num_samples: 2}\n"
+        "evaluate: {metrics: [cost], num_samples: 2}\n"
+    )
+    assert message in " ".join(refused(capsys, "run", "my.yaml", *words).split())
+    assert not list(Path("runs").rglob("calibrate"))
 
 
 def test_a_recipe_finds_what_was_recorded_for_it(workplace, capsys, monkeypatch):

@@ -39,6 +39,12 @@ def test_a_line_is_a_prompt_and_every_tenth_is_held_out(lines):
     assert texts(path, "train") == [text for text in every if text not in ("number 10", "number 20")]
 
 
+def test_only_the_end_of_a_line_ends_a_prompt(tmp_path: Path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("a\u2028b\r\nc\x0bd\x85e\rf\n".encode())
+    assert texts(path, "all") == ["a\u2028b", "c\x0bd\x85e", "f"]
+
+
 def test_a_prompt_that_is_added_moves_no_other(lines):
     before = [texts(lines(*map(str, range(15))), split) for split in ("train", "test")]
     after = [texts(lines(*map(str, range(22))), split) for split in ("train", "test")]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,10 +22,12 @@ from pruning.recording import RecordedCalls, record, recorded_batches
 from pruning.recording.decoding import DECODING
 from pruning.recording.describing import describe
 from pruning.recording.tensors import Tensors
+from pruning.recording.writing import LOCK
+from pruning.store import locked
 from tests.pipelines import PIPELINES
 
 HEAD, ROWS, TENSORS = "recording.json", "rows-00000.json", "tensors-00000.safetensors"
-SIZES = {"batch_size": 4, "timestep_buckets": 2}
+SIZES: dict[str, Any] = {"batch_size": 4, "timestep_buckets": 2}
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +334,113 @@ def test_an_order_of_images_that_is_none_is_refused(tmp_path):
             RecordedCalls.open(tmp_path)
 
 
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a recording in three parts."""
+    monkeypatch.setattr(sys.modules[record.__module__], "PART_SAMPLES", 1)
+    again(tmp_path / "calls")
+    return tmp_path / "calls"
+
+
+def again(folder: Path, **call: Any) -> RecordedCalls:
+    tiny = PIPELINES["flux"]
+    return record(tiny.build(), tiny.inputs, folder, call={**tiny.call, **call}, points=1)
+
+
+def named_part(folder: Path, index: int) -> tuple[Path, Path]:
+    return folder / f"rows-{index:05d}.json", folder / f"tensors-{index:05d}.safetensors"
+
+
+def a_part_twice(folder: Path) -> None:
+    for one, other in zip(named_part(folder, 0), named_part(folder, 1), strict=True):
+        shutil.copy(one, other)
+
+
+def parts_swapped(folder: Path) -> None:
+    for one, other in zip(named_part(folder, 0), named_part(folder, 1), strict=True):
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(kept)
+
+
+def one_part_more(folder: Path) -> None:
+    for one, other in zip(named_part(folder, 2), named_part(folder, 3), strict=True):
+        shutil.copy(one, other)
+
+
+def a_part_gone(folder: Path) -> None:
+    named_part(folder, 1)[0].unlink()
+
+
+def a_row_twice(folder: Path) -> None:
+    content = json.loads(named_part(folder, 2)[0].read_text())
+    change(folder, "rows-00002.json", ("rows",), content["rows"] * 2)
+
+
+def no_rows(folder: Path) -> None:
+    change(folder, "rows-00002.json", ("rows",), [])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (a_part_twice, r"rows-00001\.json: ValueError: its samples are not those from 1 on"),
+        (parts_swapped, r"rows-00000\.json: ValueError: its samples are not those from 0 on"),
+        (one_part_more, r"rows-00003\.json: ValueError: its samples are not those from 3 on"),
+        (a_part_gone, r"rows-00001\.json is missing, and rows-00002\.json is there"),
+        (a_row_twice, "sample 2, .* it is there twice"),
+        (no_rows, r"rows-00002\.json: ValueError: its rows are not those of its samples"),
+    ],
+)
+def test_parts_that_do_not_follow_each_other_are_refused(parts, how, message):
+    how(parts)
+    with pytest.raises(PruningError, match=message):
+        RecordedCalls.open(parts)
+    with pytest.raises(PruningError, match=message):
+        again(parts)
+
+
+def test_parts_of_another_recording_are_not_taken_for_ones_own(parts):
+    (parts / HEAD).unlink()
+    with pytest.raises(PruningError, match=r"rows-00000\.json, whose recording\.json is gone"):
+        again(parts, guidance_scale=1.5)
+
+
+def test_what_is_broken_is_said_before_a_recording_goes_on(parts, monkeypatch):
+    named_part(parts, 2)[0].unlink()
+    cut_short(named_part(parts, 0)[1])
+    monkeypatch.setattr("pruning.recording.runs.run_once", None)
+    with pytest.raises(PruningError, match=r"tensors-00000\.safetensors cannot be read"):
+        again(parts)
+
+
+def test_a_recording_is_made_by_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    with locked(folder / LOCK, "", ""), pytest.raises(PruningError, match="calls is in use by process"):
+        again(folder)
+    assert again(folder).recorded == 3
+    assert not (folder / LOCK).exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2.0])
+def test_a_value_that_was_changed_is_found_when_it_is_read(folder, value):
+    stored = load_file(folder / TENSORS)
+    stored[first(stored, lambda tensor: tensor.ndim == 3)].view(-1)[0] = value
+    save_file(stored, folder / TENSORS)
+    with pytest.raises(PruningError, match=r"tensors-00000\.safetensors: the tensor '\w+' was changed"):
+        read_all(folder)
+
+
+def test_a_target_that_is_not_in_the_answers_is_said(folder):
+    change(folder, HEAD, (*MAP, "place", "axis"), 1)
+    change(folder, HEAD, (*MAP, "place", "size"), 10**15)
+    batch = next(iter(recorded_batches(RecordedCalls.open(folder), source="x0", timestep_buckets=1)))
+    assert batch.read is not None
+    with pytest.raises(PruningError, match="the answer has no place for its target"):
+        batch.read((torch.zeros(len(batch.sample_ids), 96, 8),))
+
+
 class Full:
     """A disk without room."""
 
@@ -351,6 +461,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": "a"}, "seed is 'a'; it must be a whole number"),
     ({"seed": None}, "seed is None"),
     ({"pipeline": None}, "None is no pipeline of diffusers"),
+    ({"pipeline": DiffusionPipeline}, "is no pipeline of diffusers"),
+    ({"inputs": {"prompt": "a"}}, r"inputs is \{'prompt': 'a'\}; expected a list with a mapping for each"),
+    ({"inputs": 3}, "inputs is 3"),
+    ({"call": "abc"}, "call is 'abc'; expected a mapping"),
+    ({"call": {1: 2}}, "call: 1 is no name of an argument"),
 ]
 
 
@@ -373,6 +488,29 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monke
     with pytest.raises(PruningError, match=r"cannot write the recording .*are needed and 10 B are free"):
         record(tiny.build(), tiny.inputs, tmp_path / "full", **asked)
     assert not (tmp_path / "full" / HEAD).exists()
+
+
+@pytest.mark.parametrize("folder", ["", "  ", None, 3])
+def test_a_folder_that_is_none_is_refused(folder):
+    with pytest.raises(PruningError, match="name a folder"):
+        again(folder)
+
+
+def test_a_folder_that_is_a_file_is_said_before_the_pipeline_runs(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("pruning.recording.runs.run_once", None)
+    with pytest.raises(PruningError, match=r"cannot write the recording in .*file"):
+        again(tmp_path / "file")
+
+
+def test_a_disk_that_is_full_at_once_leaves_no_head(tmp_path, monkeypatch):
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pruning.recording.writing.write_json", full)
+    with pytest.raises(PruningError, match=r"the disk is full.* Nothing was recorded"):
+        again(tmp_path / "calls")
+    assert not (tmp_path / "calls").exists()
 
 
 def test_a_disk_that_fills_up_leaves_what_was_recorded(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pruning.recording import record
-from pruning.recording.calls import Head
+from pruning.recording.format import Head
 from tests.pipelines.base import assemble, denoiser, flow, scheduler
 from tests.pipelines.decoders import kl, shifted
 from tests.pipelines.encoders import clip, t5
