@@ -310,9 +310,10 @@ class Recover(Section):
         "What the slim model is trained on, as in ``calibrate``; null takes what that takes.",
         one_of(*PROVIDERS),
     )
-    num_samples: int = knob(
-        256,
-        "Recorded samples to train on: generated ones, or images with their captions where the pipeline takes texts.",
+    num_samples: int | None = knob(
+        None,
+        "Recorded samples to train on, null takes 256; or images with captions, of which each is recorded, null takes at "
+        "most 4096. Other images are all trained on.",
         at_least(1),
     )
     steps: int = knob(1000, "Optimizer steps.", at_least(1))

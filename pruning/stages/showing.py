@@ -29,6 +29,9 @@ RECORDED = (
 )
 """Keys that say what a recording holds."""
 
+RECORDED_SAMPLES = 256
+"""Recorded samples to train on where nobody says how many."""
+
 
 def is_recorded(run: Run) -> bool:
     """Tell whether calibration shows recorded calls."""
@@ -103,6 +106,11 @@ def _split(run: Run, held_out: bool) -> str:
     return run.recipe.data.eval_split if held_out else run.recipe.data.split
 
 
+def trained_samples(run: Run) -> int:
+    """Return how many recorded samples the slim model is trained on, with null resolved."""
+    return run.recipe.recover.num_samples or RECORDED_SAMPLES
+
+
 def training_samples(run: Run) -> int:
     """Return how many samples of the training split the stages of the recipe read."""
     recipe = run.recipe
@@ -112,7 +120,7 @@ def training_samples(run: Run) -> int:
         else []
     )
     if recipe.recover.enabled and recovery_provider(run) != NOISED:
-        asked.append(recipe.recover.num_samples)
+        asked.append(trained_samples(run))
     return max(asked, default=0)
 
 
