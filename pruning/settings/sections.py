@@ -312,8 +312,8 @@ class Recover(Section):
     )
     num_samples: int | None = knob(
         None,
-        "Recorded samples to train on, null takes 256; or images with captions, of which each is recorded, null takes at "
-        "most 4096. Other images are all trained on.",
+        "Recorded samples to train on, null takes 256; or images with captions, each of which is recorded, null takes "
+        "at most 4096. Other images are all trained on.",
         at_least(1),
     )
     steps: int = knob(1000, "Optimizer steps.", at_least(1))
