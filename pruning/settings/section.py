@@ -8,7 +8,7 @@
 
         steps: int = knob(1000, "Optimizer steps.", at_least(1))
 
-A section is a frozen dataclass. Recipes are made of sections, and functions take them: ``calibrate(…, settings=Calibrate())``.
+A section is a frozen dataclass. Recipes are made of sections, and functions take them: ``calibrate(…, Calibrate())``.
 `Section.problems` finds every value of a wrong type, every value that breaks a rule, and what does not fit together.
 """
 
