@@ -37,12 +37,14 @@ class ImageCalls:
         denoiser: Name of the component.
         latents: (numbers of images) -> clean samples in the scheduler's layout, float32 (B, ...) on the CPU.
         condition: Number of an image -> recorded sample with its prompt or class.
+        without: The recorded sample of no prompt or class; None where the model knows none.
     """
 
     calls: RecordedCalls
     denoiser: str
     latents: Callable[[Sequence[int]], Tensor]
     condition: Callable[[int], int]
+    without: int | None = None
 
     @cached_property
     def rows(self) -> dict[tuple[int, int], list[Row]]:

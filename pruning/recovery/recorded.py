@@ -106,7 +106,6 @@ def recover_images(
     count: int,
     settings: Recover,
     *,
-    without: int | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
@@ -119,9 +118,7 @@ def recover_images(
         teacher: The dense denoiser; None only with `distill_weight` 0.
         source: Images and calls.
         count: How many images there are.
-        settings: How to train.
-        without: The recorded sample of no label or caption, which takes the place of those of images that lose theirs;
-            None: there is none, and nothing is dropped.
+        settings: How to train. An image that loses its label or caption is asked with `ImageCalls.without`.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
@@ -132,21 +129,21 @@ def recover_images(
     """
     check_seed(seed)
     settings = checked(settings, has_targets=True)
-    if settings.label_dropout and without is None:
+    if settings.label_dropout and source.without is None:
         raise PruningError(
             f"recovery: label_dropout={settings.label_dropout}, but the model knows no call without a label or "
             "caption; set label_dropout to 0 or null"
         )
     dropout = settings.label_dropout
     if dropout is None:
-        dropout = 0.0 if without is None else DEFAULT_DROPOUT
+        dropout = 0.0 if source.without is None else DEFAULT_DROPOUT
     target = source.calls.head.target
     if settings.loss_weighting == "min_snr" and target is not None:
         min_snr(torch.ones(1), target.kind)
     _ = source.rows  # what does not fit fails here
 
     def batches(share: Share) -> Batches:
-        return RecordedImageSource(source, count, without, share).batches
+        return RecordedImageSource(source, count, share).batches
 
     seen = {"recording": dict(source.calls.head.identity), "images": count}
     settings = replace(settings, label_dropout=dropout)
@@ -160,13 +157,11 @@ class RecordedImageSource:
     Attributes:
         source: Images and calls.
         count: How many images there are.
-        without: The recorded sample of no label or caption.
         share: What this process trains on.
     """
 
     source: ImageCalls
     count: int
-    without: int | None
     share: Share
 
     def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
@@ -189,8 +184,8 @@ class RecordedImageSource:
         rows = []
         for k, image in enumerate(ids.tolist()):
             condition = source.condition(image)
-            if self.without is not None and dropped[part][k]:
-                condition = self.without
+            if source.without is not None and dropped[part][k]:
+                condition = source.without
             alike = source.rows[condition, steps - 1 - int(drawn[part][k])]
             rows.append(alike[int(branch[k] * len(alike))])
         together = apart(source.calls, list(enumerate(rows)))[0]

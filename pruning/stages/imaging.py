@@ -89,8 +89,8 @@ def conditions_of(run: Run, data: ImageData, rows: Sequence[int]) -> Conditions:
     )
 
 
-def image_calls(run: Run, split: str, rows: Sequence[int]) -> tuple[ImageCalls, int | None]:
-    """Return what is shown of some rows of a split, and the recorded sample of no label or caption, None without one.
+def image_calls(run: Run, split: str, rows: Sequence[int]) -> ImageCalls:
+    """Return what is shown of some rows of a split.
 
     The model does not run for it but to learn how its pipeline calls it.
     """
@@ -120,11 +120,8 @@ def image_calls(run: Run, split: str, rows: Sequence[int]) -> tuple[ImageCalls, 
         )
 
     folder = run.part(key, work, resumable=True).folder / CALLS
-    pipeline, decoding, read = (
-        pipeline_around(run, run.dense),
-        Decoding.load(folder / DECODING),
-        cached_images(data),
-    )
+    pipeline, read = pipeline_around(run, run.dense), cached_images(data)
+    decoding = Decoding.load(folder / DECODING)
 
     def latents(wanted: Sequence[int]) -> Tensor:
         return decoding.latents_of(
@@ -132,7 +129,7 @@ def image_calls(run: Run, split: str, rows: Sequence[int]) -> tuple[ImageCalls, 
         )
 
     calls = RecordedCalls.open(folder)
-    return ImageCalls(calls, component(run), latents, conditions.of_image), conditions.without
+    return ImageCalls(calls, component(run), latents, conditions.of_image, conditions.without)
 
 
 def _arguments(run: Run) -> dict[str, Any]:
@@ -177,8 +174,9 @@ def noised(
         return noised_batches(
             run.images(split), run.conditioner, run.scheduler, conditional=conditional, **how
         )
-    source, without = image_calls(run, split, rows)
+    source = image_calls(run, split, rows)
     if not conditional:
+        without = source.without
         assert without is not None
         source = replace(source, condition=lambda row: without)
     return noised_images(source, **how)

@@ -85,13 +85,13 @@ def _on_images(
         return recovery.recover(student, teacher, data, run.conditioner, run.scheduler, section, **how)
     has_texts = "prompt" in models.call_parameters(run.pipeline_class)
     rows = run.choose(split, min(section.num_samples, len(data))) if has_texts else range(len(data))
-    found, without = image_calls(run, split, rows)
+    found = image_calls(run, split, rows)
     source = replace(
         found,
         latents=lambda numbers: found.latents([rows[number] for number in numbers]),
         condition=lambda number: found.condition(rows[number]),
     )
-    return recovery.recover_images(student, teacher, source, len(rows), section, without=without, **how)
+    return recovery.recover_images(student, teacher, source, len(rows), section, **how)
 
 
 def _progress(run: Run) -> Callable[[recovery.RecoveryProgress], None]:
