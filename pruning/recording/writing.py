@@ -26,7 +26,7 @@ from pruning.recording.learning import Lesson, learn
 from pruning.recording.rehearsing import rehearsal
 from pruning.recording.runs import Runs
 from pruning.recording.templates import Branch, branch_of, template_branches
-from pruning.recording.tensors import Tensors
+from pruning.recording.tensors import Tensors, content_key, on_cpu
 from pruning.recording.watching import Answer, SamplingStep, Watch
 from pruning.settings.section import fits
 from pruning.store.locks import locked
@@ -204,17 +204,24 @@ def _identity(runs: Runs, points: int | None) -> dict[str, Any]:
 
 
 def _said(value: Any) -> Any:
-    """Return an argument of a pipeline as JSON types; images and tensors by their content."""
+    """Return an argument of a pipeline as JSON types; images, tensors and functions by their content."""
     if isinstance(value, Mapping):
         return {str(key): _said(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_said(entry) for entry in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    content = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else value
-    if not hasattr(content, "tobytes"):
-        return type(value).__name__
-    return f"{type(value).__name__} {hashlib.sha256(content.tobytes()).hexdigest()}"
+    name, form = (
+        type(value).__name__,
+        [str(getattr(value, key, "")) for key in ("dtype", "shape", "mode", "size")],
+    )
+    if isinstance(value, Tensor):
+        return f"{name} {content_key(on_cpu(value))}"
+    if code := getattr(value, "__code__", None):
+        return f"{name} {value.__qualname__} {hashlib.sha256(code.co_code).hexdigest()}"
+    if not hasattr(value, "tobytes"):
+        return name
+    return f"{name} {hashlib.sha256(value.tobytes() + str(form).encode()).hexdigest()}"
 
 
 def _branches(lesson: Lesson, samples: int) -> list[Branch] | None:

@@ -18,6 +18,7 @@ from torch import nn
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, record, recorded_batches
 from pruning.recording.images import apart
+from pruning.recording.writing import _said
 from pruning.recovery import recover_recorded
 from pruning.recovery.batches import Share
 from pruning.recovery.recorded import RecordedSource
@@ -182,6 +183,27 @@ def test_latents_of_several_samples_a_call_cannot_be_made_anew(tmp_path: Path, h
         recorded(TINY.build(), tmp_path / "calls", call={"num_images_per_prompt": 2}, **how)
     calls = recorded(TINY.build(), tmp_path / "points", call={"num_images_per_prompt": 2}, points=1)
     assert len(calls.rows) == 3 * 4  # samples, images and branches
+
+
+def test_a_recording_goes_on_with_the_very_arguments_alone(tmp_path: Path):
+    pipeline = TINY.build()
+    one, other = (lambda pipeline, index, t, given: given), (lambda pipeline, index, t, given: dict(given))
+    recorded(pipeline, tmp_path, call={"callback_on_step_end": one}, points=1)
+    with pytest.raises(PruningError, match=r"another recording: call\.callback_on_step_end was"):
+        recorded(pipeline, tmp_path, call={"callback_on_step_end": other}, points=1)
+    embeds = torch.zeros(1, 4, pipeline.unet.config.cross_attention_dim)
+    said = [
+        _said(value)
+        for value in (
+            embeds,
+            embeds.half(),
+            embeds.flatten(),
+            np.zeros(4),
+            np.zeros((2, 2)),
+            np.zeros(8, "f4"),
+        )
+    ]
+    assert len(set(said)) == len(said)
 
 
 def test_inputs_may_come_from_a_generator(tmp_path: Path):
