@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pruning.errors import PruningError, shown
 from pruning.settings.section import fits
+
+Path = tuple[str | int, ...]
+"""Where an argument is in a call: keys of mappings and positions in lists."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class NoisedBatch:
         timesteps: (B,), as handed to the model, or to the scheduler.
         branches: Which branch of guidance each row is, where that is known.
         read: The model's output -> what `target` is of; None: the prediction, as `pruning.models.denoise` returns it.
+        exact: Where arguments are that keep their type whatever that of the model is.
     """
 
     call: dict[str, Any]
@@ -35,6 +39,7 @@ class NoisedBatch:
     timesteps: Tensor
     branches: tuple[int, ...] | None = None
     read: Callable[[Any], Tensor] | None = None
+    exact: Collection[Path] = ()
 
 
 def check_buckets(buckets: int, steps: int) -> None:
@@ -81,18 +86,24 @@ class NoisedBatches:
         return replace(parts[0], make=lambda: chain.from_iterable(parts), rows=rows)
 
 
-def move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+def move(
+    value: Any,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    exact: Collection[Path] = (),
+    path: Path = (),
+) -> Any:
     """Move call arguments, entry by entry.
 
     Floating point tensors of two or more dimensions also take `dtype`, if it is given; what has fewer are times and
-    other numbers, which keep the type that they have.
+    other numbers, which keep the type that they have, as does what is at a path of `exact`.
     """
     if isinstance(value, Tensor):
-        cast = dtype is not None and value.is_floating_point() and value.ndim > 1
+        cast = dtype is not None and value.is_floating_point() and value.ndim > 1 and path not in exact
         return value.to(device, dtype) if cast else value.to(device)
     if isinstance(value, Mapping):
-        return {name: move(entry, device, dtype) for name, entry in value.items()}
+        return {name: move(entry, device, dtype, exact, (*path, name)) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        entries = [move(entry, device, dtype) for entry in value]
+        entries = [move(entry, device, dtype, exact, (*path, k)) for k, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
     return value
