@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,6 +17,9 @@ from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_
 from pruning.errors import PruningError
 from pruning.models.families import denoiser_call, null_class
 
+Path = tuple[str | int, ...]
+"""Where an argument is in a call: keys of mappings and positions in lists."""
+
 
 @dataclass(frozen=True)
 class NoisedBatch:
@@ -30,6 +33,7 @@ class NoisedBatch:
         timesteps: (B,), as handed to the model, or to the scheduler.
         branches: Which branch of guidance each row is, where that is known.
         read: The model's output -> what `target` is of; None: the prediction, as `pruning.models.denoise` returns it.
+        exact: Where arguments are that keep their type whatever that of the model is.
     """
 
     call: dict[str, Any]
@@ -39,6 +43,7 @@ class NoisedBatch:
     timesteps: Tensor
     branches: tuple[int, ...] | None = None
     read: Callable[[Any], Tensor] | None = None
+    exact: Collection[Path] = ()
 
 
 def check_buckets(buckets: int, total: int) -> None:
@@ -169,18 +174,24 @@ def noised_batches(
     return NoisedBatches(make, total, timestep_buckets, rows=len(rows) * timestep_buckets)
 
 
-def move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+def move(
+    value: Any,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    exact: Collection[Path] = (),
+    path: Path = (),
+) -> Any:
     """Move call arguments, entry by entry.
 
     Floating point tensors of two or more dimensions also take `dtype`, if it is given; what has fewer are times and
-    other numbers, which keep the type that they have.
+    other numbers, which keep the type that they have, as does what is at a path of `exact`.
     """
     if isinstance(value, Tensor):
-        cast = dtype is not None and value.is_floating_point() and value.ndim > 1
+        cast = dtype is not None and value.is_floating_point() and value.ndim > 1 and path not in exact
         return value.to(device, dtype) if cast else value.to(device)
     if isinstance(value, Mapping):
-        return {name: move(entry, device, dtype) for name, entry in value.items()}
+        return {name: move(entry, device, dtype, exact, (*path, name)) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        entries = [move(entry, device, dtype) for entry in value]
+        entries = [move(entry, device, dtype, exact, (*path, k)) for k, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
     return value

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.data.batches import NoisedBatch, NoisedBatches
+from pruning.data.batches import NoisedBatch, NoisedBatches, move
 from pruning.data.seeding import sample_generator
 from pruning.errors import PruningError, shown
 from pruning.recording.axes import count_rows, cut
@@ -18,7 +18,7 @@ from pruning.recording.calls import NOT_NOISED, RecordedCalls
 from pruning.recording.checking import MISFITS
 from pruning.recording.format import Row
 from pruning.recording.targets import KINDS
-from pruning.recording.trees import original
+from pruning.recording.trees import longer_types, original
 from pruning.recording.watching import as_tuple
 from pruning.settings.section import fits
 
@@ -234,8 +234,11 @@ def batch_of(
         dtype: As for `RecordedCalls.call`.
     """
     trees, targets = ([list(part) for part in zip(*made, strict=True)]) if made else (None, None)
+    whole = calls.joined(rows, trees)
+    exact = longer_types(whole)
     return NoisedBatch(
-        call=calls.call(rows, device=device, dtype=dtype, arguments=trees),
+        call=move(whole, device, dtype, exact),
+        exact=exact,
         target=torch.cat(targets).to(device) if targets else None,
         bucket=bucket,
         sample_ids=torch.tensor(samples),

@@ -19,7 +19,7 @@ from pruning.recording.axes import form_of, joined
 from pruning.recording.checking import check
 from pruning.recording.format import ADVICE, HEAD, Head, Row, read_parts
 from pruning.recording.tensors import TensorFiles
-from pruning.recording.trees import decoded
+from pruning.recording.trees import decoded, longer_types
 
 NOT_NOISED = (
     "its latents cannot be noised anew: with the right answers in its denoiser's place it does not end at what they "
@@ -128,13 +128,21 @@ class RecordedCalls:
         Args:
             rows: At least one.
             device: Where the tensors go.
-            dtype: Type of floating point tensors of two or more dimensions; what has fewer are times and other numbers,
-                which keep theirs. None leaves all as they were recorded.
+            dtype: Type of floating point tensors of two or more dimensions, but of those that the pipeline gave in a
+                longer type than the model's (positions); what has fewer are times and other numbers, which keep theirs.
+                None leaves all as they were recorded.
             arguments: In the place of the recorded ones, a tree for each row.
 
         Raises:
             PruningError: If they cannot share a call.
         """
+        whole = self.joined(rows, arguments)
+        return move(whole, device, dtype, longer_types(whole))
+
+    def joined(
+        self, rows: Sequence[Row], arguments: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Return one call of several rows, on the CPU and in the types that were recorded; see `call`."""
         if len({self.signature(row) for row in rows}) != 1:
             raise PruningError(
                 f"{rows[0].name} and {rows[-1].name} cannot share a call: shapes or shared arguments differ"
@@ -142,8 +150,7 @@ class RecordedCalls:
         if len(rows) > 1 and self.head.denoisers[rows[0].denoiser].alone:
             raise PruningError(f"{rows[0].denoiser!r} takes one row a call")
         trees = list(arguments) if arguments is not None else [self.arguments(row) for row in rows]
-        whole = joined(trees, self.head.denoisers[rows[0].denoiser].inputs)
-        return move(whole, device, dtype)
+        return joined(trees, self.head.denoisers[rows[0].denoiser].inputs)
 
     def signature(self, row: Row) -> str:
         """Return what rows must have in common to share a call: shapes along other axes, and all that is shared."""

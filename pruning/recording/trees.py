@@ -91,6 +91,19 @@ def sequence_like(tree: list[Any] | tuple[Any, ...], entries: list[Any]) -> Any:
     return entries if isinstance(tree, list) else tuple(entries)
 
 
+def longer_types(tree: Any) -> frozenset[Path]:
+    """Return where floating point tensors are that the model takes in a longer type than its own, such as positions.
+
+    The model's own type is the shortest of those of two or more dimensions.
+    """
+    sizes = {
+        path: leaf.dtype.itemsize
+        for path, leaf in leaves(tree)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 1
+    }
+    return frozenset(path for path, size in sizes.items() if size > min(sizes.values()))
+
+
 def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
     """Return a tree of the same form whose leaves are changed."""
     if isinstance(tree, Mapping):

@@ -7,7 +7,7 @@ how a step is split over micro-batches and processes, and there is no generator 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +42,7 @@ class TrainingBatch:
         position: Position of its first sample in the run; identifies the micro-batch.
         weights: Of the samples' losses (B,), float32; None: all 1.
         read: The model's output -> what `target` is of; None: the first channels of its first tensor.
+        exact: Where arguments are that keep their type whatever that of the dense model is.
     """
 
     call: dict[str, Any]
@@ -52,6 +53,7 @@ class TrainingBatch:
     position: int
     weights: Tensor | None = None
     read: Callable[[Any], Tensor] | None = None
+    exact: Collection[tuple[str | int, ...]] = ()
 
     def answer_in(self, output: Any) -> Tensor:
         """Return the part of a model's output that `target` is of."""

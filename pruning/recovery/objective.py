@@ -51,7 +51,8 @@ def training_step(
     if distill_weight > 0 and teacher is not None:
         with torch.no_grad():
             first = next(p for p in teacher.parameters() if p.is_floating_point())
-            wanted = joined(_answer(teacher, move(batch.call, first.device, first.dtype)), rows)
+            call = move(batch.call, first.device, first.dtype, batch.exact)
+            wanted = joined(_answer(teacher, call), rows)
         loss = loss + distill_weight * _mean_square(joined(output, rows).float() - wanted.float())
     return (loss if weights is None else weights * loss).mean()
 

@@ -263,6 +263,7 @@ def _training_batch(
         position=position,
         weights=weights,
         read=batch.read,
+        exact=batch.exact,
     )
 
 

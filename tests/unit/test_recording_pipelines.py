@@ -21,6 +21,7 @@ from pruning.recording.images import apart
 from pruning.recording.writing import _said
 from pruning.recovery import recover_recorded
 from pruning.recovery.batches import Share
+from pruning.recovery.objective import training_step
 from pruning.recovery.recorded import RecordedSource
 from pruning.settings import Recover
 from tests.pipelines import PIPELINES
@@ -204,6 +205,27 @@ def test_a_recording_goes_on_with_the_very_arguments_alone(tmp_path: Path):
         )
     ]
     assert len(set(said)) == len(said)
+
+
+def test_positions_keep_the_type_in_which_the_pipeline_gives_them(tmp_path: Path):
+    tiny = PIPELINES["longcat-image"]  # its positions begin at 512, which bfloat16 cannot tell from 513
+    pipeline = tiny.build().to(torch.bfloat16)
+    calls = record(pipeline, tiny.inputs[:1], tmp_path, call=tiny.call, points=1)
+    own = calls.call(calls.rows[:1])
+    assert (own["hidden_states"].dtype, own["img_ids"].dtype) == (torch.bfloat16, torch.float32)
+    for batch in recorded_batches(calls, timestep_buckets=1, dtype=torch.bfloat16):
+        assert torch.equal(batch.call["img_ids"], own["img_ids"])
+    settings = Recover(steps=1, batch_size=1)
+    trained = RecordedSource(calls, calls.rows, False, Share(settings, 0, torch.device("cpu"))).build(0, 1)
+    shown = []
+    with torch.no_grad():
+        teacher = pipeline.transformer
+        student = copy.deepcopy(teacher).float()
+        for model in (student, teacher):
+            model.register_forward_pre_hook(lambda module, args, given: shown.append(given), with_kwargs=True)
+        training_step(student, teacher, trained, distill_weight=1.0)
+    assert [given["hidden_states"].dtype for given in shown] == [torch.float32, torch.bfloat16]
+    assert all(torch.equal(given["img_ids"], own["img_ids"]) for given in shown)
 
 
 def test_inputs_may_come_from_a_generator(tmp_path: Path):
