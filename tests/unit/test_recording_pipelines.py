@@ -216,7 +216,7 @@ def test_positions_keep_the_type_in_which_the_pipeline_gives_them(tmp_path: Path
     for batch in recorded_batches(calls, timestep_buckets=1, dtype=torch.bfloat16):
         assert torch.equal(batch.call["img_ids"], own["img_ids"])
     settings = Recover(steps=1, batch_size=1)
-    trained = RecordedSource(calls, calls.rows, False, settings, 0, torch.device("cpu")).build(0, 1)
+    trained = RecordedSource(calls, calls.rows, False, Share(settings, 0, torch.device("cpu"))).build(0, 1)
     shown = []
     with torch.no_grad():
         teacher = pipeline.transformer
