@@ -150,13 +150,13 @@ def noised_batches(
         if not hasattr(value, "__index__"):
             raise PruningError(f"{name}: {shown(value)} is a {type(value).__name__}; expected a whole number")
     source = image_calls(
-        model, scheduler, data, split=split, images=samples, pipeline=pipeline, seed=int(seed)
+        model, scheduler, data, split=split, images=int(samples), pipeline=pipeline, seed=int(seed)
     )
     parameter = next(model.parameters())
     return noised_images(
         source,
-        batch_size=batch_size,
-        timestep_buckets=timestep_buckets,
+        batch_size=int(batch_size),
+        timestep_buckets=int(timestep_buckets),
         seed=int(seed),
         conditional=conditional,
         device=parameter.device,

@@ -108,6 +108,7 @@ def open_image_calls(
     return ImageCalls(
         calls,
         denoiser,
+        data.name,
         images,
         cached_images(data),
         encode,

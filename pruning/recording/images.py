@@ -38,7 +38,8 @@ class ImageCalls:
     Attributes:
         calls: Recorded with `for_images`.
         denoiser: Name of the component.
-        images: Numbers of the images: rows of the data.
+        name: What the images are.
+        images: Their numbers: rows of the data.
         read: (numbers of images) -> images (B, C, H, W) in [-1, 1].
         encode: (images, one generator each) -> clean samples in the scheduler's layout, float32 (B, ...) on the CPU.
         condition: Number of an image -> recorded sample with its prompt or class.
@@ -47,6 +48,7 @@ class ImageCalls:
 
     calls: RecordedCalls
     denoiser: str
+    name: str
     images: Sequence[int]
     read: Callable[[Sequence[int]], Tensor]
     encode: Callable[[Tensor, list[torch.Generator]], Tensor]

@@ -38,6 +38,9 @@ AT_END = 0.05
 ON_THE_WAY = 0.1
 """How far the share of x0 may be from what the law says; of few entries more, for the noise then hides it."""
 
+SIZE = 0.9 / 3**0.5
+"""Root mean square of x0, uniform within [-0.9, 0.9]: in unit noise its share is known to 1 / (SIZE sqrt n)."""
+
 BOUNDARY = "get_scalings_for_boundary_condition"
 """Method of the schedulers of consistency models, which make x0 of the model output."""
 
@@ -63,7 +66,7 @@ def check(learned: Learned, rehearse: Rehearse, said: Collection[Kind]) -> Targe
     for kind in sorted(KINDS, key=lambda kind: kind not in said):
         target = Target(kind, maps)
         off = _walk(learned, law, rehearse, target)
-        allowed = ON_THE_WAY + 3 / _fewest_entries(learned) ** 0.5 if kind in said else SURELY
+        allowed = ON_THE_WAY + 4 / (SIZE * _fewest_entries(learned) ** 0.5) if kind in said else SURELY
         if off is not None and off < min(allowed, least):
             best, least = target, off
         if least < SURELY:

@@ -153,7 +153,8 @@ def recover_images(
     def batches(share: Share) -> Batches:
         return ImageSource(source, share).batches
 
-    seen = {"recording": dict(source.calls.head.identity), "images": len(source.images)}
+    images = {"name": source.name, "count": len(source.images)}
+    seen = {"recording": dict(source.calls.head.identity), "images": images}
     settings = replace(settings, label_dropout=dropout)
     return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
 

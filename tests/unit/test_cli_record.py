@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pruning
 from pruning.cli import INTERRUPTED, USER_ERROR, main
@@ -95,7 +96,7 @@ main(sys.argv[1:])
 def kill(workplace: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, "record", "sd", *ASKED, "--out", "stopped"],
-        env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
@@ -141,7 +142,7 @@ def test_a_recording_that_was_stopped_goes_on_to_the_same_files(workplace, capsy
             ["--out", "o", "--prompts", "text.txt"],
             "--prompts: there is no file 'text.txt' (did you mean 'texts.txt'?)",
         ),
-        (["--out", "o", *ASKED, "height=tall"], "StableDiffusionPipeline fails with {"),
+        (["--out", "o", *ASKED, "height=tall", "width=9"], "StableDiffusionPipeline fails with {"),
         (["--out", "o", *ASKED, "--samples", "0"], "--samples: 0 must be at least 1"),
         (["--out", "o", *ASKED, "--points", "0"], "points is 0"),
         (["--out", "o", *ASKED, "hight=5"], "hight (5) is no argument of StableDiffusionPipeline"),

@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from pruning.data.conditioning import encode_latents
 from torch import Tensor
 
 from pruning.calibration import calibrate
-from pruning.data import sample_generator
 from pruning.data.batches import NoisedBatches, bucket_edges
 from pruning.errors import PruningError
 from pruning.groups import find_groups
@@ -27,7 +25,6 @@ from pruning.recording import RecordedCalls, record, recorded_batches
 from pruning.recording.batches import bucket_of, renoised
 from pruning.recording.cutting import points_of
 from pruning.recording.decoding import DECODING, Decoding
-from pruning.recording.images import ImageCalls, noised_images
 from pruning.recording.trees import decoded, encoded
 from pruning.recovery import recover_recorded
 from pruning.settings import Recover
@@ -151,21 +148,6 @@ def test_latents_made_anew_are_the_law_and_the_target_is_what_the_pipeline_makes
     torch.testing.assert_close(x - level.noise * target, calls.end(row, 0))
 
 
-def test_images_enter_as_the_hand_written_conditioner_makes_them(tmp_path: Path):
-    pipeline, calls = recorded("sd", tmp_path / "calls", points=None, for_images=True)
-    decoding = Decoding.load(calls.folder / DECODING)
-    size = PIPELINES["sd"].call["height"]
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    draws = [[sample_generator(0, i, 2) for i in range(2)] for _ in range(2)]
-    torch.testing.assert_close(
-        decoding.latents_of(pipeline, images, draws[0]), encode_latents(pipeline.vae, images, draws[1])
-    )
-    with pytest.raises(
-        PruningError, match=r"images of 8 x 8 pixels become .* but StableDiffusionPipeline decodes"
-    ):
-        decoding.latents_of(pipeline, images[..., :8, :8], draws[0])
-
-
 @pytest.mark.parametrize("name", ["flux", "qwen-image", "sana", "sd3", "ddim", "z-image", "flux2"])
 def test_latents_of_images_are_what_is_decoded_back(name: str, tmp_path: Path):
     _, calls = recorded(name, tmp_path / "calls", points=2, for_images=True)
@@ -177,30 +159,6 @@ def test_latents_of_images_are_what_is_decoded_back(name: str, tmp_path: Path):
     torch.testing.assert_close(flat.view_as(x0), x0)
     assert sorted(decoding.order.tolist()) == list(range(x0.numel()))
     assert (decoding.autoencoder is None) == (name == "ddim")
-
-
-def test_noised_images_come_once_in_every_bucket_whatever_the_batch(tmp_path: Path):
-    _, calls = recorded("dit", tmp_path / "calls", points=None, for_images=True)
-    latent = Decoding.load(calls.folder / DECODING).latent
-
-    def latents(numbers: Any) -> Tensor:
-        return torch.stack([torch.full(latent[1:], float(number) / 10) for number in numbers])
-
-    source = ImageCalls(calls, "transformer", latents, lambda number: number % 3)
-    how: dict[str, Any] = {"indices": range(5), "timestep_buckets": 2, "seed": 3}
-    whole, parts = (noised_images(source, batch_size=size, **how) for size in (5, 2))
-    by_row: list[dict[Any, Tensor]] = []
-    for batches in (whole, parts):
-        found = {}
-        for batch in batches:
-            for k, sample in enumerate(batch.sample_ids.tolist()):
-                assert batch.target is not None
-                found[sample, batch.bucket, (batch.branches or ())[k]] = batch.target[k]
-        by_row.append(found)
-    assert by_row[0].keys() == by_row[1].keys()
-    assert len(by_row[0]) == whole.rows
-    for key, target in by_row[0].items():
-        torch.testing.assert_close(target, by_row[1][key])
 
 
 def test_a_row_is_in_the_bucket_whose_edges_hold_its_position(flux: tuple[Any, RecordedCalls]):

@@ -252,7 +252,7 @@ def test_later_steps_made_of_the_first_are_those_that_the_pipeline_asks(name: st
     assert short.head.branches is not None
     assert {row.step for row in short.rows if row.sample} == {0}
     (denoiser,) = short.denoisers
-    source = ImageCalls(short, denoiser, [], lambda i: IMAGES, lambda x, g: x, lambda i: i)
+    source = ImageCalls(short, denoiser, name, [], lambda i: IMAGES, lambda x, g: x, lambda i: i)
     for row in whole.rows:
         if (row.call, row.branch) not in short.head.branches:
             continue

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import KDPM2DiscreteScheduler
+from diffusers import FirstBlockCacheConfig, KDPM2DiscreteScheduler
 from torch import nn
 
 from pruning.errors import PruningError
@@ -92,7 +92,7 @@ def test_a_pipeline_is_left_as_it_was_however_its_run_ends(tmp_path: Path, name:
         ({"num_inference_steps": 0}, "ZeroDivisionError"),
         ({"callback_on_step_end": lambda *given: 1 / 0}, "ZeroDivisionError: division by zero"),
     ],
-    ids=str,
+    ids=["height", "steps", "callback"],
 )
 def test_what_a_pipeline_raises_is_said_with_what_it_was_asked(tmp_path: Path, call: Any, reason: str):
     with pytest.raises(PruningError, match=rf"StableDiffusionPipeline fails with \{{'num_inf.*{reason}"):
@@ -136,31 +136,27 @@ def test_a_scheduler_that_says_the_noise_of_whole_steps_alone_is_not_noised_anew
         recorded(pipeline, tmp_path / "other", noised_anew=True)
 
 
-def test_a_denoiser_that_carries_something_from_step_to_step_is_refused(tmp_path: Path):
-    pipeline, last = TINY.build(), list[Any]()
-
-    def carry(module: nn.Module, args: Any, given: Any, output: Any) -> Any:
-        before, last[:] = list(last), [output[0]]
-        is_later = (
-            float(given["timestep"] if "timestep" in given else args[1]) < 600
-            and before
-            and before[0].shape == output[0].shape
-        )
-        return (output[0] + before[0],) if is_later else output
-
-    pipeline.unet.register_forward_hook(carry, with_kwargs=True)
-    with pytest.raises(PruningError, match=r"answers otherwise there than by itself.*a cache"):
-        recorded(pipeline, tmp_path / "calls")
+def test_a_denoiser_that_answers_from_a_cache_is_refused(tmp_path: Path):
+    tiny = PIPELINES["flux"]
+    pipeline = tiny.build()
+    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(
+        PruningError, match=r"'transformer' answers from a cache.*call its disable_cache\(\) first"
+    ):
+        record(pipeline, tiny.inputs, tmp_path / "calls", call=tiny.call)
 
 
-def test_dropout_in_training_mode_is_named(tmp_path: Path):
+def test_what_is_in_training_mode_is_recorded_in_evaluation_mode(tmp_path: Path):
     pipeline = TINY.build()
     pipeline.unet.train()
-    for module in pipeline.unet.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.5
-    with pytest.raises(PruningError, match=r"in training mode.*call its eval\(\) first"):
-        recorded(pipeline, tmp_path / "calls")
+    pipeline.unet.conv_in.eval()
+    dropouts = [module for module in pipeline.unet.modules() if isinstance(module, nn.Dropout)]
+    for module in dropouts:
+        module.p = 0.5
+    recorded(pipeline, tmp_path / "calls", points=1)
+    assert dropouts[0].training
+    assert pipeline.unet.training
+    assert not pipeline.unet.conv_in.training
 
 
 def test_weights_that_are_not_loaded_are_named(tmp_path: Path):
@@ -241,7 +237,7 @@ def test_rows_that_go_alone_are_trained_and_shown_alone(whole: tuple[Any, Record
     rows, settings = calls.of("unet"), Recover(steps=1, batch_size=3)
     batch = RecordedSource(calls, rows, True, Share(settings, 0, torch.device("cpu"))).build(0, 3)
     assert len(batch.sample_ids) == len(batch.call["sample"]) == len(batch.dropped) == 1
-    assert [len(part) for part in apart(calls, [(0, rows[0]), (1, rows[0])])] == [1, 1]
+    assert [len(part) for part in apart(calls, [(0, rows[0], {}), (1, rows[0], {})])] == [1, 1]
     with pytest.raises(PruningError, match="'unet' takes one row a call"):
         calls.call([rows[0], rows[0]])
 

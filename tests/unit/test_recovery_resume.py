@@ -138,7 +138,7 @@ def test_another_configuration_is_never_mixed(tmp_path):
         run(small(2), small(), folder=tmp_path)
     with pytest.raises(PruningError, match="teacher was"):
         run(small(1), small(3), folder=tmp_path)
-    with pytest.raises(PruningError, match=r"data.images was 24, is 25"):
+    with pytest.raises(PruningError, match=r"images.count was 24, is 25"):
         run(small(1), small(), stripes(25), folder=tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
