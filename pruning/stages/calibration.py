@@ -181,10 +181,10 @@ def check_guidance(run: Run) -> None:
         return
     name, config = type(run.meta).__name__, run.meta.config
     why = None
-    if not run.guidable:
-        why = "has no unconditional one (no null class, no text)"
-    elif config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
+    if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
         why = "is told its guidance as a number (a distilled model) and has one branch"
+    elif not run.guidable:
+        why = "has no unconditional one (no null class, no text)"
     if why:
         raise PruningError(
             "score.weighting: 'guided' mixes a conditional and an unconditional branch, but "

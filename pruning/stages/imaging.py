@@ -11,7 +11,6 @@ from pruning.recording import record
 from pruning.recording.conditions import call_for_images, conditions_of, open_image_calls
 from pruning.recording.images import ImageCalls, noised_images
 from pruning.sampling import PixelPipeline
-from pruning.sampling.arguments import GUIDANCE
 from pruning.stages.run import Run
 from pruning.stages.sampling import arguments_of, component, pipeline_around
 from pruning.stages.stage import pick
@@ -21,12 +20,18 @@ CALLS = "calls"
 """Folder of a recording in its result."""
 
 
+ASKED = ("pipeline", "calibrate.num_steps", "calibrate.guidance_scale")
+"""Keys that say in which calls images are shown; not to pixel models."""
+
+
 def call_of(run: Run) -> dict[str, Any]:
-    """Return what the pipeline's call is given when images are shown; reads no weights."""
-    found = call_for_images(run.pipeline_class, run.scheduler, arguments_of(run, run.recipe.calibrate))
-    if run.pipeline_class is PixelPipeline:
-        found.pop(GUIDANCE, None)  # images are shown with their class alone
-    return found
+    """Return what the pipeline's call is given when images are shown; reads no weights.
+
+    Pixel models are asked with the class alone, and at as many noise levels whatever the sampler takes.
+    """
+    is_pixel = run.pipeline_class is PixelPipeline
+    asked = {} if is_pixel else arguments_of(run, run.recipe.calibrate)
+    return call_for_images(run.pipeline_class, run.scheduler, asked)
 
 
 def image_calls(run: Run, split: str, images: Sequence[int]) -> ImageCalls:

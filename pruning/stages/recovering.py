@@ -14,8 +14,9 @@ import torch
 from pruning import checkpoint, models, recovery
 from pruning.files import write_json
 from pruning.recording.images import ImageCalls
+from pruning.sampling import PixelPipeline
 from pruning.settings import NOISED
-from pruning.stages.imaging import image_calls
+from pruning.stages.imaging import ASKED, image_calls
 from pruning.stages.run import MODEL, Run
 from pruning.stages.sampling import component
 from pruning.stages.showing import RECORDED, recorded, recovery_provider, source_of, trained_samples
@@ -29,7 +30,9 @@ CAPTIONS = 4096
 def shown_to_train(run: Run) -> dict[str, Any]:
     """Return what says on what the slim model is trained: keys of images or of recorded calls."""
     provider = recovery_provider(run)
-    keys = (*IMAGES, *RECORDED) if provider == NOISED else RECORDED
+    keys = RECORDED
+    if provider == NOISED:
+        keys = IMAGES if run.pipeline_class is PixelPipeline else (*IMAGES, *ASKED)
     return {"recover.provider": provider, **pick(run.recipe, keys)}
 
 

@@ -13,6 +13,7 @@ import torch
 
 from pruning.calibration import calibrate
 from pruning.checkpoint import load, save
+from pruning.data import ImageData
 from pruning.groups import HANDLERS, KINDS, find_groups
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.models import FAMILIES
@@ -106,8 +107,9 @@ def run_call(model: torch.nn.Module, call: dict[str, Any]) -> torch.Tensor:
 
 def test_a_pipeline_is_recorded_cut_and_trained_back_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("recording.md")
+    code, of_images = blocks("recording.md")
     assert "steps=1000, batch_size=16" in code
+    assert "steps=1000" in of_images
     pipeline = stable_diffusion(tmp_path)
     prompts = ["a red cat", "a blue dog"]
     few = code.replace("steps=1000, batch_size=16", "steps=2, batch_size=4")
@@ -119,3 +121,11 @@ def test_a_pipeline_is_recorded_cut_and_trained_back_as_printed(tmp_path, monkey
     call = names["calls"].example("unet", 2)
     assert torch.equal(run_call(again, call), run_call(names["slim"], call))
     assert not torch.equal(run_call(again, call), run_call(names["model"], call))
+    shape, texts = (3, 16, 16), ["a red cat", "a blue dog"]
+    data = ImageData("noise", shape, 2, lambda i: torch.zeros(shape), None, texts.__getitem__)
+    few = of_images.replace("steps=1000", "steps=2, batch_size=4, checkpoint_every=0").replace(
+        '"calls"', '"images"'
+    )
+    before = names["slim"].conv_in.weight.clone()
+    names = execute(few, {**names, "data": data, "pipeline": pipeline})
+    assert not torch.equal(names["slim"].conv_in.weight, before)
