@@ -19,7 +19,6 @@ from pruning.store import Key, hash_of
 CALLS = "calls"
 """Folder of a recording in its result."""
 
-
 ASKED = ("pipeline", "calibrate.num_steps", "calibrate.guidance_scale")
 """Keys that say in which calls images are shown; not to pixel models."""
 
@@ -53,7 +52,15 @@ def image_calls(run: Run, split: str, images: Sequence[int]) -> ImageCalls:
     )
 
     def work(folder: Path) -> None:
-        record(pipeline, conditions.inputs, folder / CALLS, call=call, seed=run.recipe.seed, for_images=True)
+        record(
+            pipeline,
+            conditions.inputs,
+            folder / CALLS,
+            call=call,
+            seed=run.recipe.seed,
+            for_images=True,
+            progress=lambda done, total: run.bars("recording prompts and classes", done, total),
+        )
 
     folder = run.part(key, work, resumable=True).folder / CALLS
     return open_image_calls(folder, pipeline, component(run), data, images, conditions)
