@@ -13,7 +13,7 @@ from pruning.data.names import split_named
 from pruning.data.table_files import is_table
 from pruning.errors import PruningError
 from pruning.files import expanded
-from pruning.models.sources import PREFIX, bundled
+from pruning.models.sources import PREFIX, bundled, near_name
 from pruning.settings import DIGITS, NO_DATA
 
 TEXT = ".txt"
@@ -56,6 +56,13 @@ def is_text(source: str) -> bool:
     return bool(text_files(path)) if path.is_dir() else suffix_of(path.name) == TEXT and path.is_file()
 
 
+def check_text(source: str) -> None:
+    """Raise PruningError if a source is named as a text file that is not there."""
+    path = place_of(source)
+    if suffix_of(path.name) == TEXT and not path.exists():
+        raise PruningError(f"data {source!r}: there is no such text file{near_name(path)}")
+
+
 def text_files(folder: Path) -> dict[str, Path]:
     """Return the text file of each split of a folder of prompts; none where it holds images or tables.
 
@@ -96,6 +103,7 @@ def open_prompts(source: str, split: str, caption_column: str | None = None) -> 
     Raises:
         PruningError: If there are no prompts, or no such split or column, or they cannot be read.
     """
+    check_text(source)
     if is_text(source):
         if caption_column is not None:
             raise PruningError(

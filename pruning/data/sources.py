@@ -7,7 +7,7 @@ from pathlib import Path
 from pruning.data.decode import MODES
 from pruning.data.digits import open_digits
 from pruning.data.images import ImageData
-from pruning.data.prompts import is_text
+from pruning.data.prompts import check_text, is_text
 from pruning.errors import PruningError
 from pruning.settings import DIGITS, NO_DATA
 
@@ -49,11 +49,12 @@ def open_images(
         raise PruningError(f"data {source!r}: resolution {resolution} must be at least 1 pixel")
     if not source.strip():
         raise PruningError("the data source is empty; give digits, a folder, a parquet file or a hub id")
+    check_text(source)
     if source == NO_DATA or is_text(source):
         held = "there are none" if source == NO_DATA else "it is text: it holds prompts and no images"
         raise PruningError(
-            f"data {source!r}: images are asked for, and {held}; leave out what needs them (recover.enabled=false, "
-            "calibrate.provider=sampling, of evaluate.metrics fid, kid and denoising), or give images"
+            f"data {source!r}: images are asked for, and {held}; take calibrate.provider=sampling or renoised, for "
+            "which recovery and denoising need none, and leave fid and kid out of evaluate.metrics; or give images"
         )
     if source == DIGITS:
         if asked := [column for column in columns.values() if column is not None]:

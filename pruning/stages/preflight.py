@@ -17,7 +17,7 @@ from pruning.calibration.observer import ALWAYS, STATISTICS
 from pruning.calibration.seeing import Attention
 from pruning.data import ImageData, check_classes
 from pruning.data.batches import check_buckets
-from pruning.data.prompts import place_of
+from pruning.data.prompts import check_text, place_of
 from pruning.errors import PruningError, named
 from pruning.importance import check_kinds, needs_of
 from pruning.models import (
@@ -51,6 +51,9 @@ from pruning.stages.showing import (
 )
 
 logger = logging.getLogger(__name__)
+
+FEW_PROMPTS = 10
+"""Held-out prompts, below which it is said that many samples have the same."""
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
@@ -138,6 +141,7 @@ def check_local_splits(run: Run) -> None:
     """Check that the splits exist, and that there are images where some are asked for, if the data are here."""
     data = run.recipe.data
     path = place_of(data.source)
+    check_text(data.source)
     if data.source == DIGITS or path.exists() or path.is_absolute() or data.source.startswith("."):
         for split, of_images in zip((data.split, data.eval_split), image_splits(run, STAGES), strict=True):
             run.open_images(split) if of_images or run.has_images else run.prompts(split)
@@ -244,8 +248,12 @@ def check_data(run: Run, stages: Sequence[str]) -> None:
             data.check_enough(recipe.calibrate.num_samples)
     if training_samples(run):
         run.inputs(recipe.data.split, 1)
-    if "evaluate" in stages:
-        run.inputs(recipe.data.eval_split, 1)
+    if "evaluate" in stages and "prompt" in run.inputs(recipe.data.eval_split, 1)[0]:
+        held, asked = len(run.prompts(recipe.data.eval_split)), recipe.evaluate.num_samples
+        if held < min(FEW_PROMPTS, asked):
+            logger.warning(
+                "data.eval_split: %d samples are made of %d held-out prompts, in turn", asked, held
+            )
     if judged:
         held_out = run.open_images(recipe.data.eval_split)
         _check_split(run, held_out)

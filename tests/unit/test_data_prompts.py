@@ -140,7 +140,7 @@ def test_columns_are_of_tables(lines):
 
 
 def test_images_are_not_found_in_text(lines):
-    message = r"images are asked for, and {}; leave out what needs them \(recover\.enabled=false, "
+    message = r"images are asked for, and {}; take calibrate\.provider=sampling or renoised"
     for source, held in (
         (str(lines("a", "b")), "it is text: it holds prompts and no images"),
         ("none", "there are none"),
@@ -158,3 +158,15 @@ def test_a_change_of_a_prompt_is_noticed(lines, tmp_path):
     before = known()
     lines("a", "c", name="train.txt")
     assert all(one != two for one, two in zip(before, known(), strict=True))
+
+
+def test_a_text_file_that_is_not_there_is_no_hub_id(tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    for opened in (
+        lambda place: open_prompts(place, "train"),
+        lambda place: open_images(place, channels=3, resolution=8),
+    ):
+        with pytest.raises(
+            PruningError, match=r"promts\.txt': there is no such text file \(did you mean '.*prompts"
+        ):
+            opened(str(tmp_path / "promts.txt"))
