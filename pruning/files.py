@@ -172,4 +172,4 @@ def size(count: float | None) -> str:
 def short(value: float, units: Mapping[str, float]) -> str | None:
     """Return a value in the first of `units` that it fills, with three digits, or None."""
     found = ((unit, one) for unit, one in units.items() if abs(value) >= 0.9995 * one)  # 999.9 is 1e+03
-    return next((f"{value / one:.3g} {unit}" for unit, one in found), None)
+    return next((f"{format(value / one, '#.3g').rstrip('.')} {unit}" for unit, one in found), None)

@@ -16,7 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return MISSING
     if value == 0:
         return "0"
-    size = abs(value)
+    size = abs(float(f"{value:.{digits}g}"))  # 0.9996 has the decimals of 1.00
     if size < 1e-4 or size >= 1e7:
         exponent = math.floor(math.log10(size))
         return f"{value / 10**exponent:.{digits - 1}f} × 10{str(exponent).translate(_SUPERSCRIPT)}"
@@ -29,9 +29,7 @@ def quantity(value: float, unit: str = "") -> str:
     """Format with a decimal SI prefix: ``1.23 M``, ``4.56 GB``."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor * 0.9995:
-            scaled = value / factor
-            text = f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
-            return f"{text}{THIN}{prefix}{unit}"
+            return f"{number(value / factor)}{THIN}{prefix}{unit}"
     return f"{value:,.0f}{THIN}{unit}".rstrip(THIN)
 
 

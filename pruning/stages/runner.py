@@ -102,7 +102,7 @@ def run_stages(
             run.bars.close()
             done = run.folder.done()
             if gone := [name for name in shown if name not in done]:
-                why = "made with other settings, kept in the store until `sinkprune clean`"
+                why = "made with other settings or of earlier results, kept in the store until `sinkprune clean`"
                 logger.info("%s no longer shows %s: %s", run.folder.path, ", ".join(gone), why)
         return write_summary(run.folder)
 

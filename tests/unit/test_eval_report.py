@@ -500,6 +500,7 @@ def test_more_models_than_marks_are_drawn(tmp_path: Path) -> None:
     [
         (0.012345, "0.0123"),
         (12.34, "12.3"),
+        (0.99996, "1.00"),
         (1234.5, "1,234"),
         (0, "0"),
         (None, "–"),
@@ -512,7 +513,7 @@ def test_numbers_have_three_digits(value: float | None, text: str) -> None:
 
 def test_units_and_durations() -> None:
     plain = {fmt.quantity(v, "B").replace(fmt.THIN, " ") for v in (999, 4_836_000, 999_960, 1.72e9)}
-    assert plain == {"999 B", "4.84 MB", "1 MB", "1.72 GB"}
+    assert plain == {"999 B", "4.84 MB", "1.00 MB", "1.72 GB"}
     times = [fmt.seconds(v).replace(fmt.THIN, " ") for v in (2e-5, 0.0123, 4.567, 125, 3720)]
     assert times == ["20.0 µs", "12.3 ms", "4.57 s", "2 min 05 s", "1 h 02 min"]
 
