@@ -13,7 +13,7 @@ from pruning.data import UnreadableRow
 from pruning.errors import PruningError
 from pruning.files import expanded, remove, write_json, write_text
 from pruning.recipe import Recipe, to_yaml
-from pruning.settings import DIGITS
+from pruning.settings import DIGITS, NO_DATA
 from pruning.stages.folder import ANEW, STAGES, RunFolder
 from pruning.stages.identity import KNOWN_BY, data_identity, model_identity
 from pruning.store import LOCK, OWNER, STORE, Hashes, Store, locked
@@ -132,7 +132,7 @@ class Workspace:
                 "redoes them)",
                 now["source"],
             )
-        if not known and now["source"] != DIGITS:
+        if not known and now["source"] not in (DIGITS, NO_DATA):
             logger.info("data %s: %s", now["source"], now["known_by"])
         owner = {"name": self._recipe.name, **self.identity, "results": known.get("results", {})}
         write_json(self.folder.path / OWNER, owner)  # before the store knows of it, which asks for this file
