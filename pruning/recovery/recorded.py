@@ -197,8 +197,8 @@ class ImageSource:
     def build(self, step: int, part: slice, images: list[int], pixels: Tensor) -> TrainingBatch:
         """Return the micro-batch of the samples `part` of `step` (from 0), with their numbers and pixels.
 
-        Steps of the sampler are drawn as timesteps are; of several branches of guidance one. Only samples that can
-        share a call with the first are taken.
+        Steps of the sampler are drawn as timesteps are; of several branches of guidance one. In the place of samples
+        that cannot share a call with the first (prompts of other lengths) those that can come again, with other noise.
         """
         source, settings, seed, device = self.source, self.share.settings, self.share.seed, self.share.device
         size, positions = settings.batch_size, source.positions
@@ -212,15 +212,25 @@ class ImageSource:
                 condition = source.without
             asked = source.rows(condition, positions[-1 - int(drawn[sample])])
             wanted.append((k, *asked[int(branch[sample] * len(asked))]))
-        together = apart(source.calls, wanted)[0]
+        stand = _stand_ins(source, wanted)
+        together = [(k, *wanted[of][1:]) for k, of in enumerate(stand)]
         position = step * size + part.start
-        places = range(position, position + len(images))
-        x0 = source.encode(pixels, [sample_generator(seed, place, ENCODER) for place in places])
+        places = range(position, position + len(stand))
+        x0 = source.encode(pixels[stand], [sample_generator(seed, place, ENCODER) for place in places])
         eps = indexed_noise(places, x0.shape[1:], seed, TRAINING_NOISE)
-        batch = image_batch(source.calls, together, images, x0, eps, 0, device, torch.float32)
+        shown = [images[of] for of in stand]
+        batch = image_batch(source.calls, together, shown, x0, eps, 0, device, torch.float32)
         weights = weights_of(source.calls, [row for _, row, _ in together], settings, device)
-        lost = dropped[part][[k for k, _, _ in together]]
-        return _training_batch(batch, position, lost, weights, device)
+        return _training_batch(batch, position, dropped[part][stand], weights, device)
+
+
+def _stand_ins(source: ImageCalls, wanted: Sequence[Asked]) -> list[int]:
+    """Return for each sample of a micro-batch which is shown in its place, so that all share a call with the first."""
+    alike = [k for k, _, _ in apart(source.calls, wanted)[0]]
+    if source.calls.head.denoisers[source.denoiser].alone:
+        return alike
+    taken = set(alike)
+    return [k if k in taken else alike[k % len(alike)] for k in range(len(wanted))]
 
 
 @dataclass(frozen=True)

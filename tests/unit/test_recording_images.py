@@ -19,6 +19,9 @@ from pruning.recording import record, recorded_batches
 from pruning.recording.decoding import encoded
 from pruning.recording.images import ImageCalls, noised_images
 from pruning.recording.templates import template_branches
+from pruning.recovery.batches import Share
+from pruning.recovery.recorded import ImageSource
+from pruning.settings import Recover
 from tests.models import dit, unet2d, unet2d_condition
 from tests.pipelines import PIPELINES
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion, stable_diffusion_xl, vae
@@ -280,3 +283,18 @@ def test_where_later_steps_do_not_follow_all_are_recorded(digits):
 def test_what_was_recorded_for_images_has_no_latents_of_its_own(digits):
     with pytest.raises(PruningError, match="it was recorded for images, so that its latents say nothing"):
         recorded_batches(digits().calls)
+
+
+def test_a_micro_batch_is_full_where_prompts_differ_in_length():
+    tiny = PIPELINES["qwen-image"]
+    pipeline, shape = tiny.build(), (3, tiny.call["height"], tiny.call["width"])
+    texts = ["a dog", "a dog", "a red dog that runs", "a dog"]
+    data = ImageData("lengths", shape, 4, lambda i: torch.full(shape, i / 4), None, texts.__getitem__)
+    source = image_calls(pipeline.transformer, None, data, pipeline=pipeline, call=tiny.call)
+    share = Share(Recover(batch_size=4, label_dropout=0.0), 0, torch.device("cpu"))
+    for batch in ImageSource(source, share).batches(0, 3):
+        assert len(batch.sample_ids) == len(batch.call["hidden_states"]) == 4
+        lengths = {len(texts[i].split()) for i in batch.sample_ids.tolist()}
+        assert len(lengths) == 1
+        assert batch.target is not None
+        assert len({tuple(target.flatten().tolist()) for target in batch.target}) == 4
