@@ -164,7 +164,7 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch, caplog):
     with monkeypatch.context() as full:  # what is done needs no room
         full.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         run_recipe(recipe)
-        with pytest.raises(PruningError, match=r"are needed and 1 kB are free"):
+        with pytest.raises(PruningError, match=r"are needed and 1\.00 kB are free"):
             run_recipe(recipe, ["prune.target.macs=0.85"])
     with caplog.at_level("INFO"):
         run_recipe(recipe, ["prune.target.macs=0.85"], until="prune")
