@@ -7,12 +7,19 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pruning.errors import PruningError
+from pruning.errors import PruningError, shown
+from pruning.settings.section import fits
 
 NOISE, TIMESTEP, LATENT, INITIAL, ANCESTRAL = range(5)
 """Streams: one sample has independent draws for each of these uses."""
 
 _MASK = 0xFFFFFFFF
+
+
+def check_seed(seed: int) -> None:
+    """Raise PruningError unless it is a whole number."""
+    if not fits(seed, int):
+        raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
 
 
 def _mix(value: int) -> int:

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+STEPS = "num_inference_steps"
+"""Argument of a pipeline's call that says how many sampling steps it takes."""
+
 
 @functools.cache
 def call_parameters(pipeline_class: type) -> dict[str, inspect.Parameter]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data.batches import NoisedBatch, NoisedBatches, check_buckets, move
-from pruning.data.seeding import sample_generator
+from pruning.data.seeding import check_seed, sample_generator
 from pruning.errors import PruningError, shown
 from pruning.recording.axes import count_rows, cut
 from pruning.recording.calls import NOT_NOISED, RecordedCalls
@@ -107,12 +107,6 @@ def check_batch_size(batch_size: int) -> None:
     """Raise PruningError unless a batch has rows."""
     if not fits(batch_size, int) or batch_size < 1:
         raise PruningError(f"batch_size {shown(batch_size)} must be at least 1")
-
-
-def check_seed(seed: int) -> None:
-    """Raise PruningError unless it is a whole number."""
-    if not fits(seed, int):
-        raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
 
 
 def check_where(device: torch.device | str, dtype: torch.dtype | None) -> None:

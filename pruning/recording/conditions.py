@@ -15,7 +15,7 @@ from pruning import models
 from pruning.data import ImageData
 from pruning.data.images import cached_images
 from pruning.errors import PruningError
-from pruning.models.pipelines import call_parameters
+from pruning.models.pipelines import STEPS, call_parameters
 from pruning.recording.calls import RecordedCalls
 from pruning.recording.decoding import DECODING, Decoding
 from pruning.recording.images import ImageCalls
@@ -80,11 +80,10 @@ def conditions_of(
 
 def call_for_images(pipeline_class: type, scheduler: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a pipeline's call is given for images: what is asked, and `LEVELS` steps where that says nothing."""
-    name = "num_inference_steps"
-    if name not in call_parameters(pipeline_class) or asked.get(name) is not None:
+    if STEPS not in call_parameters(pipeline_class) or asked.get(STEPS) is not None:
         return dict(asked)
     most = (scheduler.config.get(key) for key in ("num_train_timesteps", "original_inference_steps"))
-    return {**asked, name: min([LEVELS, *filter(None, most)])}
+    return {**asked, STEPS: min([LEVELS, *filter(None, most)])}
 
 
 def open_image_calls(

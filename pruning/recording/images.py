@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from pruning.data.batches import NoisedBatch, NoisedBatches, bucket_edges, check_buckets
-from pruning.data.seeding import LATENT, NOISE, TIMESTEP, indexed_noise, sample_generator
+from pruning.data.seeding import LATENT, NOISE, TIMESTEP, check_seed, indexed_noise, sample_generator
 from pruning.errors import PruningError
 from pruning.recording.batches import (
     Made,
     batch_of,
     check_batch_size,
-    check_seed,
     check_where,
     with_latents,
 )
@@ -136,8 +135,11 @@ def noised_images(
     numbers = [int(i) for i in (source.images if images is None else images)]
     if not numbers:
         raise PruningError("no images asked; give at least one")
-    total, asked_at = source.calls.steps, set(source.positions)
-    edges = bucket_edges(total, timestep_buckets)
+    total = source.calls.steps
+    edges = pairwise(bucket_edges(total, timestep_buckets))  # bucket 0 is the last steps
+    by_bucket = [
+        [step for step in source.positions if total - high <= step < total - low] for low, high in edges
+    ]
 
     def make() -> Iterator[NoisedBatch]:
         for start in range(0, len(numbers), batch_size):
@@ -145,8 +147,7 @@ def noised_images(
             x0 = source.latents(chunk, seed)
             eps = indexed_noise(chunk, x0.shape[1:], seed, NOISE)
             drawn = [_draws(timestep_buckets, seed, image) for image in chunk]
-            for bucket, (low, high) in enumerate(pairwise(edges)):  # bucket 0 is the last steps
-                steps = [step for step in range(total - high, total - low) if step in asked_at]
+            for bucket, steps in enumerate(by_bucket):
                 if not steps:
                     continue
                 wanted: list[Asked] = []

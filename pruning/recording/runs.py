@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pruning.data.seeding import sample_generator
+from pruning.data.seeding import check_seed, sample_generator
 from pruning.errors import PruningError, shown
 from pruning.models.pipelines import call_parameters, modules_of, takes_any
 from pruning.recording.exceptions import EXCEPTIONS, Exceptional
 from pruning.recording.watching import SamplingStep, Watch, run_once
-from pruning.settings.section import fits
 
 SAMPLING = 33
 """Stream of `sample_generator` that the pipeline's own draws come from."""
@@ -48,8 +47,7 @@ class Runs:
             raise PruningError(f"{shown(pipeline)} is no pipeline of diffusers; give a DiffusionPipeline")
         if self.exceptional.refused:
             raise PruningError(f"{self.name} cannot be recorded: {self.exceptional.reason}")
-        if not fits(seed, int):
-            raise PruningError(f"seed is {shown(seed)}; it must be a whole number")
+        check_seed(seed)
         for name, part in modules_of(pipeline).items():
             if any(weight.is_meta for weight in part.parameters()):
                 raise PruningError(

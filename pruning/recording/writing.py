@@ -93,16 +93,18 @@ def record(
         raise PruningError(f"points is {shown(points)}; it must be at least 1, or None for every step")
     points = None if for_images else points
     identity = {**_identity(runs, points), "for_images": for_images}
-    begun = _begun(folder, identity)
-    if begun is None or RecordedCalls.open(folder, whole=False).recorded < begun.samples:
-        with _held(folder), evaluating(*modules_of(pipeline).values()):
-            head = _begun(folder, identity)
-            lesson = learn(runs) if head is None or for_images else None
-            if head is None:
-                assert lesson is not None
-                head = _begin(runs, folder, identity, lesson, points, noised_anew)
-            answer = None if lesson is None or not for_images else (lambda: rehearsal(lesson.learned))
-            _write(runs, folder, _Kept(head, points), answer, progress)
+    if _begun(folder, identity) is not None:
+        found = RecordedCalls.open(folder, whole=False)
+        if found.recorded == found.samples:
+            return found
+    with _held(folder), evaluating(*modules_of(pipeline).values()):
+        head = _begun(folder, identity)
+        lesson = learn(runs) if head is None or for_images else None
+        if head is None:
+            assert lesson is not None
+            head = _begin(runs, folder, identity, lesson, points, noised_anew)
+        answer = None if lesson is None or not for_images else (lambda: rehearsal(lesson.learned))
+        _write(runs, folder, _Kept(head, points), answer, progress)
     return RecordedCalls.open(folder)
 
 
@@ -248,11 +250,13 @@ class _Kept:
     head: Head
     points: int | None
 
+    def is_whole(self, sample: int) -> bool:
+        """Tell whether a sample is run to its end; else its later steps are made of its first one."""
+        return self.head.branches is None or not sample
+
     def positions(self, sample: int) -> set[int]:
         """Return the positions of a sample's steps whose calls are kept."""
-        if self.head.branches is not None and sample:
-            return {0}
-        return points_of(sample, self.head.steps, self.points)
+        return points_of(sample, self.head.steps, self.points) if self.is_whole(sample) else {0}
 
     def rows(self, sample: int, steps: Sequence[SamplingStep], tensors: Tensors) -> list[Row]:
         """Return the rows of a sample, of a run of which at least the first steps are there."""
@@ -293,7 +297,7 @@ def _write(
     rows, ends = list[Row](), dict[str, list[str]]()
     for sample in range(done, len(runs.inputs)):
         chosen = kept.positions(sample)
-        is_whole = head.branches is None or not sample
+        is_whole = kept.is_whole(sample)
         watch = Watch(
             head.denoisers.keys(),
             chosen.__contains__,

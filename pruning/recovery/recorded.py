@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import NoisedBatch, indexed_noise, sample_generator
+from pruning.data.seeding import check_seed
 from pruning.errors import PruningError
 from pruning.recording import RecordedCalls, Row
 from pruning.recording.batches import (
     batch_of,
-    check_seed,
     check_source,
     check_takes,
     chosen_rows,
@@ -81,9 +81,7 @@ def recover_recorded(
     for model in (student, teacher):
         check_takes(calls, rows[0], model)
     settings = checked_on_calls(settings, source)
-    if settings.loss_weighting == "min_snr":
-        assert calls.head.target is not None
-        min_snr(torch.ones(1), calls.head.target.kind)
+    _check_weighting(calls, settings)
 
     def batches(share: Share) -> Batches:
         return RecordedSource(calls, rows, source == "x0", share).batches
@@ -99,6 +97,13 @@ def checked_on_calls(settings: Recover, source: str) -> Recover:
             "recovery: loss_weighting='min_snr' needs targets, which points lack; use 'uniform'"
         )
     return checked(settings, has_targets=source == "x0")
+
+
+def _check_weighting(calls: RecordedCalls, settings: Recover) -> None:
+    """Raise PruningError if what the denoiser answers has no such weights."""
+    if settings.loss_weighting == "min_snr":
+        assert calls.head.target is not None
+        min_snr(torch.ones(1), calls.head.target.kind)
 
 
 def recover_images(
@@ -146,9 +151,7 @@ def recover_images(
     if dropout is None:
         dropout = 0.0 if source.without is None else DEFAULT_DROPOUT
     _ = source.positions  # what does not fit fails here
-    if settings.loss_weighting == "min_snr":
-        assert source.calls.head.target is not None
-        min_snr(torch.ones(1), source.calls.head.target.kind)
+    _check_weighting(source.calls, settings)
 
     def batches(share: Share) -> Batches:
         return ImageSource(source, share).batches

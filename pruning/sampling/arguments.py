@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pruning.errors import PruningError, shown
-from pruning.models.pipelines import call_parameters
+from pruning.models.pipelines import STEPS, call_parameters
 from pruning.registry import did_you_mean
 from pruning.settings.section import fits
 
-STEPS, GUIDANCE = "num_inference_steps", "guidance_scale"
+GUIDANCE = "guidance_scale"
 SCHEDULES = ("timesteps", "sigmas")
 """Arguments that say every step, in place of their number."""
 
