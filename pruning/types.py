@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ class PrunableGroup:
 
 @dataclass
 class CalibrationStats:
-    """Streaming float64 sums of a calibration run, by place and statistic; never raw activations.
+    """Float64 sums of a calibration run, by place and statistic; never raw activations. Some are read from disk.
 
     A place is a slice that is read (`PrunableGroup.consumer_key`), an attention module or a block (its path), or a
     group as a whole (its name). The statistics are documented in `pruning.calibration.statistics`. Who asks for a
@@ -202,15 +203,15 @@ class CalibrationStats:
         meta: What was run: number of samples, timestep buckets, sink weights, seed, … (JSON types only).
     """
 
-    values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    values: dict[str, MutableMapping[str, Tensor]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def of(self, group: PrunableGroup) -> CalibrationStats:
         """Return, under the group's name, what is known of a group and, if it has a single one, of its consumer."""
-        places = [group.name, group.module]
+        places = [group.module, group.name]
         if group.consumers == (group,):
-            places.append(group.consumer_key)
-        found = {name: value for place in places for name, value in self.values.get(place, {}).items()}
+            places.insert(0, group.consumer_key)
+        found = ChainMap(*(self.values[place] for place in places if place in self.values))
         return CalibrationStats({group.name: found} if found else {}, self.meta)
 
     def get(self, place: str, statistic: str) -> Tensor:

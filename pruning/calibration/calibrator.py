@@ -14,6 +14,7 @@ from pruning.calibration.attention.reading import Readings
 from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
+from pruning.calibration.kept import Found, Kept
 from pruning.calibration.observer import ALWAYS, VARIANTS, Observer, find
 from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.detection import detection_settings
@@ -23,6 +24,7 @@ from pruning.calibration.step import Step, StepReader
 from pruning.calibration.step import timestep_weights as weights_of
 from pruning.calibration.sums import Sums
 from pruning.calibration.trajectories import Trajectories
+from pruning.calibration.triangle import Triangle
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.settings import Calibrate
@@ -198,9 +200,10 @@ class Calibrator:
                 if isinstance(place, Consumer):
                     self._add_zeros(values.setdefault(place.key, {}), watch.observers, place)
                 _add_parts(values.get(place.key, {}), watch.observers, place)
-        for found in values.values():
+        for place in list(values):
+            found = values.pop(place)
             found[ALWAYS] = self._samples.clone()
-        self._stats.values.update(values)
+            self._stats.values[place] = Kept.of(found)
         settings = asdict(self._settings)
         self._stats.meta.update(
             {name: settings[name] for name in ("timestep_buckets", "queries", "rows", "sink_weights")},
@@ -216,18 +219,20 @@ class Calibrator:
             unseen=dict(self.driver.unseen),
         )
 
-    def _add_zeros(
-        self, found: dict[str, Tensor], observers: Mapping[str, Observer], place: Consumer
-    ) -> None:
+    def _add_zeros(self, found: Found, observers: Mapping[str, Observer], place: Consumer) -> None:
         """Add the sums of what no row or gradient reached, such as an expert to which no token was sent."""
         buckets = self._settings.timestep_buckets
         for name, observer in observers.items():
-            if name not in found:
+            if name in found:
+                continue
+            if observer.symmetric:
+                found[name] = Triangle.zeros(observer.shape(place)[0])
+            else:
                 shape = (*((buckets,) if observer.by == "bucket" else ()), *observer.shape(place))
                 found[name] = torch.zeros(shape or (1,), dtype=torch.float64)
 
 
-def _add_parts(found: dict[str, Tensor], observers: Mapping[str, Observer], place: Any) -> None:
+def _add_parts(found: Found, observers: Mapping[str, Observer], place: Any) -> None:
     """Add the statistics that are part of another one, plain and in every variant."""
     for name, observer in observers.items():
         if observer.part_of is None:

@@ -69,7 +69,7 @@ class Context:
             assert observer.by != "sample", "only views of whole samples tell samples apart"
             value, at = observer.measure(view), bucket if observer.by == "bucket" else None
             for suffix in suffixes:
-                self.sums.add(place.key, name + suffix, value, at)
+                self.sums.add(place.key, name + suffix, value, at, symmetric=observer.symmetric)
 
     def add_samples(
         self, place: Any, observers: Mapping[str, Observer], view: Any, step: Step, row_of: Tensor
@@ -115,8 +115,9 @@ def sum_bytes(
     *,
     variants: Sequence[str] = (),
     timestep_buckets: int = 8,
+    kept: bool = False,
 ) -> int:
-    """Return the memory that a calibration holds: its sums, and what ways of seeing keep during the run.
+    """Return the memory that a calibration in one round holds: its sums, and what ways of seeing keep meanwhile.
 
     Sums over attention keys are left out: how many keys there are is known only when the model runs.
 
@@ -126,10 +127,13 @@ def sum_bytes(
         needs: As in `calibrate`.
         variants: As in `calibrate`.
         timestep_buckets: T.
+        kept: Return instead what the statistics take when they are done, in memory or on the disk.
     """
     total = 0
     for watch in watches(model, list(groups), find(needs)):
         for place in watch.places:
-            total += watch.sees.held(place)
-            total += sum(one.bytes(place, timestep_buckets, variants) for one in watch.observers.values())
+            total += 0 if kept else watch.sees.held(place)
+            total += sum(
+                one.bytes(place, timestep_buckets, variants, kept=kept) for one in watch.observers.values()
+            )
     return total

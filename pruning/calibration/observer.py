@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from pruning.calibration.rows import consumers_of
+from pruning.calibration.triangle import packed_size
 from pruning.registry import Registry
 from pruning.settings import WEIGHTINGS
 from pruning.types import PrunableGroup
@@ -90,6 +91,7 @@ class Observer:
         of_image: `measure` where the rows are the patches that a 3 x 3 convolution reads (see `statistics.patches`).
         part_of: Another statistic, of the same `by`, that holds this one, and ``(its sum, place) -> this sum``: where
             both are gathered, this one costs nothing.
+        symmetric: It is a symmetric matrix, of which a `Triangle` is kept.
     """
 
     sees: Sight
@@ -97,12 +99,16 @@ class Observer:
     shape: Callable[[Any], tuple[int, ...]]
     by: Literal["", "bucket", "sample"] = ""
     of_image: Callable[[Any], Tensor] | None = None
-    part_of: tuple[str, Callable[[Tensor, Any], Tensor]] | None = None
+    part_of: tuple[str, Callable[[Any, Any], Tensor]] | None = None
+    symmetric: bool = False
 
-    def bytes(self, place: Any, buckets: int, variants: Sequence[str] = ()) -> int:
-        """Return the memory that its sums take at a place, with T `buckets` and the variants asked for."""
+    def bytes(self, place: Any, buckets: int, variants: Sequence[str] = (), *, kept: bool = False) -> int:
+        """Return what its sums take at a place, in memory or as they are `kept`, with T buckets and these variants."""
         sums = 1 + len(self.sees.variants(place, variants))
-        return 8 * math.prod(self.shape(place)) * sums * (buckets if self.by == "bucket" else 1)
+        shape = self.shape(place)
+        numbers = packed_size(shape[0]) if self.symmetric else math.prod(shape)
+        each = 4 if self.symmetric and kept else 8
+        return each * numbers * sums * (buckets if self.by == "bucket" else 1)
 
 
 STATISTICS: Registry[Observer] = Registry("statistic")

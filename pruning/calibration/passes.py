@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
+from pruning.calibration.context import sum_bytes
 from pruning.calibration.driver import Progress, SamplingRun
 from pruning.calibration.observer import Observer, find
+from pruning.calibration.rounds import Rounds, plan_rounds
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
 from pruning.calibration.sinks.weights import weights_need_first_pass
 from pruning.calibration.statistics.first_pass import first_observers
+from pruning.calibration.store import InMemory, StatsFolder
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.settings import Calibrate, SinkWeights
@@ -21,6 +26,7 @@ from pruning.types import CalibrationStats, PrunableGroup
 
 Needs = Iterable[str] | Mapping[str, Observer]
 Source = NoisedBatches | SamplingRun
+Announce = Callable[[Rounds], None]
 
 
 def needs_first_pass(
@@ -41,7 +47,9 @@ def first_pass(
     timestep_weights: Sequence[float] | None = None,
     stability: bool = True,
     seed: int = 0,
+    memory: int | None = None,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> FirstPass:
     """Run the first pass over noised batches or over a sampling run.
 
@@ -53,15 +61,22 @@ def first_pass(
         PruningError: As `calibrate`.
     """
     groups, settings = list(groups), _settings(settings, source)
-    stats = Calibrator(
+    needs = first_observers(model, groups, sinks=stability)
+    make = partial(
+        Calibrator,
         model,
-        groups,
-        needs=first_observers(model, groups, sinks=stability),
+        needs=needs,
         num_train_timesteps=source.num_train_timesteps,
         settings=replace(settings, rows=None),
         timestep_weights=timestep_weights,
         seed=seed,
-    ).gather(source, progress)
+    )
+    rounds, source = _fitted(make, model, groups, source, needs=needs, memory=memory)
+    if announce is not None:
+        announce(
+            replace(rounds, groups=(tuple(groups),))
+        )  # its sums are small: means, and a few rows of each sample
+    stats = make(groups).gather(source, progress)
     stats.meta["detection"] = detection_settings(settings.sink_weights)
     stats.meta["sites"] = [place for place, found in stats.values.items() if "received" in found]
     return FirstPass(stats)
@@ -84,7 +99,10 @@ def calibrate(
     conditional: int = 1,
     seed: int = 0,
     permutation_seed: int | None = None,
+    memory: int | None = None,
+    folder: Path | None = None,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> CalibrationStats:
     """Gather statistics over noised batches, or over a sampling run, such as a pipeline generating from prompts.
 
@@ -92,10 +110,13 @@ def calibrate(
     for ``diff_pruning``, and one forward per block for ``block_change``. A sampling run has no targets and no further
     forwards, so it gives none of these.
 
+    Groups are measured in as many rounds over the same inputs as the memory asks for; the outcome does not depend on
+    it.
+
     Args:
         model: The denoiser.
         groups: What may be removed.
-        source: Noised batches, or a sampling run to watch; gone through once per pass.
+        source: Noised batches, or a sampling run to watch; gone through once per pass and round.
         needs: Names of the statistics to gather (see `pruning.calibration.statistics`), or observers of one's own by
             name; ``samples`` is always gathered.
         settings: See `Calibrator`. None takes the defaults, with the timestep buckets of the batches.
@@ -107,13 +128,18 @@ def calibrate(
         conditional: Which half of a guided call is conditional; see `Calibrator`.
         seed: Of all draws.
         permutation_seed: Of the permutations of the variants ``permuted``; None takes `seed`.
+        memory: Bytes that this process may hold where the model is, weights included; None: most of what is free.
+        folder: Where the statistics go, round by round, and are read from when they are asked for; what an interrupted
+            attempt of the same calibration left there is not measured again. None: they stay in memory.
         progress: Called after each noised batch with its number of rows.
+        announce: Told how many rounds there are, before the first.
 
     Returns:
         The statistics, by place; see `CalibrationStats`.
 
     Raises:
-        PruningError: For unknown names, values out of range, no samples, or NaN, naming module, sample and bucket.
+        PruningError: For unknown names, values out of range, no samples, too little memory for a single group, or NaN,
+            naming module, sample and bucket.
     """
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
@@ -138,11 +164,12 @@ def calibrate(
             timestep_weights=timestep_weights,
             stability=weights_need_first_pass(variants, settings.sink_weights),
             seed=seed,
+            memory=memory,
             progress=progress,
         )
-    return Calibrator(
+    make = partial(
+        Calibrator,
         model,
-        groups,
         needs=needs,
         num_train_timesteps=source.num_train_timesteps,
         settings=settings,
@@ -153,7 +180,47 @@ def calibrate(
         conditional=conditional,
         seed=seed,
         permutation_seed=permutation_seed,
-    ).gather(source, progress)
+    )
+    parts = InMemory() if folder is None else StatsFolder(folder)
+    left = [group for group in groups if group.name not in parts.done]
+    if left or not groups:
+        rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)
+        if announce is not None:
+            announce(rounds)
+        for some in rounds.groups:
+            parts.add(some, make(some).gather(source, progress))
+    return parts.finish()
+
+
+def _fitted(
+    make: Callable[[Sequence[PrunableGroup]], Calibrator],
+    model: nn.Module,
+    groups: Sequence[PrunableGroup],
+    source: Source,
+    *,
+    needs: Needs,
+    variants: Collection[str] = (),
+    memory: int | None,
+) -> tuple[Rounds, Source]:
+    """Return the rounds in which groups are measured, and the source in batches that fit."""
+    buckets = source.timestep_buckets if isinstance(source, NoisedBatches) else Calibrate().timestep_buckets
+
+    def bytes_of(group: PrunableGroup) -> int:
+        return sum_bytes(model, [group], needs, variants=tuple(variants), timestep_buckets=buckets)
+
+    weights = [*model.parameters(), *model.buffers()]
+    rounds = plan_rounds(
+        groups,
+        source,
+        lambda some, batches: make(some).gather(batches),
+        bytes_of=bytes_of,
+        weights=sum(tensor.nbytes for tensor in weights),
+        memory=memory,
+        device=weights[0].device,
+    )
+    if rounds.batch_size is None or not isinstance(source, NoisedBatches) or source.remake is None:
+        return rounds, source
+    return rounds, source.remake(rounds.batch_size)
 
 
 def _settings(settings: Calibrate | None, source: Source) -> Calibrate:

@@ -68,6 +68,8 @@ class NoisedBatches:
         timestep_buckets: T.
         has_targets: Whether the batches say what the model should answer.
         rows: How many rows all batches have.
+        batch_size: Most samples of a call.
+        remake: Makes the same with another `batch_size`; None where that cannot be.
     """
 
     make: Callable[[], Iterable[NoisedBatch]]
@@ -75,6 +77,8 @@ class NoisedBatches:
     timestep_buckets: int
     has_targets: bool = True
     rows: int = 0
+    batch_size: int = 1
+    remake: Callable[[int], NoisedBatches] | None = None
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())
@@ -82,8 +86,14 @@ class NoisedBatches:
     @classmethod
     def joined(cls, parts: Sequence[NoisedBatches]) -> NoisedBatches:
         """Return the batches of several, of the same timesteps and buckets, one after the other."""
-        rows = sum(part.rows for part in parts)
-        return replace(parts[0], make=lambda: chain.from_iterable(parts), rows=rows)
+        rows, largest = sum(part.rows for part in parts), max(part.batch_size for part in parts)
+        joined = replace(
+            parts[0], make=lambda: chain.from_iterable(parts), rows=rows, batch_size=largest, remake=None
+        )
+        makes = [part.remake for part in parts if part.remake is not None]
+        if len(makes) < len(parts):
+            return joined
+        return replace(joined, remake=lambda size: cls.joined([make(size) for make in makes]))
 
 
 def move(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,26 @@ def recorded_batches(
             samples = [row.sample for row in chunk]
             yield batch_of(calls, chunk, made, samples=samples, bucket=bucket, device=device, dtype=dtype)
 
-    return NoisedBatches(make, calls.steps, timestep_buckets, has_targets=source == "x0", rows=len(rows))
+    again = partial(
+        recorded_batches,
+        calls,
+        denoiser=denoiser,
+        source=source,
+        samples=samples,
+        timestep_buckets=timestep_buckets,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    return NoisedBatches(
+        make,
+        calls.steps,
+        timestep_buckets,
+        has_targets=source == "x0",
+        rows=len(rows),
+        batch_size=batch_size,
+        remake=lambda size: again(batch_size=size),
+    )
 
 
 def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[int] | None) -> list[Row]:

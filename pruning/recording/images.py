@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -160,7 +160,24 @@ def noised_images(
                     yield image_batch(source.calls, part, chunk, x0, eps, bucket, device, dtype)
 
     first = source.rows(0, source.positions[0])
-    return NoisedBatches(make, total, timestep_buckets, rows=len(numbers) * timestep_buckets * len(first))
+    again = partial(
+        noised_images,
+        source,
+        images=images,
+        timestep_buckets=timestep_buckets,
+        seed=seed,
+        conditional=conditional,
+        device=device,
+        dtype=dtype,
+    )
+    return NoisedBatches(
+        make,
+        total,
+        timestep_buckets,
+        rows=len(numbers) * timestep_buckets * len(first),
+        batch_size=batch_size,
+        remake=lambda size: again(batch_size=size),
+    )
 
 
 def _draws(buckets: int, seed: int, image: int) -> list[float]:

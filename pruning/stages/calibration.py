@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 
 from pruning import calibration
 from pruning.calibration import FirstPass, SamplingRun, find, needs_first_pass
+from pruning.calibration.rounds import Rounds
 from pruning.calibration.seeing import Input
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.weights import INFLUENCE, weights_need_first_pass
@@ -31,7 +32,7 @@ from pruning.types import CalibrationStats, PrunableGroup
 
 logger = logging.getLogger(__name__)
 
-FIRST_PASS = "first_pass.safetensors"
+FIRST_PASS = "first_pass"
 DRAWN = frozenset({"key_mass", "relative_mass", "sink_indicator", "visible_keys"})
 """What the report draws beside `DIAGNOSTIC_NEEDS`."""
 
@@ -115,7 +116,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
             timestep_weights=timestep_weights(run),
             stability=weights_need_first_pass(asked.variants, run.recipe.calibrate.sink_weights),
             seed=run.recipe.seed,
-            progress=progress(run, "first pass", source),
+            **watched(run, "first pass", source),
         )
         calibration.save_stats(found.stats, folder / FIRST_PASS)
 
@@ -127,6 +128,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
     Stage,
     "calibrate",
     reads=(*SHOWN, "calibrate.rows", "calibrate.sink_weights"),
+    resumable=True,
     extra=kinds_that_count,
     asked=lambda run: {
         "needs": list(wanted(run).needs),
@@ -137,8 +139,7 @@ def _seen_first(run: Run, asked: Wanted) -> FirstPass | None:
 def calibrate(run: Run, folder: Path) -> dict[str, Any]:
     """Gather the statistics that the criteria, the compensation and the report read."""
     asked = wanted(run)
-    stats = gather(run, run.dense, run.groups, asked, _seen_first(run, asked))
-    calibration.save_stats(stats, folder / STATS)
+    stats = gather(run, run.dense, run.groups, asked, _seen_first(run, asked), folder / STATS)
     for sentence in unseen(stats):
         logger.warning("%s", sentence)
     return {
@@ -150,14 +151,23 @@ def calibrate(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def gather(
-    run: Run, model: ModelMixin, groups: Sequence[PrunableGroup], asked: Wanted, seen: FirstPass | None = None
+    run: Run,
+    model: ModelMixin,
+    groups: Sequence[PrunableGroup],
+    asked: Wanted,
+    seen: FirstPass | None = None,
+    folder: Path | None = None,
 ) -> CalibrationStats:
     """Measure `model`, the dense one or one on its way to be slim, on the recipe's inputs.
 
     `seen` is the result of a first pass of this very model; if it is None, the pass is taken here where it is needed.
+    With a `folder` the statistics lie there.
     """
     if not asked.needs:
-        return CalibrationStats(meta={"needs": [], "variants": []})
+        nothing = CalibrationStats(meta={"needs": [], "variants": []})
+        if folder is not None:
+            calibration.save_stats(nothing, folder)
+        return nothing
     source = source_for(run, model)
     return calibration.calibrate(
         model,
@@ -171,7 +181,8 @@ def gather(
         first_pass=seen,
         conditional=conditional_half(run),
         seed=run.recipe.seed,
-        progress=progress(run, "statistics", source),
+        folder=folder,
+        **watched(run, "statistics", source),
     )
 
 
@@ -233,13 +244,21 @@ def source_for(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
     return SamplingRun(lambda: generate(range(section.num_samples)), num_train_timesteps(run.scheduler))
 
 
-def progress(run: Run, what: str, source: NoisedBatches | SamplingRun) -> Callable[[int], None]:
-    """Return what draws a bar over the rows that are shown."""
+def watched(run: Run, what: str, source: NoisedBatches | SamplingRun) -> dict[str, Any]:
+    """Return the arguments of a calibration that say how much memory it may take, and that show how far it is."""
     total, done = source.rows if isinstance(source, NoisedBatches) else 0, 0
+    asked = run.recipe.calibrate.memory_gb
+
+    def announce(rounds: Rounds) -> None:
+        nonlocal total
+        total *= len(rounds.groups)
+        if rounds.was_planned:
+            logger.info("%-9s %s: %s", "", what, rounds)
 
     def report(rows: int) -> None:
         nonlocal done
         done += rows
         run.bars(what, done, total)
 
-    return report
+    memory = None if asked is None else int(asked * 1e9)
+    return {"memory": memory, "progress": report, "announce": announce}

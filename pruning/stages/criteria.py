@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,10 @@ def with_squares(stats: CalibrationStats) -> CalibrationStats:
     }
     if not squares:
         return stats
-    values = {place: {**found, **squares.get(place, {})} for place, found in stats.values.items()}
+    values = {
+        place: ChainMap(squares[place], found) if place in squares else found
+        for place, found in stats.values.items()
+    }
     return CalibrationStats(values, {**stats.meta, "needs": [*stats.meta.get("needs", []), "input_sq"]})
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import psutil
-
 from eval.run import needs_of as metric_needs
 from pruning.calibration import sum_bytes
+from pruning.calibration.room import usable_bytes
 from pruning.errors import PruningError
-from pruning.files import check_writable
+from pruning.files import check_writable, size
 from pruning.models import is_known, sample_shape
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.stages.calibration import wanted
 from pruning.stages.run import Run
+from pruning.types import PrunableGroup
 
 SUBJECTS = 3
 """Dense, pruned and recovered."""
@@ -24,16 +24,10 @@ def needed_bytes(run: Run, stages: Sequence[str]) -> int:
     """Return about how much the stages will write, but samples, whose size is seen in the rehearsal.
 
     Raises:
-        PruningError: If the statistics do not fit into memory.
+        PruningError: If the statistics of a single group do not fit into memory.
     """
-    statistics = moment_bytes(run)
-    memory = psutil.virtual_memory().total
-    if statistics > memory:
-        raise PruningError(
-            f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} needs "
-            f"statistics of {statistics / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; use "
-            "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
-        )
+    check_memory(run)
+    statistics = statistics_bytes(run, run.groups, kept=True)
     weights = 4 * run.cost.params()
     needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
     if "recover" in stages and run.recipe.recover.enabled:
@@ -52,7 +46,25 @@ def check_room(run: Run, needed: int) -> None:
     check_writable(f"the run {run.recipe.name!r}", there, needed)
 
 
-def moment_bytes(run: Run) -> int:
-    """Return the bytes that calibration will hold."""
+def check_memory(run: Run) -> None:
+    """Check that what calibration sums of a single group fits into the memory that it may take."""
+    asked = run.recipe.calibrate.memory_gb
+    memory = usable_bytes(run.device) if asked is None else int(asked * 1e9)
+    if statistics_bytes(run, run.groups) <= memory:
+        return
+    largest, name = max((statistics_bytes(run, [group]), group.name) for group in run.groups)
+    if largest > memory:
+        raise PruningError(
+            f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} sums "
+            f"{size(largest)} of group {name!r} alone, and calibration may hold {size(memory)}"
+            f"{'' if asked is None else ' (calibrate.memory_gb)'}; give it more, use score.criterion=fluctuation "
+            "prune.compensation=fold, or fewer prune.kinds"
+        )
+
+
+def statistics_bytes(run: Run, groups: Sequence[PrunableGroup], *, kept: bool = False) -> int:
+    """Return the bytes that calibration holds of groups, or that are kept of them when it is done."""
     asked, buckets = wanted(run), run.recipe.calibrate.timestep_buckets
-    return sum_bytes(run.meta, run.groups, asked.needs, variants=asked.variants, timestep_buckets=buckets)
+    return sum_bytes(
+        run.meta, groups, asked.needs, variants=asked.variants, timestep_buckets=buckets, kept=kept
+    )

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-STATS, SCORES = "stats.safetensors", "scores.safetensors"
+STATS, SCORES = "stats", "scores.safetensors"
 PLAN, MODEL, METRICS = "plan.json", "model", "metrics.json"
 SCORES_CONTENT = "importance scores"
 PLAIN = ("DDPMPipeline", "DDIMPipeline")

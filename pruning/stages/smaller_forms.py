@@ -17,7 +17,7 @@ from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.groups.modulation import copies, modulation_layers, ranks_that_save, repeated
-from pruning.stages.calibration import SHOWN, progress
+from pruning.stages.calibration import SHOWN, watched
 from pruning.stages.imaging import noised
 from pruning.stages.run import Run
 from pruning.stages.showing import is_recorded, shown
@@ -29,7 +29,7 @@ from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_h
 
 logger = logging.getLogger(__name__)
 
-FITTED, HELD_OUT = "fitted.safetensors", "held_out.safetensors"
+FITTED, HELD_OUT = "fitted", "held_out"
 REPORT, FORMS = "smaller_forms.json", "low_rank.safetensors"
 CONTENT, PARTS = "low-rank forms", ("up", "down", "bias")
 LIKELY = 1 / 8
@@ -167,7 +167,7 @@ def _moments(run: Run) -> tuple[CalibrationStats, CalibrationStats]:
                 needs=RANK_NEEDS,
                 settings=plain,
                 seed=run.recipe.seed,
-                progress=progress(run, f"modulation, {name.partition('.')[0]}", source),
+                **watched(run, f"modulation, {name}", source),
             )
             calibration.save_stats(stats, folder / name)
 

@@ -14,6 +14,7 @@ from pruning.calibration import STATISTICS, Calibrator, SamplingRun, calibrate, 
 from pruning.calibration.context import watches
 from pruning.calibration.observer import Observer, Sight
 from pruning.calibration.seeing.blocks import BlockAt
+from pruning.calibration.triangle import packed_size
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.registry import import_submodules
@@ -109,7 +110,8 @@ def test_every_statistic_takes_the_memory_that_it_says(name: str) -> None:
                 mine = [v for n, v in stats.values[place.key].items() if n.partition("@")[0] == statistic]
                 said = observer.bytes(place, BUCKETS, variants)
                 known = 0 not in observer.shape(place)  # the number of attention keys is not
-                assert said == (sum(8 * v.numel() for v in mine) if known else 0), (place.key, statistic)
+                numbers = [packed_size(len(v)) if observer.symmetric else v.numel() for v in mine]
+                assert said == (8 * sum(numbers) if known else 0), (place.key, statistic)
                 total += said
     found = sum_bytes(model, groups, list(STATISTICS), variants=variants, timestep_buckets=BUCKETS)
     assert found == total

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pruning.calibration import load_stats, save_stats, view
-from pruning.calibration.store import write_tensors
 from pruning.errors import PruningError
+from pruning.files import write_json
 from pruning.types import CalibrationStats
 
 
@@ -30,12 +30,12 @@ def stats() -> CalibrationStats:
 def test_round_trip(tmp_path: Path) -> None:
     ours = stats()
     ours.values["b.conv2"]["input_moment"] = torch.randn(3, 3).double().T  # not contiguous
-    save_stats(ours, tmp_path / "deep" / "stats.safetensors")
-    theirs = load_stats(tmp_path / "deep" / "stats.safetensors")
+    save_stats(ours, tmp_path / "deep" / "stats")
+    theirs = load_stats(tmp_path / "deep" / "stats")
     assert theirs.meta == ours.meta
     assert {g: set(v) for g, v in theirs.values.items()} == {g: set(v) for g, v in ours.values.items()}
     assert all(torch.equal(v, theirs.get(g, n)) for g, found in ours.values.items() for n, v in found.items())
-    assert os.listdir(tmp_path / "deep") == ["stats.safetensors"]
+    assert os.listdir(tmp_path / "deep") == ["stats"]
 
 
 def test_equal_statistics_are_equal_bytes(tmp_path: Path) -> None:
@@ -47,7 +47,8 @@ def test_equal_statistics_are_equal_bytes(tmp_path: Path) -> None:
     )
     for number in range(12):
         save_stats(ours if number % 2 else backwards, tmp_path / str(number))
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    for name in ("stats.json", "part-000.safetensors"):
+        assert len({(path / name).read_bytes() for path in tmp_path.iterdir()}) == 1, name
 
 
 def test_views() -> None:
@@ -67,21 +68,57 @@ def test_views_that_are_not_there() -> None:
         view(stats(), "permuted")
 
 
+def test_a_large_place_is_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruning.calibration.store.SMALL", 8)
+    save_stats(stats(), tmp_path / "stats")
+    theirs, ours = load_stats(tmp_path / "stats"), stats()
+    large = tmp_path / "stats" / "a.attn1.to_out.0.safetensors"
+    assert large.is_file()
+    assert float(theirs.get("a.attn1.to_out.0", "input_sq@on")) == 2
+    found = theirs.values["a.attn1.to_out.0"]
+    found["input_sq"] = torch.tensor([7.0])
+    del found["samples"]
+    assert float(theirs.get("a.attn1.to_out.0", "input_sq")) == 7
+    assert not theirs.has("a.attn1.to_out.0", "samples")
+    again = load_stats(tmp_path / "stats")
+    assert torch.equal(again.get("a.attn1.to_out.0", "samples"), ours.get("a.attn1.to_out.0", "samples"))
+    large.unlink()
+    with pytest.raises(
+        PruningError, match=r"cannot read calibration statistics from .*to_out\.0\.safetensors"
+    ):
+        again.get("a.attn1.to_out.0", "samples")
+
+
+def test_views_read_nothing_until_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruning.calibration.store.SMALL", 8)
+    save_stats(stats(), tmp_path / "stats")
+    theirs = load_stats(tmp_path / "stats")
+    (tmp_path / "stats" / "a.attn1.to_out.0.safetensors").unlink()
+    seen = view(theirs, "on")
+    assert seen.has("a.attn1.to_out.0", "input_sq")
+    assert float(seen.get("b.conv2", "input_sq")) == 4
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(PruningError, match=r"cannot read calibration statistics from .*none\.safetensors"):
-        load_stats(tmp_path / "none.safetensors")
-    (tmp_path / "torn.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(PruningError, match=r"from .*none: stats\.json is missing; calibrate again"):
+        load_stats(tmp_path / "none")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "stats.json").write_text("{")
+    with pytest.raises(PruningError, match=r"stats\.json: cannot be read as JSON .*; calibrate again"):
+        load_stats(tmp_path / "torn")
+    save_stats(stats(), tmp_path / "cut")
+    (tmp_path / "cut" / "part-000.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
     with pytest.raises(PruningError, match="calibrate again"):
-        load_stats(tmp_path / "torn.safetensors")
-    write_tensors(tmp_path / "other.safetensors", "something else", {"x": torch.zeros(1)}, {})
+        load_stats(tmp_path / "cut")
+    write_json(tmp_path / "torn" / "stats.json", {"format": "other", "content": "something else"})
     with pytest.raises(PruningError, match=r"holds 'something else' .* expected 'calibration statistics'"):
-        load_stats(tmp_path / "other.safetensors")
+        load_stats(tmp_path / "torn")
 
 
-def test_a_failed_write_leaves_the_earlier_file_whole(
+def test_a_failed_write_leaves_the_earlier_folder_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "stats.safetensors"
+    path = tmp_path / "stats"
     save_stats(stats(), path)
 
     def full_disk(tensors: object, name: str, header: object) -> None:
@@ -91,11 +128,11 @@ def test_a_failed_write_leaves_the_earlier_file_whole(
     monkeypatch.setattr("pruning.calibration.store.save_file", full_disk)
     with pytest.raises(PruningError, match=r"cannot write calibration statistics in .*the disk is full"):
         save_stats(CalibrationStats(), path)
-    assert os.listdir(tmp_path) == ["stats.safetensors"]
+    assert os.listdir(tmp_path) == ["stats"]
     assert load_stats(path).meta == stats().meta
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PruningError, match="choose another folder"):
-        save_stats(stats(), tmp_path / "file" / "stats.safetensors")
+        save_stats(stats(), tmp_path / "file" / "stats")

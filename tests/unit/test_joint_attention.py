@@ -128,7 +128,9 @@ def test_both_consumers_are_measured(
     assert stats.get("transformer_blocks.0.attn", "sink_mass").shape == (BUCKETS, HEADS)
     assert stats.get(heads[0].name, "diff_pruning").shape == (HEADS,)
     needs = ["input_moment"]
-    assert sum_bytes(model, heads, needs) == 8 * 5 * 32**2  # five projections of 32 columns each
+    assert (
+        sum_bytes(model, heads, needs) == 8 * 5 * 33 * 16
+    )  # five projections of 32 columns each: a triangle
 
 
 def test_effects_at_both_consumers_are_derivatives_by_a_gate(

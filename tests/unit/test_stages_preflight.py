@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import psutil
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -414,11 +413,11 @@ def test_a_full_disk_is_refused(recipe, monkeypatch):
 
 
 def test_second_moments_that_do_not_fit_into_memory_are_refused(recipe, monkeypatch):
-    memory = type("Memory", (), {"total": 100_000})
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(
-        PruningError, match=r"needs statistics of .* GB, this machine has .*criterion=fluctuation"
-    ):
+    message = r"'probe_obs' with .* sums 80\.6 kB of group '.*' alone, and calibration may hold {}; give it more, use"
+    with pytest.raises(PruningError, match=message.format(r"50\.0 kB \(calibrate.memory_gb\)")):
+        check(change(recipe, calibrate__memory_gb=5e-5))
+    monkeypatch.setattr(room, "usable_bytes", lambda device: 60_000)
+    with pytest.raises(PruningError, match=message.format(r"60\.0 kB")):
         check(recipe)
     check(change(recipe, score__criterion="fluctuation", prune__compensation="fold"))
 
@@ -427,10 +426,13 @@ def test_the_bytes_of_statistics_are_counted_by_hand(recipe):
     bare = change(recipe, score__criterion="obs", calibrate__diagnostics=False)
     run, buckets = Run(bare), bare.calibrate.timestep_buckets
     # Three blocks; heads read 32 columns, the feed-forward 128: a second moment each, and a sum and a weight by bucket.
-    by_hand = sum(8 * (width**2 + buckets * (width + 1)) for width in (32, 128))
-    assert room.moment_bytes(run) == 3 * by_hand
+    triangles, others = zip(
+        *(((width + 1) * width // 2, buckets * (width + 1)) for width in (32, 128)), strict=True
+    )
+    assert room.statistics_bytes(run, run.groups) == 3 * 8 * (sum(triangles) + sum(others))
+    assert room.statistics_bytes(run, run.groups, kept=True) == 3 * (4 * sum(triangles) + 8 * sum(others))
     weighted = Run(change(bare, score__weighting="on"))
-    assert room.moment_bytes(weighted) == 2 * room.moment_bytes(run)
+    assert room.statistics_bytes(weighted, run.groups) == 2 * room.statistics_bytes(run, run.groups)
 
 
 def test_calibration_gathers_what_criterion_compensation_and_report_need(recipe):

@@ -18,7 +18,6 @@ from pruning.calibration.statistics.patches import (
     patch_sum,
     patch_unit_moment,
     patch_weight,
-    unit_blocks,
 )
 
 MIN_STRIP, MAX_STRIPS = 128, 8
@@ -67,7 +66,13 @@ register("input_sum", Observer(Input(), input_sum, lambda at: (at.columns,), by=
 register("input_sq", Observer(Input(), input_sq, lambda at: (at.columns,), of_image=patch_sq))
 register(
     "input_moment",
-    Observer(Input(), input_moment, lambda at: (at.columns, at.columns), of_image=patch_moment),
+    Observer(
+        Input(),
+        input_moment,
+        lambda at: (at.columns, at.columns),
+        of_image=patch_moment,
+        symmetric=True,
+    ),
 )
 register(
     "input_unit_moment",
@@ -76,6 +81,6 @@ register(
         input_unit_moment,
         lambda at: (at.units, at.columns // at.units, at.columns // at.units),
         of_image=patch_unit_moment,
-        part_of=("input_moment", lambda moment, at: unit_blocks(moment, at.units)),
+        part_of=("input_moment", lambda moment, at: moment.blocks(at.units)),
     ),
 )

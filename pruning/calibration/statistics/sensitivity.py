@@ -21,5 +21,10 @@ def output_sensitivity(rows: Rows) -> Tensor:
 
 register(
     "output_sensitivity",
-    Observer(OutputGradient("output"), output_sensitivity, lambda at: (at.outputs, at.outputs)),
+    Observer(
+        OutputGradient("output"),
+        output_sensitivity,
+        lambda at: (at.outputs, at.outputs),
+        symmetric=True,
+    ),
 )

@@ -1,0 +1,126 @@
+"""The sums of one place in the form in which they are kept, in memory and on disk, and as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+
+from torch import Tensor
+
+from pruning.calibration.triangle import Triangle
+
+Found = MutableMapping[str, "Tensor | Triangle"]
+
+ABOUT_ZERO, ABOUT_MEAN = "triangle", "centred"
+"""How the name of a triangle goes on: ``<name>:<one of these>:<n>``."""
+
+MEAN = ("input_sum", "row_weight")
+"""Statistics whose quotient is the mean that a moment is kept about, in the moment's own variant."""
+
+MOMENTS = frozenset({"input_moment"})
+"""Statistics that are kept about the mean where it was gathered, too."""
+
+
+class Kept(MutableMapping[str, Tensor]):
+    """Sums of a place by name, float64. Symmetric ones are made whole each time they are read, in a new tensor.
+
+    Args:
+        raw: What is kept, by the name that it is kept under; it may read from disk.
+    """
+
+    def __init__(self, raw: MutableMapping[str, Tensor]) -> None:
+        self.raw = raw
+        self._keys = {key.partition(":")[0]: key for key in raw}
+
+    @classmethod
+    def of(cls, found: Found) -> Kept:
+        """Take the sums of a place, which is emptied: triangles are rounded to float32, moments about the mean."""
+        raw: dict[str, Tensor] = {}
+        for name in list(found):
+            value = found[name]
+            if isinstance(value, Tensor):
+                raw[name] = value
+                continue
+            mean = _mean(name, found)
+            if mean is not None:
+                total, weight = mean
+                value.add_outer_(total, -1 / weight)
+            raw[f"{name}:{ABOUT_ZERO if mean is None else ABOUT_MEAN}:{value.n}"] = value.packed.float()
+            del found[name], value
+        return cls(raw)
+
+    def __getitem__(self, name: str) -> Tensor:
+        _, _, form = self._keys[name].partition(":")
+        kept = self.raw[self._keys[name]]
+        if not form:
+            return kept
+        about, _, n = form.partition(":")
+        found = Triangle(kept, int(n)).whole()
+        mean = _mean(name, self) if about == ABOUT_MEAN else None
+        if mean is not None:
+            total, weight = mean
+            found.addr_(total, total, alpha=1 / weight)
+        return found
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.pop(name, None)
+        self.raw[name], self._keys[name] = value, name
+
+    def __delitem__(self, name: str) -> None:
+        del self.raw[self._keys.pop(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class Renamed(MutableMapping[str, Tensor]):
+    """The sums of a place under other names, read when they are asked for; what is set is set here alone.
+
+    Args:
+        found: The sums.
+        names: The name in `found` by the name here.
+    """
+
+    def __init__(self, found: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._found, self._names = found, dict(names)
+        self._own: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._own[name] if name in self._own else self._found[self._names[name]]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self._own[name] = value
+        self._names.setdefault(name, name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._names[name]
+        self._own.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def raw_of(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the sums of a place in the form in which they are kept."""
+    return found.raw if isinstance(found, Kept) else found
+
+
+def _mean(name: str, found: Mapping[str, Tensor | Triangle]) -> tuple[Tensor, float] | None:
+    """Return the sum of the rows (n,) and of their weights that belong to a moment; None if there are none."""
+    statistic, at, variant = name.partition("@")
+    total, weight = (found.get(f"{other}{at}{variant}") for other in MEAN)
+    if statistic not in MOMENTS or not isinstance(total, Tensor) or not isinstance(weight, Tensor):
+        return None
+    rows = float(weight.sum())
+    return (total.sum(0), rows) if rows > 0 else None
