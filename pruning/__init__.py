@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pruning.stages import run_recipe as run_recipe
     from pruning.surgery import apply_plan as apply_plan
     from pruning.surgery import compensate as compensate
+    from pruning.surgery import cut_on_disk as cut_on_disk
     from pruning.surgery import mask_plan as mask_plan
     from pruning.surgery import take_low_rank as take_low_rank
     from pruning.types import CalibrationStats as CalibrationStats

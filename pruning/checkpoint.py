@@ -7,8 +7,6 @@ plus one key that holds what the stock config cannot express, which `pruning.hoo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,20 +14,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.hook import disable_hooks, hook_installed, install_hook
+from pruning.hook import hooked
 from pruning.models import load_denoiser
-
-
-@contextmanager
-def hooked() -> Iterator[None]:
-    """Let diffusers understand pruned configs inside the block, whether or not the hook is installed."""
-    before = hook_installed()
-    install_hook()
-    try:
-        yield
-    finally:
-        if not before:
-            disable_hooks()
 
 
 def save(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -45,6 +46,18 @@ def hook_installed() -> bool:
     """Tell whether `install_hook` is in force."""
     own = vars(sys.modules[_MODELS].ModelMixin).get("from_config") if _MODELS in sys.modules else None
     return getattr(own, "__func__", None) is _from_config
+
+
+@contextmanager
+def hooked() -> Iterator[None]:
+    """Let diffusers understand pruned configs inside the block, whether or not the hook is installed."""
+    before = hook_installed()
+    install_hook()
+    try:
+        yield
+    finally:
+        if not before:
+            disable_hooks()
 
 
 def _from_config(cls: Any, *args: Any, **kwargs: Any) -> Any:

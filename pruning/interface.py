@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 
-from pruning import calibration, checkpoint, models
+from pruning import calibration, models
 from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
 from pruning.allocation import choose_blocks as refine
@@ -21,6 +21,7 @@ from pruning.data import ImageData, NoisedBatches, open_images
 from pruning.errors import PruningError, shown
 from pruning.groups import find_groups
 from pruning.groups.modulation import modulation_layers
+from pruning.hook import hooked
 from pruning.importance import single_changes
 from pruning.models.pipelines import modules_of
 from pruning.recording import record
@@ -55,7 +56,7 @@ def load(
         PruningError: If there is no such model, or one of both cannot be read.
     """
     where = {"subfolder": subfolder, "revision": revision, "variant": variant}
-    with checkpoint.hooked():
+    with hooked():
         model = models.load_denoiser(source, dtype=dtype, device=device, **where)
     return model, models.find_scheduler(source, revision=revision)
 

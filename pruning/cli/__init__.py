@@ -66,6 +66,17 @@ bundled:models/<name> or a hub id; no weights are read, and of a hub id only the
   sinkprune plan flux/transformer/config.json
   sinkprune plan black-forest-labs/FLUX.1-dev --macs 0.7 --kinds ffn_channels --round-to 64 --save plan.json
 """
+PRUNE = """\
+Of a recipe: refit what stays, cut, and write the slim model. Stages before it that are missing or out of date run
+first.
+
+Of a model, with --plan and --out: write what the plan leaves of it as a folder. Weights go from file to file, a little
+at a time, so the model may be larger than the memory; no data are read, and nothing is refitted or trained. What was
+stopped goes on where it was. A model is a folder, bundled:models/<name> or a hub id, pruned already or not.
+
+  sinkprune plan black-forest-labs/FLUX.1-dev --macs 0.7 --save plan.json
+  sinkprune prune black-forest-labs/FLUX.1-dev --plan plan.json --out slim --dtype bfloat16
+"""
 RECORD = """\
 Keep what a pipeline asks of its denoiser while it samples: calibration and recovery read it from disk, without text
 encoder or autoencoder.
@@ -198,7 +209,8 @@ def build_parser() -> argparse.ArgumentParser:
         earlier = (
             "" if name == stages[0] else "\n\nStages before it that are missing or out of date run first."
         )
-        stage = add(name, text, PLAN if name == "plan" else f"{text.capitalize()}.{earlier}")
+        more = {"plan": PLAN, "prune": PRUNE}.get(name, f"{text.capitalize()}.{earlier}")
+        stage = add(name, text, more)
         if name == "report":
             _add_recipe(stage, "KEY=VALUE|RUN", "; or more run directories, to compare all that are named")
         else:
@@ -216,6 +228,8 @@ def build_parser() -> argparse.ArgumentParser:
         stage.set_defaults(until=name, dry_run=False)
         if name == "plan":
             _add_target(stage)
+        if name == "prune":
+            _add_cut(stage)
         if name == "report":
             stage.add_argument(
                 "--output",
@@ -302,6 +316,14 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         "--share-embedders", action="store_true", default=None, help="let embedders that blocks repeat be one"
     )
     model.add_argument("--save", metavar="FILE", help="write the plan as JSON")
+
+
+def _add_cut(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("for a model")
+    model.add_argument("--plan", metavar="FILE", help="what to keep; `sinkprune plan` with --save writes it")
+    model.add_argument("--out", metavar="FOLDER", help="where to; it must not be there yet")
+    model.add_argument("--dtype", choices=DTYPES, help="type of the weights (as they are stored)")
+    model.add_argument("--max-shard-size", metavar="SIZE", help="largest file of weights (10GB)")
 
 
 def _add_recipe(parser: argparse.ArgumentParser, others: str = "KEY=VALUE", more: str = "") -> None:

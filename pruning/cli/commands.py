@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pruning.cli import STAGE_HELP, tables
 from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
-from pruning.cli.model import OPTIONS, names_model, plan_model
+from pruning.cli.model import PLAN_OPTIONS, PRUNE_OPTIONS, names_model, plan_model, prune_model
 from pruning.cli.recording import record
 from pruning.errors import PruningError
 from pruning.files import write_errors, write_text
@@ -64,13 +64,25 @@ def plan(arguments: argparse.Namespace, console: Console) -> Outcome:
     """Do the stage of a recipe, or say what a model is and what a target would make of it."""
     if names_model(arguments.recipe):
         return plan_model(arguments)
-    if given := [name for name in OPTIONS if getattr(arguments, name) is not None]:
+    _refuse(arguments, PLAN_OPTIONS, "a recipe says that under prune.*, e.g. prune.target.macs=0.7")
+    return run(arguments, console)
+
+
+def prune(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Do the stage of a recipe, or cut a model from folder to folder."""
+    if names_model(arguments.recipe):
+        return prune_model(arguments, console)
+    _refuse(arguments, PRUNE_OPTIONS, "a recipe's own plan is cut, and written into its run directory")
+    return run(arguments, console)
+
+
+def _refuse(arguments: argparse.Namespace, options: Sequence[str], instead: str) -> None:
+    """Options that are for a model are a PruningError beside a recipe."""
+    if given := [name for name in options if getattr(arguments, name) is not None]:
         option = given[0].replace("_", "-")
         raise PruningError(
-            f"--{option} is for a model, and {arguments.recipe!r} is a recipe, or nothing that is here; a recipe says "
-            "that under prune.*, e.g. prune.target.macs=0.7"
+            f"--{option} is for a model, and {arguments.recipe!r} is a recipe, or nothing that is here; {instead}"
         )
-    return run(arguments, console)
 
 
 def report(arguments: argparse.Namespace, console: Console) -> Outcome:
@@ -216,6 +228,7 @@ def _beside(runs: list[Path]) -> Path:
 COMMANDS: dict[str, Command] = {
     **dict.fromkeys(("run", *STAGE_HELP), run),
     "plan": plan,
+    "prune": prune,
     "report": report,
     "record": record,
     "show": show,

@@ -1,15 +1,16 @@
-"""``plan`` of a model: its real size and what a target makes of it, without weights and without a recipe."""
+"""``plan`` and ``prune`` of a model, without a recipe: what a target makes of it, and a plan carried out on disk."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pruning.cli import tables
-from pruning.cli.console import Outcome
+from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.errors import PruningError
 from pruning.files import expanded, read_json, write_errors
@@ -20,8 +21,11 @@ logger = logging.getLogger(__name__)
 
 TARGETS = ("macs", "params", "ratio")
 FORMS = ("modulation_rank", "share_embedders")
-OPTIONS = (*TARGETS, "kinds", "round_to", *FORMS, "save")
+PLAN_OPTIONS = (*TARGETS, "kinds", "round_to", *FORMS, "save")
 """Options of ``plan`` that are for a model."""
+
+PRUNE_OPTIONS = ("plan", "out", "dtype", "max_shard_size")
+"""Options of ``prune`` that are for a model."""
 
 _HOLDS_MODEL = ("config.json", "model_index.json", "unet/config.json", "transformer/config.json")
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
@@ -45,12 +49,7 @@ def names_model(word: str) -> bool:
 
 def plan_model(arguments: argparse.Namespace) -> Outcome:
     """Say what a model is, what of it may be cut, and with a target, what the uniform plan makes of it."""
-    if arguments.overrides or arguments.start or arguments.fresh:
-        wrong = arguments.overrides[0] if arguments.overrides else "--fresh" if arguments.fresh else "--redo"
-        raise PruningError(
-            f"{wrong} is for a recipe, and {arguments.recipe!r} is a model; its options are "
-            f"{', '.join('--' + name.replace('_', '-') for name in OPTIONS)}"
-        )
+    _for_a_model(arguments, PLAN_OPTIONS)
     settings = _settings(arguments)
     target = None if arguments.save is None else _writable(arguments.save)
 
@@ -73,6 +72,59 @@ def plan_model(arguments: argparse.Namespace) -> Outcome:
         target.parent.mkdir(parents=True, exist_ok=True)
         plan.save(target)
     return Outcome(found, tables.outlook(found), str(target))
+
+
+def prune_model(arguments: argparse.Namespace, console: Console) -> Outcome:
+    """Write what a plan leaves of a model as a folder, reading and writing a little at a time."""
+    _for_a_model(arguments, PRUNE_OPTIONS)
+    if arguments.plan is None or arguments.out is None:
+        raise PruningError(
+            "prune of a model takes --plan and --out, as in "
+            f"`sinkprune prune {arguments.recipe} --plan plan.json --out slim`; `sinkprune plan` with --save writes "
+            "plans"
+        )
+    path = expanded(arguments.plan)
+    if not path.is_file():
+        raise PruningError(
+            f"--plan: there is no file {arguments.plan!r}; `sinkprune plan` with --save writes one"
+        )
+    if Path(arguments.recipe).is_file():
+        raise PruningError(
+            f"{arguments.recipe!r} is a config alone, without weights; name the folder of the model"
+        )
+    import torch
+
+    from pruning.stages.progress import Bars, without_library_bars
+    from pruning.surgery import cut_on_disk
+    from pruning.types import PruningPlan
+
+    bars = Bars(console.progress)
+    with without_library_bars(quiet=not console.progress), bars.lines("prune"):
+        written = cut_on_disk(
+            arguments.recipe,
+            PruningPlan.load(path),
+            arguments.out,
+            dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+            max_shard_size=arguments.max_shard_size or "10GB",
+            progress=lambda done, total: bars("MB written", done // 10**6, total // 10**6),
+        )
+    found = {
+        "params": written.params,
+        "params_ratio": written.params / written.dense_params,
+        "bytes": written.bytes,
+        "files": written.files,
+    }
+    return Outcome(found, [facts(found)], str(written.folder))
+
+
+def _for_a_model(arguments: argparse.Namespace, options: Sequence[str]) -> None:
+    """What is for a recipe is a PruningError beside a model."""
+    if arguments.overrides or arguments.start or arguments.fresh:
+        wrong = arguments.overrides[0] if arguments.overrides else "--fresh" if arguments.fresh else "--redo"
+        raise PruningError(
+            f"{wrong} is for a recipe, and {arguments.recipe!r} is a model; its options are "
+            f"{', '.join('--' + name.replace('_', '-') for name in options)}"
+        )
 
 
 def _writable(word: str) -> Path:

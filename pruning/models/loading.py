@@ -32,11 +32,13 @@ def load_denoiser(
 ) -> ModelMixin:
     """Load a denoiser with its weights, in evaluation mode.
 
+    What is larger than the memory is loaded by `pruning.models.mapped.map_denoiser`.
+
     Args:
         source: ``bundled:models/…``, a pipeline folder (denoiser in ``unet/`` or ``transformer/``), a bare
             denoiser folder, or a hub id of either.
         subfolder: Where the denoiser is, if it is elsewhere in the source.
-        dtype: Type of the weights; None: as stored.
+        dtype: Type of the weights; None takes float32, as diffusers does.
         device: Where to.
         revision: Hub only: branch, tag or commit.
         variant: Weight variant, e.g. ``"fp16"``.
@@ -46,7 +48,31 @@ def load_denoiser(
             NaN or infinite (naming the parameter).
     """
     resolved = resolve_source(source)
-    folder, config = _find_config(resolved, subfolder, revision)
+    folder, config = find_config(resolved, subfolder, revision)
+    model = unchecked_denoiser(resolved, folder, config, dtype=dtype, revision=revision, variant=variant)
+    check_finite(model, _place(resolved, folder))
+    return model.to(device).eval()
+
+
+def unchecked_denoiser(
+    resolved: str,
+    folder: str | None,
+    config: dict[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> ModelMixin:
+    """Load a denoiser as `load_denoiser` does, but for NaN and infinity; weights stored in `dtype` are not yet read.
+
+    Args:
+        resolved: Result of `resolve_source`.
+        folder: Where in it the denoiser is, with its `config`: result of `find_config`.
+        config: See `folder`.
+        dtype: As for `load_denoiser`, and so the others.
+        revision: Hub only.
+        variant: Weight variant.
+    """
     cls = _class_of(config, resolved, ModelMixin)
     where = _place(resolved, folder)
     try:
@@ -75,8 +101,7 @@ def load_denoiser(
             "left out (does the config belong to these weights?)",
             *(where, len(unexpected), cls.__name__, ", ".join(map(repr, unexpected[:3]))),
         )
-    check_finite(model, where)
-    return model.to(device).eval()
+    return model
 
 
 def load_meta_denoiser(
@@ -94,7 +119,7 @@ def load_meta_denoiser(
     if Path(resolved).is_file():
         folder, config = None, read_json(Path(resolved), MEND) or {}
     else:
-        folder, config = _find_config(resolved, subfolder, revision)
+        folder, config = find_config(resolved, subfolder, revision)
     cls = _class_of(config, resolved, ModelMixin)
     try:
         with torch.device("meta"):
@@ -198,23 +223,30 @@ def load_pipeline(
 def check_finite(model: torch.nn.Module, where: str) -> None:
     """Raise PruningError naming the first parameter or buffer that holds NaN or infinity."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        low, high = torch.aminmax(tensor.detach())  # NaN propagates; no copy of the weights is made
-        if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
-            raise PruningError(
-                f"{where}: {name!r} holds NaN or infinity; the weights are broken, get them again"
-            )
+        if not tensor.is_meta:
+            check_values(tensor, where, name)
+
+
+def check_values(tensor: torch.Tensor, where: str, name: str) -> None:
+    """Raise PruningError if a weight, or a part of it, holds NaN or infinity."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    low, high = torch.aminmax(tensor.detach())  # NaN propagates; no copy of the weights is made
+    if not bool(torch.isfinite(low)) or not bool(torch.isfinite(high)):
+        raise PruningError(f"{where}: {name!r} holds NaN or infinity; the weights are broken, get them again")
 
 
 def _place(source: str, folder: str | None) -> str:
     return f"model source {source!r}" + (f", folder {folder!r}" if folder else "")
 
 
-def _find_config(
+def find_config(
     source: str, subfolder: str | None, revision: str | None
 ) -> tuple[str | None, dict[str, Any]]:
-    """Return the denoiser's folder in the source (None: the source itself) and its config."""
+    """Return the denoiser's folder in a resolved source (None: the source itself) and its config.
+
+    A source that holds no denoiser, or several, is a PruningError.
+    """
     places: tuple[str | None, ...] = (subfolder,) if subfolder is not None else (*DENOISER_FOLDERS, None)
     found = [
         (place, config)

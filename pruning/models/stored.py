@@ -19,8 +19,13 @@ def weights_digest(model: nn.Module) -> str:
     """Return a hash of a model's class and of up to 256 evenly spaced entries of every tensor."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in stored_tensors(model).items():
-        flat = tensor.detach().flatten()
-        part = flat[:: max(1, flat.numel() // 256)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+        digest.update(sampled(name, tensor))
     return digest.hexdigest()[:32]
+
+
+def sampled(name: str, tensor: Tensor) -> bytes:
+    """Return the name, shape and type of a tensor, and up to 256 evenly spaced entries."""
+    flat = tensor.detach().flatten()
+    part = flat[:: max(1, flat.numel() // 256)].cpu().contiguous()
+    values = part.view(torch.uint8).numpy().tobytes() if part.numel() else b""
+    return f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values

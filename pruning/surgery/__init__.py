@@ -5,6 +5,7 @@ from pruning.surgery.cut import apply_plan
 from pruning.surgery.low_rank import NEEDS as RANK_NEEDS
 from pruning.surgery.low_rank import LowRank, choose_ranks, take_low_rank
 from pruning.surgery.mask import mask_plan, silence
+from pruning.surgery.on_disk import cut_on_disk
 from pruning.surgery.reshape import reshape
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "choose_ranks",
     "compensate",
     "compensation_needs",
+    "cut_on_disk",
     "mask_plan",
     "needs_for",
     "reshape",

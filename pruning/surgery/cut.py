@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,25 @@ def apply_plan(
     Raises:
         PruningError: If the plan does not fit the model; the model is then untouched.
     """
-    groups = find_groups(model) if groups is None else groups
+    return apply_with(Cutter(), model, plan, find_groups(model) if groups is None else groups)
+
+
+class Cuts(Protocol):
+    """What cuts parameters: `Cutter` moves their bytes, others may only note what is to be cut."""
+
+    def cut(self, module: nn.Module, name: str, masks: dict[int, Tensor]) -> None:
+        """Put a new parameter in the place of `name`: its entries along each dimension where the mask is set."""
+
+
+def apply_with(
+    cutter: Cuts, model: nn.Module, plan: PruningPlan, groups: Sequence[PrunableGroup]
+) -> nn.Module:
+    """Do what `apply_plan` does, by a `cutter`."""
     plan = plan.completed(groups)
     check_plan(model, groups, plan)
     key = _previous_key(model, plan)
     removed = plan.cuts(groups)
-    touched = cut_parameters(model, removed)
+    touched = cut_parameters(model, removed, cutter)
     for group, units in removed.items():
         for attribute in (size for size in group.attributes if size.name != LENGTH):
             module = model.get_submodule(attribute.module)
@@ -111,7 +124,7 @@ def shrink(module: nn.Module, attribute: ModuleAttribute, units: int) -> None:
 
 
 def cut_parameters(
-    model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]]
+    model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]], cutter: Cuts | None = None
 ) -> defaultdict[str, set[str]]:
     """Cut all parameters; return the touched module paths (with an empty set of attributes each)."""
     dropped: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
@@ -119,7 +132,7 @@ def cut_parameters(
         for part in slices_of(group):
             dropped[part.path][part.dim].append(part.indices(units))
     touched: defaultdict[str, set[str]] = defaultdict(set)
-    cutter = Cutter()
+    cutter = cutter or Cutter()
     for path, by_dim in dropped.items():
         owner, _, name = path.rpartition(".")
         module = model.get_submodule(owner)

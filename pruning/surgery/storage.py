@@ -7,15 +7,15 @@ be seen from elsewhere (an optimizer, a kept state dict, a NumPy array, a memory
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import sys
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from pruning.models.pages import madvise
 
 WORTHWHILE = 1 << 20  # bytes; below, a copy is cheap
 PIECE = 1 << 21  # bytes of source moved at a time; fits into the processor's cache
@@ -105,19 +105,17 @@ def _references(module: nn.Module, name: str) -> tuple[int, int]:
     return sys.getrefcount(parameter), torch._C._storage_Use_Count(storage._cdata)
 
 
-@cache
 def _release() -> Callable[[Tensor, int], None] | None:
     """Return what gives the pages of a tensor after its first bytes back to the system; None where it cannot."""
-    if not sys.platform.startswith("linux") or not hasattr(torch._C, "_storage_Use_Count"):
+    advise = madvise()
+    if advise is None or not hasattr(torch._C, "_storage_Use_Count"):
         return None
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
     def release(tensor: Tensor, used: int) -> None:
         page = mmap.PAGESIZE
         start = -(-(tensor.data_ptr() + used) // page) * page
         length = (tensor.data_ptr() + tensor.nbytes - start) // page * page
         if length > 0:
-            madvise(start, length, mmap.MADV_DONTNEED)  # only advice: if it fails, the memory stays
+            advise(start, length, mmap.MADV_DONTNEED)  # only advice: if it fails, the memory stays
 
     return release

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoModel, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from pruning import checkpoint
+from pruning import checkpoint, hook
 from pruning.errors import PruningError
 from pruning.groups import KINDS, find_groups
 from pruning.surgery import apply_plan
@@ -22,9 +22,9 @@ from tests.plans import random_plan
 
 @pytest.fixture(autouse=True)
 def _hook():
-    checkpoint.install_hook()
+    hook.install_hook()
     yield
-    checkpoint.install_hook()
+    hook.install_hook()
 
 
 @pytest.fixture
@@ -105,12 +105,12 @@ def test_depth_of_a_dit_is_plain_config_and_widths_follow_their_blocks(tmp_path)
 
 def test_without_the_hook_loading_fails_but_our_load_works(pruned, tmp_path):
     pruned.save_pretrained(tmp_path)
-    checkpoint.disable_hooks()
-    assert not checkpoint.hook_installed()
+    hook.disable_hooks()
+    assert not hook.hook_installed()
     with pytest.raises((RuntimeError, ValueError), match=r"shape|size"):
         UNet2DModel.from_pretrained(tmp_path)
     assert torch.equal(run(checkpoint.load(tmp_path)), run(pruned))
-    assert not checkpoint.hook_installed()
+    assert not hook.hook_installed()
 
 
 def test_another_class_refuses(pruned):

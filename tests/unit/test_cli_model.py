@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pruning.cli import USER_ERROR, main
 from pruning.cli.model import names_model
+from pruning.models.mapped import map_denoiser
 from pruning.types import PruningPlan
 from tests.shared import SHARED
-from tests.zoo import ZOO
+from tests.zoo import ZOO, build
 
 CONFIGS = SHARED / "configs"
 
@@ -220,3 +222,43 @@ def test_no_heads_at_all(workplace, capsys):
     Path("none.json").write_text(json.dumps({**SD3, "num_attention_heads": 0}))
     assert main(["plan", "none.json"]) == USER_ERROR
     assert "would be empty; a size in it is 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(workplace):
+    build(ZOO["sd3"]).save_pretrained("model")
+    assert main(["plan", "model", "--params", "0.7", "--save", "plan.json", "--json"]) == 0
+    return Path("model")
+
+
+def test_a_plan_is_carried_out_from_folder_to_folder(model, capsys):
+    said = plan(capsys, "model", "--params", "0.7")
+    assert (
+        main(["prune", "model", "--plan", "plan.json", "--out", "slim", "--dtype", "bfloat16", "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == said["plan"]["params"]
+    assert found["bytes"] == Path("slim/diffusion_pytorch_model.safetensors").stat().st_size
+    assert found["files"] == 1
+    assert {p.dtype for p in map_denoiser(found["path"]).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model"], "prune of a model takes --plan and --out"),
+        (["model", "--plan", "no.json", "--out", "slim"], "--plan: there is no file 'no.json'"),
+        (["sd3.json", "--plan", "plan.json", "--out", "slim"], "is a config alone, without weights"),
+        (["model", "--plan", "plan.json", "--out", "model/slim"], "it is the source, or lies in it"),
+        (
+            ["model", "seed=1"],
+            "seed=1 is for a recipe, and 'model' is a model; its options are --plan, --out",
+        ),
+        (["quickstart", "--out", "slim"], "--out is for a model, and 'quickstart' is a recipe"),
+    ],
+)
+def test_what_cannot_be_carried_out(model, capsys, words, message):
+    capsys.readouterr()
+    assert main(["prune", *words]) == USER_ERROR
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not Path("slim").exists()

@@ -21,7 +21,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pruning import checkpoint
+from pruning import checkpoint, hook
 from pruning.errors import PruningError
 from pruning.export import EXPORTERS, ExportRequest, Facts, check_export, diffusers_folder
 from pruning.export import export as write_export
@@ -110,13 +110,13 @@ def test_the_cards_loading_example_runs_as_it_stands(tmp_path, monkeypatch):
 
 
 def test_verification_works_without_the_hook(tmp_path):
-    before = checkpoint.hook_installed()
-    checkpoint.disable_hooks()
+    before = hook.hook_installed()
+    hook.disable_hooks()
     try:
         export(slim(dit), tmp_path / "slim")
     finally:
         if before:
-            checkpoint.install_hook()
+            hook.install_hook()
 
 
 def test_files_can_be_read_by_whoever_may_read_the_folder(tmp_path):
