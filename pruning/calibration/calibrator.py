@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.attention.reading import Readings
+from pruning.calibration.checkpointing import is_large
 from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
@@ -122,7 +123,8 @@ class Calibrator:
     def __enter__(self) -> CalibrationStats:
         settings, sinks, first_pass = self._settings, self._settings.sink_weights, self._first_pass
         self._reader = StepReader(self._model, self._limit, self._weights)
-        self.driver = driver = Driver(self._model, self._reader, self._seed)
+        repeat = is_large(self._model) if settings.checkpointing is None else settings.checkpointing
+        self.driver = driver = Driver(self._model, self._reader, self._seed, checkpointing=repeat)
         self._sums, self._trajectories = Sums(settings.timestep_buckets), Trajectories()
         self._samples = torch.zeros(settings.timestep_buckets, dtype=torch.float64)
         token_weights = TokenWeights(sinks, self._variants, first_pass, self._permutation_seed)

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pruning.calibration.attention.capture import AttentionCapture, Unseen
 from pruning.calibration.attention.softmax import AttentionCall
+from pruning.calibration.checkpointing import Checkpoints, blocks_to_repeat
 from pruning.calibration.gradients import Gradients
-from pruning.calibration.hooks import bypassed, frozen, parameter_gradients
+from pruning.calibration.hooks import bypassed, frozen, parameter_gradients, without_own_checkpointing
 from pruning.calibration.products import OnOperand, ProductCapture
 from pruning.calibration.routing import Gates, experts_with_gradients, in_batch_order
 from pruning.calibration.step import Step, StepReader, check_finite
@@ -64,6 +66,8 @@ class Driver:
         model: The denoiser.
         reader: Reads the step of each call.
         seed: Of the random signs that outputs are projected on.
+        checkpointing: Let blocks run again in backward passes, instead of keeping what these need. Nobody is told
+            anything of such second runs.
 
     Attributes:
         steps: Told when the denoiser is about to run.
@@ -80,7 +84,9 @@ class Driver:
         gates: Whose the rows inside experts are, and how much they count; known when they come by.
     """
 
-    def __init__(self, model: nn.Module, reader: StepReader, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, reader: StepReader, seed: int = 0, *, checkpointing: bool = False
+    ) -> None:
         self._model, self._reader = model, reader
         self.steps: list[Callable[[Step], None]] = []
         self.ends: list[Callable[[], None]] = []
@@ -91,7 +97,8 @@ class Driver:
         self.outputs: dict[str, list[OnTensor]] = defaultdict(list)
         self.blocks: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
-        self.gradients = Gradients(seed)
+        self._checkpoints = Checkpoints(model, blocks_to_repeat(model) if checkpointing else [], self._unseen)
+        self.gradients = Gradients(seed, self._checkpoints)
         self.gates = Gates(model)
         self._keys: dict[str, int] = {}
         self._step: Step | None = None
@@ -102,6 +109,7 @@ class Driver:
         with ExitStack() as stack:
             stack.enter_context(frozen(self._model))
             stack.enter_context(experts_with_gradients(self._model))
+            stack.enter_context(without_own_checkpointing(self._model))
             for listener in self.gradients.listeners:
                 stack.enter_context(parameter_gradients(listener.parameters))
             start, end = self._unless_paused(self._start), self._unless_paused(self._end)
@@ -132,6 +140,8 @@ class Driver:
                 self._of_products(self.outputs, self._output),
             )
             stack.enter_context(ProductCapture(self._model, *of_products))
+            if self.gradients.wanted:
+                stack.enter_context(self._checkpoints)
             self._stack = stack.pop_all()
         return self
 
@@ -163,21 +173,20 @@ class Driver:
     def _run_batch(self, batch: NoisedBatch) -> None:
         """Run one batch forwards, backwards if gradients are wanted, and once without each block that is ablated."""
         output = self._run_both_ways(batch) if self.gradients.wanted else self._run_forwards(batch)
-        full = output.detach()
         for block, told in self.ablations.items():
             with self._unseen():
                 without = prediction_without(self._model, batch, [block], self.step)
             for tell in told:
-                tell(summable(full), summable(without), self.step)
+                tell(summable(output), summable(without), self.step)
 
     @contextmanager
     def _unseen(self) -> Iterator[None]:
         """Tell nobody of what runs."""
-        self._paused = self._capture.paused = True
+        before, self._paused, self._capture.paused = self._paused, True, True
         try:
             yield
         finally:
-            self._paused = self._capture.paused = False
+            self._paused = self._capture.paused = before
 
     @torch.no_grad()
     def _run_forwards(self, batch: NoisedBatch) -> Tensor:
@@ -185,6 +194,9 @@ class Driver:
 
     @torch.enable_grad()
     def _run_both_ways(self, batch: NoisedBatch) -> Tensor:
+        call = tree_map_only(Tensor, Tensor.detach, dict(batch.call))
+        batch = replace(batch, call=call)  # so that no backward pass goes further than the model
+        self._checkpoints.try_out(lambda: prediction(self._model, batch))
         self._differentiates = bool(self.gradients.ends)
         target = batch.target
         if target is not None and batch.read is None and not _is_known(self._model):
@@ -199,7 +211,7 @@ class Driver:
             ) from error
         finally:
             self._differentiates = False
-        return output
+        return output.detach()
 
     def _of_modules(self, told: Mapping[str, Told], make: Make) -> dict[str, OnOperand]:
         return {path: make(path, all_told) for path, all_told in told.items() if parameter_path(path) == path}
@@ -209,6 +221,18 @@ class Driver:
 
     def _unless_paused(self, hook: Callable[..., None]) -> Callable[..., None]:
         return lambda *args: None if self._paused else hook(*args)
+
+    def _coming_by(self, see: OnOperand) -> OnOperand:
+        """Return who is shown what enters or leaves a module, in first runs."""
+
+        def hook(x: Tensor) -> None:
+            if self._paused:
+                self._checkpoints.revisit(x)
+                return
+            self._checkpoints.visit()
+            see(x)
+
+        return hook
 
     @property
     def step(self) -> Step:
@@ -287,7 +311,7 @@ class Driver:
             for tell in told:
                 tell(x, self.step, row_of)
 
-        return self._unless_paused(see)
+        return self._coming_by(see)
 
     def _output(self, path: str, told: Told) -> OnOperand:
         def see(y: Tensor) -> None:
@@ -295,7 +319,7 @@ class Driver:
             for tell in told:
                 tell(y, self.step, row_of)
 
-        return self._unless_paused(see)
+        return self._coming_by(see)
 
     def _block(
         self, block: PrunableGroup, removal: BlockRemoval, told: list[OnChange]

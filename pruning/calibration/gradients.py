@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import Protocol
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pruning.calibration.checkpointing import Checkpoints
 from pruning.calibration.draws import random_signs
 from pruning.calibration.step import Step, check_finite
 from pruning.errors import PruningError
+
+T = TypeVar("T")
 
 
 class ParameterListener(Protocol):
@@ -52,19 +56,21 @@ LOSSES: dict[str, Callable[[Tensor, Tensor | None, Step, int], Tensor]] = {
 
 
 class Gradients:
-    """Keeps what is wanted of one forward and, given its output, hands the gradients out.
+    """Differentiates forwards, and tells each gradient that is wanted as soon as the backward pass has it.
 
     Args:
         seed: Of the random signs.
+        checkpoints: The blocks that run again in backward passes.
 
     Attributes:
         ends: By loss, one of `LOSSES`, which is then differentiated: told when its gradients have been handed out.
         listeners: Told the gradients of the data loss by parameters, which take gradients from the start of the run.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._wanted: dict[str, list[tuple[Tensor, Callable[[Tensor], None]]]] = defaultdict(list)
+    def __init__(self, seed: int, checkpoints: Checkpoints) -> None:
+        self._seed, self._checkpoints = seed, checkpoints
+        self._wanted: Counter[str] = Counter()
+        self._loss = ""
         self.ends: dict[str, list[Callable[[Step], None]]] = defaultdict(list)
         self.listeners: list[ParameterListener] = []
 
@@ -73,18 +79,42 @@ class Gradients:
         """Whether `backward` is to be called after every forward."""
         return bool(self.ends or self.listeners)
 
-    def want(self, loss: str, x: Tensor, tell: Callable[[Tensor], None]) -> None:
-        """Tell the gradient of a loss that is differentiated by a tensor that comes by just now.
+    def want(
+        self,
+        loss: str,
+        x: Tensor,
+        tell: Callable[[T, Tensor], None],
+        read: Callable[[Tensor], T] = Tensor.detach,
+    ) -> None:
+        """Tell ``read(x)`` and the gradient of a loss that is differentiated by a tensor that comes by just now.
 
         A tensor that no gradient reaches yet becomes a leaf.
+
+        Args:
+            loss: One of `LOSSES`.
+            x: The tensor. Who asks must not keep it, as its block may run again.
+            tell: Is told, unless no gradient reaches x.
+            read: Takes what is to be told of x besides.
         """
-        if torch.is_grad_enabled():
-            leaf = x if x.requires_grad else x.requires_grad_(True)
-            self._wanted[loss].append((leaf, tell))
+        if not torch.is_grad_enabled():
+            return
+        if not x.requires_grad:
+            x.requires_grad_(True).register_post_accumulate_grad_hook(_drop)
+        self._wanted[loss] += 1
+        value = self._checkpoints.later(x, read, lambda: self._loss == loss)
+        x.register_hook(partial(self._told, loss, tell, value))
+
+    def _told(
+        self, loss: str, tell: Callable[[T, Tensor], None], value: Callable[[], T], gradient: Tensor | None
+    ) -> None:
+        if loss == self._loss and gradient is not None:
+            with torch.no_grad():
+                tell(value(), gradient)
 
     def restart(self) -> None:
         """Forget what the last forward left."""
         self._wanted.clear()
+        self._checkpoints.restart()
 
     def backward(self, output: Tensor, target: Tensor | None, step: Step) -> None:
         """Differentiate a forward: one backward pass per listener to parameters, one per loss.
@@ -117,19 +147,28 @@ class Gradients:
         self.restart()
 
     def _by_activations(self, loss: str, by_row: Tensor, step: Step, *, retain_graph: bool) -> None:
-        wanted = self._wanted[loss]
-        if not wanted:
+        if not self._wanted[loss]:
             raise PruningError(
                 "gradient statistics were asked for, but no consumer ran with gradients enabled"
             )
-        tensors = [x for x, _ in wanted]
-        found = torch.autograd.grad(by_row.sum(), tensors, retain_graph=retain_graph, allow_unused=True)
+        with ExitStack() as stack:
+            for parameter in {p for listener in self.listeners for p in listener.parameters.values()}:
+                stack.callback(parameter.register_post_accumulate_grad_hook(_drop).remove)
+            stack.enter_context(self._differentiating(loss))
+            by_row.sum().backward(retain_graph=retain_graph)
         with torch.no_grad():
-            for (_, tell), gradient in zip(wanted, found, strict=True):
-                if gradient is not None:
-                    tell(gradient)
             for tell_end in self.ends[loss]:
                 tell_end(step)
+
+    @contextmanager
+    def _differentiating(self, loss: str = "") -> Iterator[None]:
+        """Let gradients by activations of this loss be told, if any."""
+        self._checkpoints.start_pass()
+        self._loss = loss
+        try:
+            yield
+        finally:
+            self._loss = ""
 
     def _by_parameters(
         self, listener: ParameterListener, losses: Tensor, step: Step, *, retain_graph: bool
@@ -151,8 +190,13 @@ class Gradients:
         with ExitStack() as stack:
             for path, parameter in listener.parameters.items():
                 stack.callback(parameter.register_post_accumulate_grad_hook(take(path)).remove)
+            stack.enter_context(self._differentiating())
             torch.autograd.backward(
                 losses @ weights.to(losses.device, losses.dtype),
                 inputs=list(listener.parameters.values()),
                 retain_graph=retain_graph,
             )
+
+
+def _drop(leaf: Tensor) -> None:
+    leaf.grad = None

@@ -72,6 +72,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_own_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Switch off diffusers' gradient checkpointing, which would run hooks twice; it is put back as it was."""
+    asked = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    try:
+        for module in asked:
+            module.gradient_checkpointing = False
+        yield
+    finally:
+        for module in asked:
+            module.gradient_checkpointing = True
+
+
+@contextmanager
 def parameter_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Let these parameters take gradients; their ``requires_grad`` and ``grad`` are put back as they were."""
     before = [(p, p.requires_grad, p.grad) for p in parameters.values()]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from pruning.calibration.hooks import main_tensor
 from pruning.errors import PruningError
@@ -121,7 +122,7 @@ class Gates:
         """
         layer = self._model.get_submodule(mixture.path)
         put_out: dict[int, Tensor] = {}
-        with torch.enable_grad(), _silent(layer, mixture, put_out.__setitem__):
+        with torch.enable_grad(), _silent(layer, mixture, put_out.__setitem__), _saved():
             output = main_tensor(layer.forward(*_detached(args), **_detached(kwargs))).float()
         if not put_out or not output.requires_grad:
             raise PruningError(
@@ -171,6 +172,11 @@ def _silent(layer: nn.Module, mixture: Mixture, tell: Callable[[int, Tensor], No
         yield
     finally:
         setattr(layer, name, real)
+
+
+def _saved() -> saved_tensors_hooks:
+    """Save for the backward pass what operations ask for, whatever is done with that around them."""
+    return saved_tensors_hooks(Tensor.detach, lambda x: x)
 
 
 class _SilentExpert(nn.Module):

@@ -134,6 +134,12 @@ class Calibrate(Section):
         at_least(2),
     )
     rows: int | None = knob(None, "Rows drawn from each layer's input; null takes all of them.", at_least(2))
+    checkpointing: bool | None = knob(
+        None,
+        "Whether gradients are taken with each block run once more in the backward pass, so that no activations but "
+        "the blocks' inputs are kept; null does so for models with at least 256 MiB of weights.",
+        neutral=True,
+    )
     timestep_weights: str = knob(
         "uniform",
         "``uniform``, ``obs_diff`` (1.2 at high noise falling to 0.8, arXiv 2510.06751), or ``sampler``: how much an "

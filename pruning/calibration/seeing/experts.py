@@ -161,9 +161,7 @@ class _Effects:
         """Return who asks for the gradients by the output of one expert."""
 
         def see(y: Tensor, step: Step, row_of: Tensor) -> None:
-            value = y.detach().clone()  # which the layer may multiply in place
-
-            def add(q: Tensor) -> None:
+            def add(value: Tensor, q: Tensor) -> None:
                 check_finite(
                     q,
                     f"the gradient at {self._place.outputs[expert]!r}",
@@ -175,7 +173,7 @@ class _Effects:
                     self._z = torch.zeros(shape, dtype=torch.float64, device=product.device)
                 self._z[:, expert].index_add_(0, row_of.to(product.device), product)
 
-            self._context.driver.gradients.want(self._loss, y, add)
+            self._context.driver.gradients.want(self._loss, y, add, read=_copy)
 
         return see
 
@@ -187,3 +185,8 @@ class _Effects:
             view = Effects(self._z[here], step.weights[here].to(self._z.device))
             self._context.add(self._place, self._observers, view, bucket)
         self._z = None
+
+
+def _copy(y: Tensor) -> Tensor:
+    """Return what an expert puts out, which its layer may multiply in place."""
+    return y.detach().clone()

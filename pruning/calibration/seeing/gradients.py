@@ -89,7 +89,7 @@ class _Effects:
             )
         omegas = self._context.token_weights.at(self._place, x)
 
-        def add(q: Tensor) -> None:
+        def add(x: Tensor, q: Tensor) -> None:
             check_finite(
                 q,
                 f"the gradient at {self._place.path!r}",
@@ -148,7 +148,9 @@ class OutputGradient(Sight):
 
     def _seen(self, place: Consumer, observers: Mapping[str, Observer], context: Context) -> OnTensor:
         def see(y: Tensor, step: Step, row_of: Tensor) -> None:
-            context.driver.gradients.want(self.loss, y, lambda q: add(summable(q), step, row_of))
+            context.driver.gradients.want(
+                self.loss, y, lambda _, q: add(summable(q), step, row_of), read=lambda y: None
+            )
 
         def add(q: Tensor, step: Step, row_of: Tensor) -> None:
             rows = place.output_rows(q)
