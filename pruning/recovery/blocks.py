@@ -1,0 +1,431 @@
+"""Block-wise distillation: each cut block learns to put out what its dense twin does on the same input.
+
+Nothing larger than a block is trained, so that a model which does not fit into memory can be recovered: the dense model
+runs (from disk, if it must), what enters its blocks is kept on disk, and then one block after the other is trained by
+the loop that trains whole models, with the twin as teacher. Errors that add up over the blocks are not seen, for the
+inputs are the dense model's (as in the layer-by-layer distillation of ZeroQuant, arXiv 2206.01861). A block that does not
+get better on inputs that were held out stays as it was cut.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pruning.calibration.checkpointing import blocks_to_repeat
+from pruning.calibration.driver import prediction
+from pruning.data import NoisedBatches
+from pruning.data.batches import Path as Where
+from pruning.data.batches import move
+from pruning.errors import PruningError
+from pruning.files import check_writable, read_json, remove, write_errors, write_json, written_whole
+from pruning.groups import find_groups
+from pruning.models.outputs import joined, tensors_in
+from pruning.recovery.batches import Batches, Share, TrainingBatch, sample_order
+from pruning.recovery.loop import RecoveryProgress
+from pruning.recovery.training import Progress, train_back
+from pruning.settings import Recover
+from pruning.surgery.cut import apply_with
+from pruning.surgery.origins import Origins
+from pruning.types import PruningPlan
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 8
+"""One of so many calls is held out (at least one, if there are two): it judges whether a block got better."""
+
+DISK = 0.25
+"""Share of the free disk that inputs of blocks may take at a time; more blocks take more runs of the dense model."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A block of the slim model that lost something, and the dense one that it was.
+
+    Attributes:
+        slim: Path in the slim model.
+        dense: Path in the dense model.
+    """
+
+    slim: str
+    dense: str
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What training did for one block.
+
+    Attributes:
+        block: Path in the slim model.
+        before: Squared error of its output on held-out inputs, relative to the square of the dense block's.
+        after: The same, trained.
+        kept: Whether the trained weights are taken.
+        losses: Of each step.
+        seconds: Spent training.
+    """
+
+    block: str
+    before: float
+    after: float
+    kept: bool
+    losses: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BlocksResult:
+    """What block-wise recovery did.
+
+    Attributes:
+        blocks: By block, in the model's order.
+        changed: New weights of the slim model by name, read from disk when they are asked for.
+    """
+
+    blocks: tuple[BlockResult, ...]
+    changed: Mapping[str, Tensor]
+
+
+def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
+    """Return the blocks of a slim model that are not as they were, and what each was in the dense model.
+
+    Args:
+        dense: The dense model, on the meta device or not; it is not changed.
+        plan: What the slim model was cut by.
+    """
+    slim = copy.deepcopy(dense).to("meta")
+    blocks = blocks_to_repeat(slim)
+    shapes = {name: tensor.shape for name, tensor in slim.state_dict().items()}
+    origins = Origins(slim, {}, plan)
+    origins.take_ranks()
+    apply_with(origins, slim, plan.completed(find_groups(slim)), find_groups(slim))
+    found: dict[str, Twin] = {}
+    for name, tensor in slim.state_dict(keep_vars=True).items():
+        source = origins.of(tensor).name
+        dense_path = next((path for path in blocks if source.startswith(f"{path}.")), None)
+        if dense_path is None or shapes.get(source) == tensor.shape:
+            continue
+        rest = source.removeprefix(dense_path)
+        if name.endswith(rest):
+            found.setdefault(dense_path, Twin(name.removesuffix(rest), dense_path))
+    return [found[path] for path in blocks if path in found]
+
+
+def recover_blocks(
+    student: nn.Module,
+    teacher: nn.Module,
+    blocks: Sequence[Twin],
+    source: NoisedBatches,
+    settings: Recover,
+    *,
+    folder: str | Path,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> BlocksResult:
+    """Train blocks of `student` one by one, each for `settings.steps` steps; neither model is changed.
+
+    What an earlier call of the same left in `folder` is gone on from: whole blocks are not trained again, and a block
+    that was being trained goes on from its checkpoint.
+
+    Args:
+        student: The slim denoiser; its weights may lie in files.
+        teacher: The dense denoiser; so may its.
+        blocks: Result of `twins`.
+        source: What the dense model is shown; a micro-batch is one of its calls.
+        settings: How to train; what it says of labels and targets is not read, for blocks see neither.
+        folder: Where inputs, checkpoints and trained weights lie meanwhile.
+        seed: Of every draw.
+        device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
+        progress: Called after every step, counted over all blocks.
+
+    Raises:
+        PruningError: If no block lost anything, the source has no batch, the folder cannot be written, or a loss is not
+            finite.
+    """
+    if not blocks:
+        raise PruningError(
+            "recovery by blocks: no block of the model lost anything, so that none can be trained"
+        )
+    folder = Path(folder)
+    check_writable("recovery by blocks", folder, 0)
+    settings = replace(settings, distill_weight=1.0, loss_weighting="uniform", label_dropout=0.0)
+    settings.check("recovery")
+    results: dict[str, BlockResult] = {}
+    for twin in blocks:
+        if (done := read_json(_place(folder, twin) / RESULT)) is not None:
+            results[twin.slim] = BlockResult(**{**done, "losses": tuple(done["losses"])})
+    left = [twin for twin in blocks if twin.slim not in results]
+    for some in _chunks(teacher, left, source, folder):
+        with write_errors("inputs of blocks", folder, "Trained blocks there are whole"):
+            recordings = _record(teacher, some, source, folder)
+        for twin in some:
+            place, before = _place(folder, twin), len(results)
+            told = partial(_told, progress, before, len(blocks), settings.steps)
+            results[twin.slim] = _train(
+                student, teacher, twin, recordings[twin], settings, place, seed, device, told
+            )
+            remove(place / INPUTS)
+    return BlocksResult(
+        tuple(results[twin.slim] for twin in blocks),
+        Changed({twin.slim: _place(folder, twin) / WEIGHTS for twin in blocks if results[twin.slim].kept}),
+    )
+
+
+RESULT, WEIGHTS, INPUTS, CHECKPOINTS = "result.json", "weights.safetensors", "inputs", "checkpoints"
+
+
+class Changed(Mapping[str, Tensor]):
+    """New weights of blocks by name in the model, read from their files when they are asked for.
+
+    Args:
+        files: By path of the block, with weights by name in it.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._of: dict[str, tuple[Path, str]] = {}
+        for block, path in files.items():
+            with safe_open(path, "pt") as file:
+                self._of |= {f"{block}.{name}": (path, name) for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, own = self._of[name]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(own)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+
+# What enters the dense blocks.
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Calls of one block, on disk.
+
+    Attributes:
+        files: One for each batch that was shown, or call of the block in it.
+    """
+
+    files: tuple[Path, ...]
+
+    @property
+    def held_out(self) -> tuple[Path, ...]:
+        """Those that judge."""
+        return self.files[HELD_OUT - 1 :: HELD_OUT] or self.files[1:][-1:]
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """Those that are trained on."""
+        return tuple(file for file in self.files if file not in self.held_out)
+
+
+def _chunks(
+    teacher: nn.Module, blocks: Sequence[Twin], source: NoisedBatches, folder: Path
+) -> Iterator[list[Twin]]:
+    """Yield the blocks, as many at a time as their inputs have room on the disk."""
+    if not blocks:
+        return
+    sizes = dict.fromkeys(blocks, 0)
+
+    def count(twin: Twin, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        sizes[twin] += sum(tensor.nbytes for tensor in tensors_in([args, kwargs]))
+
+    rows = _watch(teacher, blocks, replace(source, make=lambda: islice(source.make(), 1)), count)
+    if not rows:
+        raise PruningError(
+            "recovery by blocks: nothing is shown to the dense model; give at least one sample"
+        )
+    for twin in blocks:
+        sizes[twin] *= -(-max(source.rows, rows) // rows)
+    room, some, taken = DISK * shutil.disk_usage(folder).free, list[Twin](), 0.0
+    for twin in blocks:
+        if some and taken + sizes[twin] > room:
+            yield some
+            some, taken = [], 0.0
+        some.append(twin)
+        taken += sizes[twin]
+    yield some
+
+
+def _record(
+    teacher: nn.Module, blocks: Sequence[Twin], source: NoisedBatches, folder: Path
+) -> dict[Twin, Recorded]:
+    """Run the dense model on all batches, and write what enters the blocks."""
+    files: dict[Twin, list[Path]] = {twin: [] for twin in blocks}
+    for twin in blocks:
+        remove(_place(folder, twin) / INPUTS)
+        (_place(folder, twin) / INPUTS).mkdir(parents=True)
+
+    def write(twin: Twin, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        path = _place(folder, twin) / INPUTS / f"{len(files[twin]):06d}.pt"
+        torch.save({"args": args, "kwargs": dict(kwargs)}, path)
+        files[twin].append(path)
+
+    _watch(teacher, blocks, source, write)
+    return {twin: Recorded(tuple(found)) for twin, found in files.items()}
+
+
+@torch.no_grad()
+def _watch(teacher: nn.Module, blocks: Sequence[Twin], source: NoisedBatches, tell: Any) -> int:
+    """Show the dense model all batches; `tell` is told what enters the blocks. Returns how many rows were shown."""
+    rows = 0
+    with ExitStack() as stack:
+        for twin in blocks:
+
+            def see(module: nn.Module, args: Any, kwargs: Any, twin: Twin = twin) -> None:
+                tell(twin, args, kwargs)
+
+            block = teacher.get_submodule(twin.dense)
+            stack.callback(block.register_forward_pre_hook(see, with_kwargs=True).remove)
+        for batch in source:
+            prediction(teacher, batch)
+            rows += len(batch.sample_ids)
+    return rows
+
+
+# Training one block.
+
+
+class Called(nn.Module):
+    """A block that takes its arguments as two: by position and by name.
+
+    Args:
+        block: The block.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the block."""
+        return self.block(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class InputSource:
+    """Training batches of what enters a block.
+
+    Attributes:
+        files: Its recorded calls.
+        dtype: Type of the dense block's weights: what has another one keeps it in the dense block's call.
+        share: What this process trains on.
+    """
+
+    files: Sequence[Path]
+    dtype: torch.dtype
+    share: Share
+
+    def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
+        """Yield the micro-batches of steps ``[first_step, last_step)``, in order: recorded calls, epoch by epoch."""
+        many = self.share.settings.gradient_accumulation
+        for number in range(first_step * many, last_step * many):
+            chosen = int(sample_order(len(self.files), number, 1, self.share.seed))
+            yield self.batch(self.files[chosen], number)
+
+    def batch(self, path: Path, position: int = 0) -> TrainingBatch:
+        """Return one recorded call, halves as float32."""
+        call, exact = {}, list[Where]()
+        for name, value in torch.load(path, weights_only=False).items():
+            call[name] = _taken(value, self.share.device, self.dtype, (name,), exact)
+        one = torch.zeros(1, dtype=torch.long)
+        return TrainingBatch(call, None, one.to(self.share.device), one, one.bool(), position, exact=exact)
+
+
+def _taken(value: Any, device: torch.device, dtype: torch.dtype, path: Where, exact: list[Where]) -> Any:
+    """Return arguments on a device, halves as float32; adds to `exact` where those are that are not of `dtype`."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.dtype != dtype:
+            exact.append(path)
+        halved = value.dtype in (torch.float16, torch.bfloat16)
+        return value.to(device, torch.float32) if halved else value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _taken(entry, device, dtype, (*path, name), exact) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [_taken(entry, device, dtype, (*path, k), exact) for k, entry in enumerate(value)]
+        return entries if isinstance(value, list) else tuple(entries)
+    return value
+
+
+def _train(
+    student: nn.Module,
+    teacher: nn.Module,
+    twin: Twin,
+    recorded: Recorded,
+    settings: Recover,
+    place: Path,
+    seed: int,
+    device: str | None,
+    progress: Progress,
+) -> BlockResult:
+    """Train one block; its new weights, if they are better, lie in `place` then, in the slim model's types."""
+    slim = Called(copy.deepcopy(student.get_submodule(twin.slim)).requires_grad_(True))
+    dense = Called(copy.deepcopy(teacher.get_submodule(twin.dense)).requires_grad_(False).eval())
+    types = {name: tensor.dtype for name, tensor in slim.block.state_dict().items()}
+    dtype = next(dense.parameters()).dtype
+
+    def batches(share: Share) -> Batches:
+        return InputSource(recorded.shown or recorded.files, dtype, share).batches
+
+    seen = {"block": twin.slim, "calls": len(recorded.files)}
+    before = _error(slim, dense, recorded, settings, seed)
+    result = train_back(slim, dense, batches, seen, settings, seed, place / CHECKPOINTS, device, progress)
+    after = _error(slim, dense, recorded, settings, seed)
+    found = BlockResult(
+        twin.slim, before, after, after < before, tuple(loss for _, loss in result.losses), result.seconds
+    )
+    with write_errors("a trained block", place, "Trained blocks there are whole"):
+        if found.kept:
+            weights = {
+                name: tensor.detach().to("cpu", types[name]).contiguous()
+                for name, tensor in slim.block.state_dict().items()
+            }
+            with written_whole(place / WEIGHTS) as temporary:
+                save_file(weights, temporary)
+        write_json(place / RESULT, {**vars(found), "losses": list(found.losses)})
+    remove(place / CHECKPOINTS)
+    return found
+
+
+@torch.no_grad()
+def _error(slim: Called, dense: Called, recorded: Recorded, settings: Recover, seed: int) -> float:
+    """Return the squared error of a block's output on held-out inputs, relative to the square of the dense block's."""
+    device, dtype = next(slim.parameters()).device, next(dense.parameters()).dtype
+    slim, dense = copy.deepcopy(slim).float().eval(), dense.to(device)
+    inputs = InputSource(recorded.files, dtype, Share(settings, seed, device))
+    error = power = 0.0
+    for path in recorded.held_out or recorded.files:
+        batch = inputs.batch(path)
+        wanted = joined(dense(**move(batch.call, device, dtype, batch.exact)), 1).double()
+        error += float((joined(slim(**batch.call), 1).double() - wanted).square().sum())
+        power += float(wanted.square().sum())
+    return error / power if power > 0 else error
+
+
+def _place(folder: Path, twin: Twin) -> Path:
+    """Return where what belongs to a block lies meanwhile."""
+    return folder / quote(twin.slim, safe="")
+
+
+def _told(progress: Progress | None, done: int, blocks: int, steps: int, now: RecoveryProgress) -> None:
+    """Tell of a step, counted over all blocks."""
+    if progress is not None:
+        progress(replace(now, step=done * steps + now.step, steps=blocks * steps))
