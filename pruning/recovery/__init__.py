@@ -1,14 +1,18 @@
 """Recovery: training a pruned denoiser back by fine-tuning and output distillation."""
 
+from pruning.recovery.blocks import BlocksResult, recover_blocks, twins
 from pruning.recovery.loop import RecoveryProgress
 from pruning.recovery.recorded import checked_on_calls, recover_images, recover_recorded
 from pruning.recovery.training import RecoveryResult, check_split
 
 __all__ = [
+    "BlocksResult",
     "RecoveryProgress",
     "RecoveryResult",
     "check_split",
     "checked_on_calls",
+    "recover_blocks",
     "recover_images",
     "recover_recorded",
+    "twins",
 ]

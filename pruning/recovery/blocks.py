@@ -2,9 +2,9 @@
 
 Nothing larger than a block is trained, so that a model which does not fit into memory can be recovered: the dense model
 runs (from disk, if it must), what enters its blocks is kept on disk, and then one block after the other is trained by
-the loop that trains whole models, with the twin as teacher. Errors that add up over the blocks are not seen, for the
-inputs are the dense model's (as in the layer-by-layer distillation of ZeroQuant, arXiv 2206.01861). A block that does not
-get better on inputs that were held out stays as it was cut.
+the loop that trains whole models, with its twin as teacher. Errors that add up over the blocks are not seen, for the
+inputs are the dense model's (as in layer-by-layer distillation: ZeroQuant, arXiv 2206.01861). A block that does not get
+better on inputs that were held out stays as it was cut.
 """
 
 from __future__ import annotations

@@ -314,11 +314,22 @@ class Prune(Section):
             )
 
 
+METHODS = ("whole", "blocks")
+"""How a slim model is trained back."""
+
+
 @section
 class Recover(Section):
     """Training the slim model back."""
 
     enabled: bool = knob(True, "Whether to train at all.")
+    method: str | None = knob(
+        None,
+        "``whole``: the slim model as one. ``blocks``: each cut block by itself, for `steps` steps, to put out what "
+        "its dense twin does on the same input, which needs one block in memory; null takes ``whole``, and "
+        "``blocks`` where the models do not fit into memory.",
+        one_of(*METHODS),
+    )
     provider: str | None = knob(
         None,
         "What the slim model is trained on, as in ``calibrate``; null takes what that takes.",

@@ -247,7 +247,6 @@ def source_for(run: Run, model: ModelMixin) -> NoisedBatches | SamplingRun:
 def watched(run: Run, what: str, source: NoisedBatches | SamplingRun) -> dict[str, Any]:
     """Return the arguments of a calibration that say how much memory it may take, and that show how far it is."""
     total, done = source.rows if isinstance(source, NoisedBatches) else 0, 0
-    asked = run.recipe.calibrate.memory_gb
 
     def announce(rounds: Rounds) -> None:
         nonlocal total
@@ -260,5 +259,4 @@ def watched(run: Run, what: str, source: NoisedBatches | SamplingRun) -> dict[st
         done += rows
         run.bars(what, done, total)
 
-    memory = None if asked is None else int(asked * 1e9)
-    return {"memory": memory, "progress": report, "announce": announce}
+    return {"memory": run.memory, "progress": report, "announce": announce}

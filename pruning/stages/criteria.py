@@ -42,7 +42,7 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
         }
     own, stats = run.recipe.score.criterion, with_squares(run.stats)
     rows = [{"name": own, "own": True, "shares": shares_cut(run.plan, run.groups)}]
-    weights = dict(run.dense.named_parameters())
+    weights = run.weights
     left_out: dict[str, list[str]] = {}
     for name in sorted(set(CRITERIA) - {own}):
         why = reason_against(name, run.groups, weights, stats)

@@ -9,7 +9,8 @@ from typing import Any
 from diffusers import ModelMixin
 
 from pruning import checkpoint
-from pruning.files import write_json
+from pruning.calibration.room import held_bytes
+from pruning.files import remove, write_json
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
@@ -17,7 +18,9 @@ from pruning.stages import smaller_forms
 from pruning.stages.calibration import SHOWN, Wanted, gather, weighting
 from pruning.stages.run import MODEL, PLAN, Run
 from pruning.stages.stage import Stage, pick
-from pruning.surgery import apply_plan, compensate, compensation_needs
+from pruning.store import SCRATCH
+from pruning.surgery import apply_plan, compensate, compensation_needs, cut_on_disk
+from pruning.surgery.changes import Changes
 from pruning.types import PruningPlan
 
 MEASURED_AGAIN = (*SHOWN, "calibrate.rows", "calibrate.sink_weights", "score.criterion", "prune.rounds")
@@ -40,6 +43,22 @@ def _selection(run: Run) -> dict[str, Any]:
 )
 def prune(run: Run, folder: Path) -> dict[str, Any]:
     """Let what stays make up for what goes, cut, and write the slim model."""
+    section = run.recipe.prune
+    if run.streams and section.selection == "one_shot":
+        plan, (dense, slim) = run.plan, _from_disk_to_disk(run, folder)
+    else:
+        plan, (dense, slim) = _in_memory(run, folder)
+    return {
+        "selection": section.selection,
+        "compensation": section.compensation,
+        "params": slim,
+        "params_ratio": slim / dense,
+        "removed_blocks": list(plan.removed_blocks),
+    }
+
+
+def _in_memory(run: Run, folder: Path) -> tuple[PruningPlan, tuple[int, int]]:
+    """Cut the whole model and write it; returns the plan that was cut by, and the parameters before and after."""
     section, model = run.recipe.prune, run.load_dense()
     dense = sum(p.numel() for p in model.parameters())
     smaller_forms.take(run, model)
@@ -52,14 +71,32 @@ def prune(run: Run, folder: Path) -> dict[str, Any]:
     plan.save(folder / PLAN)
     apply_plan(model, plan)
     checkpoint.save(model, folder / MODEL)
-    slim = sum(p.numel() for p in model.parameters())
-    return {
-        "selection": section.selection,
-        "compensation": section.compensation,
-        "params": slim,
-        "params_ratio": slim / dense,
-        "removed_blocks": list(plan.removed_blocks),
+    return plan, (dense, sum(p.numel() for p in model.parameters()))
+
+
+def _from_disk_to_disk(run: Run, folder: Path) -> tuple[int, int]:
+    """Do what `_in_memory` does, holding no more than a group's weights; returns the parameters before and after."""
+    section, plan = run.recipe.prune, run.plan
+    changes = Changes(run.weights, folder / SCRATCH / "changed")
+    for name, weight in smaller_forms.weights_of(run).items():
+        changes[name] = weight
+    options = {
+        "method": section.compensation,
+        "ridge": section.ridge,
+        "memory": run.memory - held_bytes("cpu"),
     }
+    report = compensate(changes, run.all_groups, plan, run.stats, model=run.meta, **options)
+    write_json(folder / "compensation.json", report)
+    plan.save(folder / PLAN)
+    remove(folder / MODEL)
+    written = cut_on_disk(
+        plan=plan,
+        target=folder / MODEL,
+        changed=changes.changed,
+        progress=lambda done, total: run.bars("writing", done, total),
+        **run.stored,
+    )
+    return written.dense_params, written.params
 
 
 def _choose_anew(run: Run, model: ModelMixin) -> tuple[PruningPlan, dict[str, dict[str, Any]]]:

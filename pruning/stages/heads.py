@@ -107,7 +107,7 @@ def image_grid(run: Run, tokens: int) -> list[int] | None:
 
 def _unit(run: Run, group: PrunableGroup, index: int) -> Unit:
     """Return a head with its columns of the output projection and the mean that folding takes."""
-    columns = consumer_columns(group, dict(run.dense.named_parameters()))  # (C, P)
+    columns = consumer_columns(group, run.weights)  # (C, P)
     mean = per_row(group, run.stats.of(group), "input_sum", (columns.shape[1],))
     return Unit(
         group,

@@ -12,17 +12,27 @@ from typing import Any
 import torch
 
 from pruning import checkpoint, models, recovery
-from pruning.files import write_json
+from pruning.files import remove, write_json
 from pruning.recording.images import ImageCalls
 from pruning.sampling import PixelPipeline
 from pruning.settings import NOISED
 from pruning.stages.imaging import ASKED, image_calls
 from pruning.stages.run import MODEL, Run
 from pruning.stages.sampling import component
-from pruning.stages.showing import RECORDED, recorded, recovery_provider, source_of, trained_samples
+from pruning.stages.showing import (
+    RECORDED,
+    recorded,
+    recovery_provider,
+    shown_in_training,
+    source_of,
+    trained_samples,
+)
 from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import SCRATCH
+from pruning.surgery import cut_on_disk
+from pruning.types import PruningPlan
 
+BLOCKS = "blocks"
 CAPTIONS = 4096
 """Most captions that are recorded for training where nobody says how many: half a gigabyte of Stable Diffusion 1.5."""
 
@@ -33,7 +43,12 @@ def shown_to_train(run: Run) -> dict[str, Any]:
     keys = RECORDED
     if provider == NOISED:
         keys = IMAGES if run.pipeline_class is PixelPipeline else (*IMAGES, *ASKED)
-    return {"recover.provider": provider, **pick(run.recipe, keys)}
+    return {"recover.provider": provider, "recover.method": method_of(run), **pick(run.recipe, keys)}
+
+
+def method_of(run: Run) -> str:
+    """Return how the slim model is trained back, with null resolved."""
+    return run.recipe.recover.method or (BLOCKS if run.streams else "whole")
 
 
 @partial(
@@ -50,6 +65,8 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     section = run.recipe.recover
     if not section.enabled:
         return {"enabled": False}
+    if method_of(run) == BLOCKS:
+        return _by_blocks(run, folder)
     student = run.load_pruned("prune", torch.float32)
     how: dict[str, Any] = {
         "seed": run.recipe.seed,
@@ -76,6 +93,39 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         "images_per_second": round(result.images_per_second, 1),
         "last_loss": result.losses[-1][1] if result.losses else None,
         "seconds_training": round(result.seconds, 1),
+    }
+
+
+def _by_blocks(run: Run, folder: Path) -> dict[str, Any]:
+    """Train each cut block by itself; what was trained goes into a copy of the slim model, from disk to disk."""
+    section = run.recipe.recover
+    batch_size = max(1, section.batch_size // section.gradient_accumulation)
+    found = recovery.recover_blocks(
+        run.load_pruned("prune"),
+        run.dense,
+        recovery.twins(run.meta, run.cut_plan),
+        shown_in_training(run, batch_size),
+        section,
+        folder=folder / SCRATCH / "blocks",
+        seed=run.recipe.seed,
+        device=run.device.type,
+        progress=_progress(run),
+    )
+    remove(folder / MODEL)
+    cut_on_disk(run.result("prune").folder / MODEL, PruningPlan(), folder / MODEL, changed=found.changed)
+    blocks = [{key: value for key, value in vars(block).items() if key != "losses"} for block in found.blocks]
+    write_json(folder / "blocks.json", {"blocks": blocks})
+    losses = [fmean(step) for step in zip(*(block.losses for block in found.blocks), strict=True)]
+    write_json(folder / "losses.json", {"steps": [*range(1, len(losses) + 1)], "loss": losses})
+    return {
+        "enabled": True,
+        "method": BLOCKS,
+        "steps": section.steps,
+        "blocks": len(found.blocks),
+        "blocks_kept": sum(block.kept for block in found.blocks),
+        "error_before": fmean(block.before for block in found.blocks),
+        "error_after": fmean(block.after if block.kept else block.before for block in found.blocks),
+        "seconds_training": round(sum(block.seconds for block in found.blocks), 1),
     }
 
 

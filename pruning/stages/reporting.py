@@ -110,7 +110,7 @@ def _data_words(run: Run) -> str:
 def _heads(run: Run) -> list[dict[str, Any]]:
     """Return the diagnostics of every attention head, and whether it stays."""
     plan, groups = run.cut_plan, {group.name: group for group in run.groups}
-    rows = head_diagnostics(dict(run.dense.named_parameters()), run.groups, run.stats)
+    rows = head_diagnostics(run.weights, run.groups, run.stats)
     for row in rows:
         row["kept"] = not plan.removes(row["module"]) and row["head"] in plan.kept_units(groups[row["group"]])
     return rows

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 
 from eval.run import needs_of as metric_needs
 from pruning.calibration import sum_bytes
-from pruning.calibration.room import usable_bytes
 from pruning.errors import PruningError
 from pruning.files import check_writable, size
 from pruning.models import is_known, sample_shape
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.stages.calibration import wanted
-from pruning.stages.run import Run
+from pruning.stages.run import SUBJECTS, Run
 from pruning.types import PrunableGroup
-
-SUBJECTS = 3
-"""Dense, pruned and recovered."""
 
 
 def needed_bytes(run: Run, stages: Sequence[str]) -> int:
@@ -48,8 +44,7 @@ def check_room(run: Run, needed: int) -> None:
 
 def check_memory(run: Run) -> None:
     """Check that what calibration sums of a single group fits into the memory that it may take."""
-    asked = run.recipe.calibrate.memory_gb
-    memory = usable_bytes(run.device) if asked is None else int(asked * 1e9)
+    asked, memory = run.recipe.calibrate.memory_gb, run.memory
     if statistics_bytes(run, run.groups) <= memory:
         return
     largest, name = max((statistics_bytes(run, [group]), group.name) for group in run.groups)

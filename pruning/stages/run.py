@@ -6,17 +6,19 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
 
 from pruning import checkpoint, models
 from pruning.allocation import CostModel
 from pruning.calibration import load_stats
+from pruning.calibration.room import usable_bytes
 from pruning.calibration.store import read_tensors
 from pruning.data import (
     ImageData,
@@ -31,6 +33,7 @@ from pruning.data.prompts import is_text
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
+from pruning.models.borrowed import Borrowed
 from pruning.recipe import Recipe
 from pruning.sampling import PixelPipeline
 from pruning.settings import NO_DATA
@@ -38,6 +41,7 @@ from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
 from pruning.store import Key, Result
+from pruning.surgery import cut_on_disk
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 T = TypeVar("T")
@@ -49,6 +53,10 @@ PLAN, MODEL, METRICS = "plan.json", "model", "metrics.json"
 SCORES_CONTENT = "importance scores"
 PLAIN = ("DDPMPipeline", "DDIMPipeline")
 """Pipelines whose loop fits one kind of scheduler. `PixelPipeline` does what they do with any."""
+SUBJECTS = 3
+"""Dense, pruned and recovered."""
+STREAMED_FROM = 0.75
+"""Share of the memory that the weights of all subjects may take."""
 CHOICE = 32
 """Stream of `sample_generator` that draws which images are looked at."""
 
@@ -180,12 +188,57 @@ class Run:
         names = {key: getattr(self.recipe.model, key) for key in ("revision", "variant")}
         return {"dtype": self.dtype, "device": self.device, **names}
 
+    @cached_property
+    def memory(self) -> int:
+        """Bytes that the run may hold on its device in all."""
+        asked = self.recipe.calibrate.memory_gb
+        return usable_bytes(self.device) if asked is None else int(asked * 1e9)
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether weights are in memory only while they are read: those of all subjects would not fit."""
+        weights = sum(parameter.numel() for parameter in self.meta.parameters()) * self.dtype.itemsize
+        return SUBJECTS * weights > STREAMED_FROM * self.memory
+
+    @cached_property
+    def stored(self) -> dict[str, Any]:
+        """Where the dense weights lie in the type that the run works in: arguments of `models.map_denoiser`.
+
+        Where the source holds another type, they are converted once, from file to file.
+        """
+        section = self.recipe.model
+        names = {key: getattr(section, key) for key in ("subfolder", "revision", "variant")}
+        found = {"source": section.source, **names}
+        if models.stored_type(**found) == self.dtype:
+            return found
+
+        def convert(folder: Path) -> None:
+            logger.info("%-9s the weights are converted to %s on the disk", "model", section.dtype)
+            write = lambda done, total: self.bars("converting", done, total)  # noqa: E731
+            cut_on_disk(plan=PruningPlan(), target=folder / MODEL, dtype=self.dtype, progress=write, **found)
+
+        key = Key("converted", {"dtype": section.dtype, **names}, self.workspace.hashes)
+        return {"source": self.part(key, convert, resumable=True).folder / MODEL}
+
     def load_dense(self) -> ModelMixin:
         """Load the dense model anew, for who changes it."""
         section = self.recipe.model
-        model = models.load_denoiser(section.source, subfolder=section.subfolder, **self._weights)
+        if self.streams:
+            model = self._streamed(models.map_denoiser(**self.stored))
+        else:
+            model = models.load_denoiser(section.source, subfolder=section.subfolder, **self._weights)
         models.set_null_class(model, models.null_class(self.meta))
         return model
+
+    def _streamed(self, model: ModelMixin) -> ModelMixin:
+        """Let the weights of a model that lie in files be in memory only while they are read, from now on."""
+        models.stream(model, device=self.device)
+        return model
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The dense model's parameters by path, each to be held no longer than needed."""
+        return Borrowed(self.dense) if self.streams else dict(self.dense.named_parameters())
 
     @cached_property
     def dense(self) -> ModelMixin:
@@ -193,8 +246,13 @@ class Run:
         return self.load_dense()
 
     def load_pruned(self, stage: str = "prune", dtype: torch.dtype | None = None) -> ModelMixin:
-        """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode."""
+        """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode.
+
+        A model whose weights stay in their files has them in the type in which they were written.
+        """
         folder = self.result(stage).folder / MODEL
+        if self.streams:
+            return self._streamed(models.map_denoiser(folder))
         return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
     @property

@@ -24,7 +24,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score
     scores = importance.score(
-        run.dense,
+        run.weights,
         run.groups,
         run.stats,
         criterion=section.criterion,

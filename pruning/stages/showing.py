@@ -61,14 +61,29 @@ def shown(
     """
     recipe = run.recipe
     size = batch_size or recipe.calibrate.batch_size
-    if not is_recorded(run):
-        return noised(run, _split(run, held_out), len(samples), batch_size=size)
+    return _batches(run, recipe.calibrate.provider, samples, size, held_out=held_out)
+
+
+def shown_in_training(run: Run, batch_size: int) -> NoisedBatches:
+    """Return what the dense model is shown where each block of the slim one is trained by itself."""
+    provider, count = recovery_provider(run), trained_samples(run)
+    if provider == NOISED:
+        count = min(count, len(run.images(run.recipe.data.split)))
+    return _batches(run, provider, range(count), batch_size)
+
+
+def _batches(
+    run: Run, provider: str, samples: Sequence[int], batch_size: int, *, held_out: bool = False
+) -> NoisedBatches:
+    recipe = run.recipe
+    if provider == NOISED:
+        return noised(run, _split(run, held_out), len(samples), batch_size=batch_size)
     return recorded_batches(
         recorded(run, max(samples) + 1, held_out=held_out),
         denoiser=component(run),
-        source=source_of(recipe.calibrate.provider),
+        source=source_of(provider),
         samples=samples,
-        batch_size=size,
+        batch_size=batch_size,
         timestep_buckets=recipe.calibrate.timestep_buckets,
         seed=recipe.seed,
         device=run.device,

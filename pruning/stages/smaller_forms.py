@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
+from torch import Tensor
 
 from pruning import calibration
 from pruning.calibration.store import read_tensors, write_tensors
@@ -120,8 +121,24 @@ def assumed(run: Run, share: float) -> PruningPlan | None:
 
 def take(run: Run, model: ModelMixin) -> None:
     """Give the modulation layers of the dense `model` the forms of the run's plan, in place."""
+    if forms := _forms(run):
+        take_low_rank(model, forms)
+
+
+def weights_of(run: Run) -> dict[str, Tensor]:
+    """Return the weights of the forms of the run's plan, by name, as `cut_on_disk` takes them."""
+    found: dict[str, Tensor] = {}
+    for path, form in _forms(run).items():
+        found |= {f"{path}.up.weight": form.up, f"{path}.down.weight": form.down}
+        if form.bias is not None:
+            found[f"{path}.up.bias"] = form.bias
+    return found
+
+
+def _forms(run: Run) -> dict[str, LowRank]:
+    """Return the low-rank forms of the run's plan, by path of the layer."""
     if not run.plan.ranks:
-        return
+        return {}
     tensors, losses = read_tensors(run.result("plan").folder / FORMS, CONTENT)
     forms = {}
     for path in run.plan.ranks:
@@ -129,7 +146,7 @@ def take(run: Run, model: ModelMixin) -> None:
         assert up is not None
         assert down is not None
         forms[path] = LowRank(up, down, bias, *losses[path])
-    take_low_rank(model, forms)
+    return forms
 
 
 def layers_of(run: Run) -> list[PrunableGroup]:
