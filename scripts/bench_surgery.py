@@ -136,7 +136,7 @@ def reload_is_exact(model: Any) -> str:
     """Save, load with plain from_pretrained, and compare every tensor."""
     import torch
 
-    from pruning.checkpoint import install_hook
+    from pruning.hook import install_hook
 
     install_hook()
     with tempfile.TemporaryDirectory() as folder:

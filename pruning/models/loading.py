@@ -49,9 +49,9 @@ def load_denoiser(
     """
     resolved = resolve_source(source)
     folder, config = find_config(resolved, subfolder, revision)
-    model = unchecked_denoiser(resolved, folder, config, dtype=dtype, revision=revision, variant=variant)
+    model: Any = unchecked_denoiser(resolved, folder, config, dtype=dtype, revision=revision, variant=variant)
     check_finite(model, _place(resolved, folder))
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[no-any-return]
 
 
 def unchecked_denoiser(

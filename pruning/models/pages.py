@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import re
 import sys
+from bisect import bisect
 from collections.abc import Callable, Iterable
 from functools import cache
 
@@ -41,14 +42,17 @@ class FilePages:
         if madvise() is not None:
             with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
                 found = [match for line in lines if (match := _PRIVATE_MAP.match(line))]
-            self._ranges = [(int(match[1], 16), int(match[2], 16)) for match in found]
+            self._ranges = [
+                (int(match[1], 16), int(match[2], 16)) for match in found
+            ]  # in order of addresses
 
     def hold(self, tensor: Tensor) -> bool:
-        """Tell whether the values of a tensor lie in one of them."""
-        if tensor.device.type != "cpu" or not tensor.nbytes:
+        """Tell whether the values of a tensor lie in one of them, one after the other."""
+        if tensor.device.type != "cpu" or not tensor.nbytes or not tensor.is_contiguous():
             return False
         start, stop = _span(tensor)
-        return any(low <= start and stop <= high for low, high in self._ranges)
+        place = bisect(self._ranges, (start, sys.maxsize)) - 1
+        return place >= 0 and stop <= self._ranges[place][1]
 
 
 def read_ahead(tensors: Iterable[Tensor]) -> None:

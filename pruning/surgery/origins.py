@@ -54,7 +54,7 @@ class Origin:
         """
         value = self.read().detach().reshape(self.shape or (1,))
         pages = FilePages()
-        of_file = value.is_contiguous() and pages.hold(value)
+        of_file = pages.hold(value)
         if not value.numel():
             return
         rows = max(1, PIECE * len(value) // max(1, value.nbytes))
@@ -69,7 +69,7 @@ class Origin:
             found = part if bool(mask.all()) else take(part, 0, mask)
             for dim, own in self.masks.items():
                 found = found if dim == 0 else take(found, dim, own)
-            yield found.to(self.dtype).to(dtype).contiguous()
+            yield found.to(self.dtype).to("cpu", dtype).contiguous()
             if of_file:
                 give_back([part])
 

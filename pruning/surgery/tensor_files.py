@@ -53,7 +53,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Streamed]) -> Iterator[int]:
         for name in names:
             before = file.tell()
             for piece in tensors[name].pieces():
-                file.write(memoryview(piece.reshape(-1).view(torch.uint8).numpy()))
+                file.write(piece.reshape(-1).view(torch.uint8).numpy().data)
                 yield piece.nbytes
             assert file.tell() - before == tensors[name].nbytes, name
 

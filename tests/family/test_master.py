@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
-from pruning.checkpoint import install_hook, load, save
+from pruning.checkpoint import load, save
 from pruning.groups import KINDS, find_groups
+from pruning.hook import install_hook
 from pruning.surgery import apply_plan, mask_plan, storage
 from tests.models import MODELS, run
 from tests.plans import random_plan

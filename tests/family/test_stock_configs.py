@@ -14,8 +14,9 @@ from torch import nn
 
 from pruning.allocation import CostModel
 from pruning.calibration import bypassed
-from pruning.checkpoint import disable_hooks, install_hook, save
+from pruning.checkpoint import save
 from pruning.groups import find_groups
+from pruning.hook import disable_hooks, install_hook
 from pruning.surgery import apply_plan, mask_plan
 from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan
 from tests.family.zoo_setup import assert_same, error

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.checkpoint import install_hook, save
+from pruning.checkpoint import save
 from pruning.groups import find_groups
 from pruning.groups.blocks import blocks_of
+from pruning.hook import install_hook
 from pruning.removal import BlockRemoval
 from pruning.surgery import apply_plan, mask_plan
 from pruning.surgery.stages import take_out

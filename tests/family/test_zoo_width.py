@@ -11,7 +11,7 @@ import pytest
 from diffusers import AutoModel, DiffusionPipeline
 
 from pruning.allocation import CostModel
-from pruning.checkpoint import install_hook
+from pruning.hook import install_hook
 from pruning.surgery import apply_plan, mask_plan
 from pruning.types import PRUNING_KEY, PrunableGroup, PruningPlan, config_hash, slices_of
 from tests.family.zoo_setup import FIRST, assert_same, built, error, half, smaller, widths

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from eval.cost import count_macs
 from pruning.allocation import CostModel, allocate, prunable
 from pruning.allocation.budget import sizes
-from pruning.checkpoint import install_hook, load, save
+from pruning.checkpoint import load, save
 from pruning.errors import PruningError
 from pruning.groups import HANDLERS, KINDS, discover
 from pruning.groups.experts import mixture_at, mixtures
+from pruning.hook import install_hook
 from pruning.models.outputs import with_tuple
 from pruning.settings import Prune, Target
 from pruning.surgery import apply_plan, mask_plan, reshape

@@ -1,0 +1,326 @@
+"""A model whose weights are in memory, or on a device, only while the part of the model that reads them runs.
+
+The module tree is cut into pieces by size: a module that is small enough is a piece; of one that is not, its children
+are cut in turn, and its own weights are another. A piece is brought when one of its modules is called, and released
+when that call ends, also where blocks are run again within a backward pass (``torch.utils.checkpoint``).
+
+On the CPU nothing is moved: weights are maps of their files (`pruning.models.mapped`), and released pages go back to
+the system, but for those that were written to. On another device weights are copied there, put into the modules in the
+place of their own, and their own put back. What fits under the limit stays from the first call on; since models are
+gone through in the same order again and again, that reads less than throwing out what was used longest ago.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import PruningError
+from pruning.files import size
+from pruning.models.loading import check_values
+from pruning.models.outputs import tensors_in
+from pruning.models.pages import FilePages, give_back, read_ahead
+
+PIECE = 256_000_000
+"""Largest bytes of a piece, but for one module whose own weights are more."""
+
+IN_TURN = 2
+"""Pieces that are there at a time: the one that runs, and the next."""
+
+
+@contextmanager
+def streamed(
+    model: nn.Module, *, device: torch.device | str = "cpu", limit_bytes: int | None = None
+) -> Iterator[Streaming]:
+    """Let the weights of `model` be there only while they are read, for a while.
+
+    Outputs and gradients are those of the whole model, bit for bit. A gradient keeps what it needs of a device: run
+    blocks under ``torch.utils.checkpoint`` where all of them would be too much. Weights may be written to between
+    calls, in place or by putting others into the modules.
+
+    Args:
+        model: Loaded by `map_denoiser`; of another only a `device` that is not the CPU makes sense.
+        device: Where it runs; inputs must lie there.
+        limit_bytes: Of weights at a time; None: two pieces.
+
+    Raises:
+        PruningError: If a part that cannot be cut is larger than the limit. Within: for NaN or infinity in a weight
+            that was not read before, naming it.
+    """
+    device = torch.device(device)
+    most = PIECE if limit_bytes is None else min(PIECE, limit_bytes // (IN_TURN + 1))
+    streaming = Streaming(model, device, pieces_of(model, most), limit_bytes)
+    try:
+        streaming.begin()
+        yield streaming
+    finally:
+        streaming.end()
+
+
+class Piece:
+    """Weights that are brought and released together.
+
+    Attributes:
+        path: Of the module whose call they are there for.
+        modules: That module, and those that own the weights: one may be called from outside of the other's call.
+        slots: Where the weights are: the dictionaries of modules, and their keys, with the weights' names.
+        nbytes: Of the weights.
+    """
+
+    def __init__(self, path: str, root: nn.Module) -> None:
+        self.path = path
+        self.modules = [root]
+        self.slots: list[tuple[dict[str, Any], str, str]] = []
+        self.nbytes = 0
+
+    def take(self, path: str, module: nn.Module) -> None:
+        """Add the weights that a module owns itself."""
+        if module not in self.modules:
+            self.modules.append(module)
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    self.slots.append((store, name, f"{path}.{name}" if path else name))
+                    self.nbytes += tensor.nbytes
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights that are in the modules now, by name."""
+        return {path: tensor for store, name, path in self.slots if (tensor := store.get(name)) is not None}
+
+
+def pieces_of(model: nn.Module, most: int) -> list[Piece]:
+    """Cut a model into pieces of at most `most` bytes, where modules allow it, in the order of its modules."""
+    found: list[Piece] = []
+    seen: set[nn.Module] = set()
+
+    def cut(path: str, module: nn.Module) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        whole = _can_be_called(module) and _bytes(module) <= most
+        piece = Piece(path, module)
+        inner = module.named_modules(prefix=path) if whole else [(path, module)]
+        for name, part in inner:
+            seen.add(part)
+            piece.take(name, part)
+        if piece.slots:
+            found.append(piece)
+        if not whole:
+            for name, child in module.named_children():
+                cut(f"{path}.{name}" if path else name, child)
+
+    cut("", model)
+    return found
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    """Tell whether a module can be called; a list of modules cannot."""
+    return type(module).forward is not nn.Module.forward
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+class Streaming:
+    """Brings and releases the pieces of a model; made by `streamed`.
+
+    Attributes:
+        pieces: All of them.
+        limit: Bytes of weights at a time.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, pieces: list[Piece], limit: int | None
+    ) -> None:
+        largest = max(pieces, key=lambda piece: piece.nbytes, default=Piece("", model))
+        if limit is not None and largest.nbytes > limit:
+            raise PruningError(
+                f"streaming weights: {largest.path!r} has {size(largest.nbytes)} of them, which cannot be there in "
+                f"parts, and the limit is {size(limit)}"
+            )
+        self.pieces = pieces
+        self.limit = IN_TURN * largest.nbytes if limit is None else limit
+        name = getattr(getattr(model, "config", None), "_name_or_path", None)
+        where = f"model source {name!r}" if name else type(model).__name__
+        self._files = FilePages()
+        self._holder: _Pages | _Copies = (
+            _Pages(self._files, where) if device.type == "cpu" else _Copies(self._files, where, device)
+        )
+        self._room = self.limit - IN_TURN * largest.nbytes  # for pieces that stay
+        self._stay: set[Piece] = set()
+        self._calls: Counter[Piece] = Counter()
+        self._before: tuple[Piece | None, Piece | None] = None, None
+        self._after: dict[tuple[Piece | None, Piece | None], Piece] = {}
+        self._in_order = dict(pairwise(pieces))
+        self._hooks = ExitStack()
+
+    def begin(self) -> None:
+        """Put hooks on the modules of all pieces."""
+        for piece in filter(self._holder.serves, self.pieces):
+            for module in piece.modules:
+                self._hook(module, piece)
+
+    def end(self) -> None:
+        """Take the hooks away and leave the model as it was."""
+        self._hooks.close()
+        for piece in self.pieces:
+            self._holder.release(piece, stays=False)
+
+    def _hook(self, module: nn.Module, piece: Piece) -> None:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._enter(piece, (args, kwargs))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._leave(piece)
+
+        for handle in (
+            module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+            module.register_forward_hook(leave, always_call=True),
+        ):
+            self._hooks.callback(handle.remove)
+
+    def _enter(self, piece: Piece, arguments: Any) -> None:
+        self._calls[piece] += 1
+        if self._calls[piece] > 1:
+            return
+        if piece not in self._stay and piece.nbytes <= self._room:
+            self._room -= piece.nbytes
+            self._stay.add(piece)
+        self._look_ahead(piece)
+        self._holder.bring(piece, arguments, stays=piece in self._stay)
+
+    def _leave(self, piece: Piece) -> None:
+        if self._calls[piece]:
+            self._calls[piece] -= 1
+            if not self._calls[piece]:
+                self._holder.release(piece, stays=piece in self._stay)
+
+    def _look_ahead(self, piece: Piece) -> None:
+        """Let the system read what came next the last time that this piece was called after the same other.
+
+        Before there was a last time, that is what comes next in the order of modules.
+        """
+        self._after[self._before] = piece
+        self._before = self._before[1], piece
+        following = self._after.get(self._before, self._in_order.get(piece))
+        if following is not None and following not in self._stay:
+            read_ahead(filter(self._files.hold, following.weights().values()))
+
+
+class _Unread:
+    """Looks for NaN in weights that lie in files, the first time that they are read."""
+
+    def __init__(self, files: FilePages, where: str) -> None:
+        self._files, self._where = files, where
+        self._seen: set[str] = set()
+
+    def check(self, name: str, weight: Tensor, read: Tensor) -> None:
+        """Raise PruningError if `read`, the values of a weight, is not finite."""
+        if name not in self._seen and self._files.hold(weight):
+            check_values(read, self._where, name)
+        self._seen.add(name)
+
+
+class _Pages:
+    """Weights on the CPU: pages of files, which come when they are read, and are given back."""
+
+    def __init__(self, files: FilePages, where: str) -> None:
+        self._files, self._unread = files, _Unread(files, where)
+        self._on_leaves: dict[Piece, list[Any]] = {}
+        self._behind: Piece | None = None  # in a backward pass
+
+    def serves(self, piece: Piece) -> bool:
+        return any(map(self._files.hold, piece.weights().values()))
+
+    def bring(self, piece: Piece, arguments: Any, stays: bool) -> None:
+        for name, weight in piece.weights().items():
+            self._unread.check(name, weight, weight)
+        if torch.is_grad_enabled() and not stays:
+            self._give_back_after_backward(piece, arguments)
+
+    def release(self, piece: Piece, stays: bool) -> None:
+        if not stays:
+            give_back(filter(self._files.hold, piece.weights().values()))
+
+    def _give_back_after_backward(self, piece: Piece, arguments: Any) -> None:
+        """A backward pass reads weights again; it is done with a piece when it knows the gradients of its inputs."""
+
+        def done(gradient: Tensor) -> None:
+            for one in {piece, self._behind} - {None}:
+                self.release(one, stays=False)
+            self._behind = piece
+
+        for handle in self._on_leaves.pop(piece, []):
+            handle.remove()
+        for tensor in tensors_in(arguments):
+            if tensor.requires_grad:
+                handle = tensor.register_hook(done)
+                if tensor.is_leaf:  # others go with their graph
+                    self._on_leaves.setdefault(piece, []).append(handle)
+
+
+class _Copies:
+    """Weights on another device: copies, in the modules in the place of the weights."""
+
+    def __init__(self, files: FilePages, where: str, device: torch.device) -> None:
+        self._files, self._unread, self._device = files, _Unread(files, where), device
+        self._placed: dict[Piece, list[tuple[dict[str, Any], str, Tensor, Tensor]]] = {}
+        self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}
+
+    def serves(self, piece: Piece) -> bool:
+        return True
+
+    def bring(self, piece: Piece, arguments: Any, stays: bool) -> None:
+        placed = self._placed.setdefault(piece, [])
+        for store, key, name in piece.slots:
+            own = store.get(key)
+            if own is not None:
+                store[key] = _standing_for(own, self._copy(name, own, stays))
+                placed.append((store, key, own, store[key]))
+
+    def _copy(self, name: str, own: Tensor, stays: bool) -> Tensor:
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] is own and kept[1] == own._version:
+            return kept[2]
+        copy = own.detach().to(self._device, copy=True)
+        self._unread.check(name, own, copy)
+        if self._files.hold(own):
+            give_back([own])
+        if stays:
+            self._kept[name] = own, own._version, copy
+        return copy
+
+    def release(self, piece: Piece, stays: bool) -> None:
+        for store, key, own, copy in self._placed.pop(piece, []):
+            if store.get(key) is copy:  # else another was put there
+                store[key] = own
+        if not stays:
+            for _, _, name in piece.slots:
+                self._kept.pop(name, None)
+
+
+class _Carried(torch.autograd.Function):
+    """Hands the gradient of a copy on to what it is a copy of."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, copy: Tensor) -> Tensor:
+        ctx.device = own.device
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient.to(ctx.device), None
+
+
+def _standing_for(own: Tensor, copy: Tensor) -> Tensor:
+    """Return what stands in a module in the place of a weight, from which gradients flow to the weight."""
+    if own.requires_grad and torch.is_grad_enabled():
+        return _Carried.apply(own, copy)  # type: ignore[no-any-return]
+    return nn.Parameter(copy, own.requires_grad) if isinstance(own, nn.Parameter) else copy
