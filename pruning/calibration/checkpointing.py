@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -301,13 +302,17 @@ def _never(nothing: None) -> Tensor:
 
 
 class _Surroundings:
-    """Random states and autocasting, as they are where a block is called."""
+    """Random states, autocasting and function modes, as they are where a block is called.
+
+    (PyTorch takes function modes off for the time of a backward pass, those of this package and default devices.)
+    """
 
     def __init__(self, *given: Any) -> None:
         on = {t.device: t for t in tensors_in(given) if t.device.type not in ("cpu", "meta")}
         self._kind = next((device.type for device in on), None)
         self._devices, self._states = get_device_states(*on.values()) if on else ([], [])
         self._state = torch.get_rng_state()
+        self._modes = _get_current_function_mode_stack()
         self._autocast = [
             {
                 "device_type": kind,
@@ -328,6 +333,10 @@ class _Surroundings:
             set_device_states(self._devices, self._states, device_type=kind)
             for one in self._autocast:
                 stack.enter_context(torch.autocast(**one))
+            on = {id(mode) for mode in _get_current_function_mode_stack()}
+            for mode in self._modes:
+                if id(mode) not in on:
+                    stack.enter_context(mode)
             yield
 
 
