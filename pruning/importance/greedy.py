@@ -16,7 +16,7 @@ candidates' part of A and ``K = W^T W``. Then all other units are taken through 
 one of them would have been cheaper than the candidate that went, the batch ends before it: the order is that of
 following all units.
 
-Of A only the lower triangle is kept up to date, in place, so that no second matrix of its size is needed.
+A is downdated and gathered in place, so that no second matrix of its size is needed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 PENDING = 128  # columns that are removed before A and W are downdated
-CANDIDATES = 4  # units that are followed for each one that a batch removes
-STRIP = 512  # rows of A that are downdated at once
+CANDIDATES = 2  # units that are followed for each one that a batch removes
+STRIP = 512  # rows of A that are downdated or gathered at once
 CROWDED = 0.8  # share of columns that are left when A and W are gathered anew
 
 
@@ -41,52 +41,49 @@ def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[i
     Returns:
         The units in order of removal and what each removal added to the squared output error.
     """
-    lower, rows = inverse, columns.T.contiguous()  # (P, P), (P, C)
+    rows = columns.T.contiguous()  # (P, C)
     u = len(rows) // units
     names = torch.arange(units)  # of the units whose columns are in A and W
-    stays = torch.ones(units, dtype=torch.bool)
+    stays = torch.ones(units, dtype=torch.bool, device=rows.device)
     order: list[int] = []
     costs: list[float] = []
     while len(order) < units:
-        chosen, left, moved = _batch(lower, rows, stays.nonzero().squeeze(1).to(rows.device), u)
+        chosen, left, moved = _batch(inverse, rows, stays, u)
         costs += moved.double().square().sum(1).unflatten(0, (len(chosen), u)).sum(1).tolist()
-        order += names[chosen].tolist()
+        order += names[chosen.cpu()].tolist()
         stays[chosen] = False
-        for start in range(0, len(lower), STRIP):
-            stop = start + STRIP
-            lower[start:stop, :stop].addmm_(left[:, start:stop].T, left[:, :stop], alpha=-1)
+        inverse.addmm_(left.T, left, alpha=-1)
         rows.addmm_(left.T, moved, alpha=-1)
         # Gathering is expensive, so what is gone stays in place for a while.
-        if int(stays.sum()) <= CROWDED * len(stays):
-            kept = _columns_of(stays.nonzero().squeeze(1), u).to(rows.device)
-            lower, rows = _gathered(lower, kept), rows.index_select(0, kept)
-            names, stays = names[stays], stays[stays]
+        if units - len(order) <= CROWDED * len(stays):
+            kept = stays.nonzero().squeeze(1)
+            inverse, rows = _gathered(inverse, _columns_of(kept, u)), rows[_columns_of(kept, u)]
+            names, stays = names[kept.cpu()], stays[kept]
     return order, costs
 
 
-def _batch(lower: Tensor, rows: Tensor, here: Tensor, u: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which units go next, in order, of those at the places `here`; and ``l`` (b u, P), ``v^T`` (b u, C)."""
-    count = min(max(1, PENDING // u), len(here))
-    followed = CANDIDATES * count if count > 1 else 1
-    inner, gram = _diagonal_blocks(lower, u)[here], _gram_blocks(rows, u)[here]  # (n, u, u) each
-    ranked = _costs(inner, gram).argsort(stable=True)
-    candidates = here[ranked[:followed].sort().values]
-    outside = ranked[followed:]
+def _batch(inverse: Tensor, rows: Tensor, stays: Tensor, u: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the units that go next, in order, of those that are left; ``l`` (b u, P) and ``v^T`` (b u, C)."""
+    left_over = int(stays.sum())
+    count = min(max(1, PENDING // u), left_over)
+    followed = min(CANDIDATES * count, left_over) if count > 1 else 1
+    inner, blocks = _diagonal_blocks(inverse, u).clone(), _gram_blocks(rows, u)  # (n, u, u) each
+    ranked = _costs(inner, blocks, stays).argsort(stable=True)
+    candidates = ranked[:followed].sort().values  # of equals, the first goes
 
     c = _columns_of(candidates, u)
     part = rows[c]
-    chosen = candidates[_choose(_symmetric(lower, c), part @ part.T, u, count)]
+    chosen = candidates[_choose(_square(inverse, c), part @ part.T, u, count)]
 
     r = _columns_of(chosen, u)
-    factor = torch.linalg.cholesky(_symmetric(lower, r))
-    left = torch.linalg.solve_triangular(factor, _full_rows(lower, r), upper=False)
+    factor = torch.linalg.cholesky(_square(inverse, r))
+    left = torch.linalg.solve_triangular(factor, inverse[r], upper=False)
     moved = torch.linalg.solve_triangular(factor, rows[r], upper=False)
-    if count > 1 and len(outside):
-        theirs = _columns_of(here[outside], u)
-        overlap = moved @ rows[theirs].T
-        hold = _hold(inner[outside], gram[outside], left[:, theirs], moved, overlap, u)
+    others = stays.index_fill(0, candidates, False)
+    if count > 1 and bool(others.any()):
+        hold = _hold(inner, blocks, others, left, moved, moved @ rows.T)
         chosen, left, moved = chosen[:hold], left[: hold * u], moved[: hold * u]
-    return chosen.cpu(), left, moved
+    return chosen, left, moved
 
 
 def _choose(inverse: Tensor, gram: Tensor, u: int, count: int) -> list[int]:
@@ -96,65 +93,72 @@ def _choose(inverse: Tensor, gram: Tensor, u: int, count: int) -> list[int]:
     """
     inner, blocks = _diagonal_blocks(inverse, u).clone(), _diagonal_blocks(gram, u).clone()  # (m, u, u) each
     left, pull = inverse.new_empty(2, count * u, len(inverse))
-    gone = torch.zeros(len(inner), dtype=torch.bool, device=inverse.device)
+    stays = torch.ones(len(inner), dtype=torch.bool, device=inverse.device)
     chosen: list[int] = []
     while True:
-        g = int(_costs(inner, blocks).masked_fill_(gone, torch.inf).argmin())
+        g = int(_costs(inner, blocks, stays).argmin())
         chosen.append(g)
         if len(chosen) == count:
             return chosen
-        gone[g] = True
+        stays[g] = False
         mine, done = slice(g * u, (g + 1) * u), (len(chosen) - 1) * u
         before, pulled = left[:done], pull[:done]
         factor = torch.linalg.cholesky(inner[g])
-        l = torch.linalg.solve_triangular(factor, inverse[mine] - before[:, mine].T @ before, upper=False)
+        lead = torch.linalg.solve_triangular(factor, inverse[mine] - before[:, mine].T @ before, upper=False)
         overlap = gram[mine] - before[:, mine].T @ pulled - pulled[:, mine].T @ before
         overlap = torch.linalg.solve_triangular(factor, overlap, upper=False)
         squares = torch.linalg.solve_triangular(factor, overlap[:, mine].T, upper=False)  # v^T v
-        p = overlap - squares @ l / 2
-        left[done : done + u], pull[done : done + u] = l, p
-        _downdate_blocks(inner, blocks, l, p)
-        inner[g] = torch.eye(u)  # what is left of it has no inverse
+        left[done : done + u], pull[done : done + u] = lead, overlap - squares @ lead / 2
+        _downdate_blocks(inner, blocks, left[done : done + u], pull[done : done + u])
 
 
-def _hold(inner: Tensor, blocks: Tensor, left: Tensor, moved: Tensor, overlap: Tensor, u: int) -> int:
-    """Return how many of the removals of a batch come first: before which no other unit became the cheapest.
+def _hold(inner: Tensor, blocks: Tensor, others: Tensor, left: Tensor, moved: Tensor, overlap: Tensor) -> int:
+    """Return how many of the removals of a batch come first: before which none of the `others` became the cheapest.
 
     Args:
-        inner: Diagonal blocks of A of the other units at the start, ``(n, u, u)``; overwritten.
+        inner: Diagonal blocks of A at the start, ``(n, u, u)``; overwritten.
         blocks: Diagonal blocks of K, ``(n, u, u)``; overwritten.
-        left: ``l`` of each removal at these units, ``(b u, n u)``.
+        others: Which units were no candidates, bool ``(n,)``.
+        left: ``l`` of each removal, ``(b u, n u)``.
         moved: ``v^T`` of each removal, ``(b u, C)``.
         overlap: ``v^T W`` of each, with W at the start, ``(b u, n u)``.
-        u: Columns of a unit.
     """
+    u = inner.shape[1]
     squares = moved @ moved.T
     costs = squares.diagonal().unflatten(0, (-1, u)).sum(1)
-    within = _block_diagonal(squares, u)
-    # W has moved by all earlier removals when v meets it.
-    pull = overlap - (squares.tril() - within.tril() + within / 2) @ left
+    # W has moved by the earlier removals when v meets it; half of the removal's own is that of p.
+    within = torch.block_diag(*_diagonal_blocks(squares, u))
+    pull = overlap.addmm_(squares.tril() - within.tril() + within / 2, left, alpha=-1)
     for k in range(1, len(costs)):
         step = slice((k - 1) * u, k * u)
         _downdate_blocks(inner, blocks, left[step], pull[step])
-        if bool((_costs(inner, blocks) < costs[k]).any()):
+        if bool((_costs(inner, blocks, others) < costs[k]).any()):
             return k
     return len(costs)
 
 
-def _costs(inner: Tensor, blocks: Tensor) -> Tensor:
-    """Return ``tr(A_gg^-1 K_gg)`` of each unit, ``(n,)``, from diagonal blocks ``(n, u, u)``."""
+def _costs(inner: Tensor, blocks: Tensor, counted: Tensor) -> Tensor:
+    """Return ``tr(A_gg^-1 K_gg)`` of the units that are counted, ``(n,)``, infinity for all others.
+
+    Args:
+        inner: Diagonal blocks of A, ``(n, u, u)``; those of units that are gone have no inverse.
+        blocks: Diagonal blocks of K, ``(n, u, u)``.
+        counted: bool ``(n,)``.
+    """
     if inner.shape[1] == 1:
-        return (blocks / inner).flatten().clamp_(min=0)
-    solved = torch.cholesky_solve(blocks, torch.linalg.cholesky(inner))
-    return solved.diagonal(dim1=1, dim2=2).sum(1).clamp_(min=0)
+        costs = (blocks / inner).flatten()
+    else:
+        factors, _ = torch.linalg.cholesky_ex(inner)
+        costs = torch.cholesky_solve(blocks, factors).diagonal(dim1=1, dim2=2).sum(1)
+    return costs.clamp_(min=0).masked_fill_(~counted, torch.inf)
 
 
-def _downdate_blocks(inner: Tensor, blocks: Tensor, l: Tensor, p: Tensor) -> None:
-    """Take a removal off the diagonal blocks ``(n, u, u)`` of A and K; `l` and `p` are ``(u, n u)``."""
-    units, u = inner.shape[:2]
-    l, p = (x.unflatten(1, (units, u)).transpose(0, 1) for x in (l, p))  # (n, u, u) each
-    inner -= l.mT @ l
-    crossed = l.mT @ p
+def _downdate_blocks(inner: Tensor, blocks: Tensor, left: Tensor, pull: Tensor) -> None:
+    """Take a removal, its l and p (u, n u), off the diagonal blocks ``(n, u, u)`` of A and K."""
+    by_unit = inner.shape[:2]
+    left, pull = left.unflatten(1, by_unit).transpose(0, 1), pull.unflatten(1, by_unit).transpose(0, 1)
+    inner -= left.mT @ left
+    crossed = left.mT @ pull
     blocks -= crossed + crossed.mT
 
 
@@ -169,37 +173,21 @@ def _diagonal_blocks(matrix: Tensor, u: int) -> Tensor:
     return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
-def _block_diagonal(matrix: Tensor, u: int) -> Tensor:
-    """Return the matrix with zeros off the blocks on its diagonal."""
-    zeros = torch.zeros_like(matrix)
-    _diagonal_blocks(zeros, u).copy_(_diagonal_blocks(matrix, u))
-    return zeros
-
-
 def _gram_blocks(rows: Tensor, u: int) -> Tensor:
     """Return the blocks of ``K = W^T W`` on the diagonal, ``(n, u, u)``."""
     if u == 1:
-        return rows.square().sum(1)[:, None, None]
+        return torch.linalg.vector_norm(rows, dim=1).square()[:, None, None]
     by_unit = rows.unflatten(0, (-1, u))
     return by_unit @ by_unit.mT
 
 
-def _symmetric(lower: Tensor, index: Tensor) -> Tensor:
-    """Return rows and columns `index` of a symmetric matrix of which the lower triangle holds."""
-    rows = lower.index_select(0, index).index_select(1, index)
-    swapped = index[:, None] < index
-    return torch.where(swapped, rows.T, rows)
-
-
-def _full_rows(lower: Tensor, index: Tensor) -> Tensor:
-    """Return rows `index` of a symmetric matrix of which the lower triangle holds."""
-    after = torch.arange(len(lower), device=lower.device) > index[:, None]
-    return torch.where(after, lower.index_select(1, index).T, lower.index_select(0, index))
+def _square(matrix: Tensor, index: Tensor) -> Tensor:
+    return matrix[index[:, None], index]
 
 
 def _gathered(matrix: Tensor, kept: Tensor) -> Tensor:
     """Move rows and columns `kept`, which ascend, to the front, in place; returns them, a view."""
     for start in range(0, len(kept), STRIP):
         rows = kept[start : start + STRIP]
-        matrix[start : start + len(rows), : len(kept)] = matrix.index_select(0, rows).index_select(1, kept)
+        matrix[start : start + len(rows), : len(kept)] = matrix[rows[:, None], kept]
     return matrix[: len(kept), : len(kept)]
