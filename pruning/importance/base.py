@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from pruning.calibration import view
 from pruning.errors import PruningError
-from pruning.importance.moments import Weights, no_rows
+from pruning.importance.moments import Weights, moment_bytes, no_rows, with_room
 from pruning.registry import Registry
 from pruning.settings import WEIGHTINGS
+from pruning.threads import side_by_side
 from pruning.types import CalibrationStats, PrunableGroup, Scores
 
 logger = logging.getLogger(__name__)
 
-ScoreFn = Callable[[PrunableGroup, Weights, CalibrationStats, torch.Generator], Tensor]
+WORKING = 3  # times the largest moment is what scoring a group needs
+
+ScoreFn = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,14 @@ class Criterion:
     Attributes:
         name: Its name in recipes.
         fn: ``(group, weights, stats, generator) -> (num_units,) float64``; the group has one consumer, and ``stats``
-            holds what is known of both under the group's name.
+            holds what is known of both under the group's name. Groups are scored in several threads.
         needs: Statistics that `fn` reads.
         instead: Criterion that scores the groups of a kind in this one's place, by kind.
         base: Criterion that `fn` calls on whatever statistics it is given; its needs count as ours.
         weighting: Weighting of the rows unless the caller says otherwise, one of `pruning.settings.WEIGHTINGS`.
         only: The kind that `fn` scores; empty for all.
         whole: It judges a group as a whole, whatever reads it; else each consumer, and scores are summed.
+        on_device: `fn` takes the device of its linear algebra as a fifth argument.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Criterion:
     weighting: str = "off"
     only: str = ""
     whole: bool = False
+    on_device: bool = False
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
@@ -65,6 +72,7 @@ def criterion(
     weighting: str = "off",
     only: str = "",
     whole: bool = False,
+    on_device: bool = False,
 ) -> Callable[[ScoreFn], ScoreFn]:
     """Return a decorator that registers a function as a criterion and leaves it unchanged.
 
@@ -75,7 +83,8 @@ def criterion(
     routes = {**(instead or {}), **{kind: other for kind, other in whole_units.items() if other != name}}
 
     def decorate(fn: ScoreFn) -> ScoreFn:
-        CRITERIA.register(name)(Criterion(name, fn, frozenset(needs), routes, base, weighting, only, whole))
+        entry = Criterion(name, fn, frozenset(needs), routes, base, weighting, only, whole, on_device)
+        CRITERIA.register(name)(entry)
         return fn
 
     return decorate
@@ -115,11 +124,16 @@ def score(
     criterion: str,
     weighting: str | None = None,
     seed: int = 0,
+    memory: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> Scores:
     """Score every unit of every group; low goes first.
 
+    Groups are scored side by side, each in one of torch's threads: how many at once changes nothing but the time.
+
     Args:
-        weights: The model, or parameters by path, any float dtype; only those of `groups` are read.
+        weights: The model, or parameters by path, any float dtype; only those of `groups` are read, one group's when
+            it is scored.
         groups: What may be removed.
         stats: Sums of a calibration run with at least `needs_of(criterion, groups)`; None for criteria that need
             no data.
@@ -128,6 +142,10 @@ def score(
             Groups without self or joint attention are scored on plain rows.
         seed: Seed of the random draws; each group draws from a generator of its own, so that its scores do not
             depend on the other groups.
+        memory: Bytes that may be used beyond what `weights` and `stats` hold; a group that needs more is scored alone.
+            None for most of what is free.
+        device: Where the linear algebra of `obs` and what builds on it is done, as far as a group's matrices fit
+            there; groups then follow one another. Scores agree to rounding.
 
     Returns:
         Checked scores; `meta` says criterion, weighting, seed and how many groups have statistics of that weighting.
@@ -144,10 +162,16 @@ def score(
     check_kinds(criterion, groups)
     reads = needs_of(criterion, groups)
     seen = view(stats, weighting) if reads else stats
-    values = {
-        group.name: score_group(criterion, group, weights, seen, _generator(seed, group.name))
-        for group in groups
-    }
+    weights, device = _OneAtATime(weights), torch.device(device)
+
+    def jobs() -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        for group in groups:
+            need, generator = WORKING * moment_bytes(group, seen), _generator(seed, group.name)
+            place = with_room(device, need)
+            yield need, partial(score_group, criterion, group, weights, seen, generator, place)
+
+    found = side_by_side(jobs(), memory, None if device.type == "cpu" else 1)
+    values = dict(zip([group.name for group in groups], found, strict=True))
     marked = sum(_weighted(group, stats, f"@{weighting}") for group in groups)
     if weighting != "off" and not (reads and marked):
         logger.warning(
@@ -181,12 +205,14 @@ def score_group(
     weights: Weights,
     stats: CalibrationStats,
     generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Score one group with the criterion that `criterion` names for its kind; returns ``(num_units,)`` float64.
 
     The score is the sum over the group's consumers, unless the criterion judges groups as a whole.
     """
     entry = _criterion_for(criterion, group.kind)
+    more = (device,) if entry.on_device else ()
     judged = [group] if entry.whole or not group.consumed_by else group.consumers
     found, unreached = [], []
     for one in judged:
@@ -195,7 +221,7 @@ def score_group(
             unreached.append(one.read_by.path)
             found.append(torch.zeros(group.num_units, dtype=torch.float64))
         else:
-            found.append(entry.fn(one, weights, own, generator).to("cpu", torch.float64))
+            found.append(entry.fn(one, weights, own, generator, *more).to("cpu", torch.float64))
     if unreached:
         logger.warning(
             "group %s: no row of the calibration reached %s, where its units score 0; calibrate on other or more "
@@ -204,6 +230,26 @@ def score_group(
             ", ".join(unreached[:3]) + (", …" if len(unreached) > 3 else ""),
         )
     return torch.stack(found).sum(0)
+
+
+class _OneAtATime(Mapping[str, Tensor]):
+    """Weights that several threads read, one after the other: a file need not bear more."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights, self.lock = weights, Lock()
+
+    def __getitem__(self, path: str) -> Tensor:
+        with self.lock:
+            return self.weights[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 def _criterion_for(name: str, kind: str) -> Criterion:

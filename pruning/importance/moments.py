@@ -8,7 +8,7 @@ over the calibration rows. A unit owns ``u = P / G`` neighbouring columns.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from pruning.types import CalibrationStats, PrunableGroup, matrix_of, parameter_
 logger = logging.getLogger(__name__)
 
 EPSILON = torch.finfo(torch.float64).eps
+
+MOMENT = "input_moment"
+
+PART_ROWS = 512  # rows of a moment that are read at once
 
 Weights = Mapping[str, Tensor]
 
@@ -71,6 +75,14 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
     Raises:
         PruningError: If it was not gathered, does not fit the group, or no row was weighted.
     """
+    rows, value = row_sums(group, stats, statistic, shape)
+    return value.to("cpu", torch.float64) / rows
+
+
+def row_sums(
+    group: PrunableGroup, stats: CalibrationStats, statistic: str, shape: tuple[int, ...]
+) -> tuple[float, Tensor]:
+    """Return the sum of row weights, and `statistic` as it was gathered, which may lie on the disk; as `per_row`."""
     rows = float(stats.get(group.name, "row_weight").sum())
     value = stats.get(group.name, statistic)
     value = value.sum(0) if statistic == "input_sum" else value
@@ -82,7 +94,7 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
             f"{tuple(value.shape)}{_unfolded(group, shape, tuple(value.shape))}; if that is not a mistake of who "
             "asks, calibrate this model anew"
         )
-    return value.to("cpu", torch.float64) / rows
+    return rows, value
 
 
 def no_rows(group: PrunableGroup, stats: CalibrationStats) -> bool:
@@ -133,11 +145,43 @@ def covariance(group: PrunableGroup, stats: CalibrationStats, width: int) -> tup
     return mean, per_row(group, stats, "input_moment", (width, width)).addr_(mean, mean, alpha=-1)
 
 
-def ridge_cholesky(matrix: Tensor, ridge: float, floor: float, where: str) -> tuple[Tensor, float, float]:
+def moment_part(
+    group: PrunableGroup, stats: CalibrationStats, width: int, these: Tensor, those: Tensor
+) -> Tensor:
+    """Return ``E[x_a x_b]`` for columns a of `these` and b of `those` (indices), ``(these, those)``; `width` is P.
+
+    No more of the moment is read, or held, than is asked for.
+    """
+    rows, moment = row_sums(group, stats, "input_moment", (width, width))
+    part = torch.empty(len(these), len(those), dtype=torch.float64)
+    for start in range(0, len(these), PART_ROWS):
+        stop = start + PART_ROWS
+        part[start:stop] = moment[these[start:stop]][:, those]
+    return part.div_(rows)
+
+
+def moment_bytes(group: PrunableGroup, stats: CalibrationStats) -> int:
+    """Return the bytes of the largest moment at the group's consumers in float64; 0 if none was gathered."""
+    found = [(one, stats.of(one)) for one in group.consumers]
+    held = [own.get(one.name, MOMENT).numel() for one, own in found if own.has(one.name, MOMENT)]
+    return 8 * max(held, default=0)
+
+
+def with_room(device: torch.device, need: int) -> torch.device:
+    """Return `device`, or the CPU where a GPU has less than `need` bytes free."""
+    return (
+        torch.device("cpu") if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < need else device
+    )
+
+
+def ridge_cholesky(
+    read: Callable[[], Tensor], ridge: float, floor: float, where: str
+) -> tuple[Tensor, float, float]:
     """Factorise ``matrix + gamma I`` with ``gamma = ridge * max(mean(diag), floor)``, raising `ridge` if it fails.
 
     Args:
-        matrix: Symmetric, ``(n, n)`` float64; positive semi-definite but for rounding.
+        read: Returns the matrix, symmetric, ``(n, n)`` float64, positive semi-definite but for rounding. What it
+            returns is overwritten by the factor; it is called again when `ridge` is raised.
         ridge: Share of the mean diagonal, at least 0.
         floor: Positive scale for a matrix that is zero but for rounding.
         where: What the matrix belongs to, for messages.
@@ -149,20 +193,20 @@ def ridge_cholesky(matrix: Tensor, ridge: float, floor: float, where: str) -> tu
         PruningError: If the matrix holds NaN or infinity, or no ridge up to 1e8 times the asked one (at least 1)
             helps.
     """
-    if not bool(torch.isfinite(matrix).all()):
-        raise PruningError(
-            f"{where}: the covariance holds NaN or infinity; the calibration data or model is broken"
-        )
-    scale = max(float(matrix.diagonal().mean()), floor)
     limit = max(1.0, ridge * 1e8)
     while ridge <= limit:
-        shifted = matrix.clone()
-        shifted.diagonal().add_(ridge * scale)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        smallest = float(factor.diagonal().min())
+        factor = read().mT  # by columns, as LAPACK factorises in place
+        scale = max(float(factor.diagonal().mean()), floor)
+        factor.diagonal().add_(ridge * scale)
+        info = torch.empty((), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         # A pivot of rounding size solves to nonsense without an error.
-        if int(info) == 0 and smallest**2 > len(matrix) * EPSILON * scale:
+        if int(info) == 0 and float(factor.diagonal().min()) ** 2 > len(factor) * EPSILON * scale:
             return factor, ridge, ridge * scale
+        if not bool(read().isfinite().all()):
+            raise PruningError(
+                f"{where}: the covariance holds NaN or infinity; the calibration data or model is broken"
+            )
         raised = max(ridge * 10, 1e-8)
         logger.warning("%s: the covariance is singular with ridge %g; raised to %g", where, ridge, raised)
         ridge = raised

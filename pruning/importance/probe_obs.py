@@ -8,10 +8,10 @@ Grosse 2015): rows do not act together (J_i^T J_j = 0 for i != j), and sensitivi
 
     E z_R^2 = tr(S W_R E[r r^T] W_R^T) = tr(V_R [((Sigma + gamma I)^-1)_RR]^-1 V_R^T),   S = E sum_i q_i q_i^T,
 
-with ``V = S^1/2 W`` and the ridge counted in: set OBS in the metric in which the model's output feels the error, with
-the same greedy order, updates and compensation. What both assumptions miss is measured for single units without
-compensation, where ``E z_g^2`` is known exactly as ``probe``: the columns of unit g are scaled so that its cost is
-multiplied by
+with ``V = R W``, ``R^T R = S``, and the ridge counted in: set OBS in the metric in which the model's output feels
+the error, with the same greedy order, updates and compensation. What both assumptions miss is measured for single
+units without compensation, where ``E z_g^2`` is known exactly as ``probe``: the columns of unit g are scaled so that
+its cost is multiplied by
 
     sqrt(rho rho_g),   rho_g = E z_g^2 / tr(V_g Sigma_gg V_g^T),   rho = sum_g E z_g^2 / sum_g tr(V_g Sigma_gg V_g^T),
 
@@ -43,19 +43,24 @@ from pruning.types import CalibrationStats, PrunableGroup
     needs=("output_sensitivity", "probe_diag", "input_unit_moment", "input_sum", "row_weight", "samples"),
     base="obs",
     experts="expert_probe",
+    on_device=True,
 )
 def probe_obs(
-    group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
+    group: PrunableGroup,
+    weights: Weights,
+    stats: CalibrationStats,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Score units by the squared change of the model's output that each adds in the greedy order of set OBS (ours).
 
-    ``tr(V_R D_R [((Sigma + gamma I)^-1)_RR]^-1 D_R V_R^T)`` with ``V = S^1/2 W`` and D^2 = sqrt(rho rho_g) on the
-    columns of unit g; values compare across layers.
+    ``tr(V_R D_R [((Sigma + gamma I)^-1)_RR]^-1 D_R V_R^T)`` with ``V = R W``, ``R^T R = S``, and
+    D^2 = sqrt(rho rho_g) on the columns of unit g; values compare across layers.
     """
     path = group.read_by.path
-    weight = parameter(weights, path, group).to("cpu", torch.float64)
-    root = _root(per_sample(group, stats, "output_sensitivity"))  # (C, C)
-    felt = (root @ weight.flatten(1)).view_as(weight)
+    weight = parameter(weights, path, group).to(device, torch.float64)
+    root = _root(per_sample(group, stats, "output_sensitivity").to(device))  # (C, C)
+    felt = (root @ weight.flatten(1)).view_as(weight).cpu()
     columns = consumer_columns(group, {path: felt})  # (C, P)
     expected = unit_energy(columns, unit_covariance(group, stats, columns.shape[1])).clamp(min=0)
     factor = _factors(per_sample(group, stats, "probe_diag"), expected)  # (G,)
@@ -63,7 +68,7 @@ def probe_obs(
     part *= (
         factor.sqrt().repeat_interleave(part.shape[1] // group.num_units).view(1, -1, *[1] * (part.ndim - 2))
     )
-    return score_group("obs", group, {path: felt}, stats, generator)
+    return score_group("obs", group, {path: felt}, stats, generator, device)
 
 
 def _factors(measured: Tensor, expected: Tensor) -> Tensor:
@@ -76,6 +81,9 @@ def _factors(measured: Tensor, expected: Tensor) -> Tensor:
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """Return the symmetric root of a positive semi-definite matrix, rounding aside."""
+    """Return R with ``R^T R`` a positive semi-definite matrix, rounding aside; a singular one takes longer."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not int(failed):
+        return factor.mT
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return values.clamp(min=0).sqrt()[:, None] * vectors.mT

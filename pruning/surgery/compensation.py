@@ -17,7 +17,10 @@ the mean, ``dW = W_R H_RK (H_KK + lambda mean(diag H_KK) I)^-1``, and folding ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,19 +29,22 @@ from torch import Tensor, nn
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of
 from pruning.importance.moments import (
-    consumer_columns,
+    MOMENT,
+    Weights,
     consumer_slice,
-    covariance,
+    moment_bytes,
     no_rows,
-    per_row,
-    ridge_cholesky,
-    rounding_floor,
+    row_sums,
+    with_room,
 )
 from pruning.registry import unknown
 from pruning.settings import COMPENSATIONS
 from pruning.surgery.check import check_plan
-from pruning.surgery.mask import silence
+from pruning.surgery.least_squares import Change, change_at, in_stack
+from pruning.threads import side_by_side
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, matrix_of, parameter_path
+
+WORKING = 2  # times the largest moment is what a group needs
 
 NEEDS = {
     "none": frozenset[str](),
@@ -80,23 +86,34 @@ def needs_for(names: Iterable[str], groups: Sequence[PrunableGroup]) -> tuple[se
 
 @torch.no_grad()
 def compensate(
-    model: nn.Module,
+    weights: nn.Module | MutableMapping[str, Tensor],
     groups: Sequence[PrunableGroup],
     plan: PruningPlan,
     stats: CalibrationStats,
     method: str = "none",
     ridge: float = 0.01,
+    *,
+    model: nn.Module | None = None,
+    memory: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, dict[str, Any]]:
-    """Compensate in place, in the dense `model`, for what `plan` removes; nothing removed changes nothing.
+    """Compensate in place, in the dense weights, for what `plan` removes; nothing removed changes nothing.
+
+    Groups are computed side by side, each in one of torch's threads, and edited one after the other.
 
     Args:
-        model: The dense model, any float dtype (kept); the mathematics runs in float64 on the CPU.
+        weights: The dense model, or its parameters by path, any float dtype (kept). A model's parameters are edited in
+            place; of a mapping, each is read when its group's turn comes, and what it becomes, a new contiguous tensor,
+            is assigned before the next group is edited, so that parameters may lie on the disk.
         groups: All groups of the model, as `find_groups` gives them.
         plan: What goes. Groups inside removed blocks and experts are skipped; nothing makes up for whole experts.
-        stats: Plain sums of a calibration run with at least `compensation_needs(method)`.
+        stats: Plain sums of a calibration run with at least `compensation_needs(method)`; never written to.
         method: ``none``, ``fold`` or ``least_squares``.
         ridge: lambda, a share of the mean variance of the kept columns, at least 0; raised, with a warning, for a
             group whose covariance is singular.
+        model: For a mapping, the model that it is of, which may be on the meta device: where biases may be created.
+        memory: Bytes that may be used beyond what is held already; None for most of what is free.
+        device: Where the mathematics runs, in float64, as far as a group's matrices fit there.
 
     Returns:
         For each compensated group JSON types: ``method``, ``removed_units``, ``ridge`` (the largest used; None for
@@ -105,22 +122,74 @@ def compensate(
         gathered.
 
     Raises:
-        PruningError: For an unknown method, a negative ridge, a plan that does not fit, a statistic that is missing
-            or does not fit, or a consumer without a bias slot; all before the model is touched, except for a
-            covariance that no ridge helps.
+        PruningError: For an unknown method, a negative ridge, a mapping without `model`, a plan that does not fit, a
+            statistic that is missing or does not fit, or a consumer without a bias slot; all before the weights are
+            touched, except for a covariance that no ridge helps.
     """
     needs = compensation_needs(method)
     if not ridge >= 0:
         raise PruningError(f"compensation ridge is {ridge}; it must be at least 0")
+    model = weights if isinstance(weights, nn.Module) else model
+    if model is None:
+        raise PruningError(
+            "compensation of weights by path needs `model`, the model that they are of; it may be on the meta device"
+        )
     check_plan(model, groups, plan)
     if method == "none":
         return {}
     affected = [group for group in plan.cuts(groups) if group.consumers]
     for one in [one for group in affected for one in group.consumers]:
         _check(model, one, stats.of(one), method, needs)
-    report = {group.name: _compensate_group(model, group, plan, stats, method, ridge) for group in affected}
-    silence(model, affected, plan)
+    edited, device = _Weights(weights, model), torch.device(device)
+    shrinkage = ridge if method == "least_squares" else None
+
+    def jobs() -> Iterator[tuple[int, Callable[[], list[Change]]]]:
+        for group in affected:
+            need = WORKING * moment_bytes(group, stats)
+            read = {parameter_path(one.read_by.path) for one in group.consumers}
+            own, place = {path: edited[path] for path in read}, with_room(device, need)
+            yield need, partial(_changes, group, own, plan, stats, shrinkage, place)
+
+    found = side_by_side(jobs(), memory, None if device.type == "cpu" else 1)
+    report = {}
+    for group, changes in zip(affected, found, strict=True):
+        _apply(edited, group, plan, changes)
+        report[group.name] = _report(group, plan, method, changes)
     return report
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Parameters by path that are edited: those of a module in place, those of a mapping by assignment."""
+
+    held: nn.Module | MutableMapping[str, Tensor]
+    model: nn.Module
+
+    def __getitem__(self, path: str) -> Tensor:
+        return self.held.get_parameter(path) if isinstance(self.held, nn.Module) else self.held[path]
+
+    @contextmanager
+    def editing(self, path: str) -> Iterator[Tensor]:
+        """Give the parameter at `path`, which is edited in place in this context."""
+        if isinstance(self.held, nn.Module):
+            yield self.held.get_parameter(path)
+            return
+        own = self.held[path].detach().clone(memory_format=torch.contiguous_format)
+        yield own
+        self.held[path] = own
+
+    def add_bias(self, group: PrunableGroup) -> None:
+        """Let the group's consumer have a bias, of zeros in the dtype of its weight if there is none."""
+        path, module = f"{group.consumer}.bias", self.model.get_submodule(group.consumer)
+        if isinstance(self.held, nn.Module):
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            if module.bias is None:
+                zeros = weight.new_zeros(weight.shape[0])
+                module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+        elif path not in self.held:
+            weight = self.held[f"{group.consumer}.weight"]
+            self.held[path] = weight.new_zeros(weight.shape[0])
 
 
 def _check(
@@ -135,143 +204,71 @@ def _check(
     if no_rows(group, stats):
         return
     consumer = model.get_submodule(group.consumer)
-    if not (hasattr(consumer, "bias") or _in_stack(group)):
+    if not (hasattr(consumer, "bias") or in_stack(group)):
         raise PruningError(
             f"compensation {method!r} of group {group.name!r}: {type(consumer).__name__} at {group.consumer!r} has "
             "no bias to fold into; use compensation 'none' or keep this group"
         )
-    width = _columns(model, group).shape[1]
-    shapes = {"input_sum": (width,), "input_moment": (width, width)}
+    path = group.read_by.path
+    weight = matrix_of(model.get_parameter(parameter_path(path)), path)
+    width = consumer_slice(group, weight)[0].numel()
+    shapes = {"input_sum": (width,), MOMENT: (width, width)}
     for name in (name for name in shapes if stats.has(group.name, name)):
-        if not bool(per_row(group, stats, name, shapes[name]).isfinite().all()):
+        _, value = row_sums(group, stats, name, shapes[name])
+        # The square of an input that is not finite is not finite either: the whole moment need not be read.
+        if not bool((value.diagonal() if name == MOMENT else value).isfinite().all()):
             raise PruningError(
                 f"compensation {method!r} of group {group.name!r}: the statistic {name!r} is not finite; the "
                 "calibration data or the model is broken"
             )
 
 
-def _columns(model: nn.Module, group: PrunableGroup) -> Tensor:
-    path = parameter_path(group.read_by.path)
-    return consumer_columns(group, {path: model.get_parameter(path)})  # (C, P)
-
-
-def _in_stack(group: PrunableGroup) -> bool:
-    """Tell whether the group's one consumer is a matrix of a stack."""
-    return parameter_path(group.read_by.path) != group.read_by.path
-
-
-def _compensate_group(
-    model: nn.Module,
+def _changes(
     group: PrunableGroup,
+    weights: Weights,
     plan: PruningPlan,
     stats: CalibrationStats,
-    method: str,
-    ridge: float,
+    ridge: float | None,
+    device: torch.device,
+) -> list[Change]:
+    """Return what compensation does at every consumer of `group`."""
+    return [change_at(one, weights, plan, stats.of(one), ridge, device) for one in group.consumers]
+
+
+def _apply(weights: _Weights, group: PrunableGroup, plan: PruningPlan, changes: Sequence[Change]) -> None:
+    """Edit what reads `group`: the kept columns and the bias change, the removed columns are zeroed."""
+    by_entry = {one.read_by: change for one, change in zip(group.consumers, changes, strict=True)}
+    for part in group.consumed_by:
+        with weights.editing(part.path) as parameter:
+            for entry in part.entries:
+                columns = by_entry[entry].columns
+                if columns is not None:
+                    own = consumer_slice(
+                        replace(group, consumed_by=(entry,)), matrix_of(parameter, entry.path)
+                    )
+                    own.copy_(columns.unflatten(1, own.shape[1:]))
+            gone = part.indices(plan.removed_units(group))
+            parameter.index_fill_(part.dim, gone.to(parameter.device), 0.0)
+    for one, change in zip(group.consumers, changes, strict=True):
+        if change.shift is not None:
+            weights.add_bias(one)
+            with weights.editing(f"{one.consumer}.bias") as bias:
+                bias.copy_(bias.to("cpu", torch.float64) + change.shift)
+
+
+def _report(
+    group: PrunableGroup, plan: PruningPlan, method: str, changes: Sequence[Change]
 ) -> dict[str, Any]:
-    """Compensate at every consumer of `group`; returns its report."""
-    found = [_at_consumer(model, one, plan, stats.of(one), method, ridge) for one in group.consumers]
-    ridges = [used for used, _, _ in found if used is not None]
-    errors = [(before, after) for _, before, after in found if before is not None and after is not None]
+    errors = [(one.before, one.after) for one in changes if one.before is not None and one.after is not None]
     before = after = removed = None
-    if len(errors) == len(found):
+    if len(errors) == len(changes):
         before, after = (sum(parts) for parts in zip(*errors, strict=True))
         removed = 1.0 - after / before if before > 0 else 0.0
     return {
         "method": method,
         "removed_units": len(plan.removed_units(group)),
-        "ridge": max(ridges, default=None),
+        "ridge": max((one.ridge for one in changes if one.ridge is not None), default=None),
         "error_before": before,
         "error_after": after,
         "error_removed": removed,
     }
-
-
-def _at_consumer(
-    model: nn.Module,
-    group: PrunableGroup,
-    plan: PruningPlan,
-    stats: CalibrationStats,
-    method: str,
-    ridge: float,
-) -> tuple[float | None, float | None, float | None]:
-    """Compensate at the one consumer of `group`; returns the ridge used, and the error before and after.
-
-    Where no row came by there is nothing to go by, and nothing changes.
-    """
-    if no_rows(group, stats):
-        return None, 0.0, 0.0
-    columns = _columns(model, group)
-    width = columns.shape[1]
-    gone = removed_columns(group, plan, width)
-    if stats.has(group.name, "input_moment"):
-        mean, sigma = covariance(group, stats, width)
-    else:
-        mean, sigma = per_row(group, stats, "input_sum", (width,)), None
-    if _in_stack(group):  # without a bias the mean is not made up for, so moments are those about zero
-        sigma = None if sigma is None else sigma.addr_(mean, mean)
-        mean = torch.zeros_like(mean)
-    shift = columns[:, gone] @ mean[gone]
-    update, used = None, None
-    if method == "least_squares":
-        assert sigma is not None
-        update, used = explain(columns, sigma, gone, ridge, mean, f"group {group.name!r}")
-        shift = shift - update @ mean[~gone]
-        summed = columns.clone()
-        summed[:, ~gone] += update
-        path = group.read_by.path
-        part = consumer_slice(group, matrix_of(model.get_parameter(parameter_path(path)), path))
-        part.copy_(summed.unflatten(1, part.shape[1:]))
-    if not _in_stack(group):
-        _add_to_bias(model.get_submodule(group.consumer), shift)
-    return used, *_errors(columns, mean, sigma, gone, update)
-
-
-def removed_columns(group: PrunableGroup, plan: PruningPlan, width: int) -> Tensor:
-    """Return which of the `width` = P columns of the group's consumer weight go, bool (P,)."""
-    gone = torch.zeros(group.num_units, dtype=torch.bool)
-    gone[list(plan.removed_units(group))] = True
-    return gone.repeat_interleave(width // group.num_units)
-
-
-def explain(
-    columns: Tensor, sigma: Tensor, gone: Tensor, ridge: float, mean: Tensor, where: str
-) -> tuple[Tensor, float]:
-    """Return dW ``(C, K)``, what the kept columns must add to stand in for the removed ones, and the ridge used."""
-    factor, used, _ = ridge_cholesky(sigma[~gone][:, ~gone], ridge, rounding_floor(mean), where)
-    wanted = sigma[~gone][:, gone] @ columns[:, gone].T  # (K, C)
-    return torch.cholesky_solve(wanted, factor).T, used
-
-
-def _add_to_bias(module: nn.Module, shift: Tensor) -> None:
-    """Add `shift` (C,) to the module's bias; one is created, in the dtype of the weight, if there is none."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if module.bias is None:
-        module.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
-    bias = module.bias
-    assert isinstance(bias, Tensor)
-    bias.copy_(bias.to("cpu", torch.float64) + shift)
-
-
-def residual(columns: Tensor, gone: Tensor, update: Tensor | None) -> Tensor:
-    """Return the columns (C, P) by which the compensated output falls short: it lacks ``residual @ (x - mu)``."""
-    left = torch.zeros_like(columns)
-    left[:, gone] = columns[:, gone]
-    if update is not None:
-        left[:, ~gone] = -update
-    return left
-
-
-def _errors(
-    columns: Tensor, mean: Tensor, sigma: Tensor | None, gone: Tensor, update: Tensor | None
-) -> tuple[float | None, float | None]:
-    """Return E||W_R x_R||^2 and what is left of it, from centred moments; None where there are none."""
-    if sigma is None:
-        return None, None
-
-    def error(left: Tensor) -> float:
-        return float(((left @ sigma) * left).sum().clamp(min=0))
-
-    folded = error(residual(columns, gone, None))
-    before = folded + float((columns[:, gone] @ mean[gone]).square().sum())
-    return before, folded if update is None else error(residual(columns, gone, update))

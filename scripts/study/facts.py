@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from pruning.calibration import first_pass
 from pruning.calibration.step import MAX_BRANCHES
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics, needs_of, score
-from pruning.importance.moments import consumer_columns, covariance, per_sample
+from pruning.importance.moments import consumer_columns, covariance, per_sample, rounding_floor
 from pruning.importance.obs import RIDGE
 from pruning.models import denoise
 from pruning.settings import SinkWeights
 from pruning.surgery import apply_plan, compensate
-from pruning.surgery.compensation import explain, removed_columns, residual
+from pruning.surgery.least_squares import explain, removed_columns
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, config_hash
 from study.bench import Bench
 from study.inference import by_layer_bootstrap, partial_spearman
@@ -224,10 +224,12 @@ def _shares(group: PrunableGroup, stats: CalibrationStats, columns: Tensor, gone
     mean, sigma = covariance(group, stats, columns.shape[1])
     rows = stats.get(group.name, "row_weight").double().flatten()  # (T,)
     by_bucket = stats.get(group.name, "input_sum").double() / rows[:, None] - mean  # (T, P)
-    update, _ = explain(columns, sigma, gone, RIDGE, mean, f"group {group.name!r}")
+    floor, where = rounding_floor(mean), f"group {group.name!r}"
+    update, _, _ = explain(columns, lambda a, b: sigma[a][:, b], gone, RIDGE, floor, where)
     found = {}
-    for method, added in (("fold", None), ("least_squares", update)):
-        left = residual(columns, gone, added)
+    for method, added in (("fold", 0.0), ("least_squares", -update)):
+        left = columns.clone()  # the output falls short by left @ (x - mu)
+        left[:, ~gone] = added
         between = (left @ by_bucket.T).square().sum(0) @ rows / rows.sum()
         found[method] = float(between / torch.trace(left @ sigma @ left.T))
     return found

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 from pruning.importance import score
-from pruning.importance.obs import RIDGE, greedy_removal
+from pruning.importance.greedy import greedy_removal
+from pruning.importance.obs import RIDGE
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of
 
 
@@ -58,7 +59,7 @@ def test_pending_updates_do_not_change_the_result(monkeypatch: pytest.MonkeyPatc
     weight, matrix = random_weight(6, 40), regularised(random_rows(90, 40))
     results = []
     for pending in (1, 7, 64):
-        monkeypatch.setattr("pruning.importance.obs.PENDING", pending)
+        monkeypatch.setattr("pruning.importance.greedy.PENDING", pending)
         results.append(greedy_removal(weight.clone(), torch.linalg.inv(matrix), 40))
     for order, costs in results[1:]:
         assert order == results[0][0]

@@ -1,0 +1,193 @@
+"""Greedy set OBS as linear algebra: which unit goes next, and what its removal adds to the squared output error.
+
+With ``A = (Sigma + gamma I)^-1`` the least squared output error of removing the columns R, the kept ones being
+updated, is ``cost(R) = tr(W_R [A_RR]^-1 W_R^T)`` (Optimal Brain Surgeon, Hassibi & Stork 1993; OBS-Diff). It is
+additive over a sequence of removals if after each of them W and A are downdated::
+
+    W <- W - W_g A_gg^-1 A_g:        A <- A - A_:g A_gg^-1 A_g:
+
+which with ``A_gg = T T^T``, ``l = T^-1 A_g:`` (u, P) and ``v = W_g T^-T`` (C, u) reads ``W -= v l``, ``A -= l^T l``,
+and the removal costs ``||v||^2``. The unit with the lowest cost goes next, so that of two heads that copy each
+other one is cheap and the second expensive. This is a Cholesky factorisation of A whose pivots are chosen by cost.
+
+Removals are made in batches, as large products are far faster than small ones. Within a batch only the candidates,
+the units that are cheapest at its start, are followed removal by removal; that needs no more of A and W than the
+candidates' part of A and ``K = W^T W``. Then all other units are taken through the same removals at once, and where
+one of them would have been cheaper than the candidate that went, the batch ends before it: the order is that of
+following all units.
+
+A is downdated and gathered in place, so that no second matrix of its size is needed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PENDING = 128  # columns that are removed before A and W are downdated
+CANDIDATES = 2  # units that are followed for each one that a batch removes
+STRIP = 512  # rows of A that are downdated or gathered at once
+CROWDED = 0.8  # share of columns that are left when A and W are gathered anew
+
+
+def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[int], list[float]]:
+    """Remove all units one by one, each time the one that costs least; of equals, the first.
+
+    Args:
+        columns: Consumer weight W, ``(C, P)``, in the dtype and on the device of `inverse`.
+        inverse: ``(Sigma + gamma I)^-1``, ``(P, P)``; overwritten.
+        units: Number of units G; unit g owns columns ``[g P/G, (g + 1) P/G)``.
+
+    Returns:
+        The units in order of removal and what each removal added to the squared output error.
+    """
+    rows = columns.T.contiguous()  # (P, C)
+    u = len(rows) // units
+    names = torch.arange(units)  # of the units whose columns are in A and W
+    stays = torch.ones(units, dtype=torch.bool, device=rows.device)
+    order: list[int] = []
+    costs: list[float] = []
+    while len(order) < units:
+        chosen, left, moved = _batch(inverse, rows, stays, u)
+        costs += moved.double().square().sum(1).unflatten(0, (len(chosen), u)).sum(1).tolist()
+        order += names[chosen.cpu()].tolist()
+        stays[chosen] = False
+        inverse.addmm_(left.T, left, alpha=-1)
+        rows.addmm_(left.T, moved, alpha=-1)
+        # Gathering is expensive, so what is gone stays in place for a while.
+        if units - len(order) <= CROWDED * len(stays):
+            kept = stays.nonzero().squeeze(1)
+            inverse, rows = _gathered(inverse, _columns_of(kept, u)), rows[_columns_of(kept, u)]
+            names, stays = names[kept.cpu()], stays[kept]
+    return order, costs
+
+
+def _batch(inverse: Tensor, rows: Tensor, stays: Tensor, u: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the units that go next, in order, of those that are left; ``l`` (b u, P) and ``v^T`` (b u, C)."""
+    left_over = int(stays.sum())
+    count = min(max(1, PENDING // u), left_over)
+    followed = min(CANDIDATES * count, left_over) if count > 1 else 1
+    inner, blocks = _diagonal_blocks(inverse, u).clone(), _gram_blocks(rows, u)  # (n, u, u) each
+    ranked = _costs(inner, blocks, stays).argsort(stable=True)
+    candidates = ranked[:followed].sort().values  # of equals, the first goes
+
+    c = _columns_of(candidates, u)
+    part = rows[c]
+    chosen = candidates[_choose(_square(inverse, c), part @ part.T, u, count)]
+
+    r = _columns_of(chosen, u)
+    factor = torch.linalg.cholesky(_square(inverse, r))
+    left = torch.linalg.solve_triangular(factor, inverse[r], upper=False)
+    moved = torch.linalg.solve_triangular(factor, rows[r], upper=False)
+    others = stays.index_fill(0, candidates, False)
+    if count > 1 and bool(others.any()):
+        hold = _hold(inner, blocks, others, left, moved, moved @ rows.T)
+        chosen, left, moved = chosen[:hold], left[: hold * u], moved[: hold * u]
+    return chosen, left, moved
+
+
+def _choose(inverse: Tensor, gram: Tensor, u: int, count: int) -> list[int]:
+    """Return the `count` units that go first if there are no others, from their A and K, ``(m u, m u)`` each.
+
+    ``K <- K - l^T p - p^T l`` at each removal, with ``p = v^T W - (v^T v) l / 2``; both are downdated as they are read.
+    """
+    inner, blocks = _diagonal_blocks(inverse, u).clone(), _diagonal_blocks(gram, u).clone()  # (m, u, u) each
+    left, pull = inverse.new_empty(2, count * u, len(inverse))
+    stays = torch.ones(len(inner), dtype=torch.bool, device=inverse.device)
+    chosen: list[int] = []
+    while True:
+        g = int(_costs(inner, blocks, stays).argmin())
+        chosen.append(g)
+        if len(chosen) == count:
+            return chosen
+        stays[g] = False
+        mine, done = slice(g * u, (g + 1) * u), (len(chosen) - 1) * u
+        before, pulled = left[:done], pull[:done]
+        factor = torch.linalg.cholesky(inner[g])
+        lead = torch.linalg.solve_triangular(factor, inverse[mine] - before[:, mine].T @ before, upper=False)
+        overlap = gram[mine] - before[:, mine].T @ pulled - pulled[:, mine].T @ before
+        overlap = torch.linalg.solve_triangular(factor, overlap, upper=False)
+        squares = torch.linalg.solve_triangular(factor, overlap[:, mine].T, upper=False)  # v^T v
+        left[done : done + u], pull[done : done + u] = lead, overlap - squares @ lead / 2
+        _downdate_blocks(inner, blocks, left[done : done + u], pull[done : done + u])
+
+
+def _hold(inner: Tensor, blocks: Tensor, others: Tensor, left: Tensor, moved: Tensor, overlap: Tensor) -> int:
+    """Return how many of the removals of a batch come first: before which none of the `others` became the cheapest.
+
+    Args:
+        inner: Diagonal blocks of A at the start, ``(n, u, u)``; overwritten.
+        blocks: Diagonal blocks of K, ``(n, u, u)``; overwritten.
+        others: Which units were no candidates, bool ``(n,)``.
+        left: ``l`` of each removal, ``(b u, n u)``.
+        moved: ``v^T`` of each removal, ``(b u, C)``.
+        overlap: ``v^T W`` of each, with W at the start, ``(b u, n u)``.
+    """
+    u = inner.shape[1]
+    squares = moved @ moved.T
+    costs = squares.diagonal().unflatten(0, (-1, u)).sum(1)
+    # W has moved by the earlier removals when v meets it; half of the removal's own is that of p.
+    within = torch.block_diag(*_diagonal_blocks(squares, u))
+    pull = overlap.addmm_(squares.tril() - within.tril() + within / 2, left, alpha=-1)
+    for k in range(1, len(costs)):
+        step = slice((k - 1) * u, k * u)
+        _downdate_blocks(inner, blocks, left[step], pull[step])
+        if bool((_costs(inner, blocks, others) < costs[k]).any()):
+            return k
+    return len(costs)
+
+
+def _costs(inner: Tensor, blocks: Tensor, counted: Tensor) -> Tensor:
+    """Return ``tr(A_gg^-1 K_gg)`` of the units that are counted, ``(n,)``, infinity for all others.
+
+    Args:
+        inner: Diagonal blocks of A, ``(n, u, u)``; those of units that are gone have no inverse.
+        blocks: Diagonal blocks of K, ``(n, u, u)``.
+        counted: bool ``(n,)``.
+    """
+    if inner.shape[1] == 1:
+        costs = (blocks / inner).flatten()
+    else:
+        factors, _ = torch.linalg.cholesky_ex(inner)
+        costs = torch.cholesky_solve(blocks, factors).diagonal(dim1=1, dim2=2).sum(1)
+    return costs.clamp_(min=0).masked_fill_(~counted, torch.inf)
+
+
+def _downdate_blocks(inner: Tensor, blocks: Tensor, left: Tensor, pull: Tensor) -> None:
+    """Take a removal, its l and p (u, n u), off the diagonal blocks ``(n, u, u)`` of A and K."""
+    by_unit = inner.shape[:2]
+    left, pull = left.unflatten(1, by_unit).transpose(0, 1), pull.unflatten(1, by_unit).transpose(0, 1)
+    inner -= left.mT @ left
+    crossed = left.mT @ pull
+    blocks -= crossed + crossed.mT
+
+
+def _columns_of(units: Tensor, u: int) -> Tensor:
+    return (units[:, None] * u + torch.arange(u, device=units.device)).flatten()
+
+
+def _diagonal_blocks(matrix: Tensor, u: int) -> Tensor:
+    """Return the blocks on the diagonal, a view ``(n, u, u)``."""
+    units = len(matrix) // u
+    blocks = matrix.unflatten(0, (units, u)).unflatten(2, (units, u))
+    return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _gram_blocks(rows: Tensor, u: int) -> Tensor:
+    """Return the blocks of ``K = W^T W`` on the diagonal, ``(n, u, u)``."""
+    if u == 1:
+        return torch.linalg.vector_norm(rows, dim=1).square()[:, None, None]
+    by_unit = rows.unflatten(0, (-1, u))
+    return by_unit @ by_unit.mT
+
+
+def _square(matrix: Tensor, index: Tensor) -> Tensor:
+    return matrix[index[:, None], index]
+
+
+def _gathered(matrix: Tensor, kept: Tensor) -> Tensor:
+    """Move rows and columns `kept`, which ascend, to the front, in place; returns them, a view."""
+    for start in range(0, len(kept), STRIP):
+        rows = kept[start : start + STRIP]
+        matrix[start : start + len(rows), : len(kept)] = matrix[rows[:, None], kept]
+    return matrix[: len(kept), : len(kept)]
