@@ -217,7 +217,12 @@ def load_pipeline(
         faults = {part: weights_fault(weight_names(resolved, part, revision), variant) for part in parts}
         why = "; ".join(f"{part}: {fault}" for part, fault in faults.items() if fault) or error
         raise PruningError(f"pipeline {resolved!r} cannot be loaded: {why}") from error
-    return pipeline.to(device)
+    for part in pipeline.components.values():
+        if (
+            isinstance(part, torch.nn.Module) and part is not denoiser
+        ):  # a denoiser may have its weights elsewhere
+            part.to(device)
+    return pipeline
 
 
 def check_finite(model: torch.nn.Module, where: str) -> None:

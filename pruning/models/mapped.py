@@ -58,6 +58,18 @@ def map_denoiser(
     return map_located(locate(source, subfolder=subfolder, revision=revision, variant=variant), dtype)
 
 
+def stored_type(
+    source: str | Path,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> torch.dtype | None:
+    """Return the type in which most bytes of a denoiser are stored; None where no weights are."""
+    found = locate(source, subfolder=subfolder, revision=revision, variant=variant)
+    return _main_type(_types_in(found.files))
+
+
 @dataclass(frozen=True)
 class Located:
     """A denoiser whose files are here.

@@ -53,14 +53,26 @@ def streamed(
         PruningError: If a part that cannot be cut is larger than the limit. Within: for NaN or infinity in a weight
             that was not read before, naming it.
     """
+    streaming = stream(model, device=device, limit_bytes=limit_bytes)
+    try:
+        yield streaming
+    finally:
+        streaming.end()
+
+
+def stream(
+    model: nn.Module, *, device: torch.device | str = "cpu", limit_bytes: int | None = None
+) -> Streaming:
+    """Do what `streamed` does until `end` of what is returned is called, or for as long as the model is there."""
     device = torch.device(device)
     most = PIECE if limit_bytes is None else min(PIECE, limit_bytes // (IN_TURN + 1))
     streaming = Streaming(model, device, pieces_of(model, most), limit_bytes)
     try:
         streaming.begin()
-        yield streaming
-    finally:
+    except BaseException:
         streaming.end()
+        raise
+    return streaming
 
 
 class Piece:
