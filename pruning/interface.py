@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from pruning import calibration, models
 from pruning.allocation import CostModel
 from pruning.allocation import allocate as solve
 from pruning.allocation import choose_blocks as refine
+from pruning.calibration.rounds import Rounds
 from pruning.data import ImageData, NoisedBatches, open_images
 from pruning.errors import PruningError, shown
 from pruning.groups import find_groups
@@ -173,23 +174,42 @@ def calibrate(
     for_: str | Collection[str],
     settings: Calibrate | None = None,
     seed: int = 0,
+    folder: str | Path | None = None,
+    announce: Callable[[Rounds], None] | None = None,
 ) -> CalibrationStats:
     """Measure what the model does on noised images, as far as criteria and compensations read it.
+
+    It takes as many rounds over the images as memory asks for (`settings.memory_gb`); the outcome does not depend on
+    it.
 
     Args:
         model: The denoiser; it does not change.
         groups: What may be removed.
         batches: What it is shown.
         for_: Name or names of criteria and compensations, e.g. ``("probe_obs", "least_squares")``.
-        settings: How it is measured: queries, rows, timestep weights, sink weights. None takes the defaults.
+        settings: How it is measured: queries, rows, timestep weights, sink weights, memory. None takes the defaults.
         seed: Of all draws.
+        folder: Where the statistics go, and are read from when they are asked for; what an interrupted attempt of the
+            same calibration left there is not measured again. None: they stay in memory.
+        announce: Told how many rounds there are, before the first.
 
     Raises:
-        PruningError: For an unknown name, a setting out of range, or NaN, naming module, sample and timesteps.
+        PruningError: For an unknown name, a setting out of range, too little memory, or NaN, naming module, sample and
+            timesteps.
     """
     needs, variants = needs_for(for_, groups)
+    memory = None if settings is None or settings.memory_gb is None else int(settings.memory_gb * 1e9)
     return calibration.calibrate(
-        model, groups, batches, needs=needs, variants=sorted(variants), settings=settings, seed=seed
+        model,
+        groups,
+        batches,
+        needs=needs,
+        variants=sorted(variants),
+        settings=settings,
+        seed=seed,
+        memory=memory,
+        folder=None if folder is None else Path(folder),
+        announce=announce,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,15 @@ from pruning.calibration.store import InMemory, StatsFolder
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.settings import Calibrate, SinkWeights
+from pruning.store.hashes import hash_of
 from pruning.types import CalibrationStats, PrunableGroup
 
 Needs = Iterable[str] | Mapping[str, Observer]
 Source = NoisedBatches | SamplingRun
 Announce = Callable[[Rounds], None]
+
+FREE = ("memory_gb", "batch_size")
+"""Settings that the outcome does not depend on."""
 
 
 def needs_first_pass(
@@ -181,7 +185,16 @@ def calibrate(
         seed=seed,
         permutation_seed=permutation_seed,
     )
-    parts = InMemory() if folder is None else StatsFolder(folder)
+    identity = {
+        "groups": hash_of([group.name for group in groups]),
+        "needs": sorted(find(needs)),
+        "variants": sorted(variants),
+        "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
+        "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
+        "seed": [seed, permutation_seed],
+        "rows": source.rows if isinstance(source, NoisedBatches) else 0,
+    }
+    parts = InMemory() if folder is None else StatsFolder(folder, identity)
     left = [group for group in groups if group.name not in parts.done]
     if left or not groups:
         rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)

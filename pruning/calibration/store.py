@@ -17,6 +17,7 @@ from pruning.calibration.kept import Kept, Renamed, raw_of
 from pruning.errors import PruningError
 from pruning.files import read_json, write_errors, write_json, written_whole
 from pruning.settings import WEIGHTINGS
+from pruning.store.result import changes
 from pruning.types import CalibrationStats, PrunableGroup
 
 FORMAT = "sinkprune-calibration-4"
@@ -80,16 +81,22 @@ class StatsFolder:
 
     Args:
         folder: Made if it is not there. Parts that an interrupted attempt left there are kept.
+        identity: What the statistics depend on, in JSON types.
 
-    Attributes:
-        done: Names of the groups whose part is written.
+    Raises:
+        PruningError: If what lies there is of another identity.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
         self._folder = folder
         self._progress = folder / PROGRESS
-        known = read_json(self._progress) or {}
-        self._parts: list[dict[str, Any]] = known.get("parts", [])
+        self._identity = json.loads(json.dumps(dict(identity or {}), sort_keys=True))
+        advice = "name another folder, or delete it"
+        known = read_json(folder / INDEX, advice) or read_json(self._progress, advice)
+        if known is not None and (differing := changes(known.get("identity", {}), self._identity)):
+            words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing[:3])
+            raise PruningError(f"{folder} holds statistics of another calibration ({words}); {advice}")
+        self._parts: list[dict[str, Any]] = (known or {}).get("parts", [])
 
     @property
     def done(self) -> frozenset[str]:
@@ -119,16 +126,21 @@ class StatsFolder:
             del found, flat
         write_tensors(self._folder / name, STATISTICS, small, {})
         self._parts.append({"groups": [group.name for group in groups], "places": places, "meta": stats.meta})
-        write_json(self._progress, {"parts": self._parts})
+        write_json(self._progress, {"identity": self._identity, "parts": self._parts})
 
     def finish(self) -> CalibrationStats:
         """Say that all is there, and return it as `load_stats` does."""
-        places = {place: file for part in self._parts for place, file in part["places"].items()}
         meta = joined_meta([part["meta"] for part in self._parts])
-        header = {"format": FORMAT, "content": STATISTICS, "places": places, "meta": meta}
+        header = {
+            "format": FORMAT,
+            "content": STATISTICS,
+            "identity": self._identity,
+            "meta": meta,
+            "parts": self._parts,
+        }
         with write_errors(STATISTICS, self._folder, "Nothing has been changed"):
             write_json(self._folder / INDEX, json.loads(json.dumps(header, sort_keys=True)))
-            self._progress.unlink()
+            self._progress.unlink(missing_ok=True)
         return load_stats(self._folder)
 
 
@@ -188,13 +200,14 @@ def load_stats(folder: str | Path) -> CalibrationStats:
             f"{folder} holds {index.get('content')!r} of format {index.get('format')!r}; "
             f"expected {STATISTICS!r} of {FORMAT!r}"
         )
+    places = {place: file for part in index["parts"] for place, file in part["places"].items()}
     small: dict[str, dict[str, Tensor]] = {}
-    for name in sorted({file for place, file in index["places"].items() if file != _file_of(place)}):
+    for name in sorted({file for place, file in places.items() if file != _file_of(place)}):
         for key, value in read_tensors(folder / name, STATISTICS)[0].items():
             place, _, key = key.rpartition(SEPARATOR)
             small.setdefault(place, {})[key] = value
     values: dict[str, MutableMapping[str, Tensor]] = {}
-    for place, file in index["places"].items():
+    for place, file in places.items():
         values[place] = Kept(
             _OnDisk(folder / file, place) if file == _file_of(place) else small.get(place, {})
         )

@@ -124,6 +124,11 @@ def test_a_killed_calibration_goes_on(
     assert_same(found, whole)
     left = [group for part in planned[1].groups for group in part]
     assert left == list(planned[0].groups[2])
+    assert_same(
+        measured(folder=tmp_path / "stats", first_pass=first, progress=pytest.fail), whole
+    )  # all is there
+    with pytest.raises(PruningError, match=r"stats holds statistics of another calibration \(seed"):
+        measured(folder=tmp_path / "stats", first_pass=first, seed=3)
 
 
 def test_the_price_of_rounds(measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,333 @@
+"""Calibrate, score, plan, compensate and cut models of real size within a memory budget, on the CPU.
+
+    python -m scripts.bench_memory [--models sd15 sdxl flux12b] [--work FOLDER] [--out docs/benchmarks/memory.json]
+
+Weights are random and written to disk first, the Flux-shaped model's 24 GB piece by piece; two samples are shown at two
+timesteps each. Every model is a process of its own, whose peak is the largest resident set that the kernel saw
+(``ru_maxrss``), weights that are mapped from files included. SD 1.5 has its weights in float32, the others in bfloat16.
+A killed run goes on with the rounds and shards that are missing when the same command is given with the same --work.
+The last line of output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RATIO = 0.3
+SAMPLES, STEPS = 2, 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model.
+
+    Attributes:
+        cls: Class of diffusers.
+        config: What differs from its defaults.
+        dtype: Of its weights.
+        budget: Bytes that the calibration may hold.
+        allowed: GB that the process may hold at its peak.
+        size: Side of the latents.
+    """
+
+    cls: str
+    config: dict[str, Any]
+    dtype: str
+    budget: float
+    allowed: float
+    size: int
+
+
+SUBJECTS = {
+    "sd15": Subject(
+        "UNet2DConditionModel",
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        "float32",
+        7.2e9,
+        8,
+        64,
+    ),
+    "sdxl": Subject(
+        "UNet2DConditionModel",
+        {
+            "sample_size": 128,
+            "cross_attention_dim": 2048,
+            "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "bfloat16",
+        9e9,
+        10,
+        64,
+    ),
+    "flux12b": Subject("FluxTransformer2DModel", {"guidance_embeds": True}, "bfloat16", 7.2e9, 8, 16),
+}
+
+
+# What is shown.
+
+
+def calls(name: str, size: int, dtype: Any) -> list[dict[str, Any]]:
+    """Return a call of one sample at one timestep for every pair of both."""
+    import torch
+
+    found = []
+    for sample in range(SAMPLES):
+        g = torch.Generator().manual_seed(sample)
+
+        def noise(*shape: int, g: Any = g) -> Any:
+            return torch.randn(shape, generator=g).to(dtype)
+
+        if name == "flux12b":
+            side, words = size // 2, 32
+            ids = torch.zeros(side, side, 3)
+            ids[..., 1], ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)[None]
+            given = {
+                "hidden_states": noise(1, side * side, 64),
+                "encoder_hidden_states": noise(1, words, 4096),
+                "pooled_projections": noise(1, 768),
+                "img_ids": ids.view(-1, 3),
+                "txt_ids": torch.zeros(words, 3),
+                "guidance": torch.full((1,), 3.5),
+            }
+        else:
+            given = {
+                "sample": noise(1, 4, size, size),
+                "encoder_hidden_states": noise(1, 77, 2048 if name == "sdxl" else 768),
+            }
+            if name == "sdxl":
+                given["added_cond_kwargs"] = {
+                    "text_embeds": noise(1, 1280),
+                    "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]]).to(dtype),
+                }
+        for step in range(STEPS):
+            time_ = (step + 0.5) / STEPS
+            found.append(
+                {**given, "timestep": torch.full((1,), time_ if name == "flux12b" else time_ * 1000)}
+            )
+    return found
+
+
+def source(name: str, subject: Subject) -> Any:
+    """Return the batches: one call each."""
+    import torch
+
+    from pruning.data.batches import NoisedBatch, NoisedBatches
+
+    shown = calls(name, subject.size, getattr(torch, subject.dtype))
+
+    def make() -> Iterator[Any]:
+        for number in sorted(range(len(shown)), key=lambda number: number % STEPS):
+            sample, step = divmod(number, STEPS)
+            at = torch.tensor([(step + 0.5) * 1000 / STEPS])
+            yield NoisedBatch(shown[number], None, step, torch.tensor([sample]), at)
+
+    return NoisedBatches(make, 1000, STEPS, has_targets=False, rows=len(shown))
+
+
+# The model on disk.
+
+
+def write_random(subject: Subject, folder: Path) -> None:
+    """Write a model with random weights, a tensor at a time: as large as layers are initialised, norms of ones."""
+    import diffusers
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    from pruning.surgery.tensor_files import Streamed, write_tensors
+
+    with torch.device("meta"):
+        model = getattr(diffusers, subject.cls)(**subject.config)
+    dtype = getattr(torch, subject.dtype)
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    print(f"{subject.cls}: {sum(t.numel() for t in state.values()) / 1e9:.2f} B parameters", flush=True)
+
+    def values(name: str, shape: tuple[int, ...]) -> Iterator[Any]:
+        g = torch.Generator().manual_seed(sum(name.encode()))
+        if len(shape) < 2:
+            yield torch.full(shape, float("norm" in name and name.endswith("weight"))).to(dtype)
+            return
+        scale = torch.Size(shape[1:]).numel() ** -0.5
+        for start in range(0, shape[0], 256):
+            rows = min(256, shape[0] - start)
+            yield (scale * torch.randn(rows, *shape[1:], generator=g)).to(dtype)
+
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size="5GB"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, names in split.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            shape = tuple(state[name].shape)
+            tensors[name] = Streamed(shape, dtype, lambda name=name, shape=shape: values(name, shape))
+        for _ in write_tensors(folder / file, tensors):
+            pass
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    model.save_config(folder)
+    (folder / "DONE").touch()
+
+
+# The job.
+
+
+def job(name: str, work: Path) -> dict[str, Any]:
+    """Do everything with one model; returns what was measured."""
+    import torch
+
+    from pruning import models
+    from pruning.allocation import CostModel, allocate
+    from pruning.calibration import calibrate, first_pass
+    from pruning.calibration.gradients import Gradients
+    from pruning.calibration.rounds import Rounds
+    from pruning.groups import find_groups
+    from pruning.importance import score
+    from pruning.models.borrowed import Borrowed
+    from pruning.settings import Calibrate, Prune, Target
+    from pruning.surgery import compensate, cut_on_disk, needs_for
+    from pruning.surgery.changes import Changes
+    from pruning.types import PruningPlan, config_hash
+
+    subject, dense = SUBJECTS[name], work / name / "dense"
+    if not (dense / "DONE").is_file():
+        write_random(subject, dense)
+    seconds: dict[str, float] = {}
+    forwards, backwards = [0], [0]
+
+    def timed(what: str, since: float) -> float:
+        now = time.perf_counter()
+        seconds[what] = round(now - since, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(f"{name}: {what} {seconds[what]:.0f} s, peak so far {peak:.2f} GB", flush=True)
+        return now
+
+    model = models.map_denoiser(dense)
+    models.stream(model)
+    model.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+    told = Gradients.backward
+
+    def backward(self: Any, *args: Any, **kwargs: Any) -> None:
+        backwards[0] += 1
+        told(self, *args, **kwargs)
+
+    Gradients.backward = backward  # type: ignore[method-assign]
+    kinds = Prune().kinds
+    groups = [group for group in find_groups(model) if group.kind in kinds and group.kind != "blocks"]
+    meta = models.load_meta_denoiser(dense)
+    all_groups = find_groups(meta)
+    prune = Prune(target=Target(ratio=RATIO), kinds=[kind for kind in kinds if kind != "blocks"])
+    needs, _ = needs_for(["probe_obs", prune.compensation], groups)
+    shown, rounds = source(name, subject), []
+
+    def announce(found: Rounds) -> None:
+        rounds.append(len(found.groups))
+        print(f"{name}: {found}", flush=True)
+
+    began = time.perf_counter()
+    settings = Calibrate(timestep_buckets=STEPS)
+    seen = first_pass(model, groups, shown, settings=settings, stability=False, memory=int(subject.budget))
+    began = timed("first_pass", began)
+    stats = calibrate(
+        model,
+        groups,
+        shown,
+        needs=needs,
+        settings=settings,
+        first_pass=seen,
+        memory=int(subject.budget),
+        folder=work / name / "stats",
+        announce=announce,
+    )
+    began = timed("calibrate", began)
+    weights = Borrowed(model)
+    room = int(subject.budget - 1.5e9)
+    scores = score(weights, groups, stats, criterion="probe_obs", memory=room)
+    began = timed("score", began)
+    cost = CostModel.trace(meta, models.example_call(meta, 1), all_groups)
+    start = PruningPlan(base_hash=config_hash(meta.config))
+    plan = allocate(groups, scores, cost, prune, start=start)
+    began = timed("plan", began)
+    changes = Changes(weights, work / name / "changed")
+    report = compensate(
+        changes, all_groups, plan, stats, prune.compensation, prune.ridge, model=meta, memory=room
+    )
+    began = timed("compensate", began)
+    shutil.rmtree(work / name / "slim", ignore_errors=True)
+    written = cut_on_disk(dense, plan, work / name / "slim", changed=changes.changed)
+    timed("cut", began)
+    slim = models.map_denoiser(work / name / "slim")
+    models.stream(slim)
+    with torch.no_grad():
+        output = models.first_answer(slim, calls(name, subject.size, getattr(torch, subject.dtype))[0])
+    assert bool(output.isfinite().all())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    shown_calls = SAMPLES * STEPS
+    return {
+        "params": written.dense_params,
+        "params_left": written.params,
+        "groups": len(groups),
+        "compensated": len(report),
+        "peak_gb": round(peak, 3),
+        "allowed_gb": subject.allowed,
+        "rounds": rounds[-1] if rounds else None,
+        "forwards": forwards[0] - 1,
+        "passes": round((forwards[0] - 1) / shown_calls, 2),
+        "backward_passes": round(backwards[0] / shown_calls, 2),
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Run every model in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=[*SUBJECTS])
+    parser.add_argument("--work", type=Path, default=Path("bench_memory"), help="where models lie meanwhile")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep what was made of a model when it is done")
+    parser.add_argument("--job", choices=SUBJECTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        print(json.dumps(job(arguments.job, arguments.work)))
+        return
+    found: dict[str, Any] = {}
+    for name in arguments.models:
+        command = [sys.executable, "-m", "scripts.bench_memory", "--job", name, "--work", str(arguments.work)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                print(line, end="", flush=True)
+        if process.returncode:
+            raise SystemExit(f"{name}: the process ended with {process.returncode}")
+        found[name] = json.loads(lines[-1])
+        if not arguments.keep:
+            shutil.rmtree(arguments.work / name)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    last = {f"{name}_peak_gb": found[name]["peak_gb"] for name in found}
+    rounds = {name: found[name]["rounds"] for name in found}
+    print(json.dumps({**last, "rounds": rounds, "passes": {name: found[name]["passes"] for name in found}}))
+
+
+if __name__ == "__main__":
+    main()
