@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pruning.models.loading import load_scheduler as load_scheduler
     from pruning.models.loading import pipeline_class as pipeline_class
     from pruning.models.loading import pipeline_parts as pipeline_parts
+    from pruning.models.mapped import map_denoiser as map_denoiser
     from pruning.models.native import Native as Native
     from pruning.models.native import example_call as example_call
     from pruning.models.native import has_native_input as has_native_input
@@ -35,5 +36,6 @@ if TYPE_CHECKING:
     from pruning.models.sources import bundled as bundled
     from pruning.models.sources import resolve_source as resolve_source
     from pruning.models.stock import stock_model as stock_model
+    from pruning.models.streaming import streamed as streamed
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -172,6 +172,7 @@ class Streaming:
         self._hooks.close()
         for piece in self.pieces:
             self._holder.release(piece, stays=False)
+        self._holder.close()
 
     def _hook(self, module: nn.Module, piece: Piece) -> None:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -249,6 +250,14 @@ class _Pages:
         if not stays:
             give_back(filter(self._files.hold, piece.weights().values()))
 
+    def close(self) -> None:
+        for piece in [*self._on_leaves]:
+            self._forget(piece)
+
+    def _forget(self, piece: Piece) -> None:
+        for handle in self._on_leaves.pop(piece, []):
+            handle.remove()
+
     def _give_back_after_backward(self, piece: Piece, arguments: Any) -> None:
         """A backward pass reads weights again; it is done with a piece when it knows the gradients of its inputs."""
 
@@ -257,8 +266,7 @@ class _Pages:
                 self.release(one, stays=False)
             self._behind = piece
 
-        for handle in self._on_leaves.pop(piece, []):
-            handle.remove()
+        self._forget(piece)
         for tensor in tensors_in(arguments):
             if tensor.requires_grad:
                 handle = tensor.register_hook(done)
@@ -304,6 +312,9 @@ class _Copies:
         if not stays:
             for _, _, name in piece.slots:
                 self._kept.pop(name, None)
+
+    def close(self) -> None:
+        self._kept.clear()
 
 
 class _Carried(torch.autograd.Function):
