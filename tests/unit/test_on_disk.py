@@ -246,6 +246,15 @@ def test_broken_weights_and_sizes(model: nn.Module, tmp_path: Path):
     assert not (tmp_path / "slim").exists()
 
 
+def test_broken_weights_of_a_low_rank_form(model: nn.Module, tmp_path: Path):
+    path = modulation_layers(model, find_groups(model))[0].module
+    with torch.no_grad():
+        model.get_submodule(path).weight[3, 3] = torch.nan
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(PruningError, match=rf"low-rank form: '{path}.weight' holds NaN"):
+        cut_on_disk(tmp_path / "dense", PruningPlan(ranks={path: 4}), tmp_path / "slim")
+
+
 def test_a_plan_of_another_model(model: nn.Module, tmp_path: Path):
     with pytest.raises(PruningError, match="plan was made for the architecture"):
         cut_on_disk(tmp_path / "dense", PruningPlan(base_hash="another"), tmp_path / "slim")
