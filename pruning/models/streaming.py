@@ -224,7 +224,7 @@ class _Unread:
 
     def check(self, name: str, weight: Tensor, read: Tensor) -> None:
         """Raise PruningError if `read`, the values of a weight, is not finite."""
-        if name not in self._seen and self._files.hold(weight):
+        if name not in self._seen and (self._files.hold(weight) or not self._files.known):
             check_values(read, self._where, name)
         self._seen.add(name)
 
@@ -238,7 +238,7 @@ class _Pages:
         self._behind: Piece | None = None  # in a backward pass
 
     def serves(self, piece: Piece) -> bool:
-        return any(map(self._files.hold, piece.weights().values()))
+        return not self._files.known or any(map(self._files.hold, piece.weights().values()))
 
     def bring(self, piece: Piece, arguments: Any, stays: bool) -> None:
         for name, weight in piece.weights().items():

@@ -20,6 +20,7 @@ from pruning import files
 from pruning.errors import PruningError
 from pruning.groups import KINDS, find_groups
 from pruning.groups.modulation import modulation_layers
+from pruning.store.locks import locked
 from pruning.surgery import LowRank, apply_plan, cut_on_disk, origins, take_low_rank
 from pruning.types import PruningPlan
 from tests.models import dit
@@ -164,6 +165,15 @@ def test_half_done_work_of_another_plan_or_other_weights_is_never_taken(model: n
     cut_on_disk(source, plan, target, **SHARDS)
     cut_on_disk(source, plan, tmp_path / "other", **SHARDS)
     assert contents(target) == contents(tmp_path / "other")
+
+
+def test_one_process_at_a_time(model: nn.Module, tmp_path: Path):
+    with (
+        locked(tmp_path / ".slim.lock", "", ""),
+        pytest.raises(PruningError, match=r"slim is in use by process \d+.*wait, or choose another folder"),
+    ):
+        cut_on_disk(tmp_path / "dense", plan_of(model), tmp_path / "slim")
+    assert {path.name for path in tmp_path.iterdir()} == {"dense"}
 
 
 def test_a_disk_without_room(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
