@@ -68,21 +68,24 @@ class Piece:
 
     Attributes:
         path: Of the module whose call they are there for.
-        modules: That module, and those that own the weights: one may be called from outside of the other's call.
+        module: That module.
         slots: Where the weights are: the dictionaries of modules, and their keys, with the weights' names.
         nbytes: Of the weights.
+        parts: What the modules in it own: one may be called while the piece's own module is not.
     """
 
-    def __init__(self, path: str, root: nn.Module) -> None:
-        self.path = path
-        self.modules = [root]
+    def __init__(self, path: str, module: nn.Module) -> None:
+        self.path, self.module = path, module
         self.slots: list[tuple[dict[str, Any], str, str]] = []
         self.nbytes = 0
+        self.parts: list[Piece] = []
 
     def take(self, path: str, module: nn.Module) -> None:
         """Add the weights that a module owns itself."""
-        if module not in self.modules:
-            self.modules.append(module)
+        if module is not self.module:
+            part = Piece(path, module)
+            part.take(path, module)
+            self.parts += [part] if part.slots else []
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
@@ -164,8 +167,9 @@ class Streaming:
     def begin(self) -> None:
         """Put hooks on the modules of all pieces."""
         for piece in filter(self._holder.serves, self.pieces):
-            for module in piece.modules:
-                self._hook(module, piece)
+            self._hook(piece, piece)
+            for part in piece.parts:
+                self._hook(part, piece)
 
     def end(self) -> None:
         """Take the hooks away and leave the model as it was."""
@@ -174,34 +178,38 @@ class Streaming:
             self._holder.release(piece, stays=False)
         self._holder.close()
 
-    def _hook(self, module: nn.Module, piece: Piece) -> None:
+    def _hook(self, piece: Piece, whole: Piece) -> None:
+        """Put hooks on the module of `piece`, which is the piece `whole` or a part of it."""
+
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._enter(piece, (args, kwargs))
+            if piece is whole or not self._calls[whole]:
+                self._enter(piece, whole, (args, kwargs))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._leave(piece)
+            self._leave(piece, whole)
 
         for handle in (
-            module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
-            module.register_forward_hook(leave, always_call=True),
+            piece.module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+            piece.module.register_forward_hook(leave, always_call=True),
         ):
             self._hooks.callback(handle.remove)
 
-    def _enter(self, piece: Piece, arguments: Any) -> None:
+    def _enter(self, piece: Piece, whole: Piece, arguments: Any) -> None:
         self._calls[piece] += 1
         if self._calls[piece] > 1:
             return
-        if piece not in self._stay and piece.nbytes <= self._room:
-            self._room -= piece.nbytes
-            self._stay.add(piece)
-        self._look_ahead(piece)
-        self._holder.bring(piece, arguments, stays=piece in self._stay)
+        if piece is whole:
+            if piece not in self._stay and piece.nbytes <= self._room:
+                self._room -= piece.nbytes
+                self._stay.add(piece)
+            self._look_ahead(piece)
+        self._holder.bring(piece, arguments, stays=whole in self._stay)
 
-    def _leave(self, piece: Piece) -> None:
+    def _leave(self, piece: Piece, whole: Piece) -> None:
         if self._calls[piece]:
             self._calls[piece] -= 1
             if not self._calls[piece]:
-                self._holder.release(piece, stays=piece in self._stay)
+                self._holder.release(piece, stays=whole in self._stay)
 
     def _look_ahead(self, piece: Piece) -> None:
         """Let the system read what came next the last time that this piece was called after the same other.

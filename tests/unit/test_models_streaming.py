@@ -24,7 +24,9 @@ from pruning.models import pages, streaming
 from pruning.models.mapped import map_denoiser
 from pruning.models.pages import madvise
 from pruning.models.streaming import Streaming, pieces_of, streamed
+from pruning.surgery import apply_plan
 from pruning.surgery.tensor_files import Streamed, write_tensors
+from pruning.types import PruningPlan
 from tests.models import call, dit, unet2d
 from tests.zoo import ZOO, build
 from tests.zoo.base import Draw, with_tuple
@@ -111,6 +113,28 @@ def test_no_hook_stays_on_what_the_model_is_given(model, way, monkeypatch):
     with in_small_pieces(model, monkeypatch):
         model(**arguments).sample.sum().backward()
     assert not arguments["hidden_states"]._backward_hooks
+
+
+def test_embedders_that_blocks_share(tmp_path: Path, way, monkeypatch):
+    """All blocks call that of the first, which is in the piece of that block; the model does so, too."""
+    model = dit()
+    paths = tuple(f"transformer_blocks.{k}.norm1.emb" for k in range(3))
+    apply_plan(model, PruningPlan(shared=(paths,))).save_pretrained(tmp_path)
+    mapped = map_denoiser(tmp_path)
+    monkeypatch.setattr(streaming, "PIECE", 120_000)
+    brought: list[str] = []
+    with torch.no_grad(), streamed(mapped) as found:
+        assert [piece.path for piece in found.pieces if "blocks" in piece.path] == [
+            f"transformer_blocks.{k}" for k in range(3)
+        ]
+        bring = found._holder.bring
+        found._holder.bring = lambda piece, *args, **kwargs: (
+            brought.append(piece.path),
+            bring(piece, *args, **kwargs),
+        )
+        assert torch.equal(mapped(**call(mapped)).sample, model(**call(model)).sample)
+    assert brought.count("transformer_blocks.0") == 1
+    assert brought.count("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1") == 3
 
 
 def test_every_module_may_be_a_piece(way, monkeypatch, tmp_path: Path):
