@@ -38,5 +38,6 @@ if TYPE_CHECKING:
     from pruning.models.sources import resolve_source as resolve_source
     from pruning.models.stock import stock_model as stock_model
     from pruning.models.streaming import stream as stream
+    from pruning.models.streaming import streamed as streamed
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import re
 import sys
 from bisect import bisect
@@ -35,11 +36,16 @@ def madvise() -> Callable[[int, int, int], int] | None:
 
 
 class FilePages:
-    """The private maps of files that this process has when this is made."""
+    """The private maps of files that this process has when this is made.
+
+    Attributes:
+        known: Whether the system says which these are; else none is held here, though there may be some.
+    """
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
-        if madvise() is not None:
+        self.known = madvise() is not None and os.access("/proc/self/pagemap", os.R_OK)
+        if self.known:
             with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
                 found = [match for line in lines if (match := _PRIVATE_MAP.match(line))]
             self._ranges = [

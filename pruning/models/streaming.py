@@ -80,21 +80,24 @@ class Piece:
 
     Attributes:
         path: Of the module whose call they are there for.
-        modules: That module, and those that own the weights: one may be called from outside of the other's call.
+        module: That module.
         slots: Where the weights are: the dictionaries of modules, and their keys, with the weights' names.
         nbytes: Of the weights.
+        parts: What the modules in it own: one may be called while the piece's own module is not.
     """
 
-    def __init__(self, path: str, root: nn.Module) -> None:
-        self.path = path
-        self.modules = [root]
+    def __init__(self, path: str, module: nn.Module) -> None:
+        self.path, self.module = path, module
         self.slots: list[tuple[dict[str, Any], str, str]] = []
         self.nbytes = 0
+        self.parts: list[Piece] = []
 
     def take(self, path: str, module: nn.Module) -> None:
         """Add the weights that a module owns itself."""
-        if module not in self.modules:
-            self.modules.append(module)
+        if module is not self.module:
+            part = Piece(path, module)
+            part.take(path, module)
+            self.parts += [part] if part.slots else []
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
@@ -176,43 +179,49 @@ class Streaming:
     def begin(self) -> None:
         """Put hooks on the modules of all pieces."""
         for piece in filter(self._holder.serves, self.pieces):
-            for module in piece.modules:
-                self._hook(module, piece)
+            self._hook(piece, piece)
+            for part in piece.parts:
+                self._hook(part, piece)
 
     def end(self) -> None:
         """Take the hooks away and leave the model as it was."""
         self._hooks.close()
         for piece in self.pieces:
             self._holder.release(piece, stays=False)
+        self._holder.close()
 
-    def _hook(self, module: nn.Module, piece: Piece) -> None:
+    def _hook(self, piece: Piece, whole: Piece) -> None:
+        """Put hooks on the module of `piece`, which is the piece `whole` or a part of it."""
+
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._enter(piece, (args, kwargs))
+            if piece is whole or not self._calls[whole]:
+                self._enter(piece, whole, (args, kwargs))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._leave(piece)
+            self._leave(piece, whole)
 
         for handle in (
-            module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
-            module.register_forward_hook(leave, always_call=True),
+            piece.module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+            piece.module.register_forward_hook(leave, always_call=True),
         ):
             self._hooks.callback(handle.remove)
 
-    def _enter(self, piece: Piece, arguments: Any) -> None:
+    def _enter(self, piece: Piece, whole: Piece, arguments: Any) -> None:
         self._calls[piece] += 1
         if self._calls[piece] > 1:
             return
-        if piece not in self._stay and piece.nbytes <= self._room:
-            self._room -= piece.nbytes
-            self._stay.add(piece)
-        self._look_ahead(piece)
-        self._holder.bring(piece, arguments, stays=piece in self._stay)
+        if piece is whole:
+            if piece not in self._stay and piece.nbytes <= self._room:
+                self._room -= piece.nbytes
+                self._stay.add(piece)
+            self._look_ahead(piece)
+        self._holder.bring(piece, arguments, stays=whole in self._stay)
 
-    def _leave(self, piece: Piece) -> None:
+    def _leave(self, piece: Piece, whole: Piece) -> None:
         if self._calls[piece]:
             self._calls[piece] -= 1
             if not self._calls[piece]:
-                self._holder.release(piece, stays=piece in self._stay)
+                self._holder.release(piece, stays=whole in self._stay)
 
     def _look_ahead(self, piece: Piece) -> None:
         """Let the system read what came next the last time that this piece was called after the same other.
@@ -235,7 +244,7 @@ class _Unread:
 
     def check(self, name: str, weight: Tensor, read: Tensor) -> None:
         """Raise PruningError if `read`, the values of a weight, is not finite."""
-        if name not in self._seen and self._files.hold(weight):
+        if name not in self._seen and (self._files.hold(weight) or not self._files.known):
             check_values(read, self._where, name)
         self._seen.add(name)
 
@@ -249,7 +258,7 @@ class _Pages:
         self._behind: Piece | None = None  # in a backward pass
 
     def serves(self, piece: Piece) -> bool:
-        return any(map(self._files.hold, piece.weights().values()))
+        return not self._files.known or any(map(self._files.hold, piece.weights().values()))
 
     def bring(self, piece: Piece, arguments: Any, stays: bool) -> None:
         for name, weight in piece.weights().items():
@@ -261,6 +270,14 @@ class _Pages:
         if not stays:
             give_back(filter(self._files.hold, piece.weights().values()))
 
+    def close(self) -> None:
+        for piece in [*self._on_leaves]:
+            self._forget(piece)
+
+    def _forget(self, piece: Piece) -> None:
+        for handle in self._on_leaves.pop(piece, []):
+            handle.remove()
+
     def _give_back_after_backward(self, piece: Piece, arguments: Any) -> None:
         """A backward pass reads weights again; it is done with a piece when it knows the gradients of its inputs."""
 
@@ -269,8 +286,7 @@ class _Pages:
                 self.release(one, stays=False)
             self._behind = piece
 
-        for handle in self._on_leaves.pop(piece, []):
-            handle.remove()
+        self._forget(piece)
         for tensor in tensors_in(arguments):
             if tensor.requires_grad:
                 handle = tensor.register_hook(done)
@@ -316,6 +332,9 @@ class _Copies:
         if not stays:
             for _, _, name in piece.slots:
                 self._kept.pop(name, None)
+
+    def close(self) -> None:
+        self._kept.clear()
 
 
 class _Carried(torch.autograd.Function):

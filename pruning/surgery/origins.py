@@ -31,6 +31,7 @@ class Origin:
         shape: Of the whole weight.
         dtype: That it is taken in.
         masks: By dimension, which entries are kept.
+        pages: Of the files in which the weight lies, if that is known.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Origin:
     shape: torch.Size
     dtype: torch.dtype
     masks: Mapping[int, Tensor] = field(default_factory=dict)
+    pages: FilePages | None = None
 
     @property
     def kept_shape(self) -> list[int]:
@@ -53,7 +55,7 @@ class Origin:
             PruningError: For NaN or infinity, beginning with `where`.
         """
         value = self.read().detach().reshape(self.shape or (1,))
-        pages = FilePages()
+        pages = self.pages or FilePages()  # what was read just now may have been mapped just now
         of_file = pages.hold(value)
         if not value.numel():
             return
@@ -94,6 +96,7 @@ class Origins:
     def __init__(self, model: nn.Module, changed: Mapping[str, Tensor], plan: PruningPlan) -> None:
         self._model, self._changed, self._ranks = model, changed, plan.ranks
         self._of: dict[int, tuple[Tensor, Origin]] = {}
+        self._pages = FilePages()
         self.new_biases = self._add_biases()
         weights = model.state_dict(keep_vars=True)
         parts = {f"{path}.{part}" for path in plan.ranks for part in ("up.weight", "down.weight", "up.bias")}
@@ -119,7 +122,7 @@ class Origins:
     def _origin(self, name: str, tensor: Tensor, read: Callable[[], Tensor]) -> Origin:
         """Return the origin of a weight: what `changed` holds under its name, else what `read` returns."""
         if name not in self._changed:
-            return Origin(name, read, tensor.shape, tensor.dtype)
+            return Origin(name, read, tensor.shape, tensor.dtype, pages=self._pages)
         shape = self._changed[name].shape
         if shape != tensor.shape:
             raise PruningError(
@@ -177,8 +180,11 @@ class _Factors:
     def _take(self, part: str) -> Tensor:
         if part not in self._held:
             layer = nn.Linear(self._of.shape[1], self._of.shape[0], bias=False, device="meta")
-            value = self._of.read().detach().to(self._of.dtype)
-            layer.weight = nn.Parameter(value, requires_grad=False)
+            value = self._of.read().detach()
+            check_values(value, "low-rank form", self._of.name)
+            layer.weight = nn.Parameter(value.to(self._of.dtype), requires_grad=False)
             found = factorise(layer, self._rank)
             self._held = {"up": found.up.weight, "down": found.down.weight}
+            if (self._of.pages or FilePages()).hold(value):
+                give_back([value])
         return self._held.pop(part)

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from pruning.groups import find_groups
@@ -30,6 +31,13 @@ def test_the_same_as_in_memory(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "dense")
     both_ways(tmp_path, _plan(model), max_shard_size="20KB")
     assert len([*(tmp_path / "disk").glob("*.safetensors")]) > 3
+
+
+def test_types_that_a_class_keeps(tmp_path: Path) -> None:
+    """Wan keeps some modules in float32, also where its files hold them in bfloat16."""
+    model = nn.Module.to(copy.deepcopy(model_of("wan")), torch.bfloat16)
+    model.save_pretrained(tmp_path / "dense")
+    both_ways(tmp_path, _plan(model), stored=torch.bfloat16)
 
 
 def _plan(model: nn.Module) -> PruningPlan:

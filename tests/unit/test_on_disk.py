@@ -20,6 +20,7 @@ from pruning import files
 from pruning.errors import PruningError
 from pruning.groups import KINDS, find_groups
 from pruning.groups.modulation import modulation_layers
+from pruning.store.locks import locked
 from pruning.surgery import LowRank, apply_plan, cut_on_disk, origins, take_low_rank
 from pruning.types import PruningPlan
 from tests.models import dit
@@ -166,6 +167,15 @@ def test_half_done_work_of_another_plan_or_other_weights_is_never_taken(model: n
     assert contents(target) == contents(tmp_path / "other")
 
 
+def test_one_process_at_a_time(model: nn.Module, tmp_path: Path):
+    with (
+        locked(tmp_path / ".slim.lock", "", ""),
+        pytest.raises(PruningError, match=r"slim is in use by process \d+.*wait, or choose another folder"),
+    ):
+        cut_on_disk(tmp_path / "dense", plan_of(model), tmp_path / "slim")
+    assert {path.name for path in tmp_path.iterdir()} == {"dense"}
+
+
 def test_a_disk_without_room(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 0, 1000))
@@ -244,6 +254,15 @@ def test_broken_weights_and_sizes(model: nn.Module, tmp_path: Path):
     with pytest.raises(PruningError, match=rf"dense'?.*'{PROJECTION}.weight' holds NaN or infinity"):
         cut_on_disk(tmp_path / "dense", PruningPlan(), tmp_path / "slim")
     assert not (tmp_path / "slim").exists()
+
+
+def test_broken_weights_of_a_low_rank_form(model: nn.Module, tmp_path: Path):
+    path = modulation_layers(model, find_groups(model))[0].module
+    with torch.no_grad():
+        model.get_submodule(path).weight[3, 3] = torch.nan
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(PruningError, match=rf"low-rank form: '{path}.weight' holds NaN"):
+        cut_on_disk(tmp_path / "dense", PruningPlan(ranks={path: 4}), tmp_path / "slim")
 
 
 def test_a_plan_of_another_model(model: nn.Module, tmp_path: Path):
