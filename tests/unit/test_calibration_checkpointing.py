@@ -108,8 +108,16 @@ def residual(block: Block, x: Tensor) -> Tensor:
     return x + block.ff(x)
 
 
-@pytest.mark.parametrize("needs", [NEEDS, ("probe_diag",), ("diff_pruning",), ("taylor", "probe_diag")])
-@pytest.mark.parametrize("make", [dit, unet2d, unet2d_condition])
+@pytest.mark.parametrize(
+    ("make", "needs"),
+    [
+        (dit, NEEDS),
+        (dit, ("probe_diag",)),
+        (dit, ("diff_pruning",)),
+        (unet2d, ("taylor",)),
+        (unet2d_condition, ("taylor", "probe_diag")),
+    ],
+)
 def test_gradients_are_the_same_to_the_bit(make: Callable[[], nn.Module], needs: tuple[str, ...]) -> None:
     model = make()
     assert_same(model, noised(model), needs)
@@ -162,10 +170,10 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("turns", [1, 2])
-def test_blocks_put_out_what_they_like(form: str, turns: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_put_out_what_they_like(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And are called several times in a forward."""
     do, read = FORMS[form]
-    assert_same(toy(do, read, turns), shown())
+    assert_same(toy(do, read, 2), shown())
     assert not complaints(caplog)
 
 
@@ -321,26 +329,15 @@ def test_memory_is_the_inputs_of_the_blocks_and_one_block() -> None:
     """Each further block costs its input, 16 tokens of 32 channels, and not what its operations save."""
     samples, tokens, channels = 64, 16, 32
 
-    def grown(again: bool) -> float:
-        peaks = []
-        for layers in (3, 9):
-            model = dit(num_layers=layers)
-            batches = list(noised(model, samples, samples))[:1]
-            groups = find_groups(model, ["ffn_channels"])
-            source = NoisedBatches(lambda: batches, 1000, 4)  # noqa: B023 - used at once
-            run = lambda: calibrate(  # noqa: E731
-                model,
-                groups,
-                source,
-                needs=("taylor",),
-                settings=settings(checkpointing=again),  # noqa: B023
-            )
-            run()
-            peaks.append(peak_bytes(run))
-        return (peaks[1] - peaks[0]) / 6
+    def peak(layers: int, again: bool) -> int:
+        model = dit(num_layers=layers)
+        batches = list(noised(model, samples, samples))[:1]
+        groups = find_groups(model, ["ffn_channels"])
+        how = {"needs": ["taylor"], "settings": settings(checkpointing=again)}
+        return peak_bytes(lambda: calibrate(model, groups, NoisedBatches(lambda: batches, 1000, 4), **how))
 
+    plain, again = ((peak(9, way) - peak(3, way)) / 6 for way in (False, True))
     stream = 4 * samples * tokens * channels
-    plain, again = grown(False), grown(True)
     effects = 8 * samples * 4 * channels  # of the consumer's units, which have 4 times the channels
     assert again < 1.1 * (stream + effects)
     assert plain > 10 * stream
