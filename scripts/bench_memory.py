@@ -298,7 +298,9 @@ def job(name: str, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run every model in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Calibrate, score, compensate and cut models of real size within a memory budget."
+    )
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=[*SUBJECTS])
     parser.add_argument("--work", type=Path, default=Path("bench_memory"), help="where models lie meanwhile")
     parser.add_argument("--out", type=Path)

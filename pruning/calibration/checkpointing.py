@@ -112,7 +112,13 @@ class Checkpoints:
         if not self._untried:
             return
         differing: dict[str, str] = {}
-        with self._unseen(), torch.no_grad(), suppress(Exception):  # the run itself says what is wrong
+        draws = _Surroundings([*next(iter(self._untried.values())).parameters()])
+        with (
+            self._unseen(),
+            torch.no_grad(),
+            suppress(Exception),
+            draws.again(),
+        ):  # the run itself says what is wrong
             differing = differences(self._untried, run)
             self._repeated = {*self._untried} - {*differing}
         for path, reason in differing.items():

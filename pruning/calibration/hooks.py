@@ -77,11 +77,11 @@ def without_own_checkpointing(model: nn.Module) -> Iterator[None]:
     asked = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     try:
         for module in asked:
-            module.gradient_checkpointing = False
+            vars(module)["gradient_checkpointing"] = False
         yield
     finally:
         for module in asked:
-            module.gradient_checkpointing = True
+            vars(module)["gradient_checkpointing"] = True
 
 
 @contextmanager
