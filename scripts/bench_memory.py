@@ -23,115 +23,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.real_sizes import CONFIGS, call, class_of
+
 RATIO = 0.3
 SAMPLES, STEPS = 2, 2
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model.
+    """How a model is measured.
 
     Attributes:
-        cls: Class of diffusers.
-        config: What differs from its defaults.
         dtype: Of its weights.
         budget: Bytes that the calibration may hold.
         allowed: GB that the process may hold at its peak.
-        size: Side of the latents.
+        side: Of the latents.
     """
 
-    cls: str
-    config: dict[str, Any]
     dtype: str
     budget: float
     allowed: float
-    size: int
+    side: int
 
 
 SUBJECTS = {
-    "sd15": Subject(
-        "UNet2DConditionModel",
-        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        "float32",
-        7.2e9,
-        8,
-        64,
-    ),
-    "sdxl": Subject(
-        "UNet2DConditionModel",
-        {
-            "sample_size": 128,
-            "cross_attention_dim": 2048,
-            "attention_head_dim": [5, 10, 20],
-            "block_out_channels": [320, 640, 1280],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2, 10],
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        "bfloat16",
-        9e9,
-        10,
-        64,
-    ),
-    "flux12b": Subject("FluxTransformer2DModel", {"guidance_embeds": True}, "bfloat16", 7.2e9, 8, 16),
+    "sd15": Subject("float32", 7.2e9, 8, 64),
+    "sdxl": Subject("bfloat16", 9e9, 10, 64),
+    "flux12b": Subject("bfloat16", 7.2e9, 8, 16),
 }
 
 
 # What is shown.
 
 
-def calls(name: str, size: int, dtype: Any) -> list[dict[str, Any]]:
+def calls(name: str) -> list[dict[str, Any]]:
     """Return a call of one sample at one timestep for every pair of both."""
     import torch
 
-    found = []
-    for sample in range(SAMPLES):
-        g = torch.Generator().manual_seed(sample)
-
-        def noise(*shape: int, g: Any = g) -> Any:
-            return torch.randn(shape, generator=g).to(dtype)
-
-        if name == "flux12b":
-            side, words = size // 2, 32
-            ids = torch.zeros(side, side, 3)
-            ids[..., 1], ids[..., 2] = torch.arange(side)[:, None], torch.arange(side)[None]
-            given = {
-                "hidden_states": noise(1, side * side, 64),
-                "encoder_hidden_states": noise(1, words, 4096),
-                "pooled_projections": noise(1, 768),
-                "img_ids": ids.view(-1, 3),
-                "txt_ids": torch.zeros(words, 3),
-                "guidance": torch.full((1,), 3.5),
-            }
-        else:
-            given = {
-                "sample": noise(1, 4, size, size),
-                "encoder_hidden_states": noise(1, 77, 2048 if name == "sdxl" else 768),
-            }
-            if name == "sdxl":
-                given["added_cond_kwargs"] = {
-                    "text_embeds": noise(1, 1280),
-                    "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]]).to(dtype),
-                }
-        for step in range(STEPS):
-            time_ = (step + 0.5) / STEPS
-            found.append(
-                {**given, "timestep": torch.full((1,), time_ if name == "flux12b" else time_ * 1000)}
-            )
-    return found
+    subject = SUBJECTS[name]
+    return [
+        call(name, subject.side, getattr(torch, subject.dtype), time=(step + 0.5) / STEPS, seed=sample)
+        for sample in range(SAMPLES)
+        for step in range(STEPS)
+    ]
 
 
-def source(name: str, subject: Subject) -> Any:
+def source(name: str) -> Any:
     """Return the batches: one call each."""
     import torch
 
     from pruning.data.batches import NoisedBatch, NoisedBatches
 
-    shown = calls(name, subject.size, getattr(torch, subject.dtype))
+    shown = calls(name)
 
     def make() -> Iterator[Any]:
         for number in sorted(range(len(shown)), key=lambda number: number % STEPS):
@@ -145,19 +88,18 @@ def source(name: str, subject: Subject) -> Any:
 # The model on disk.
 
 
-def write_random(subject: Subject, folder: Path) -> None:
+def write_random(name: str, folder: Path) -> None:
     """Write a model with random weights, a tensor at a time: as large as layers are initialised, norms of ones."""
-    import diffusers
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
     from pruning.surgery.tensor_files import Streamed, write_tensors
 
     with torch.device("meta"):
-        model = getattr(diffusers, subject.cls)(**subject.config)
-    dtype = getattr(torch, subject.dtype)
+        model = class_of(name)(**CONFIGS[name][1])
+    dtype = getattr(torch, SUBJECTS[name].dtype)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    print(f"{subject.cls}: {sum(t.numel() for t in state.values()) / 1e9:.2f} B parameters", flush=True)
+    print(f"{name}: {sum(t.numel() for t in state.values()) / 1e9:.2f} B parameters", flush=True)
 
     def values(name: str, shape: tuple[int, ...]) -> Iterator[Any]:
         g = torch.Generator().manual_seed(sum(name.encode()))
@@ -208,8 +150,6 @@ def job(name: str, work: Path) -> dict[str, Any]:
     from pruning.types import PruningPlan, config_hash
 
     subject, dense = SUBJECTS[name], work / name / "dense"
-    if not (dense / "DONE").is_file():
-        write_random(subject, dense)
     seconds: dict[str, float] = {}
     forwards, backwards = [0], [0]
 
@@ -236,7 +176,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
     all_groups = find_groups(meta)
     prune = Prune(target=Target(ratio=RATIO), kinds=[kind for kind in kinds if kind != "blocks"])
     needs, _ = needs_for(["probe_obs", prune.compensation], groups)
-    shown, rounds = source(name, subject), []
+    shown, rounds = source(name), []
 
     def announce(found: Rounds) -> None:
         rounds.append(len(found.groups))
@@ -271,13 +211,14 @@ def job(name: str, work: Path) -> dict[str, Any]:
         changes, all_groups, plan, stats, prune.compensation, prune.ridge, model=meta, memory=room
     )
     began = timed("compensate", began)
+    shutil.rmtree(work / name / "stats")  # so that the disk has room for dense and slim
     shutil.rmtree(work / name / "slim", ignore_errors=True)
     written = cut_on_disk(dense, plan, work / name / "slim", changed=changes.changed)
     timed("cut", began)
     slim = models.map_denoiser(work / name / "slim")
     models.stream(slim)
     with torch.no_grad():
-        output = models.first_answer(slim, calls(name, subject.size, getattr(torch, subject.dtype))[0])
+        output = models.first_answer(slim, calls(name)[0])
     assert bool(output.isfinite().all())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     shown_calls = SAMPLES * STEPS
@@ -305,15 +246,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench_memory"), help="where models lie meanwhile")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", action="store_true", help="keep what was made of a model when it is done")
+    parser.add_argument("--write", choices=SUBJECTS, help=argparse.SUPPRESS)
     parser.add_argument("--job", choices=SUBJECTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write:
+        return write_random(arguments.write, arguments.work / arguments.write / "dense")
     if arguments.job:
-        print(json.dumps(job(arguments.job, arguments.work)))
-        return
+        return print(json.dumps(job(arguments.job, arguments.work)))
     found: dict[str, Any] = {}
     for name in arguments.models:
-        command = [sys.executable, "-m", "scripts.bench_memory", "--job", name, "--work", str(arguments.work)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, "-m", "scripts.bench_memory", "--work", str(arguments.work)]
+        if not (arguments.work / name / "dense" / "DONE").is_file():
+            subprocess.run([*command, "--write", name], check=True)
+        with subprocess.Popen([*command, "--job", name], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             lines = []
             for line in process.stdout:

@@ -1,6 +1,6 @@
-"""Time discover + magnitude score + cut of the SD1.5 UNet against torch-pruning, on CPU.
+"""Time discover + magnitude score + cut of the UNet of SD 1.5 or SDXL against torch-pruning, on CPU.
 
-    python scripts/bench_surgery.py [--repeats 3] [--out docs/benchmarks/surgery.json]
+    python scripts/bench_surgery.py [--model sdxl] [--repeats 3] [--out docs/benchmarks/surgery.json]
 
 Each side runs in a fresh process, in alternating order, at pruning ratio 0.25 with its stock settings; imports
 and model building are not timed. Memory is the peak resident set during the job, reset just before it:
@@ -26,26 +26,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RATIO = 0.25
+DTYPES = {"sd15": "float32", "sdxl": "bfloat16"}
 
 
-def build() -> Any:
-    """Return the UNet of Stable Diffusion 1.5 (859,520,964 parameters) with random weights."""
+def build(name: str) -> Any:
+    """Return a model with random weights: SD 1.5's UNet in float32, SDXL's in bfloat16."""
     import torch
-    from diffusers import UNet2DConditionModel
+
+    from scripts.real_sizes import CONFIGS, class_of
 
     torch.manual_seed(0)
-    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
+    return class_of(name)(**CONFIGS[name][1]).to(getattr(torch, DTYPES[name])).eval()
 
 
-def inputs() -> dict[str, Any]:
+def inputs(name: str) -> dict[str, Any]:
     """Return one call at 64 x 64 latents."""
     import torch
 
-    return {
-        "sample": torch.randn(1, 4, 64, 64),
-        "timestep": torch.ones((1,), dtype=torch.long),
-        "encoder_hidden_states": torch.randn(1, 77, 768),
-    }
+    from scripts.real_sizes import call
+
+    return call(name, 64, getattr(torch, DTYPES[name]), time=0.001)
 
 
 def run_ours(model: Any) -> None:
@@ -71,13 +71,13 @@ def keep_fraction(groups: Any, scores: Any) -> Any:
     return PruningPlan(kept=kept)
 
 
-def run_peer(model: Any) -> None:
+def run_peer(model: Any, name: str) -> None:
     """Do the same with torch-pruning's stock pruner and group magnitude importance."""
     import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
     pruner = tp.pruner.BasePruner(
         model,
-        inputs(),  # type: ignore[arg-type]
+        inputs(name),  # type: ignore[arg-type]
         importance=tp.importance.GroupMagnitudeImportance(),
         pruning_ratio=RATIO,
         ignored_layers=[model.conv_out],
@@ -93,9 +93,9 @@ def status(key: str) -> int:
     raise SystemExit("memory is read from /proc/self/status, which this system does not have")
 
 
-def child(side: str) -> None:
+def child(side: str, name: str) -> None:
     """Run one side once in this process and print its measurement."""
-    model = build()
+    model = build(name)
     dense = sum(p.numel() * p.element_size() for p in model.parameters())
     if side == "ours":
         import pruning.allocation
@@ -107,26 +107,26 @@ def child(side: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = status("VmRSS")
     start = time.perf_counter()
-    (run_ours if side == "ours" else run_peer)(model)
+    run_ours(model) if side == "ours" else run_peer(model, name)
     seconds = time.perf_counter() - start
     memory = (dense + status("VmHWM") - before) / dense
     result = {
         "seconds": seconds,
         "memory": memory,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "forward": forward_runs(model),
+        "forward": forward_runs(model, name),
         "reload": reload_is_exact(model),
     }
     print(json.dumps(result))
 
 
-def forward_runs(model: Any) -> str:
+def forward_runs(model: Any, name: str) -> str:
     """Call the pruned model once."""
     import torch
 
     try:
         with torch.no_grad():
-            output = model(**inputs(), return_dict=False)[0]
+            output = model(**inputs(name), return_dict=False)[0]
     except Exception as error:
         return f"fails: {type(error).__name__}"
     return "finite" if bool(torch.isfinite(output).all()) else "not finite"
@@ -149,9 +149,9 @@ def reload_is_exact(model: Any) -> str:
     return "exact" if same else "differs"
 
 
-def measure(side: str) -> dict[str, Any]:
+def measure(side: str, name: str) -> dict[str, Any]:
     """Run one side in a fresh process."""
-    command = [sys.executable, __file__, "--child", side]
+    command = [sys.executable, __file__, "--child", side, "--model", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
@@ -165,19 +165,20 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the full result as JSON")
+    parser.add_argument("--model", choices=DTYPES, default="sd15")
     parser.add_argument("--child", choices=["ours", "peer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments.child)
+        return child(arguments.child, arguments.model)
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     for repeat in range(arguments.repeats):
         for side in ("ours", "peer") if repeat % 2 == 0 else ("peer", "ours"):
-            runs[side].append(measure(side))
+            runs[side].append(measure(side, arguments.model))
             print(f"{side:5} run {repeat + 1}: " + ", ".join(f"{k} {v}" for k, v in runs[side][-1].items()))
-    print(json.dumps(summary(runs, arguments.out)))
+    print(json.dumps(summary(runs, arguments.model, arguments.out)))
 
 
-def summary(runs: dict[str, list[dict[str, Any]]], out: Path | None) -> dict[str, Any]:
+def summary(runs: dict[str, list[dict[str, Any]]], name: str, out: Path | None) -> dict[str, Any]:
     """Reduce the runs to medians; write everything to `out`."""
     import diffusers
     import torch
@@ -209,7 +210,8 @@ def summary(runs: dict[str, list[dict[str, Any]]], out: Path | None) -> dict[str
             **result,
             "runs": runs,
             "threads": torch.get_num_threads(),
-            "dtype": "float32",
+            "model": name,
+            "dtype": DTYPES[name],
             "device": "cpu",
         }
         out.parent.mkdir(parents=True, exist_ok=True)
