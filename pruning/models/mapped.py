@@ -130,17 +130,11 @@ def map_located(found: Located, dtype: torch.dtype | None = None) -> ModelMixin:
     held = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     other = [name for name, (kind, _) in types.items() if held.get(name, kind) != kind]
     if other:
+        example = f"{other[0]} is {_name(types[other[0]][0])}, taken as {_name(held[other[0]])}"
         logger.warning(
-            "%s: %d of %d weights are not stored in the type that the model takes them in (%s is %s, taken as %s), and "
-            "are converted in memory",
-            *(
-                found.source,
-                len(other),
-                len(held),
-                other[0],
-                _name(types[other[0]][0]),
-                _name(held[other[0]]),
-            ),
+            "%s: %d of %d weights are not stored in the type that the model takes them in (%s), and are converted in "
+            "memory",
+            *(found.source, len(other), len(held), example),
         )
     return model.eval()  # type: ignore[no-any-return]
 
@@ -171,16 +165,9 @@ def _main_type(types: dict[str, tuple[torch.dtype, int]]) -> torch.dtype | None:
 def _fetched(source: str, folder: str | None, revision: str | None, variant: str | None) -> Path:
     """Return the local copy of a hub repository, with what is needed of a denoiser."""
     end = f".{variant}" if variant else ""
-    weights = {
-        f"{_STEM}{end}",
-        f"{_STEM}{end}-*",
-        f"{_STEM}-*{end}",
-    }  # the last as diffusers once named shards
-    names = [
-        "config.json",
-        f"{_STEM}.safetensors.index{end}.json",
-        *(f"{name}.safetensors" for name in weights),
-    ]
+    # Shards of a variant have had two forms of names.
+    weights = [f"{name}.safetensors" for name in {f"{_STEM}{end}", f"{_STEM}{end}-*", f"{_STEM}-*{end}"}]
+    names = ["config.json", f"{_STEM}.safetensors.index{end}.json", *weights]
     patterns = [f"{folder}/{name}" if folder else name for name in names]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))

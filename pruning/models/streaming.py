@@ -114,29 +114,22 @@ def pieces_of(model: nn.Module, most: int) -> list[Piece]:
     found: list[Piece] = []
     seen: set[nn.Module] = set()
 
-    def cut(path: str, module: nn.Module) -> None:
+    def cut(path: str, module: nn.Module, around: Piece) -> None:
         if module in seen:
             return
-        seen.add(module)
-        whole = _can_be_called(module) and _bytes(module) <= most
-        piece = Piece(path, module)
-        inner = module.named_modules(prefix=path) if whole else [(path, module)]
-        for name, part in inner:
+        can_be_called = type(module).forward is not nn.Module.forward  # a list cannot
+        whole = can_be_called and _bytes(module) <= most
+        if can_be_called:
+            around = Piece(path, module)
+            found.append(around)
+        for name, part in module.named_modules(prefix=path) if whole else [(path, module)]:
             seen.add(part)
-            piece.take(name, part)
-        if piece.slots:
-            found.append(piece)
-        if not whole:
-            for name, child in module.named_children():
-                cut(f"{path}.{name}" if path else name, child)
+            around.take(name, part)
+        for name, child in module.named_children():
+            cut(f"{path}.{name}" if path else name, child, around)
 
-    cut("", model)
-    return found
-
-
-def _can_be_called(module: nn.Module) -> bool:
-    """Tell whether a module can be called; a list of modules cannot."""
-    return type(module).forward is not nn.Module.forward
+    cut("", model, Piece("", model))
+    return [piece for piece in found if piece.slots]
 
 
 def _bytes(module: nn.Module) -> int:

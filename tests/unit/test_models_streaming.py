@@ -159,6 +159,29 @@ def test_pieces_hold_every_weight_once():
     assert [piece.path for piece in pieces_of(model, 10**9)] == [""]
 
 
+class Listed(nn.Module):
+    """Reads weights that lie in a list, which is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList([torch.ones(100), torch.full((100,), 2.0)])
+        self.layers = nn.ModuleList(nn.Linear(100, 100) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for scale, layer in zip(self.scales, self.layers, strict=True):
+            x = layer(x) * scale
+        return x
+
+
+def test_weights_of_what_is_not_called_come_with_what_reads_them():
+    model = Listed()
+    assert [(piece.path, sorted(piece.weights())) for piece in pieces_of(model, 41_000)] == [
+        ("", ["scales.0", "scales.1"]),
+        ("layers.0", ["layers.0.bias", "layers.0.weight"]),
+        ("layers.1", ["layers.1.bias", "layers.1.weight"]),
+    ]
+
+
 def test_no_more_is_there_than_the_limit(model, monkeypatch):
     device = torch.device("cpu")
     monkeypatch.setattr(streaming, "_Pages", lambda files, where: streaming._Copies(files, where, device))
@@ -253,6 +276,7 @@ def test_broken_weights_are_named_when_they_are_first_read(
         model(**call(model))
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("name", ["dit", "flux", "sd3", "wan"])
 def test_all_that_runs_is_on_the_device(name: str, monkeypatch):
     """PyTorch's stand-ins for tensors of a GPU refuse what would mix devices there."""

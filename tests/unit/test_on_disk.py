@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import shutil
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from pruning.groups.modulation import modulation_layers
 from pruning.store.locks import locked
 from pruning.surgery import LowRank, apply_plan, cut_on_disk, origins, take_low_rank
 from pruning.types import PruningPlan
+from tests.family.zoo_setup import smaller
 from tests.models import dit
 from tests.on_disk import both_ways, contents
 from tests.plans import random_plan
@@ -49,10 +52,11 @@ def cut_heads(model: nn.Module) -> PruningPlan:
 
 
 def test_a_pruned_source(model: nn.Module, tmp_path: Path):
-    once = apply_plan(model, plan_of(model))
+    once = apply_plan(model, replace(plan_of(model), **smaller(model)))
     once.save_pretrained(tmp_path / "dense")
     both_ways(tmp_path, plan_of(once, 5), **SHARDS)
-    assert '"earlier_plans"' in (tmp_path / "disk" / "config.json").read_text()
+    config = json.loads((tmp_path / "disk" / "config.json").read_text())["_structured_pruning"]
+    assert {"earlier_plans", "ranks", "shared"} <= set(config)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
