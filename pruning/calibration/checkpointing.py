@@ -107,18 +107,13 @@ class Checkpoints:
         """Find out, the first time, which blocks do the same again when the model runs.
 
         Args:
-            run: Runs the model on a batch that is run afterwards too.
+            run: Runs the model on a batch that is run afterwards too, and says then if it cannot.
         """
         if not self._untried:
             return
         differing: dict[str, str] = {}
         draws = _Surroundings([*next(iter(self._untried.values())).parameters()])
-        with (
-            self._unseen(),
-            torch.no_grad(),
-            suppress(Exception),
-            draws.again(),
-        ):  # the run itself says what is wrong
+        with suppress(Exception), self._unseen(), torch.no_grad(), draws.again():
             differing = differences(self._untried, run)
             self._repeated = {*self._untried} - {*differing}
         for path, reason in differing.items():
