@@ -84,7 +84,7 @@ class Checkpoints:
         self._open: _Call | None = None
         self._again: _Call | None = None
         self._last: _Call | None = None
-        self._pass = 0
+        self._pass = self._visited = 0
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -107,18 +107,13 @@ class Checkpoints:
         """Find out, the first time, which blocks do the same again when the model runs.
 
         Args:
-            run: Runs the model on a batch that is run afterwards too.
+            run: Runs the model on a batch that is run afterwards too, and says then if it cannot.
         """
         if not self._untried:
             return
         differing: dict[str, str] = {}
         draws = _Surroundings([*next(iter(self._untried.values())).parameters()])
-        with (
-            self._unseen(),
-            torch.no_grad(),
-            suppress(Exception),
-            draws.again(),
-        ):  # the run itself says what is wrong
+        with suppress(Exception), self._unseen(), torch.no_grad(), draws.again():
             differing = differences(self._untried, run)
             self._repeated = {*self._untried} - {*differing}
         for path, reason in differing.items():
@@ -138,8 +133,9 @@ class Checkpoints:
         """Say that a backward pass begins, in which each block runs again once."""
         self._pass += 1
 
-    def visit(self) -> None:
+    def visit(self, x: Tensor) -> None:
         """Say that a tensor of which something may be wanted `later` comes by."""
+        self._visited = id(x)
         if self._open is not None:
             self._open.visits.append([])
 
@@ -156,6 +152,7 @@ class Checkpoints:
             read: Takes what is wanted from x, or from its like in the second run of a block.
             wanted: Tells whether it is wanted in a backward pass; only asked in second runs.
         """
+        assert id(x) == self._visited, "only of a tensor that comes by just now"
         slot, call = _Slot(read, wanted), self._open
         if call is None:
             slot.value = read(x)
@@ -169,10 +166,11 @@ class Checkpoints:
         return take
 
     def _around(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        opened: list[tuple[_Call, saved_tensors_hooks]] = []
+        opened: list[saved_tensors_hooks | None] = []
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if path not in self._repeated or self._open or self._again or not torch.is_grad_enabled():
+                opened.append(None)
                 return
             call = _Call(path, module, args, kwargs)
 
@@ -184,12 +182,13 @@ class Checkpoints:
 
             hooks = saved_tensors_hooks(call.save, unpack)
             hooks.__enter__()
-            opened.append((call, hooks))
+            opened.append(hooks)
             self._open = call
 
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if opened and self._open is opened[-1][0]:
-                opened.pop()[1].__exit__()
+            hooks = opened.pop() if opened else None
+            if hooks is not None:
+                hooks.__exit__()
                 self._open = None
 
         return enter, leave
@@ -315,7 +314,11 @@ class _Surroundings:
 
     def __init__(self, *given: Any) -> None:
         on = {t.device: t for t in tensors_in(given) if t.device.type not in ("cpu", "meta")}
-        self._kind = next((device.type for device in on), None)
+        kinds = {"cpu", *(device.type for device in on)}
+        on = {d: t for d, t in on.items() if hasattr(torch.get_device_module(d), "device")}  # MPS draws anew
+        self._kind = next(
+            (device.type for device in on), "cuda"
+        )  # not asked for anything where there are no devices
         self._devices, self._states = get_device_states(*on.values()) if on else ([], [])
         self._state = torch.get_rng_state()
         self._modes = _get_current_function_mode_stack()
@@ -326,17 +329,17 @@ class _Surroundings:
                 "enabled": torch.is_autocast_enabled(kind),
                 "cache_enabled": torch.is_autocast_cache_enabled(),
             }
-            for kind in {"cpu", self._kind or "cpu"}
+            for kind in kinds
+            if torch.amp.is_autocast_available(kind)
         ]
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Make them what they were; afterwards they are as before."""
         with ExitStack() as stack:
-            kind = self._kind or "cuda"  # which is not asked for its states where there are no devices
-            stack.enter_context(torch.random.fork_rng(self._devices, device_type=kind))
+            stack.enter_context(torch.random.fork_rng(self._devices, device_type=self._kind))
             torch.set_rng_state(self._state)
-            set_device_states(self._devices, self._states, device_type=kind)
+            set_device_states(self._devices, self._states, device_type=self._kind)
             for one in self._autocast:
                 stack.enter_context(torch.autocast(**one))
             on = {id(mode) for mode in _get_current_function_mode_stack()}

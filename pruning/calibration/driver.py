@@ -229,7 +229,7 @@ class Driver:
             if self._paused:
                 self._checkpoints.revisit(x)
                 return
-            self._checkpoints.visit()
+            self._checkpoints.visit(x)
             see(x)
 
         return hook

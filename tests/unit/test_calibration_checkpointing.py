@@ -278,6 +278,20 @@ def test_a_block_that_changes_its_mind_is_named() -> None:
     gather(toy(do), shown(), again=False, needs=("taylor",))
 
 
+def test_nothing_stays_of_a_block_that_fails() -> None:
+    def do(block: Block, x: Tensor) -> Tensor:
+        block.calls = getattr(block, "calls", 0) + 1
+        if block.calls > 2:
+            raise ValueError("out of order")
+        return x + block.ff(x)
+
+    with pytest.raises(ValueError, match="out of order"):
+        gather(toy(do), shown(), again=True, needs=("taylor",))
+    x = torch.full((2,), 3.0, requires_grad=True)
+    (x * x).sum().backward()
+    assert x.grad.tolist() == [6, 6]
+
+
 def test_hooks_of_others_act_in_second_runs() -> None:
     model, calls = toy(residual), Counter[str]()
     for name, module in model.named_modules():
