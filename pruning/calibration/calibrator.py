@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.attention.reading import Readings
-from pruning.calibration.checkpointing import is_large
+from pruning.calibration.checkpointing import Blocks
 from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
@@ -53,6 +53,8 @@ class Calibrator:
             statistic and no variant looks at it; ``meta["unseen"]`` says at which, and why.
         conditional: Which half of the denoiser's batch is conditional, for the variant ``guided``: 1 in most pipelines
             of diffusers, 0 in ``DiTPipeline`` and in `pruning.sampling`.
+        repeated: Blocks that run again in backward passes, shared by calibrations over the same inputs; None: as the
+            settings say.
 
     Raises:
         PruningError: For an unknown statistic or variant, a value out of range, or a missing first pass.
@@ -73,9 +75,11 @@ class Calibrator:
         conditional: int = 1,
         seed: int = 0,
         permutation_seed: int | None = None,
+        repeated: Blocks | None = None,
     ) -> None:
         self._model, self._settings, self._first_pass = model, settings or Calibrate(), first_pass
         self._settings.check("calibration")
+        self._repeated = repeated or Blocks.of(model, self._settings.checkpointing)
         self._limit, self._variants = num_train_timesteps, tuple(variants)
         guidance = {"scale": self._settings.guidance_scale, "conditional": conditional}
         self._guidance = guidance if "guided" in self._variants else None
@@ -123,8 +127,7 @@ class Calibrator:
     def __enter__(self) -> CalibrationStats:
         settings, sinks, first_pass = self._settings, self._settings.sink_weights, self._first_pass
         self._reader = StepReader(self._model, self._limit, self._weights)
-        repeat = is_large(self._model) if settings.checkpointing is None else settings.checkpointing
-        self.driver = driver = Driver(self._model, self._reader, self._seed, checkpointing=repeat)
+        self.driver = driver = Driver(self._model, self._reader, self._seed, repeated=self._repeated)
         self._sums, self._trajectories = Sums(settings.timestep_buckets), Trajectories()
         self._samples = torch.zeros(settings.timestep_buckets, dtype=torch.float64)
         token_weights = TokenWeights(sinks, self._variants, first_pass, self._permutation_seed)

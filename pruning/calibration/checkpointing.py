@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -63,6 +64,24 @@ def blocks_to_repeat(model: nn.Module) -> list[str]:
     return walk("", model, listed=False)
 
 
+@dataclass
+class Blocks:
+    """The blocks of a model that may run again, and those that do the same then; tried once for all rounds of a run.
+
+    Attributes:
+        paths: All, none of which lies in another; empty for no checkpointing.
+        same: Those that do the same again; None as long as that was not tried.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    same: set[str] | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, asked: bool | None) -> Blocks:
+        """Return the blocks of a model, if it is `asked` for; None: if the model is large."""
+        return cls(blocks_to_repeat(model) if (is_large(model) if asked is None else asked) else [])
+
+
 class Checkpoints:
     """Context manager under which the blocks of a model run again in backward passes.
 
@@ -70,17 +89,15 @@ class Checkpoints:
 
     Args:
         model: The denoiser.
-        paths: Its blocks, none of which lies in another; empty for no checkpointing.
+        known: Its blocks.
         unseen: Enters a context in which nobody is told of what runs.
     """
 
     def __init__(
-        self, model: nn.Module, paths: list[str], unseen: Callable[[], AbstractContextManager[None]]
+        self, model: nn.Module, known: Blocks, unseen: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        self._name = type(model).__name__
-        self._untried = {path: model.get_submodule(path) for path in paths}
-        self._repeated: set[str] = set()
-        self._blocks, self._unseen = dict(self._untried), unseen
+        self._name, self._known, self._unseen = type(model).__name__, known, unseen
+        self._blocks = {path: model.get_submodule(path) for path in known.paths}
         self._open: _Call | None = None
         self._again: _Call | None = None
         self._last: _Call | None = None
@@ -109,13 +126,14 @@ class Checkpoints:
         Args:
             run: Runs the model on a batch that is run afterwards too, and says then if it cannot.
         """
-        if not self._untried:
+        if not self._blocks or self._known.same is not None:
             return
         differing: dict[str, str] = {}
-        draws = _Surroundings([*next(iter(self._untried.values())).parameters()])
+        self._known.same = set()
+        draws = _Surroundings([*next(iter(self._blocks.values())).parameters()])
         with suppress(Exception), self._unseen(), torch.no_grad(), draws.again():
-            differing = differences(self._untried, run)
-            self._repeated = {*self._untried} - {*differing}
+            differing = differences(self._blocks, run)
+            self._known.same = {*self._blocks} - {*differing}
         for path, reason in differing.items():
             logger.warning(
                 "block %r of %s cannot run again in the backward pass, and keeps its activations: %s",
@@ -123,7 +141,6 @@ class Checkpoints:
                 self._name,
                 reason,
             )
-        self._untried = {}
 
     def restart(self) -> None:
         """Forget what the last forward and its backward passes left."""
@@ -169,7 +186,12 @@ class Checkpoints:
         opened: list[saved_tensors_hooks | None] = []
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if path not in self._repeated or self._open or self._again or not torch.is_grad_enabled():
+            if (
+                path not in (self._known.same or ())
+                or self._open
+                or self._again
+                or not torch.is_grad_enabled()
+            ):
                 opened.append(None)
                 return
             call = _Call(path, module, args, kwargs)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from pruning.calibration.attention.capture import AttentionCapture, Unseen
 from pruning.calibration.attention.softmax import AttentionCall
-from pruning.calibration.checkpointing import Checkpoints, blocks_to_repeat
+from pruning.calibration.checkpointing import Blocks, Checkpoints
 from pruning.calibration.gradients import Gradients
 from pruning.calibration.hooks import bypassed, frozen, parameter_gradients, without_own_checkpointing
 from pruning.calibration.products import OnOperand, ProductCapture
@@ -66,8 +66,8 @@ class Driver:
         model: The denoiser.
         reader: Reads the step of each call.
         seed: Of the random signs that outputs are projected on.
-        checkpointing: Let blocks run again in backward passes, instead of keeping what these need. Nobody is told
-            anything of such second runs.
+        repeated: Blocks that run again in backward passes, instead of keeping what these need. Nobody is told anything
+            of such second runs.
 
     Attributes:
         steps: Told when the denoiser is about to run.
@@ -85,7 +85,7 @@ class Driver:
     """
 
     def __init__(
-        self, model: nn.Module, reader: StepReader, seed: int = 0, *, checkpointing: bool = False
+        self, model: nn.Module, reader: StepReader, seed: int = 0, *, repeated: Blocks | None = None
     ) -> None:
         self._model, self._reader = model, reader
         self.steps: list[Callable[[Step], None]] = []
@@ -97,7 +97,7 @@ class Driver:
         self.outputs: dict[str, list[OnTensor]] = defaultdict(list)
         self.blocks: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
-        self._checkpoints = Checkpoints(model, blocks_to_repeat(model) if checkpointing else [], self._unseen)
+        self._checkpoints = Checkpoints(model, repeated or Blocks(), self._unseen)
         self.gradients = Gradients(seed, self._checkpoints)
         self.gates = Gates(model)
         self._keys: dict[str, int] = {}
