@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
+from torch import Tensor, nn
 
 from pruning import checkpoint
-from pruning.calibration.room import held_bytes
 from pruning.files import remove, write_json
 from pruning.importance import needs_of, score
 from pruning.models import denoise, example_call
@@ -65,8 +66,7 @@ def _in_memory(run: Run, folder: Path) -> tuple[PruningPlan, tuple[int, int]]:
     if section.selection == "block_by_block":
         plan, report = _choose_anew(run, model)
     else:
-        plan, options = run.plan, {"method": section.compensation, "ridge": section.ridge}
-        report = compensate(model, run.all_groups, plan, run.stats, **options)
+        plan, report = run.plan, _compensated(run, model)
     write_json(folder / "compensation.json", report)
     plan.save(folder / PLAN)
     apply_plan(model, plan)
@@ -74,18 +74,27 @@ def _in_memory(run: Run, folder: Path) -> tuple[PruningPlan, tuple[int, int]]:
     return plan, (dense, sum(p.numel() for p in model.parameters()))
 
 
+def _compensated(run: Run, weights: nn.Module | MutableMapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Let what stays of the dense weights make up for what the run's plan takes; returns the report."""
+    section = run.recipe.prune
+    return compensate(
+        weights,
+        run.all_groups,
+        run.plan,
+        run.stats,
+        method=section.compensation,
+        ridge=section.ridge,
+        model=run.meta,
+        **run.working,
+    )
+
+
 def _from_disk_to_disk(run: Run, folder: Path) -> tuple[int, int]:
     """Do what `_in_memory` does, holding no more than a group's weights; returns the parameters before and after."""
-    section, plan = run.recipe.prune, run.plan
-    changes = Changes(run.weights, folder / SCRATCH / "changed")
+    plan, changes = run.plan, Changes(run.weights, folder / SCRATCH / "changed")
     for name, weight in smaller_forms.weights_of(run).items():
         changes[name] = weight
-    options = {
-        "method": section.compensation,
-        "ridge": section.ridge,
-        "memory": run.memory - held_bytes("cpu"),
-    }
-    report = compensate(changes, run.all_groups, plan, run.stats, model=run.meta, **options)
+    report = _compensated(run, changes)
     write_json(folder / "compensation.json", report)
     plan.save(folder / PLAN)
     remove(folder / MODEL)

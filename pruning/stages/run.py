@@ -18,7 +18,7 @@ from torch import Tensor
 from pruning import checkpoint, models
 from pruning.allocation import CostModel
 from pruning.calibration import load_stats
-from pruning.calibration.room import usable_bytes
+from pruning.calibration.room import held_bytes, usable_bytes
 from pruning.calibration.store import read_tensors
 from pruning.data import (
     ImageData,
@@ -193,6 +193,11 @@ class Run:
         """Bytes that the run may hold on its device in all."""
         asked = self.recipe.calibrate.memory_gb
         return usable_bytes(self.device) if asked is None else int(asked * 1e9)
+
+    @property
+    def working(self) -> dict[str, Any]:
+        """Where scores and compensations are computed, and the memory that they may take beside what is held."""
+        return {"memory": max(0, self.memory - held_bytes("cpu")), "device": self.device}
 
     @cached_property
     def streams(self) -> bool:
