@@ -84,6 +84,17 @@ def test_rounds_change_nothing(
     ]  # type: ignore[attr-defined]
 
 
+def test_a_round_may_hold_blocks_alone(measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for gradients in it, though other rounds do."""
+    blocks = [group for group in measured.groups if group.kind == "blocks"][:2]  # type: ignore[attr-defined]
+    others = [group for group in measured.groups if group.kind != "blocks"][:2]  # type: ignore[attr-defined]
+    model: nn.Module = measured.model  # type: ignore[attr-defined]
+    needs = ["taylor", "probe_diag", "output_sensitivity", "diff_pruning", "block_change"]
+    whole = calibrate(model, [*others, *blocks], noised(model), needs=needs)
+    in_rounds(monkeypatch, 2)
+    assert_same(calibrate(model, [*others, *blocks], noised(model), needs=needs), whole)
+
+
 def test_statistics_on_disk_are_those_in_memory(
     measured: Callable[..., Any], whole: CalibrationStats, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
