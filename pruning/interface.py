@@ -197,6 +197,8 @@ def calibrate(
         PruningError: For an unknown name, a setting out of range, too little memory, or NaN, naming module, sample and
             timesteps.
     """
+    if settings is not None:
+        settings.check("calibration")
     needs, variants = needs_for(for_, groups)
     memory = None if settings is None or settings.memory_gb is None else int(settings.memory_gb * 1e9)
     return calibration.calibrate(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
@@ -19,11 +21,15 @@ from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
 from pruning.calibration.sinks.weights import weights_need_first_pass
 from pruning.calibration.statistics.first_pass import first_observers
-from pruning.calibration.store import InMemory, StatsFolder
+from pruning.calibration.store import STATISTICS, InMemory, StatsFolder
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
+from pruning.files import write_errors
+from pruning.models.outputs import tensors_in
+from pruning.models.stored import weights_digest
 from pruning.settings import Calibrate, SinkWeights
 from pruning.store.hashes import hash_of
+from pruning.store.locks import locked
 from pruning.types import CalibrationStats, PrunableGroup
 
 Needs = Iterable[str] | Mapping[str, Observer]
@@ -78,9 +84,9 @@ def first_pass(
     )
     rounds, source = _fitted(make, model, groups, source, needs=needs, memory=memory)
     if announce is not None:
-        announce(
-            replace(rounds, groups=(tuple(groups),))
-        )  # its sums are small: means, and a few rows of each sample
+        seconds = None if rounds.seconds is None else rounds.seconds / len(rounds.groups)
+        # One round: its sums are small, means and a few rows of each sample.
+        announce(replace(rounds, groups=(tuple(groups),), seconds=seconds))
     stats = make(groups).gather(source, progress)
     stats.meta["detection"] = detection_settings(settings.sink_weights)
     stats.meta["sites"] = [place for place, found in stats.values.items() if "received" in found]
@@ -160,51 +166,69 @@ def calibrate(
                 f"statistic {name!r} needs to know what the model should answer, which recorded points do not say; "
                 "calibrate on noised images, or on recorded calls with source='x0'"
             )
-    if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
-        first_pass = _first_pass(
-            model,
-            groups,
-            source,
-            settings=settings,
-            timestep_weights=timestep_weights,
-            stability=weights_need_first_pass(variants, settings.sink_weights),
-            seed=seed,
-            memory=memory,
-            progress=progress,
-        )
-    make = partial(
-        Calibrator,
-        model,
-        needs=needs,
-        num_train_timesteps=source.num_train_timesteps,
-        settings=settings,
-        variants=variants,
-        timestep_weights=timestep_weights,
-        first_pass=first_pass,
-        optional=optional,
-        conditional=conditional,
-        seed=seed,
-        permutation_seed=permutation_seed,
-        repeated=Blocks.of(model, settings.checkpointing),
-    )
-    identity = {
-        "groups": hash_of([group.name for group in groups]),
-        "needs": sorted(find(needs)),
-        "variants": sorted(variants),
-        "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
-        "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
-        "seed": [seed, permutation_seed],
-        "rows": source.rows if isinstance(source, NoisedBatches) else 0,
-    }
-    parts = InMemory() if folder is None else StatsFolder(folder, identity)
-    left = [group for group in groups if group.name not in parts.done]
-    if left or not groups:
-        rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)
-        if announce is not None:
-            announce(rounds)
-        for some in rounds.groups:
-            parts.add(some, make(some).gather(source, progress))
-    return parts.finish()
+    parts: InMemory | StatsFolder = InMemory()
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(_alone(folder))
+            identity = {
+                "model": weights_digest(model),
+                "groups": hash_of([group.name for group in groups]),
+                "needs": sorted(find(needs)),
+                "optional": sorted(optional),
+                "variants": sorted(variants),
+                "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
+                "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
+                "first_pass": None if first_pass is None else hash_of(first_pass.stats.meta),
+                "conditional": conditional,
+                "seed": [seed, permutation_seed],
+                "rows": source.rows if isinstance(source, NoisedBatches) else 0,
+                "shown": source.digest() if isinstance(source, NoisedBatches) else "",
+            }
+            parts = StatsFolder(folder, identity)
+        left = [group for group in groups if group.name not in parts.done]
+        if left or not groups:
+            if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
+                first_pass = _first_pass(
+                    model,
+                    groups,
+                    source,
+                    settings=settings,
+                    timestep_weights=timestep_weights,
+                    stability=weights_need_first_pass(variants, settings.sink_weights),
+                    seed=seed,
+                    memory=memory,
+                    progress=progress,
+                )
+            make = partial(
+                Calibrator,
+                model,
+                needs=needs,
+                num_train_timesteps=source.num_train_timesteps,
+                settings=settings,
+                variants=variants,
+                timestep_weights=timestep_weights,
+                first_pass=first_pass,
+                optional=optional,
+                conditional=conditional,
+                seed=seed,
+                permutation_seed=permutation_seed,
+                repeated=Blocks.of(model, settings.checkpointing),
+            )
+            rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)
+            if announce is not None:
+                announce(rounds)
+            for some in rounds.groups:
+                parts.add(some, make(some).gather(source, progress))
+        return parts.finish()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of the statistics for this process; another one that does is a PruningError."""
+    with write_errors(STATISTICS, folder, "Nothing has been changed"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), str(folder), "wait, or name another folder"):
+        yield
 
 
 def _fitted(
@@ -231,11 +255,19 @@ def _fitted(
         bytes_of=bytes_of,
         weights=sum(tensor.nbytes for tensor in weights),
         memory=memory,
-        device=weights[0].device,
+        device=_runs_on(weights[0].device, source),
     )
     if rounds.batch_size is None or not isinstance(source, NoisedBatches) or source.remake is None:
         return rounds, source
     return rounds, source.remake(rounds.batch_size)
+
+
+def _runs_on(held: torch.device, source: Source) -> torch.device:
+    """Return where the model runs: where its weights are `held`, or where its inputs lie if they are copied there."""
+    if held.type != "cpu" or not isinstance(source, NoisedBatches):
+        return held
+    first = next(iter(source if source.remake is None else source.remake(1)), None)
+    return next((tensor.device for tensor in tensors_in(first.call)), held) if first is not None else held
 
 
 def _settings(settings: Calibrate | None, source: Source) -> Calibrate:

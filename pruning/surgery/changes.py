@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from urllib.parse import quote
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.files import write_errors, written_whole
+from pruning.files import file_name, write_errors, written_whole
 
 ENTRY = "weight"
 
@@ -38,7 +37,7 @@ class Changes(MutableMapping[str, Tensor]):
         return self.changed[name] if name in self._files else self._weights[name]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        path = self._folder / f"{quote(name, safe='')}.safetensors"
+        path = self._folder / f"{file_name(name)}.safetensors"
         with write_errors("changed weights", self._folder, "The model itself is not touched"):
             self._folder.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as temporary:
