@@ -72,6 +72,7 @@ class Run:
         offline: Look at no data, which may lie on a hub.
         anew: Stages that are to be done even if there is a result.
         uses: Names of the shared results that the stage at work has asked for.
+        lasting: Those that all stages use from then on.
         redoing: The stage at work is done anew, and so are the shared results that it asks for.
         batch_faults: By section, why its samples are made one a call; None where they are not.
     """
@@ -84,6 +85,7 @@ class Run:
         self.offline = False
         self.anew: set[str] = set()
         self.uses: set[str] = set()
+        self.lasting: set[str] = set()
         self.redoing = False
         self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=device_named(recipe.device).type == "cpu")
@@ -223,7 +225,9 @@ class Run:
             cut_on_disk(plan=PruningPlan(), target=folder / MODEL, dtype=self.dtype, progress=write, **found)
 
         key = Key("converted", {"dtype": section.dtype, **names}, self.workspace.hashes)
-        return {"source": self.part(key, convert, resumable=True).folder / MODEL}
+        found_or_made = self.part(key, convert, resumable=True)
+        self.lasting.add(found_or_made.name)
+        return {"source": found_or_made.folder / MODEL}
 
     def load_dense(self) -> ModelMixin:
         """Load the dense model anew, for who changes it."""
