@@ -510,7 +510,7 @@ def _train(
     What lies in modules that are `held`, by path in the block, stays as it is.
     """
     slim = Called(copy.deepcopy(student.get_submodule(twin.slim)).requires_grad_(True), halves=False)
-    dense = Called(copy.deepcopy(teacher.get_submodule(twin.dense)).requires_grad_(False).eval(), halves=True)
+    dense = Called(copy.deepcopy(teacher.get_submodule(twin.dense)).requires_grad_(False), halves=True).eval()
     types = {name: tensor.dtype for name, tensor in slim.block.state_dict().items()}
     for name, parameter in slim.block.named_parameters():
         parameter.requires_grad_(not any(inside(name, path) for path in held))

@@ -301,3 +301,18 @@ def test_a_full_disk_while_inputs_are_recorded(
         with pytest.raises(PruningError, match=r"cannot write inputs of blocks in .*the disk is full"):
             recovered(pair, tmp_path)
     assert recovered(pair, tmp_path).changed
+
+
+def test_what_a_block_is_judged_by_is_drawn_by_no_dropout(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training: list[str] = []
+    error = module._error
+
+    def judged(slim: nn.Module, dense: nn.Module, *others: Any) -> float:
+        training.extend(name for name, part in dense.named_modules() if part.training)
+        return error(slim, dense, *others)
+
+    monkeypatch.setattr(module, "_error", judged)
+    recovered(pair, tmp_path)
+    assert training == []
