@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ from pruning.errors import PruningError
 from pruning.files import write_errors
 from pruning.models.outputs import tensors_in
 from pruning.models.stored import weights_digest
-from pruning.settings import Calibrate, SinkWeights
+from pruning.settings import Calibrate, SinkWeights, knobs_of
 from pruning.store.hashes import hash_of
 from pruning.store.locks import locked
 from pruning.types import CalibrationStats, PrunableGroup
@@ -36,8 +37,8 @@ Needs = Iterable[str] | Mapping[str, Observer]
 Source = NoisedBatches | SamplingRun
 Announce = Callable[[Rounds], None]
 
-FREE = ("memory_gb", "batch_size")
-"""Settings that the outcome does not depend on."""
+FREE = {knob.key for knob in knobs_of(Calibrate) if knob.neutral} | {"criteria", "diagnostics"}
+"""Settings that the outcome does not depend on, or by the names of the statistics alone."""
 
 
 def needs_first_pass(
@@ -112,6 +113,7 @@ def calibrate(
     permutation_seed: int | None = None,
     memory: int | None = None,
     folder: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
 ) -> CalibrationStats:
@@ -142,6 +144,8 @@ def calibrate(
         memory: Bytes that this process may hold where the model is, weights included; None: most of what is free.
         folder: Where the statistics go, round by round, and are read from when they are asked for; what an interrupted
             attempt of the same calibration left there is not measured again. None: they stay in memory.
+        identity: What tells the same calibration from others there (JSON types). None: all arguments, the model's
+            weights and what it is shown first.
         progress: Called after each noised batch with its number of rows.
         announce: Told how many rounds there are, before the first.
 
@@ -149,8 +153,8 @@ def calibrate(
         The statistics, by place; see `CalibrationStats`.
 
     Raises:
-        PruningError: For unknown names, values out of range, no samples, too little memory for a single group, or NaN,
-            naming module, sample and bucket.
+        PruningError: For unknown names, values out of range, no samples, too little memory for a single group, a folder
+            of another calibration or that another process writes to, or NaN, naming module, sample and bucket.
     """
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
@@ -170,20 +174,21 @@ def calibrate(
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(_alone(folder))
-            identity = {
-                "model": weights_digest(model),
-                "groups": hash_of([group.name for group in groups]),
-                "needs": sorted(find(needs)),
-                "optional": sorted(optional),
-                "variants": sorted(variants),
-                "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
-                "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
-                "first_pass": None if first_pass is None else hash_of(first_pass.stats.meta),
-                "conditional": conditional,
-                "seed": [seed, permutation_seed],
-                "rows": source.rows if isinstance(source, NoisedBatches) else 0,
-                "shown": source.digest() if isinstance(source, NoisedBatches) else "",
-            }
+            if identity is None:
+                identity = {
+                    "model": weights_digest(model),
+                    "groups": hash_of([group.name for group in groups]),
+                    "needs": sorted(find(needs)),
+                    "optional": sorted(optional),
+                    "variants": sorted(variants),
+                    "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
+                    "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
+                    "first_pass": None if first_pass is None else hash_of(first_pass.stats.meta),
+                    "conditional": conditional,
+                    "seed": [seed, permutation_seed],
+                    "rows": source.rows if isinstance(source, NoisedBatches) else 0,
+                    "shown": source.digest() if isinstance(source, NoisedBatches) else "",
+                }
             parts = StatsFolder(folder, identity)
         left = [group for group in groups if group.name not in parts.done]
         if left or not groups:

@@ -171,6 +171,7 @@ def recover_blocks(
     settings: Recover,
     *,
     folder: str | Path,
+    identity: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
@@ -187,6 +188,8 @@ def recover_blocks(
         source: What the dense model is shown; a micro-batch is one of its calls.
         settings: How to train; what it says of labels and targets is not read, for blocks see neither.
         folder: Where inputs, checkpoints and trained weights lie meanwhile.
+        identity: What tells the same recovery from others there (JSON types). None: settings, weights and what is shown
+            first.
         seed: Of every draw.
         device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
         progress: Called after every step, counted over all blocks.
@@ -206,7 +209,10 @@ def recover_blocks(
     check_writable("recovery by blocks", folder, 0)
     settings = replace(settings, distill_weight=1.0, loss_weighting="uniform", label_dropout=0.0)
     settings.check("recovery")
-    _claim(folder, student, teacher, blocks, source, settings, seed)
+    if identity is None:
+        seen = {"blocks": [vars(twin) for twin in blocks], "shown": source.digest(), "rows": source.rows}
+        identity = fingerprint(settings, seed, student, teacher, seen)
+    _claim(folder, identity)
     if settings.max_seconds is not None:
         settings = replace(settings, max_seconds=settings.max_seconds / len(blocks))
     results: dict[str, BlockResult] = {}
@@ -232,18 +238,8 @@ def recover_blocks(
     )
 
 
-def _claim(
-    folder: Path,
-    student: nn.Module,
-    teacher: nn.Module,
-    blocks: Sequence[Twin],
-    source: NoisedBatches,
-    settings: Recover,
-    seed: int,
-) -> None:
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """Write down what the folder is of; what is there of another recovery is a PruningError."""
-    seen = {"blocks": [vars(twin) for twin in blocks], "shown": source.digest(), "rows": source.rows}
-    identity = fingerprint(settings, seed, student, teacher, seen)
     known = read_json(folder / IDENTITY, "delete the folder")
     if known is not None and (differing := changes(known, identity)):
         words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing[:3])

@@ -182,6 +182,7 @@ def gather(
         conditional=conditional_half(run),
         seed=run.recipe.seed,
         folder=folder,
+        identity={},  # the folder is that of the stage's key
         **watched(run, "statistics", source),
     )
 

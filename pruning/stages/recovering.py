@@ -114,6 +114,7 @@ def _by_blocks(run: Run, folder: Path) -> dict[str, Any]:
             shown_in_training(run, batch_size),
             section,
             folder=folder / SCRATCH / "blocks",
+            identity={},  # the folder is that of the stage's key
             seed=run.recipe.seed,
             device=run.device.type,
             progress=_progress(run),

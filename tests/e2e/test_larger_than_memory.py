@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pruning.calibration.calibrator import Calibrator
+from pruning.calibration.store import StatsFolder
 from pruning.errors import PruningError
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
@@ -89,3 +92,24 @@ def test_blocks_are_trained_in_one_process(workplace, features, monkeypatch):
         PruningError, match=r"recover\.method: blocks: blocks are trained in one process, and 2 were"
     ):
         preflight(run, ["recover"])
+
+
+def test_a_killed_calibration_goes_on_with_neutral_settings_changed(workplace, features, monkeypatch):
+    """Whatever leads to the same result may be another than in the attempt that was killed."""
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    with monkeypatch.context() as patched:
+        finish = StatsFolder.finish
+
+        def kill(parts):
+            if parts._folder.name == "stats":  # not that of the first pass
+                raise KeyboardInterrupt
+            return finish(parts)
+
+        patched.setattr(StatsFolder, "finish", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, until="calibrate")
+    monkeypatch.setattr(Calibrator, "gather", Mock(side_effect=AssertionError("measured again")))
+    asked = ["calibrate.checkpointing=true", "calibrate.batch_size=2", "calibrate.memory_gb=99"]
+    run_recipe(recipe, until="calibrate", overrides=[*asked, "calibrate.criteria=[probe_obs]"])
+    assert (workplace / "runs/tiny/calibrate/DONE").is_file()

@@ -309,7 +309,7 @@ def test_what_a_block_is_judged_by_is_drawn_by_no_dropout(
     training: list[str] = []
     error = module._error
 
-    def judged(slim: nn.Module, dense: nn.Module, *others: Any) -> float:
+    def judged(slim: Any, dense: Any, *others: Any) -> float:
         training.extend(name for name, part in dense.named_modules() if part.training)
         return error(slim, dense, *others)
 
