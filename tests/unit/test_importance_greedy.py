@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruning.importance import greedy, score
-from pruning.importance.greedy import greedy_removal
+from pruning.importance.greedy import greedy_removal, invert
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of
 from tests.unit.test_importance_obs import direct_cost, regularised
 
@@ -95,6 +95,18 @@ def test_of_equal_units_the_first_goes(u: int):
     assert order[:27] == list(range(3, 30))
 
 
+@pytest.mark.parametrize("strip", [1, 7, 16, 50])
+@pytest.mark.parametrize("kind", ["plain", "massive", "deficient"])
+def test_the_inverse_is_that_of_the_product(kind: str, strip: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(greedy, "STRIP", strip)
+    matrix = covariance(kind, 48)
+    upper = torch.linalg.cholesky(matrix, upper=True)
+    found = invert(upper)
+    assert found.data_ptr() == upper.data_ptr()
+    torch.testing.assert_close(found, found.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found @ matrix, torch.eye(48).double(), rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", ["plain", "massive", "deficient", "copies"])
 @pytest.mark.parametrize(("units", "u"), [(400, 1), (20, 20)])
 def test_float32_chooses_as_well_as_float64(kind: str, units: int, u: int, monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +118,7 @@ def test_float32_chooses_as_well_as_float64(kind: str, units: int, u: int, monke
         matrix - matrix.diagonal().mean() * 0.01 / 1.01 * torch.eye(width)
     )
     found = []
-    for single in (width, width - 1):
+    for single in (width, 0):
         monkeypatch.setattr("pruning.importance.obs.SINGLE", single)
         found.append(score({"m.out.weight": weight}, [group], stats, criterion="obs").values[group.name])
     assert not torch.equal(*found)
@@ -114,3 +126,11 @@ def test_float32_chooses_as_well_as_float64(kind: str, units: int, u: int, monke
     count = int(0.3 * units)
     double, single = (direct_cost(weight, matrix, tuple(one.argsort()[:count].tolist()), u) for one in found)
     assert single == pytest.approx(double, rel=1e-4)
+
+
+def test_the_device_may_be_named():
+    group = linear_group(6, 2)
+    stats, weights = stats_of(group, random_rows(80, 12)), {"m.out.weight": random_weight(5, 12)}
+    given = ["cpu", torch.device("cpu")]
+    one, other = (score(weights, [group], stats, criterion="obs", device=d).values[group.name] for d in given)
+    assert torch.equal(one, other)
