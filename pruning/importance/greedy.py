@@ -94,9 +94,7 @@ def _batch(inverse: Tensor, rows: Tensor, names: Tensor, u: int) -> tuple[Tensor
     count = min(max(1, PENDING // u), len(names))
     inner = _diagonal_blocks(inverse, u).contiguous()  # (n, u, u)
     if count == 1:
-        whitened = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(inner), rows.unflatten(0, (-1, u)), upper=False
-        )
+        whitened = _solve(torch.linalg.cholesky(inner), rows.unflatten(0, (-1, u)))
         chosen = by_name[torch.linalg.vector_norm(whitened, dim=(1, 2))[by_name].argmin()][None]
     else:
         blocks = _gram_blocks(rows, u)  # (n, u, u)
@@ -108,8 +106,7 @@ def _batch(inverse: Tensor, rows: Tensor, names: Tensor, u: int) -> tuple[Tensor
 
     r = _columns_of(chosen, u)
     factor = torch.linalg.cholesky(_square(inverse, r))
-    left = torch.linalg.solve_triangular(factor, inverse[r], upper=False)
-    moved = torch.linalg.solve_triangular(factor, rows[r], upper=False)
+    left, moved = _solve(factor, inverse[r]), _solve(factor, rows[r])
     if count > 1 and len(candidates) < len(names):
         others = everyone.index_fill(0, candidates, False)
         hold = _hold(inner, blocks, others, left, moved, moved @ rows.T)
@@ -135,10 +132,10 @@ def _choose(inverse: Tensor, gram: Tensor, u: int, count: int) -> list[int]:
         mine, done = slice(g * u, (g + 1) * u), (len(chosen) - 1) * u
         before, pulled = left[:done], pull[:done]
         factor = torch.linalg.cholesky(inner[g])
-        lead = torch.linalg.solve_triangular(factor, inverse[mine] - before[:, mine].T @ before, upper=False)
+        lead = _solve(factor, inverse[mine] - before[:, mine].T @ before)
         overlap = gram[mine] - before[:, mine].T @ pulled - pulled[:, mine].T @ before
-        overlap = torch.linalg.solve_triangular(factor, overlap, upper=False)
-        squares = torch.linalg.solve_triangular(factor, overlap[:, mine].T, upper=False)  # v^T v
+        overlap = _solve(factor, overlap)
+        squares = _solve(factor, overlap[:, mine].T)  # v^T v
         left[done : done + u], pull[done : done + u] = lead, overlap - squares @ lead / 2
         _downdate_blocks(inner, blocks, left[done : done + u], pull[done : done + u])
 
@@ -182,6 +179,11 @@ def _costs(inner: Tensor, blocks: Tensor, counted: Tensor) -> Tensor:
         factors, _ = torch.linalg.cholesky_ex(inner)
         costs = torch.cholesky_solve(blocks, factors).diagonal(dim1=1, dim2=2).sum(1)
     return costs.clamp_(min=0).masked_fill_(~counted, torch.inf)
+
+
+def _solve(factor: Tensor, rows: Tensor) -> Tensor:
+    """Return ``T^-1 X`` for a lower triangular T; from the right, which is faster for X by rows."""
+    return torch.linalg.solve_triangular(factor.mT, rows.mT, upper=True, left=False).mT
 
 
 def _downdate_blocks(inner: Tensor, blocks: Tensor, left: Tensor, pull: Tensor) -> None:
