@@ -22,7 +22,7 @@ EPSILON = torch.finfo(torch.float64).eps
 
 MOMENT = "input_moment"
 
-PART_ROWS = 512  # rows of a moment that are read at once
+PART_ROWS = 64  # rows of a moment that are read at once
 
 Weights = Mapping[str, Tensor]
 
@@ -156,7 +156,7 @@ def moment_part(
     part = torch.empty(len(these), len(those), dtype=torch.float64)
     for start in range(0, len(these), PART_ROWS):
         stop = start + PART_ROWS
-        part[start:stop] = moment[these[start:stop]][:, those]
+        part[start:stop] = moment.index_select(0, these[start:stop]).index_select(1, those)
     return part.div_(rows)
 
 
