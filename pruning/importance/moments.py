@@ -162,9 +162,9 @@ def moment_part(
 
 def moment_bytes(group: PrunableGroup, stats: CalibrationStats) -> int:
     """Return the bytes of the largest moment at the group's consumers in float64; 0 if none was gathered."""
-    found = [(one, stats.of(one)) for one in group.consumers]
-    held = [own.get(one.name, MOMENT).numel() for one, own in found if own.has(one.name, MOMENT)]
-    return 8 * max(held, default=0)
+    read = [(one.name, stats.of(one)) for one in group.consumers]
+    read = [(name, own) for name, own in read if own.has(name, MOMENT) and own.has(name, "input_sum")]
+    return 8 * max((own.get(name, "input_sum").shape[-1] for name, own in read), default=0) ** 2
 
 
 def with_room(device: torch.device, need: int) -> torch.device:
