@@ -114,9 +114,9 @@ def _by_blocks(run: Run, folder: Path) -> dict[str, Any]:
     remove(folder / MODEL)
     cut_on_disk(run.result("prune").folder / MODEL, PruningPlan(), folder / MODEL, changed=found.changed)
     blocks = [{key: value for key, value in vars(block).items() if key != "losses"} for block in found.blocks]
-    write_json(folder / "blocks.json", {"blocks": blocks})
     losses = [fmean(step) for step in zip(*(block.losses for block in found.blocks), strict=True)]
-    write_json(folder / "losses.json", {"steps": [*range(1, len(losses) + 1)], "loss": losses})
+    steps = [*range(1, len(losses) + 1)]
+    write_json(folder / "losses.json", {"steps": steps, "loss": losses, "blocks": blocks})
     return {
         "enabled": True,
         "method": BLOCKS,
