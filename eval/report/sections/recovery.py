@@ -23,7 +23,7 @@ BODY = template(
 {%- if smoothed %}. Faint: every recorded step. Strong: mean over windows.{% else %}, step by step.{% endif %}</p>
 <figure class="wide">{{ figure }}</figure>
 {% if table %}
-<details><summary>All {{ blocks }} blocks: squared error of outputs on held-out inputs, by the dense ones' square</summary>
+<details><summary>All {{ blocks }} blocks: error on held-out inputs, squared, by the dense output's square</summary>
 {{ table }}</details>
 {% endif %}
 """
