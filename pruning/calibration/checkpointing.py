@@ -25,8 +25,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from pruning.errors import PruningError
-from pruning.groups.experts import mixtures
-from pruning.groups.reading.structure import may_be_block
+from pruning.groups.listed import listed_blocks
 from pruning.models.outputs import tensors_in
 
 logger = logging.getLogger(__name__)
@@ -45,27 +44,8 @@ def is_large(model: nn.Module) -> bool:
     return sum(p.numel() * p.element_size() for p in model.parameters()) >= LARGE
 
 
-def blocks_to_repeat(model: nn.Module) -> list[str]:
-    """Return the paths of a model's blocks, none of which lies in another.
-
-    They are the items of lists that run code of their own on at least two weights; of those inside each other the
-    innermost, but for one that is the only one in the block around it. Experts are parts of their layer's block.
-    """
-    layers = {mixture.path for mixture in mixtures(model)}
-
-    def walk(path: str, module: nn.Module, *, listed: bool) -> list[str]:
-        is_list = isinstance(module, (nn.ModuleList, nn.Sequential))
-        inner: list[str] = []
-        if path not in layers:
-            for name, child in module.named_children():
-                inner += walk(f"{path}.{name}" if path else name, child, listed=is_list)
-        return [path] if listed and len(inner) < 2 and may_be_block(module) else inner
-
-    return walk("", model, listed=False)
-
-
 @dataclass
-class Blocks:
+class RepeatedBlocks:
     """The blocks of a model that may run again, and those that do the same then; tried once for all rounds of a run.
 
     Attributes:
@@ -77,9 +57,9 @@ class Blocks:
     same: set[str] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, asked: bool | None) -> Blocks:
+    def of(cls, model: nn.Module, asked: bool | None) -> RepeatedBlocks:
         """Return the blocks of a model, if it is `asked` for; None: if the model is large."""
-        return cls(blocks_to_repeat(model) if (is_large(model) if asked is None else asked) else [])
+        return cls(listed_blocks(model) if (is_large(model) if asked is None else asked) else [])
 
 
 class Checkpoints:
@@ -94,7 +74,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, model: nn.Module, known: Blocks, unseen: Callable[[], AbstractContextManager[None]]
+        self, model: nn.Module, known: RepeatedBlocks, unseen: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._name, self._known, self._unseen = type(model).__name__, known, unseen
         self._blocks = {path: model.get_submodule(path) for path in known.paths}
@@ -338,9 +318,7 @@ class _Surroundings:
         on = {t.device: t for t in tensors_in(given) if t.device.type not in ("cpu", "meta")}
         kinds = {"cpu", *(device.type for device in on)}
         on = {d: t for d, t in on.items() if hasattr(torch.get_device_module(d), "device")}  # MPS draws anew
-        self._kind = next(
-            (device.type for device in on), "cuda"
-        )  # not asked for anything where there are no devices
+        self._kind = next((device.type for device in on), "cuda")  # no devices: not asked for
         self._devices, self._states = get_device_states(*on.values()) if on else ([], [])
         self._state = torch.get_rng_state()
         self._modes = _get_current_function_mode_stack()

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
-from pruning.calibration.checkpointing import Blocks
+from pruning.calibration.checkpointing import RepeatedBlocks
 from pruning.calibration.context import sum_bytes
 from pruning.calibration.driver import Progress, SamplingRun
 from pruning.calibration.observer import Observer, find
@@ -185,7 +185,7 @@ def calibrate(
         conditional=conditional,
         seed=seed,
         permutation_seed=permutation_seed,
-        repeated=Blocks.of(model, settings.checkpointing),
+        repeated=RepeatedBlocks.of(model, settings.checkpointing),
     )
     identity = {
         "groups": hash_of([group.name for group in groups]),

@@ -26,7 +26,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pruning.calibration.checkpointing import blocks_to_repeat
 from pruning.calibration.driver import prediction
 from pruning.data import NoisedBatches
 from pruning.data.batches import Path as Where
@@ -34,6 +33,7 @@ from pruning.data.batches import move
 from pruning.errors import PruningError
 from pruning.files import check_writable, read_json, remove, write_errors, write_json, written_whole
 from pruning.groups import find_groups
+from pruning.groups.listed import listed_blocks
 from pruning.models.outputs import joined, tensors_in
 from pruning.recovery.batches import Batches, Share, TrainingBatch, sample_order
 from pruning.recovery.loop import RecoveryProgress
@@ -107,7 +107,7 @@ def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
         plan: What the slim model was cut by.
     """
     slim = copy.deepcopy(dense).to("meta")
-    blocks = blocks_to_repeat(slim)
+    blocks = listed_blocks(slim)
     shapes = {name: tensor.shape for name, tensor in slim.state_dict().items()}
     origins = Origins(slim, {}, plan)
     origins.take_ranks()
