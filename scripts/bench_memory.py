@@ -143,7 +143,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
     from pruning.calibration.rounds import Rounds
     from pruning.groups import find_groups
     from pruning.importance import score
-    from pruning.models.borrowed import Borrowed
+    from pruning.models.pages import borrowed
     from pruning.settings import Calibrate, Prune, Target
     from pruning.surgery import compensate, cut_on_disk, needs_for
     from pruning.surgery.changes import Changes
@@ -198,7 +198,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
         announce=announce,
     )
     began = timed("calibrate", began)
-    weights = Borrowed(model)
+    weights = borrowed(model)
     room = int(subject.budget - 1.5e9)
     scores = score(weights, groups, stats, criterion="probe_obs", memory=room)
     began = timed("score", began)

@@ -31,4 +31,4 @@ from pruning.calibration.sampler_weights import sampler_weights as sampler_weigh
 from pruning.calibration.sinks.stability import FirstPass as FirstPass
 from pruning.calibration.store import load_stats as load_stats
 from pruning.calibration.store import save_stats as save_stats
-from pruning.calibration.store import view as view
+from pruning.calibration.views import view as view

@@ -19,7 +19,7 @@ from pruning import checkpoint, models
 from pruning.allocation import CostModel
 from pruning.calibration import load_stats
 from pruning.calibration.room import held_bytes, usable_bytes
-from pruning.calibration.store import read_tensors
+from pruning.calibration.tensors import read_tensors
 from pruning.data import (
     ImageData,
     Prompts,
@@ -33,7 +33,7 @@ from pruning.data.prompts import is_text
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
-from pruning.models.borrowed import Borrowed
+from pruning.models.pages import borrowed
 from pruning.recipe import Recipe
 from pruning.sampling import PixelPipeline
 from pruning.settings import NO_DATA
@@ -243,7 +243,7 @@ class Run:
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
         """The dense model's parameters by path, each to be held no longer than needed."""
-        return Borrowed(self.dense) if self.streams else dict(self.dense.named_parameters())
+        return borrowed(self.dense) if self.streams else dict(self.dense.named_parameters())
 
     @cached_property
     def dense(self) -> ModelMixin:

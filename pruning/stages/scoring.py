@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning import importance
-from pruning.calibration.store import write_tensors
+from pruning.calibration.tensors import write_tensors
 from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import Stage
