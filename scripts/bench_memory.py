@@ -93,7 +93,7 @@ def write_random(name: str, folder: Path) -> None:
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    from pruning.surgery.tensor_files import Streamed, write_tensors
+    from pruning.surgery.tensor_files import InPieces, write_in_pieces
 
     with torch.device("meta"):
         model = class_of(name)(**CONFIGS[name][1])
@@ -119,8 +119,8 @@ def write_random(name: str, folder: Path) -> None:
         tensors = {}
         for name in names:
             shape = tuple(state[name].shape)
-            tensors[name] = Streamed(shape, dtype, lambda name=name, shape=shape: values(name, shape))
-        for _ in write_tensors(folder / file, tensors):
+            tensors[name] = InPieces(shape, dtype, lambda name=name, shape=shape: values(name, shape))
+        for _ in write_in_pieces(folder / file, tensors):
             pass
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
