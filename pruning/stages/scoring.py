@@ -30,7 +30,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
         criterion=section.criterion,
         weighting=section.weighting,
         seed=run.recipe.seed,
-        **run.working,
+        **run.placement.working,
     )
     write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)
     return {
