@@ -13,10 +13,9 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.groups import find_groups
-from pruning.recovery import block_inputs, recover_blocks, twins
 from pruning.recovery import blocks as module
-from pruning.recovery.block_inputs import Twin
-from pruning.recovery.blocks import BlocksResult
+from pruning.recovery import recover_blocks, twins
+from pruning.recovery.blocks import BlocksResult, Twin
 from pruning.settings import Recover
 from pruning.surgery import apply_plan
 from pruning.types import PruningPlan
@@ -117,14 +116,14 @@ def test_little_disk_takes_more_runs_of_the_dense_model(
 ) -> None:
     whole = recovered(pair, tmp_path / "whole")
     runs: list[int] = []
-    record = module.record
+    record = module._record
 
     def counted(teacher: nn.Module, blocks: list[Twin], *others: Any) -> Any:
         runs.append(len(blocks))
         return record(teacher, blocks, *others)
 
-    monkeypatch.setattr(module, "record", counted)
-    monkeypatch.setattr(block_inputs, "DISK", 1e-12)
+    monkeypatch.setattr(module, "_record", counted)
+    monkeypatch.setattr(module, "DISK", 1e-12)
     found = recovered(pair, tmp_path / "little")
     assert runs == [1] * len(pair[2])
     assert all(torch.equal(value, whole.changed[name]) for name, value in found.changed.items())
