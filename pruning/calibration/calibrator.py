@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.attention.reading import Readings
-from pruning.calibration.checkpointing import RepeatedBlocks
 from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
 from pruning.calibration.kept import Found, Kept
 from pruning.calibration.observer import ALWAYS, VARIANTS, Observer, find
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass

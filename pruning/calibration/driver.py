@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_map_only
 
 from pruning.calibration.attention.capture import AttentionCapture, Unseen
 from pruning.calibration.attention.softmax import AttentionCall
-from pruning.calibration.checkpointing import Checkpoints, RepeatedBlocks
+from pruning.calibration.checkpointing import Checkpoints
 from pruning.calibration.gradients import Gradients
 from pruning.calibration.hooks import bypassed, frozen, parameter_gradients, without_own_checkpointing
 from pruning.calibration.products import OnOperand, ProductCapture
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.routing import Gates, experts_with_gradients, in_batch_order
 from pruning.calibration.step import Step, StepReader, check_finite
 from pruning.calibration.sums import summable

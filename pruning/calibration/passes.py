@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
-from pruning.calibration.checkpointing import RepeatedBlocks
 from pruning.calibration.context import sum_bytes
 from pruning.calibration.driver import Progress, SamplingRun
 from pruning.calibration.observer import Observer, find
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.rounds import Rounds, plan_rounds
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pruning.calibration import calibrate
 from pruning.calibration import checkpointing as module_under_test
-from pruning.calibration.checkpointing import is_large
+from pruning.calibration.repeated import is_large
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups import find_groups
@@ -322,7 +322,7 @@ def test_null_asks_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
     model = dit()
     size = sum(p.nbytes for p in model.parameters())
     for large, expected in ((size + 1, 0), (size, 1)):
-        monkeypatch.setattr(module_under_test, "LARGE", large)
+        monkeypatch.setattr("pruning.calibration.repeated.LARGE", large)
         gather(model, noised(model), again=None, needs=("taylor",))
         assert len(tried) == expected
 
