@@ -3,7 +3,7 @@
 Three things are called blocks. These here are parts of a model that run code of their own and do not lie in each other:
 one may run again (`pruning.calibration.checkpointing`), or be trained alone (`pruning.recovery.blocks`). Those that may
 be removed (`pruning.groups.blocks`) must hand on their input too. What is brought into memory together is cut by size,
-and called a piece (`pruning.models.streaming`).
+and called a piece (`pruning.models.pieces`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from pruning.errors import PruningError
 from pruning.models import pages, streaming
 from pruning.models.mapped import map_denoiser
 from pruning.models.pages import madvise
-from pruning.models.streaming import Streaming, pieces_of, streamed
+from pruning.models.pieces import pieces_of
+from pruning.models.streaming import Streaming, streamed
 from pruning.surgery import apply_plan
 from pruning.surgery.tensor_files import InPieces, write_in_pieces
 from pruning.types import PruningPlan
