@@ -41,8 +41,8 @@ class Placement:
     @cached_property
     def memory(self) -> int:
         """Bytes that the run may hold on its device in all."""
-        asked = self._run.recipe.calibrate.memory_gb
-        return usable_bytes(self._run.device) if asked is None else int(asked * 1e9)
+        asked = self._run.recipe.calibrate.memory
+        return usable_bytes(self._run.device) if asked is None else asked
 
     @property
     def working(self) -> dict[str, Any]:
