@@ -6,14 +6,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
-from pruning.calibration.checkpointing import Blocks
 from pruning.calibration.context import sum_bytes
 from pruning.calibration.driver import Progress, SamplingRun
 from pruning.calibration.observer import Observer, find
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.rounds import Rounds, plan_rounds
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
@@ -22,16 +23,13 @@ from pruning.calibration.statistics.first_pass import first_observers
 from pruning.calibration.store import InMemory, StatsFolder
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
-from pruning.settings import Calibrate, SinkWeights
+from pruning.settings import Calibrate, SinkWeights, knobs_of
 from pruning.store.hashes import hash_of
 from pruning.types import CalibrationStats, PrunableGroup
 
 Needs = Iterable[str] | Mapping[str, Observer]
 Source = NoisedBatches | SamplingRun
 Announce = Callable[[Rounds], None]
-
-FREE = ("memory_gb", "batch_size")
-"""Settings that the outcome does not depend on."""
 
 
 def needs_first_pass(
@@ -78,9 +76,8 @@ def first_pass(
     )
     rounds, source = _fitted(make, model, groups, source, needs=needs, memory=memory)
     if announce is not None:
-        announce(
-            replace(rounds, groups=(tuple(groups),))
-        )  # its sums are small: means, and a few rows of each sample
+        # Means and a few rows of each sample are small: there is one round.
+        announce(replace(rounds, groups=(tuple(groups),)))
     stats = make(groups).gather(source, progress)
     stats.meta["detection"] = detection_settings(settings.sink_weights)
     stats.meta["sites"] = [place for place, found in stats.values.items() if "received" in found]
@@ -148,18 +145,7 @@ def calibrate(
     """
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
-    for name, observer in find(needs).items():
-        if isinstance(source, SamplingRun):
-            if observer.sees.needs_calls:
-                raise PruningError(
-                    f"statistic {name!r} cannot be gathered from a run that is only watched: it takes gradients or "
-                    "further forwards; calibrate on noised images or on recorded calls"
-                )
-        elif observer.sees.needs_targets and not source.has_targets:
-            raise PruningError(
-                f"statistic {name!r} needs to know what the model should answer, which recorded points do not say; "
-                "calibrate on noised images, or on recorded calls with source='x0'"
-            )
+    _check_source(source, needs)
     if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
         first_pass = _first_pass(
             model,
@@ -185,17 +171,10 @@ def calibrate(
         conditional=conditional,
         seed=seed,
         permutation_seed=permutation_seed,
-        repeated=Blocks.of(model, settings.checkpointing),
+        repeated=RepeatedBlocks.of(model, settings.checkpointing),
     )
-    identity = {
-        "groups": hash_of([group.name for group in groups]),
-        "needs": sorted(find(needs)),
-        "variants": sorted(variants),
-        "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
-        "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
-        "seed": [seed, permutation_seed],
-        "rows": source.rows if isinstance(source, NoisedBatches) else 0,
-    }
+    seeds = seed, seed if permutation_seed is None else permutation_seed
+    identity = _identity(groups, source, needs, settings, variants, timestep_weights, seeds)
     parts = InMemory() if folder is None else StatsFolder(folder, identity)
     left = [group for group in groups if group.name not in parts.done]
     if left or not groups:
@@ -205,6 +184,44 @@ def calibrate(
         for some in rounds.groups:
             parts.add(some, make(some).gather(source, progress))
     return parts.finish()
+
+
+def _check_source(source: Source, needs: Needs) -> None:
+    """Raise PruningError for statistics that cannot be gathered from a source."""
+    for name, observer in find(needs).items():
+        if isinstance(source, SamplingRun):
+            if observer.sees.needs_calls:
+                raise PruningError(
+                    f"statistic {name!r} cannot be gathered from a run that is only watched: it takes gradients or "
+                    "further forwards; calibrate on noised images or on recorded calls"
+                )
+        elif observer.sees.needs_targets and not source.has_targets:
+            raise PruningError(
+                f"statistic {name!r} needs to know what the model should answer, which recorded points do not say; "
+                "calibrate on noised images, or on recorded calls with source='x0'"
+            )
+
+
+def _identity(
+    groups: Sequence[PrunableGroup],
+    source: Source,
+    needs: Needs,
+    settings: Calibrate,
+    variants: Collection[str],
+    timestep_weights: Sequence[float] | None,
+    seeds: tuple[int, int],
+) -> dict[str, Any]:
+    """Return what tells a calibration from another one; who names the folder answers for the model and the data."""
+    neutral = {knob.key for knob in knobs_of(Calibrate) if knob.neutral}
+    return {
+        "groups": hash_of([group.name for group in groups]),
+        "needs": sorted(find(needs)),
+        "variants": sorted(variants),
+        "settings": {key: value for key, value in asdict(settings).items() if key not in neutral},
+        "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
+        "seed": list(seeds),
+        "rows": source.rows if isinstance(source, NoisedBatches) else 0,
+    }
 
 
 def _fitted(

@@ -17,7 +17,8 @@ from pruning.recording.images import ImageCalls
 from pruning.sampling import PixelPipeline
 from pruning.settings import NOISED
 from pruning.stages.imaging import ASKED, image_calls
-from pruning.stages.run import MODEL, Run
+from pruning.stages.placement import MODEL
+from pruning.stages.run import Run
 from pruning.stages.sampling import component
 from pruning.stages.showing import (
     RECORDED,
@@ -48,7 +49,7 @@ def shown_to_train(run: Run) -> dict[str, Any]:
 
 def method_of(run: Run) -> str:
     """Return how the slim model is trained back, with null resolved."""
-    return run.recipe.recover.method or (BLOCKS if run.streams else "whole")
+    return run.recipe.recover.method or (BLOCKS if run.placement.streams else "whole")
 
 
 @partial(

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pruning.stages import Run, run_recipe
+from pruning.stages import run_recipe
+from pruning.stages.placement import Placement
 from tests.e2e.test_run import captioned, check_complete, features, save_bare, workplace, write_recipe
 from tests.models import dit
 from tests.unit.tiny_pipelines import stable_diffusion
@@ -27,7 +28,7 @@ def test_a_run_whose_weights_stay_in_their_files(workplace, features, monkeypatc
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, until="recover", overrides=["name=whole", "recover.method=blocks"])
-    monkeypatch.setattr(Run, "streams", True)
+    monkeypatch.setattr(Placement, "streams", True)
     run_recipe(recipe, overrides=["name=streamed", "store=null", f"run_dir={workplace}/other"])
     check_complete(workplace / "other", 0.75)
     for stage in ("prune", "recover"):
@@ -44,7 +45,7 @@ def test_a_pipeline_whose_weights_are_stored_in_another_type(workplace, features
     recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
     asked = ["model.dtype=bfloat16", "calibrate.provider=sampling", "calibrate.num_steps=3"]
     run_recipe(recipe, until="prune", overrides=["name=whole", *asked])
-    monkeypatch.setattr(Run, "streams", True)
+    monkeypatch.setattr(Placement, "streams", True)
     run_recipe(recipe, until="prune", overrides=[*asked, "store=null", f"run_dir={workplace}/other"])
     assert_same_weights(workplace / "runs/whole/prune", workplace / "other/prune")
     assert len([*workplace.rglob("converted/*/DONE")]) == 1
