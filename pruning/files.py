@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from safetensors import SafetensorError
 
@@ -25,6 +27,19 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
 }
+
+
+LONGEST = 180
+"""Bytes of a file's name: systems allow 255, and a temporary name beside it is longer."""
+
+
+def file_name(name: str) -> str:
+    """Return a name for the file or folder of something called `name`, another for every other name."""
+    quoted = quote(name, safe="")
+    if len(quoted) <= LONGEST:
+        return quoted
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{quoted[: LONGEST - len(digest) - 1]}-{digest}"
 
 
 def expanded(path: str | Path) -> Path:

@@ -197,6 +197,8 @@ def calibrate(
         PruningError: For an unknown name, a setting out of range, too little memory, or NaN, naming module, sample and
             timesteps.
     """
+    if settings is not None:
+        settings.check("calibration")
     needs, variants = needs_for(for_, groups)
     memory = None if settings is None else settings.memory
     return calibration.calibrate(

@@ -70,6 +70,7 @@ class Gradients:
     def __init__(self, seed: int, checkpoints: Checkpoints) -> None:
         self._seed, self._checkpoints = seed, checkpoints
         self._wanted: Counter[str] = Counter()
+        self._without = False
         self._loss = ""
         self.ends: dict[str, list[Callable[[Step], None]]] = defaultdict(list)
         self.listeners: list[ParameterListener] = []
@@ -97,6 +98,7 @@ class Gradients:
             read: Takes what is to be told of x besides.
         """
         if not torch.is_grad_enabled():
+            self._without = True
             return
         if not x.requires_grad:
             x.requires_grad_(True).register_post_accumulate_grad_hook(_drop)
@@ -114,6 +116,7 @@ class Gradients:
     def restart(self) -> None:
         """Forget what the last forward left."""
         self._wanted.clear()
+        self._without = False
         self._checkpoints.restart()
 
     def backward(self, output: Tensor, target: Tensor | None, step: Step) -> None:
@@ -147,10 +150,12 @@ class Gradients:
         self.restart()
 
     def _by_activations(self, loss: str, by_row: Tensor, step: Step, *, retain_graph: bool) -> None:
-        if not self._wanted[loss]:
+        if not self._wanted[loss] and self._without:
             raise PruningError(
                 "gradient statistics were asked for, but no consumer ran with gradients enabled"
             )
+        if not by_row.requires_grad:  # no group of the round has consumers, or no token was sent to them
+            return
         with ExitStack() as stack:
             for parameter in {p for listener in self.listeners for p in listener.parameters.values()}:
                 stack.callback(parameter.register_post_accumulate_grad_hook(_drop).remove)

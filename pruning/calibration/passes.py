@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
@@ -20,11 +22,15 @@ from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
 from pruning.calibration.sinks.weights import weights_need_first_pass
 from pruning.calibration.statistics.first_pass import first_observers
-from pruning.calibration.store import InMemory, StatsFolder
+from pruning.calibration.store import STATISTICS, InMemory, StatsFolder
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
+from pruning.files import write_errors
+from pruning.models.outputs import tensors_in
+from pruning.models.stored import weights_digest
 from pruning.settings import Calibrate, SinkWeights, knobs_of
 from pruning.store.hashes import hash_of
+from pruning.store.locks import locked
 from pruning.types import CalibrationStats, PrunableGroup
 
 Needs = Iterable[str] | Mapping[str, Observer]
@@ -76,8 +82,9 @@ def first_pass(
     )
     rounds, source = _fitted(make, model, groups, source, needs=needs, memory=memory)
     if announce is not None:
-        # Means and a few rows of each sample are small: there is one round.
-        announce(replace(rounds, groups=(tuple(groups),)))
+        seconds = None if rounds.seconds is None else rounds.seconds / len(rounds.groups)
+        # One round: its sums are small, means and a few rows of each sample.
+        announce(replace(rounds, groups=(tuple(groups),), seconds=seconds))
     stats = make(groups).gather(source, progress)
     stats.meta["detection"] = detection_settings(settings.sink_weights)
     stats.meta["sites"] = [place for place, found in stats.values.items() if "received" in found]
@@ -146,44 +153,63 @@ def calibrate(
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
     _check_source(source, needs)
-    if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
-        first_pass = _first_pass(
+    parts: InMemory | StatsFolder = InMemory()
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(_alone(folder))
+            seeds = seed, seed if permutation_seed is None else permutation_seed
+            identity = _identity(groups, source, needs, settings, variants, timestep_weights, seeds) | {
+                "model": weights_digest(model),
+                "optional": sorted(optional),
+                "first_pass": None if first_pass is None else hash_of(first_pass.stats.meta),
+                "conditional": conditional,
+            }
+            parts = StatsFolder(folder, identity)
+        left = [group for group in groups if group.name not in parts.done]
+        if groups and not left:
+            return parts.finish()
+        if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
+            first_pass = _first_pass(
+                model,
+                groups,
+                source,
+                settings=settings,
+                timestep_weights=timestep_weights,
+                stability=weights_need_first_pass(variants, settings.sink_weights),
+                seed=seed,
+                memory=memory,
+                progress=progress,
+            )
+        make = partial(
+            Calibrator,
             model,
-            groups,
-            source,
+            needs=needs,
+            num_train_timesteps=source.num_train_timesteps,
             settings=settings,
+            variants=variants,
             timestep_weights=timestep_weights,
-            stability=weights_need_first_pass(variants, settings.sink_weights),
+            first_pass=first_pass,
+            optional=optional,
+            conditional=conditional,
             seed=seed,
-            memory=memory,
-            progress=progress,
+            permutation_seed=permutation_seed,
+            repeated=RepeatedBlocks.of(model, settings.checkpointing),
         )
-    make = partial(
-        Calibrator,
-        model,
-        needs=needs,
-        num_train_timesteps=source.num_train_timesteps,
-        settings=settings,
-        variants=variants,
-        timestep_weights=timestep_weights,
-        first_pass=first_pass,
-        optional=optional,
-        conditional=conditional,
-        seed=seed,
-        permutation_seed=permutation_seed,
-        repeated=RepeatedBlocks.of(model, settings.checkpointing),
-    )
-    seeds = seed, seed if permutation_seed is None else permutation_seed
-    identity = _identity(groups, source, needs, settings, variants, timestep_weights, seeds)
-    parts = InMemory() if folder is None else StatsFolder(folder, identity)
-    left = [group for group in groups if group.name not in parts.done]
-    if left or not groups:
         rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)
         if announce is not None:
             announce(rounds)
         for some in rounds.groups:
             parts.add(some, make(some).gather(source, progress))
-    return parts.finish()
+        return parts.finish()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of the statistics for this process; another one that does is a PruningError."""
+    with write_errors(STATISTICS, folder, "Nothing has been changed"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), str(folder), "wait, or name another folder"):
+        yield
 
 
 def _check_source(source: Source, needs: Needs) -> None:
@@ -211,7 +237,7 @@ def _identity(
     timestep_weights: Sequence[float] | None,
     seeds: tuple[int, int],
 ) -> dict[str, Any]:
-    """Return what tells a calibration from another one; who names the folder answers for the model and the data."""
+    """Return what tells a calibration from another one of the same model."""
     neutral = {knob.key for knob in knobs_of(Calibrate) if knob.neutral}
     return {
         "groups": hash_of([group.name for group in groups]),
@@ -221,6 +247,7 @@ def _identity(
         "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
         "seed": list(seeds),
         "rows": source.rows if isinstance(source, NoisedBatches) else 0,
+        "shown": source.digest() if isinstance(source, NoisedBatches) else "",
     }
 
 
@@ -248,11 +275,19 @@ def _fitted(
         bytes_of=bytes_of,
         weights=sum(tensor.nbytes for tensor in weights),
         memory=memory,
-        device=weights[0].device,
+        device=_runs_on(weights[0].device, source),
     )
     if rounds.batch_size is None or not isinstance(source, NoisedBatches) or source.remake is None:
         return rounds, source
     return rounds, source.remake(rounds.batch_size)
+
+
+def _runs_on(held: torch.device, source: Source) -> torch.device:
+    """Return where the model runs: where its weights are `held`, or where its inputs lie if they are copied there."""
+    if held.type != "cpu" or not isinstance(source, NoisedBatches):
+        return held
+    first = next(iter(source if source.remake is None else source.remake(1)), None)
+    return next((tensor.device for tensor in tensors_in(first.call)), held) if first is not None else held
 
 
 def _settings(settings: Calibrate | None, source: Source) -> Calibrate:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from torch import Tensor
 
 from pruning.calibration.kept import Kept, raw_of
 from pruning.calibration.tensors import FORMAT, opened, read_tensors, write_tensors
 from pruning.errors import PruningError
-from pruning.files import read_json, write_errors, write_json, written_whole
+from pruning.files import file_name, read_json, write_errors, write_json, written_whole
 from pruning.on_demand import OnDemand
 from pruning.store.result import changes
 from pruning.types import CalibrationStats, PrunableGroup
+
+logger = logging.getLogger(__name__)
 
 STATISTICS = "calibration statistics"
 INDEX, PROGRESS = "stats.json", "progress.json"
@@ -42,13 +44,13 @@ class StatsFolder:
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
         self._folder = folder
         self._progress = folder / PROGRESS
-        self._identity = json.loads(json.dumps(dict(identity or {}), sort_keys=True))
+        self._identity = json.loads(json.dumps({"format": FORMAT, **(identity or {})}, sort_keys=True))
         advice = "name another folder, or delete it"
         known = read_json(folder / INDEX, advice) or read_json(self._progress, advice)
         if known is not None and (differing := changes(known.get("identity", {}), self._identity)):
             words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing[:3])
             raise PruningError(f"{folder} holds statistics of another calibration ({words}); {advice}")
-        self._parts: list[dict[str, Any]] = (known or {}).get("parts", [])
+        self._parts: list[dict[str, Any]] = _whole_parts(folder, (known or {}).get("parts", []))
 
     @property
     def done(self) -> frozenset[str]:
@@ -65,7 +67,7 @@ class StatsFolder:
             self._folder.mkdir(parents=True, exist_ok=True)
         small: dict[str, Tensor] = {}
         places: dict[str, str] = {}
-        name = f"part-{len(self._parts):03d}.safetensors"
+        name = _part_file(len(self._parts))
         for place in list(stats.values):
             found = stats.values.pop(place)
             flat = {f"{place}{SEPARATOR}{key}": value for key, value in raw_of(found).items()}
@@ -94,6 +96,26 @@ class StatsFolder:
             write_json(self._folder / INDEX, json.loads(json.dumps(header, sort_keys=True)))
             self._progress.unlink(missing_ok=True)
         return load_stats(self._folder)
+
+
+def _whole_parts(folder: Path, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the parts up to the first of which a file is not there any more or cannot be read."""
+    found = []
+    for number, part in enumerate(parts):
+        files = {_part_file(number), *part["places"].values()}
+        try:
+            for file in sorted(files):
+                with opened(folder / file, STATISTICS):
+                    pass
+        except PruningError as error:
+            logger.warning("what is there is measured again: %s", error)
+            break
+        found.append(part)
+    return found
+
+
+def _part_file(number: int) -> str:
+    return f"part-{number:03d}.safetensors"
 
 
 class InMemory:
@@ -150,9 +172,15 @@ def load_stats(folder: str | Path) -> CalibrationStats:
     if index.get("format") != FORMAT or index.get("content") != STATISTICS:
         raise PruningError(
             f"{folder} holds {index.get('content')!r} of format {index.get('format')!r}; "
-            f"expected {STATISTICS!r} of {FORMAT!r}"
+            f"expected {STATISTICS!r} of {FORMAT!r}; calibrate again"
         )
-    places = {place: file for part in index["parts"] for place, file in part["places"].items()}
+    try:
+        places = {place: file for part in index["parts"] for place, file in part["places"].items()}
+        meta = index["meta"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PruningError(
+            f"cannot read {STATISTICS} from {folder}: {INDEX} lacks {error}; calibrate again"
+        ) from error
     small: dict[str, dict[str, Tensor]] = {}
     for name in sorted({file for place, file in places.items() if file != _file_of(place)}):
         for key, value in read_tensors(folder / name, STATISTICS)[0].items():
@@ -162,7 +190,7 @@ def load_stats(folder: str | Path) -> CalibrationStats:
     for place, file in places.items():
         large = file == _file_of(place)
         values[place] = Kept(_large_place(folder / file, place) if large else small.get(place, {}))
-    return CalibrationStats(values, index["meta"])
+    return CalibrationStats(values, meta)
 
 
 def _large_place(path: Path, place: str) -> Mapping[str, Tensor]:
@@ -178,5 +206,5 @@ def _large_place(path: Path, place: str) -> Mapping[str, Tensor]:
 
 
 def _file_of(place: str) -> str:
-    """Return the name of the file of a large place."""
-    return f"{quote(place, safe='')}.safetensors"
+    """Return the name of the file of a large place; never that of a part."""
+    return f"{file_name(place).replace('part-', 'part%2D')}.safetensors"

@@ -57,7 +57,7 @@ def opened(path: Path, content: str) -> Iterator[tuple[Any, dict[str, Any]]]:
             if header.get("format") != FORMAT or header.get("content") != content:
                 raise PruningError(
                     f"{path} holds {header.get('content')!r} of format {header.get('format')!r}; "
-                    f"expected {content!r} of {FORMAT!r}"
+                    f"expected {content!r} of {FORMAT!r}; make it again"
                 )
             yield file, header["meta"]
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:

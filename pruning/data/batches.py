@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -9,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from pruning.errors import PruningError, shown
+from pruning.models.stored import sampled
 from pruning.settings.section import fits
 
 Path = tuple[str | int, ...]
@@ -82,6 +85,19 @@ class NoisedBatches:
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())
+
+    def digest(self) -> str:
+        """Return a short hash of what they show first, whatever the batch size, if batches can be remade."""
+        first = next(iter(self if self.remake is None else self.remake(1)), None)
+        if first is None:
+            return ""
+        tensors, _ = tree_flatten([first.call, first.target, first.sample_ids, first.timesteps])
+        digest = hashlib.sha256(str(first.bucket).encode())
+        for number, value in enumerate(tensors):
+            digest.update(
+                sampled(str(number), value) if isinstance(value, Tensor) else str(type(value)).encode()
+            )
+        return digest.hexdigest()[:32]
 
     @classmethod
     def joined(cls, parts: Sequence[NoisedBatches]) -> NoisedBatches:

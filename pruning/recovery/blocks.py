@@ -10,39 +10,53 @@ better on inputs that were held out stays as it was cut.
 from __future__ import annotations
 
 import copy
+import io
 import logging
+import os
+import pickle
 import shutil
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pruning.calibration.driver import prediction
 from pruning.data import NoisedBatches
 from pruning.data.batches import Path as Where
 from pruning.data.batches import move
 from pruning.errors import PruningError
-from pruning.files import check_writable, read_json, remove, write_errors, write_json, written_whole
+from pruning.files import (
+    check_writable,
+    file_name,
+    read_json,
+    remove,
+    write_errors,
+    write_json,
+    written_whole,
+)
 from pruning.groups import find_groups
 from pruning.groups.listed import listed_blocks
 from pruning.models.outputs import joined, tensors_in
 from pruning.on_demand import OnDemand, stored_at
 from pruning.recovery.batches import Batches, Share, TrainingBatch, sample_order
+from pruning.recovery.checkpoints import fingerprint
 from pruning.recovery.loop import RecoveryProgress
 from pruning.recovery.training import Progress, train_back
 from pruning.settings import Recover
+from pruning.store import changes
 from pruning.surgery.cut import apply_with
 from pruning.surgery.origins import Origins
-from pruning.types import PruningPlan
+from pruning.surgery.shared import owners_of
+from pruning.types import PrunableGroup, PruningPlan, inside, slices_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +122,12 @@ def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
         plan: What the slim model was cut by.
     """
     slim = copy.deepcopy(dense).to("meta")
-    blocks = listed_blocks(slim)
+    groups = find_groups(slim)
+    blocks = _closed(slim, listed_blocks(slim), plan.completed(groups).cuts(groups))
     shapes = {name: tensor.shape for name, tensor in slim.state_dict().items()}
     origins = Origins(slim, {}, plan)
     origins.take_ranks()
-    apply_with(origins, slim, plan.completed(find_groups(slim)), find_groups(slim))
+    apply_with(origins, slim, plan, groups)
     found: dict[str, Twin] = {}
     for name, tensor in slim.state_dict(keep_vars=True).items():
         source = origins.of(tensor).name
@@ -123,6 +138,30 @@ def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
         if name.endswith(rest):
             found.setdefault(dense_path, Twin(name.removesuffix(rest), dense_path))
     return [found[path] for path in blocks if path in found]
+
+
+def _closed(model: nn.Module, blocks: list[str], cut: Iterable[PrunableGroup]) -> list[str]:
+    """Return blocks none of which shares a group that is cut with what is around it: some are parts of others then.
+
+    So what enters and leaves a block is as wide as before.
+    """
+    for group in cut:
+        owners = {part.path.rpartition(".")[0] for part in slices_of(group)}
+        touched = [path for path in blocks if any(inside(owner, path) for owner in owners)]
+        if not touched or all(inside(owner, touched[0]) for owner in owners):
+            continue
+        names = zip(*(owner.split(".") for owner in owners), strict=False)
+        around = [one[0] for one in takewhile(lambda one: len({*one}) == 1, names)]
+        while around and type(model.get_submodule(".".join(around))).forward is nn.Module.forward:
+            around = around[:-1]
+        whole = ".".join(around)
+        where = blocks.index(touched[0])
+        blocks = [
+            *blocks[:where],
+            *([whole] if whole else []),
+            *(path for path in blocks[where:] if path not in touched and not inside(path, whole)),
+        ]
+    return blocks
 
 
 def recover_blocks(
@@ -154,9 +193,12 @@ def recover_blocks(
         progress: Called after every step, counted over all blocks.
 
     Raises:
-        PruningError: If no block lost anything, the source has no batch, the folder cannot be written, or a loss is not
-            finite.
+        PruningError: If no block lost anything, the source has no batch, the folder cannot be written or holds another
+            recovery, a block cannot be called on what was recorded, a loss is not finite, or in one of several
+            processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PruningError("recovery by blocks: it works in one process; start it without accelerate launch")
     if not blocks:
         raise PruningError(
             "recovery by blocks: no block of the model lost anything, so that none can be trained"
@@ -165,19 +207,24 @@ def recover_blocks(
     check_writable("recovery by blocks", folder, 0)
     settings = replace(settings, distill_weight=1.0, loss_weighting="uniform", label_dropout=0.0)
     settings.check("recovery")
+    _claim(folder, student, teacher, blocks, source, settings, seed)
+    if settings.max_seconds is not None:
+        settings = replace(settings, max_seconds=settings.max_seconds / len(blocks))
     results: dict[str, BlockResult] = {}
     for twin in blocks:
         if (done := read_json(_place(folder, twin) / RESULT)) is not None:
             results[twin.slim] = BlockResult(**{**done, "losses": tuple(done["losses"])})
     left = [twin for twin in blocks if twin.slim not in results]
-    for some in _chunks(teacher, left, source, folder):
+    served = _served_elsewhere(student, blocks)
+    for some, read in _chunks(teacher, left, source, folder):
         with write_errors("inputs of blocks", folder, "Trained blocks there are whole"):
             recordings = _record(teacher, some, source, folder)
         for twin in some:
             place, before = _place(folder, twin), len(results)
             told = partial(_told, progress, before, len(blocks), settings.steps)
+            held = served[twin] | read[twin]
             results[twin.slim] = _train(
-                student, teacher, twin, recordings[twin], settings, place, seed, device, told
+                student, teacher, twin, recordings[twin], held, settings, place, seed, device, told
             )
             remove(place / INPUTS)
     return BlocksResult(
@@ -186,6 +233,28 @@ def recover_blocks(
     )
 
 
+def _claim(
+    folder: Path,
+    student: nn.Module,
+    teacher: nn.Module,
+    blocks: Sequence[Twin],
+    source: NoisedBatches,
+    settings: Recover,
+    seed: int,
+) -> None:
+    """Write down what the folder is of; what is there of another recovery is a PruningError."""
+    seen = {"blocks": [vars(twin) for twin in blocks], "shown": source.digest(), "rows": source.rows}
+    identity = fingerprint(settings, seed, student, teacher, seen)
+    known = read_json(folder / IDENTITY, "delete the folder")
+    if known is not None and (differing := changes(known, identity)):
+        words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing[:3])
+        raise PruningError(
+            f"recovery by blocks: {folder} holds another one ({words}); name another folder, or delete it"
+        )
+    write_json(folder / IDENTITY, identity)
+
+
+IDENTITY = "recovery.json"
 RESULT, WEIGHTS, INPUTS, CHECKPOINTS = "result.json", "weights.safetensors", "inputs", "checkpoints"
 
 
@@ -224,8 +293,8 @@ class Recorded:
 
 def _chunks(
     teacher: nn.Module, blocks: Sequence[Twin], source: NoisedBatches, folder: Path
-) -> Iterator[list[Twin]]:
-    """Yield the blocks, as many at a time as their inputs have room on the disk."""
+) -> Iterator[tuple[list[Twin], dict[Twin, set[str]]]]:
+    """Yield the blocks, as many at a time as their inputs have room on the disk, and what is read of them elsewhere."""
     if not blocks:
         return
     sizes = dict.fromkeys(blocks, 0)
@@ -233,7 +302,8 @@ def _chunks(
     def count(twin: Twin, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         sizes[twin] += sum(tensor.nbytes for tensor in tensors_in([args, kwargs]))
 
-    rows = _watch(teacher, blocks, replace(source, make=lambda: islice(source.make(), 1)), count)
+    with _reads_elsewhere(teacher, blocks) as read:
+        rows = _watch(teacher, blocks, replace(source, make=lambda: islice(source.make(), 1)), count)
     if not rows:
         raise PruningError(
             "recovery by blocks: nothing is shown to the dense model; give at least one sample"
@@ -243,11 +313,55 @@ def _chunks(
     room, some, taken = DISK * shutil.disk_usage(folder).free, list[Twin](), 0.0
     for twin in blocks:
         if some and taken + sizes[twin] > room:
-            yield some
+            yield some, read
             some, taken = [], 0.0
         some.append(twin)
         taken += sizes[twin]
-    yield some
+    yield some, read
+
+
+@contextmanager
+def _reads_elsewhere(teacher: nn.Module, blocks: Sequence[Twin]) -> Iterator[dict[Twin, set[str]]]:
+    """Find the modules in each block that the model also calls while the block does not run, by path in the block.
+
+    Such as the embedder of DiT's first block, which the output is conditioned by: what the block would win by changing
+    it is lost there.
+    """
+    found: dict[Twin, set[str]] = {twin: set() for twin in blocks}
+    with ExitStack() as stack:
+        for twin in blocks:
+            block, running = teacher.get_submodule(twin.dense), [0]
+
+            def enter(*_: Any, running: list[int] = running) -> None:
+                running[0] += 1
+
+            def leave(*_: Any, running: list[int] = running) -> None:
+                running[0] -= 1
+
+            stack.callback(block.register_forward_pre_hook(enter).remove)
+            stack.callback(block.register_forward_hook(leave, always_call=True).remove)
+            for path, part in block.named_modules():
+
+                def see(*_: Any, twin: Twin = twin, path: str = path, running: list[int] = running) -> None:
+                    if not running[0]:
+                        found[twin].add(path)
+
+                if path:
+                    stack.callback(part.register_forward_pre_hook(see).remove)
+        yield found
+
+
+def _served_elsewhere(student: nn.Module, blocks: Sequence[Twin]) -> dict[Twin, set[str]]:
+    """Return the modules in each block that stand for others outside of it, too, by path in the block."""
+    pairs = owners_of(student).items()
+    return {
+        twin: {
+            owner.removeprefix(f"{twin.slim}.")
+            for path, owner in pairs
+            if inside(owner, twin.slim) and not inside(path, twin.slim)
+        }
+        for twin in blocks
+    }
 
 
 def _record(
@@ -260,12 +374,24 @@ def _record(
         (_place(folder, twin) / INPUTS).mkdir(parents=True)
 
     def write(twin: Twin, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        path = _place(folder, twin) / INPUTS / f"{len(files[twin]):06d}.pt"
-        torch.save({"args": args, "kwargs": dict(kwargs)}, path)
+        path, written = _place(folder, twin) / INPUTS / f"{len(files[twin]):06d}.pt", io.BytesIO()
+        try:
+            torch.save(_copied({"args": args, "kwargs": dict(kwargs)}), written)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise PruningError(
+                f"recovery by blocks: what block {twin.dense!r} is called with cannot be written to a file ({error}); "
+                "use recover.method=whole"
+            ) from error
+        path.write_bytes(written.getbuffer())
         files[twin].append(path)
 
     _watch(teacher, blocks, source, write)
     return {twin: Recorded(tuple(found)) for twin, found in files.items()}
+
+
+def _copied(value: Any) -> Any:
+    """Return arguments with tensors on the CPU that hold no more than themselves: a view is saved with all it is of."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True).contiguous(), value)
 
 
 @torch.no_grad()
@@ -294,15 +420,22 @@ class Called(nn.Module):
 
     Args:
         block: The block.
+        halves: Whether it takes halves; else they are made float32.
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, *, halves: bool) -> None:
         super().__init__()
-        self.block = block
+        self.block, self._halves = block, halves
 
     def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the block."""
+        if not self._halves:
+            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
         return self.block(*args, **kwargs)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @dataclass(frozen=True)
@@ -311,12 +444,10 @@ class InputSource:
 
     Attributes:
         files: Its recorded calls.
-        dtype: Type of the dense block's weights: what has another one keeps it in the dense block's call.
         share: What this process trains on.
     """
 
     files: Sequence[Path]
-    dtype: torch.dtype
     share: Share
 
     def batches(self, first_step: int, last_step: int) -> Generator[TrainingBatch, None, None]:
@@ -327,27 +458,24 @@ class InputSource:
             yield self.batch(self.files[chosen], number)
 
     def batch(self, path: Path, position: int = 0) -> TrainingBatch:
-        """Return one recorded call, halves as float32."""
-        call, exact = {}, list[Where]()
-        for name, value in torch.load(path, weights_only=False).items():
-            call[name] = _taken(value, self.share.device, self.dtype, (name,), exact)
+        """Return one recorded call, in the types that it was made in."""
+        call = move(torch.load(path, weights_only=False), self.share.device, None)
         one = torch.zeros(1, dtype=torch.long)
-        return TrainingBatch(call, None, one.to(self.share.device), one, one.bool(), position, exact=exact)
+        return TrainingBatch(
+            call, None, one.to(self.share.device), one, one.bool(), position, exact={*_paths(call)}
+        )
 
 
-def _taken(value: Any, device: torch.device, dtype: torch.dtype, path: Where, exact: list[Where]) -> Any:
-    """Return arguments on a device, halves as float32; adds to `exact` where those are that are not of `dtype`."""
+def _paths(value: Any, path: Where = ()) -> Iterator[Where]:
+    """Yield where tensors are in arguments."""
     if isinstance(value, Tensor):
-        if value.is_floating_point() and value.dtype != dtype:
-            exact.append(path)
-        halved = value.dtype in (torch.float16, torch.bfloat16)
-        return value.to(device, torch.float32) if halved else value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _taken(entry, device, dtype, (*path, name), exact) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        entries = [_taken(entry, device, dtype, (*path, k), exact) for k, entry in enumerate(value)]
-        return entries if isinstance(value, list) else tuple(entries)
-    return value
+        yield path
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _paths(entry, (*path, name))
+    elif isinstance(value, (list, tuple)):
+        for number, entry in enumerate(value):
+            yield from _paths(entry, (*path, number))
 
 
 def _train(
@@ -355,28 +483,44 @@ def _train(
     teacher: nn.Module,
     twin: Twin,
     recorded: Recorded,
+    held: Collection[str],
     settings: Recover,
     place: Path,
     seed: int,
     device: str | None,
     progress: Progress,
 ) -> BlockResult:
-    """Train one block; its new weights, if they are better, lie in `place` then, in the slim model's types."""
-    slim = Called(copy.deepcopy(student.get_submodule(twin.slim)).requires_grad_(True))
-    dense = Called(copy.deepcopy(teacher.get_submodule(twin.dense)).requires_grad_(False).eval())
+    """Train one block; its new weights, if they are better, lie in `place` then, in the slim model's types.
+
+    What lies in modules that are `held`, by path in the block, stays as it is.
+    """
+    slim = Called(copy.deepcopy(student.get_submodule(twin.slim)).requires_grad_(True), halves=False)
+    dense = Called(copy.deepcopy(teacher.get_submodule(twin.dense)).requires_grad_(False).eval(), halves=True)
     types = {name: tensor.dtype for name, tensor in slim.block.state_dict().items()}
-    dtype = next(dense.parameters()).dtype
+    for name, parameter in slim.block.named_parameters():
+        parameter.requires_grad_(not any(inside(name, path) for path in held))
 
     def batches(share: Share) -> Batches:
-        return InputSource(recorded.shown or recorded.files, dtype, share).batches
+        return InputSource(recorded.shown or recorded.files, share).batches
 
-    seen = {"block": twin.slim, "calls": len(recorded.files)}
-    before = _error(slim, dense, recorded, settings, seed)
-    result = train_back(slim, dense, batches, seen, settings, seed, place / CHECKPOINTS, device, progress)
-    after = _error(slim, dense, recorded, settings, seed)
-    found = BlockResult(
-        twin.slim, before, after, after < before, tuple(loss for _, loss in result.losses), result.seconds
-    )
+    found = BlockResult(twin.slim, 0.0, 0.0, False, (), 0.0)
+    if recorded.files:
+        seen = {"block": twin.slim, "calls": len(recorded.files)}
+        try:
+            before = _error(slim, dense, recorded, settings, seed)
+            done = train_back(
+                slim, dense, batches, seen, settings, seed, place / CHECKPOINTS, device, progress
+            )
+            after = _error(slim, dense, recorded, settings, seed)
+        except NotImplementedError as error:
+            raise PruningError(
+                f"recovery by blocks: no gradient can be taken of {twin.slim!r} on this device ({error}); train on "
+                "another, or set recover.enabled=false"
+            ) from error
+        losses = tuple(loss for _, loss in done.losses)
+        found = BlockResult(twin.slim, before, after, after < before, losses, done.seconds)
+    else:
+        logger.warning("%s stays as it was cut: the dense model does not call it on what is shown", twin.slim)
     with write_errors("a trained block", place, "Trained blocks there are whole"):
         if found.kept:
             weights = {
@@ -393,21 +537,21 @@ def _train(
 @torch.no_grad()
 def _error(slim: Called, dense: Called, recorded: Recorded, settings: Recover, seed: int) -> float:
     """Return the squared error of a block's output on held-out inputs, relative to the square of the dense block's."""
-    device, dtype = next(slim.parameters()).device, next(dense.parameters()).dtype
+    device = next(slim.parameters()).device
     slim, dense = copy.deepcopy(slim).float().eval(), dense.to(device)
-    inputs = InputSource(recorded.files, dtype, Share(settings, seed, device))
+    inputs = InputSource(recorded.files, Share(settings, seed, device))
     error = power = 0.0
     for path in recorded.held_out or recorded.files:
-        batch = inputs.batch(path)
-        wanted = joined(dense(**move(batch.call, device, dtype, batch.exact)), 1).double()
-        error += float((joined(slim(**batch.call), 1).double() - wanted).square().sum())
+        call = inputs.batch(path).call
+        wanted = joined(dense(**call), 1).double()
+        error += float((joined(slim(**call), 1).double() - wanted).square().sum())
         power += float(wanted.square().sum())
     return error / power if power > 0 else error
 
 
 def _place(folder: Path, twin: Twin) -> Path:
     """Return where what belongs to a block lies meanwhile."""
-    return folder / quote(twin.slim, safe="")
+    return folder / file_name(twin.slim)
 
 
 def _told(progress: Progress | None, done: int, blocks: int, steps: int, now: RecoveryProgress) -> None:

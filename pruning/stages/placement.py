@@ -79,7 +79,9 @@ class Placement:
             )
 
         key = Key("converted", {"dtype": section.dtype, **names}, run.workspace.hashes)
-        return {"source": run.part(key, convert, resumable=True).folder / MODEL}
+        converted = run.part(key, convert, resumable=True)
+        run.lasting.add(converted.name)
+        return {"source": converted.folder / MODEL}
 
     def streamed(self, source: str | Path, **where: Any) -> ModelMixin:
         """Return a model whose weights are in memory only while they are read; `where` is as for `map_denoiser`."""

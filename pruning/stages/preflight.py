@@ -38,6 +38,7 @@ from pruning.stages.caveats import caveats
 from pruning.stages.folder import STAGES
 from pruning.stages.imaging import call_of
 from pruning.stages.planning import hushed, make_plan
+from pruning.stages.recovering import BLOCKS, method_of
 from pruning.stages.rehearsal import rehearse
 from pruning.stages.room import check_room, needed_bytes
 from pruning.stages.run import Run, device_named, image_shape
@@ -72,6 +73,12 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_provider(run)
     if "recover" in stages and run.recipe.recover.enabled:
         check_split(run.recipe.recover, run.ranks.count)
+        if method_of(run) == BLOCKS and run.ranks.count > 1:
+            asked = run.recipe.recover.method or "null, and the models do not fit into memory"
+            raise PruningError(
+                f"recover.method: {asked}: blocks are trained in one process, and {run.ranks.count} were launched; "
+                "start one, or set recover.method=whole"
+            )
         if (provider := recovery_provider(run)) != NOISED:
             checked_on_calls(run.recipe.recover, source_of(provider))
     check_data(run, stages)

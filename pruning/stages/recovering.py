@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from pruning import checkpoint, models, recovery
 from pruning.files import remove, write_json
 from pruning.recording.images import ImageCalls
+from pruning.recovery.blocks import BlocksResult
 from pruning.sampling import PixelPipeline
 from pruning.settings import NOISED
 from pruning.stages.imaging import ASKED, image_calls
@@ -32,6 +35,8 @@ from pruning.stages.stage import IMAGES, Stage, pick
 from pruning.store import SCRATCH
 from pruning.surgery import cut_on_disk
 from pruning.types import PruningPlan
+
+logger = logging.getLogger(__name__)
 
 BLOCKS = "blocks"
 CAPTIONS = 4096
@@ -99,35 +104,48 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
 
 def _by_blocks(run: Run, folder: Path) -> dict[str, Any]:
     """Train each cut block by itself; what was trained goes into a copy of the slim model, from disk to disk."""
-    section = run.recipe.recover
+    section, twins = run.recipe.recover, recovery.twins(run.meta, run.cut_plan)
     batch_size = max(1, section.batch_size // section.gradient_accumulation)
-    found = recovery.recover_blocks(
-        run.load_pruned("prune"),
-        run.dense,
-        recovery.twins(run.meta, run.cut_plan),
-        shown_in_training(run, batch_size),
-        section,
-        folder=folder / SCRATCH / "blocks",
-        seed=run.recipe.seed,
-        device=run.device.type,
-        progress=_progress(run),
-    )
+    found = BlocksResult((), {})
+    if twins:
+        found = recovery.recover_blocks(
+            run.load_pruned("prune"),
+            run.dense,
+            twins,
+            shown_in_training(run, batch_size),
+            section,
+            folder=folder / SCRATCH / "blocks",
+            seed=run.recipe.seed,
+            device=run.device.type,
+            progress=_progress(run),
+        )
+    else:
+        logger.warning(
+            "recover: no block that is left lost anything, so none is trained and the model stays as it was cut; "
+            "recover.method=whole trains it as one"
+        )
     remove(folder / MODEL)
     cut_on_disk(run.result("prune").folder / MODEL, PruningPlan(), folder / MODEL, changed=found.changed)
     blocks = [{key: value for key, value in vars(block).items() if key != "losses"} for block in found.blocks]
-    losses = [fmean(step) for step in zip(*(block.losses for block in found.blocks), strict=True)]
+    by_step = zip_longest(*(block.losses for block in found.blocks))  # some may have had no time for all
+    losses = [fmean(loss for loss in step if loss is not None) for step in by_step]
     steps = [*range(1, len(losses) + 1)]
     write_json(folder / "losses.json", {"steps": steps, "loss": losses, "blocks": blocks})
     return {
         "enabled": True,
         "method": BLOCKS,
-        "steps": section.steps,
+        "steps": len(losses),
         "blocks": len(found.blocks),
         "blocks_kept": sum(block.kept for block in found.blocks),
-        "error_before": fmean(block.before for block in found.blocks),
-        "error_after": fmean(block.after if block.kept else block.before for block in found.blocks),
+        "error_before": _mean(block.before for block in found.blocks),
+        "error_after": _mean(block.after if block.kept else block.before for block in found.blocks),
         "seconds_training": round(sum(block.seconds for block in found.blocks), 1),
     }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = [*values]
+    return fmean(found) if found else None
 
 
 def _images(run: Run) -> ImageCalls:

@@ -68,6 +68,7 @@ class Run:
         placement: How much memory it may take, and where the weights are.
         anew: Stages that are to be done even if there is a result.
         uses: Names of the shared results that the stage at work has asked for.
+        lasting: Those that all stages use from then on.
         redoing: The stage at work is done anew, and so are the shared results that it asks for.
         batch_faults: By section, why its samples are made one a call; None where they are not.
     """
@@ -80,6 +81,7 @@ class Run:
         self.offline = False
         self.anew: set[str] = set()
         self.uses: set[str] = set()
+        self.lasting: set[str] = set()
         self.redoing = False
         self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=device_named(recipe.device).type == "cpu")

@@ -134,7 +134,7 @@ class Stage:
     def _do(self, run: Run, folder: Path) -> dict[str, Any]:
         """Run the work; return what the manifest says of it. Time counts earlier attempts that it resumes."""
         logger.info("%-9s …", self.name)
-        run.uses.clear()
+        run.uses = {*run.lasting}
         run.redoing = self.name in run.anew
         note, began = folder / SCRATCH / CLOCK, time.perf_counter()
         earlier = (read_json(note) or {}).get("seconds", 0.0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from urllib.parse import quote
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.files import write_errors, written_whole
+from pruning.files import file_name, write_errors, written_whole
 from pruning.on_demand import OnDemand, stored_at
 
 ENTRY = "weight"
@@ -39,7 +38,7 @@ class Changes(MutableMapping[str, Tensor]):
         return self.changed[name] if name in self._places else self._weights[name]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        path = self._folder / f"{quote(name, safe='')}.safetensors"
+        path = self._folder / f"{file_name(name)}.safetensors"
         with write_errors("changed weights", self._folder, "The model itself is not touched"):
             self._folder.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as temporary:

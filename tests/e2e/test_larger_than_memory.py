@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning.stages import run_recipe
+from pruning.errors import PruningError
+from pruning.recipe import load_recipe
+from pruning.stages import Run, run_recipe
+from pruning.stages.folder import RunFolder
 from pruning.stages.placement import Placement
+from pruning.stages.preflight import preflight
 from tests.e2e.test_run import captioned, check_complete, features, save_bare, workplace, write_recipe
 from tests.models import dit
 from tests.unit.tiny_pipelines import stable_diffusion
@@ -49,3 +54,39 @@ def test_a_pipeline_whose_weights_are_stored_in_another_type(workplace, features
     run_recipe(recipe, until="prune", overrides=[*asked, "store=null", f"run_dir={workplace}/other"])
     assert_same_weights(workplace / "runs/whole/prune", workplace / "other/prune")
     assert len([*workplace.rglob("converted/*/DONE")]) == 1
+    uses = [name for names in RunFolder(workplace / "other").uses().values() for name in names]
+    assert any(name.startswith("converted/") for name in uses), "cleaning would remove what the run uses"
+
+
+def test_a_plan_that_only_removes_blocks(workplace, features, monkeypatch, caplog):
+    """No block that is left can be trained by itself: that is said, and the model stays as it was cut."""
+    save_bare(dit(sample_size=16, num_layers=4), workplace)
+    recipe = write_recipe(workplace, features[1], macs=0.7)
+    monkeypatch.setattr(Placement, "streams", True)
+    run_recipe(recipe, until="recover", overrides=["prune.kinds=[blocks]"])
+    assert "no block that is left lost anything" in caplog.text
+    assert_same_weights(workplace / "runs/tiny/prune", workplace / "runs/tiny/recover")
+
+
+def test_blocks_that_had_no_time_for_all_steps(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    asked = [
+        "recover.method=blocks",
+        "recover.steps=2000",
+        "recover.max_seconds=0.5",
+        "recover.warmup_steps=0",
+    ]
+    run_recipe(recipe, until="recover", overrides=asked)
+    losses = json.loads((workplace / "runs/tiny/recover/losses.json").read_text())
+    assert 1 <= len(losses["loss"]) < 2000
+
+
+def test_blocks_are_trained_in_one_process(workplace, features, monkeypatch):
+    save_bare(dit(sample_size=16), workplace)
+    run = Run(load_recipe(write_recipe(workplace, features[1]), ["recover.method=blocks"]), progress=False)
+    run.ranks.count = 2
+    with pytest.raises(
+        PruningError, match=r"recover\.method: blocks: blocks are trained in one process, and 2 were"
+    ):
+        preflight(run, ["recover"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import pruning
 from pruning.calibration import STATISTICS, calibrate, load_stats
 from pruning.calibration import passes as passes_module
 from pruning.calibration import rounds as rounds_module
@@ -19,6 +21,7 @@ from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.settings import Calibrate
+from pruning.store.locks import locked
 from pruning.types import CalibrationStats, PrunableGroup
 from tests.models import MODELS
 from tests.unit.calibration_setup import noised
@@ -83,6 +86,17 @@ def test_rounds_change_nothing(
     assert [len(rounds.groups) for rounds in told] == [
         -(-len(measured.groups) // -(-len(measured.groups) // count))
     ]  # type: ignore[attr-defined]
+
+
+def test_a_round_may_hold_blocks_alone(measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for gradients in it, though other rounds do."""
+    blocks = [group for group in measured.groups if group.kind == "blocks"][:2]  # type: ignore[attr-defined]
+    others = [group for group in measured.groups if group.kind != "blocks"][:2]  # type: ignore[attr-defined]
+    model: nn.Module = measured.model  # type: ignore[attr-defined]
+    needs = ["taylor", "probe_diag", "output_sensitivity", "diff_pruning", "block_change"]
+    whole = calibrate(model, [*others, *blocks], noised(model), needs=needs)
+    in_rounds(monkeypatch, 2)
+    assert_same(calibrate(model, [*others, *blocks], noised(model), needs=needs), whole)
 
 
 def test_statistics_on_disk_are_those_in_memory(
@@ -164,6 +178,107 @@ def test_the_price_of_rounds(measured: Callable[..., Any], monkeypatch: pytest.M
         handle.remove()
     assert forwards[0] <= (2 + 4) * 4
     assert backwards[0] <= 4 * 4
+
+
+def test_what_is_in_the_folder_of_another_model_or_other_inputs_is_refused(
+    measured: Callable[..., Any], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"needs": ["input_sq"], "variants": (), "folder": tmp_path / "stats"}
+    measured(**options)
+    model: nn.Module = measured.model  # type: ignore[attr-defined]
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(PruningError, match=r"statistics of another calibration \(model was"):
+        calibrate(other, measured.groups, noised(model), needs=["input_sq"], folder=tmp_path / "stats")  # type: ignore[attr-defined]
+    batches = [dataclasses.replace(b, call={**b.call, "sample": -b.call["sample"]}) for b in noised(model)]
+    source = dataclasses.replace(noised(model), make=lambda: batches)
+    with pytest.raises(PruningError, match=r"statistics of another calibration \(shown was"):
+        measured(source=source, **options)
+    with pytest.raises(PruningError, match=r"statistics of another calibration \(conditional was 1, is 0\)"):
+        measured(conditional=0, **options)
+
+
+def test_a_folder_is_for_one_process(measured: Callable[..., Any], tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / ".stats.lock", "", ""),
+        pytest.raises(PruningError, match=r"stats is in use by process"),
+    ):
+        measured(needs=["input_sq"], variants=(), folder=tmp_path / "stats")
+    measured(needs=["input_sq"], variants=(), folder=tmp_path / "stats")
+    assert [path.name for path in tmp_path.iterdir()] == ["stats"]
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])])
+def test_a_part_that_is_lost_is_measured_again(
+    harm: Callable[[Path], object],
+    measured: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    in_rounds(monkeypatch, 3)
+    monkeypatch.setattr("pruning.calibration.store.SMALL", 4096)
+    options: dict[str, Any] = {
+        "needs": ["input_sq", "input_moment"],
+        "variants": (),
+        "folder": tmp_path / "stats",
+    }
+    whole = measured(**{**options, "folder": None})
+    measured(**options)
+    harm(tmp_path / "stats" / "part-001.safetensors")
+    assert_same(measured(**options), whole)
+    harm(next((tmp_path / "stats").glob("down_blocks*")))
+    assert_same(measured(**options), whole)
+
+
+def test_memory_is_that_of_where_the_inputs_lie(
+    measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are copied to a device while they are read lie elsewhere."""
+    devices: list[torch.device] = []
+
+    def plan(groups: Sequence[PrunableGroup], *args: object, **options: Any) -> Rounds:
+        devices.append(options["device"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passes_module, "plan_rounds", plan)
+    batch = next(iter(noised(measured.model)))  # type: ignore[attr-defined]
+    batch = dataclasses.replace(batch, call={name: value.to("meta") for name, value in batch.call.items()})
+    source = dataclasses.replace(noised(measured.model), make=lambda: [batch])  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        measured(needs=["input_sq"], variants=(), source=source)
+    assert devices == [torch.device("meta")]
+
+
+def test_minutes_of_the_first_pass_are_those_of_one_round(
+    measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_rounds(monkeypatch, 4)
+    told: list[Rounds] = []
+    model: nn.Module = measured.model  # type: ignore[attr-defined]
+    passes_module.first_pass(model, measured.groups, noised(model), announce=told.append)  # type: ignore[attr-defined]
+    assert [(len(rounds.groups), rounds.seconds) for rounds in told] == [(1, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("8", r"memory_gb: '8' is a str; expected"),
+        (float("nan"), r"memory_gb: nan must be a finite number"),
+        (0.0, r"memory_gb: 0.0 is not in \(0, 1e6\]"),
+        (-1.0, r"memory_gb: -1.0 is not in \(0, 1e6\]"),
+    ],
+)
+def test_memory_that_is_none(value: Any, message: str, measured: Callable[..., Any]) -> None:
+    settings = Calibrate(timestep_buckets=4, memory_gb=value)
+    with pytest.raises(PruningError, match=message):
+        pruning.calibrate(
+            measured.model,  # type: ignore[attr-defined]
+            measured.groups,  # type: ignore[attr-defined]
+            noised(measured.model),  # type: ignore[attr-defined]
+            for_="energy",
+            settings=settings,
+        )
 
 
 # Planning.

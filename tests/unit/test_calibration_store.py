@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -131,3 +132,22 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PruningError, match="choose another folder"):
         save_stats(stats(), tmp_path / "file" / "stats")
+
+
+def test_places_with_long_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruning.calibration.store.SMALL", 8)
+    names = [f"{'down_blocks.0/ü.' * 30}to_out.{k}[0:64]" for k in range(2)] + [".", "..", "a|b", "part-000"]
+    values = {name: {"input_sq": torch.tensor([1.0, 2.0, float(k)])} for k, name in enumerate(names)}
+    save_stats(CalibrationStats({place: dict(found) for place, found in values.items()}), tmp_path / "stats")
+    theirs = load_stats(tmp_path / "stats")
+    for name, found in values.items():
+        assert torch.equal(theirs.get(name, "input_sq"), found["input_sq"]), name
+
+
+def test_an_index_that_lacks_something(tmp_path: Path) -> None:
+    save_stats(stats(), tmp_path / "stats")
+    index = json.loads((tmp_path / "stats" / "stats.json").read_text())
+    del index["parts"]
+    write_json(tmp_path / "stats" / "stats.json", index)
+    with pytest.raises(PruningError, match=r"stats\.json lacks 'parts'; calibrate again"):
+        load_stats(tmp_path / "stats")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.data.batches import NoisedBatch, NoisedBatches, move
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.recovery import blocks as module
@@ -18,9 +19,10 @@ from pruning.recovery import recover_blocks, twins
 from pruning.recovery.blocks import BlocksResult, Twin
 from pruning.settings import Recover
 from pruning.surgery import apply_plan
-from pruning.types import PruningPlan
+from pruning.types import PruningPlan, inside, slices_of
 from tests.models import MODELS
 from tests.unit.calibration_setup import noised
+from tests.zoo import ZOO, Draw, build
 
 SETTINGS = Recover(
     steps=12, batch_size=4, learning_rate=2e-3, warmup_steps=1, ema_decay=0.0, checkpoint_every=5
@@ -48,8 +50,9 @@ def pair() -> tuple[nn.Module, nn.Module, list[Twin]]:
 
 def recovered(pair: tuple[nn.Module, nn.Module, list[Twin]], folder: Path, **changes: Any) -> BlocksResult:
     dense, slim, found = pair
-    options = {"settings": SETTINGS, "source": noised(dense, 8, 4), "device": "cpu", **changes}
-    return recover_blocks(slim, dense, found, folder=folder, **options)
+    source = changes.pop("source", None) or noised(dense, 8, 4)
+    options = {"settings": SETTINGS, "device": "cpu", **changes}
+    return recover_blocks(slim, dense, found, source, folder=folder, **options)
 
 
 def test_twins_of_blocks_that_moved() -> None:
@@ -145,3 +148,156 @@ def test_what_cannot_be_trained_is_refused(
         recovered((dense, slim, []), tmp_path)
     with pytest.raises(PruningError, match="nothing is shown to the dense model"):
         recovered(pair, tmp_path, source=noised(dense, 0, 4))
+
+
+def test_a_folder_of_another_recovery_is_refused(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path
+) -> None:
+    whole = recovered(pair, tmp_path)
+    assert recovered(pair, tmp_path).blocks == whole.blocks
+    message = r"holds another one \(settings\.learning_rate was 0\.002, is 0\.001\); name another folder"
+    with pytest.raises(PruningError, match=message):
+        recovered(pair, tmp_path, settings=replace(SETTINGS, learning_rate=1e-3))
+    batches = [
+        replace(batch, call={**batch.call, "hidden_states": batch.call["hidden_states"] + 1})
+        for batch in noised(pair[0], 8, 4)
+    ]
+    with pytest.raises(PruningError, match=r"holds another one \(shown was"):
+        recovered(pair, tmp_path, source=replace(noised(pair[0]), make=lambda: batches))
+
+
+def test_time_is_shared_by_the_blocks(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[Any] = []
+    train = module.train_back
+
+    def noted(*args: Any) -> Any:
+        limits.append(args[4].max_seconds)
+        return train(*args)
+
+    monkeypatch.setattr(module, "train_back", noted)
+    found = recovered(pair, tmp_path, settings=replace(SETTINGS, max_seconds=1e-6 * len(pair[2])))
+    assert limits == [pytest.approx(1e-6)] * len(pair[2])
+    assert all(len(block.losses) == 1 for block in found.blocks)
+
+
+def test_what_is_also_read_outside_of_a_block_stays(tmp_path: Path) -> None:
+    """DiT's output is conditioned by the embedder of its first block."""
+    dense = MODELS["dit"]().eval()
+    plan = cut(dense, kinds=("ffn_channels",))
+    slim = apply_plan(copy.deepcopy(dense), plan).eval()
+    found = recovered((dense, slim, twins(dense, plan)), tmp_path)
+    outside, before = "transformer_blocks.0.norm1.emb.", slim.state_dict()
+    trained = {name for name, value in found.changed.items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("transformer_blocks.0.") for name in trained)
+    assert not any(name.startswith(outside) for name in trained)
+    assert any(name.startswith("transformer_blocks.1.norm1.emb.") for name in trained)
+
+
+def test_an_embedder_that_serves_several_blocks_stays(tmp_path: Path) -> None:
+    dense = MODELS["dit"]().eval()
+    paths = [f"transformer_blocks.{k}.norm1.emb" for k in range(3)]
+    for path in paths[1:]:
+        dense.get_submodule(path).load_state_dict(dense.get_submodule(paths[0]).state_dict())
+    plan = replace(cut(dense, kinds=("ffn_channels",)), shared=(tuple(paths),))
+    slim = apply_plan(copy.deepcopy(dense), plan).eval()
+    found = recovered((dense, slim, twins(dense, plan)), tmp_path)
+    assert {*found.changed} <= {*slim.state_dict()}
+    assert not any(
+        "norm1.emb" in name and not torch.equal(value, slim.state_dict()[name])
+        for name, value in found.changed.items()
+    )
+
+
+@pytest.mark.parametrize("name", ["kandinsky3", "sd15", "flux", "unet1d"])
+def test_no_block_shares_a_cut_group_with_what_is_around_it(name: str) -> None:
+    dense = build(ZOO[name])
+    groups, plan = find_groups(dense), cut(dense)
+    found = twins(dense, plan)
+    assert found
+    for group in plan.cuts(groups):
+        owners = {part.path.rpartition(".")[0] for part in slices_of(group)}
+        assert sum(any(inside(owner, twin.dense) for owner in owners) for twin in found) == 1
+        assert any(all(inside(owner, twin.dense) for owner in owners) for twin in found)
+
+
+def test_a_model_that_keeps_some_weights_in_float32(tmp_path: Path) -> None:
+    """The first weights of Wan's blocks stay float32 in a bfloat16 model, and what enters the blocks is bfloat16."""
+    tiny = ZOO["wan"]
+    dense = build(tiny).to(torch.bfloat16)
+    for name, parameter in dense.named_parameters():
+        if "scale_shift_table" in name:
+            parameter.data = parameter.data.float()
+    plan = cut(dense)
+    slim = apply_plan(copy.deepcopy(dense), plan).eval()
+    calls = [move(tiny.call(Draw(seed)), "cpu", torch.bfloat16) for seed in (1, 2)]
+    ids = torch.arange(2)
+    batches = [NoisedBatch(call, None, 0, ids, Draw().times()) for call in calls]
+    source = NoisedBatches(lambda: batches, 1000, 1)
+    found = recovered((dense, slim, twins(dense, plan)), tmp_path, source=source)
+    assert all(block.after < block.before for block in found.blocks)
+    kinds = {name: value.dtype for name, value in slim.state_dict().items()}
+    assert {name: value.dtype for name, value in found.changed.items()} == {
+        name: kinds[name] for name in found.changed
+    }
+
+
+def test_a_view_is_recorded_without_what_it_is_of() -> None:
+    large = torch.zeros(1000, 1000)
+    copied = module._copied({"args": (large[:1], [large[:, 0].expand(2, 1000)]), "kwargs": {"none": None}})
+    assert copied["args"][0].untyped_storage().nbytes() == 4000
+    assert copied["args"][1][0].untyped_storage().nbytes() == 8000
+    assert copied["kwargs"] == {"none": None}
+
+
+class Told(nn.Module):
+    """A model of two blocks, of which one is never called, the other with what cannot be written to a file."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.blocks = dense.transformer_blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.get_submodule("blocks.0")(
+            x,
+            timestep=torch.tensor([1]),
+            class_labels=torch.tensor([1]),
+            cross_attention_kwargs={"scale": lambda: 1},
+        )
+
+
+def test_calls_that_cannot_be_written_and_blocks_that_are_not_called(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense, slim, found = Told(pair[0]), Told(pair[1]), [Twin(f"blocks.{k}", f"blocks.{k}") for k in (0, 1)]
+    batch = NoisedBatch({"x": torch.zeros(1, 4, 32)}, None, 0, torch.arange(1), torch.arange(1))
+    source = NoisedBatches(lambda: [batch], 1000, 1)
+    with pytest.raises(
+        PruningError, match=r"what block 'blocks\.0' is called with cannot be written to a file"
+    ):
+        recovered((dense, slim, found), tmp_path / "one", source=source)
+    result = recovered((dense, slim, found[1:]), tmp_path / "other", source=source)
+    assert not result.changed
+    assert "blocks.1 stays as it was cut: the dense model does not call it" in caplog.text
+
+
+def test_one_process(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PruningError, match="it works in one process; start it without accelerate launch"):
+        recovered(pair, tmp_path)
+
+
+def test_a_full_disk_while_inputs_are_recorded(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(PruningError, match=r"cannot write inputs of blocks in .*the disk is full"):
+            recovered(pair, tmp_path)
+    assert recovered(pair, tmp_path).changed
