@@ -200,7 +200,7 @@ def calibrate(
     if settings is not None:
         settings.check("calibration")
     needs, variants = needs_for(for_, groups)
-    memory = None if settings is None or settings.memory_gb is None else int(settings.memory_gb * 1e9)
+    memory = None if settings is None else settings.memory
     return calibration.calibrate(
         model,
         groups,

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import ChainMap
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 from pruning.hook import PRUNING_KEY
+from pruning.on_demand import first_of
 from pruning.removal import BlockRemoval as BlockRemoval
 
 PLAN_VERSION = 1
@@ -192,18 +192,18 @@ class PrunableGroup:
 
 @dataclass
 class CalibrationStats:
-    """Float64 sums of a calibration run, by place and statistic; never raw activations. Some are read from disk.
+    """Float64 sums of a calibration run, by place and statistic; never raw activations.
 
     A place is a slice that is read (`PrunableGroup.consumer_key`), an attention module or a block (its path), or a
     group as a whole (its name). The statistics are documented in `pruning.calibration.statistics`. Who asks for a
     group's takes `of` it first.
 
     Attributes:
-        values: Sums by place, then by statistic name.
+        values: Sums by place, then by statistic name, not to be changed; some are read from disk each time.
         meta: What was run: number of samples, timestep buckets, sink weights, seed, … (JSON types only).
     """
 
-    values: dict[str, MutableMapping[str, Tensor]] = field(default_factory=dict)
+    values: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def of(self, group: PrunableGroup) -> CalibrationStats:
@@ -211,7 +211,7 @@ class CalibrationStats:
         places = [group.module, group.name]
         if group.consumers == (group,):
             places.insert(0, group.consumer_key)
-        found = ChainMap(*(self.values[place] for place in places if place in self.values))
+        found = first_of(*(self.values[place] for place in places if place in self.values))
         return CalibrationStats({group.name: found} if found else {}, self.meta)
 
     def get(self, place: str, statistic: str) -> Tensor:

@@ -93,7 +93,7 @@ def write_random(name: str, folder: Path) -> None:
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    from pruning.surgery.tensor_files import Streamed, write_tensors
+    from pruning.surgery.tensor_files import InPieces, write_in_pieces
 
     with torch.device("meta"):
         model = class_of(name)(**CONFIGS[name][1])
@@ -119,8 +119,8 @@ def write_random(name: str, folder: Path) -> None:
         tensors = {}
         for name in names:
             shape = tuple(state[name].shape)
-            tensors[name] = Streamed(shape, dtype, lambda name=name, shape=shape: values(name, shape))
-        for _ in write_tensors(folder / file, tensors):
+            tensors[name] = InPieces(shape, dtype, lambda name=name, shape=shape: values(name, shape))
+        for _ in write_in_pieces(folder / file, tensors):
             pass
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -143,7 +143,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
     from pruning.calibration.rounds import Rounds
     from pruning.groups import find_groups
     from pruning.importance import score
-    from pruning.models.borrowed import Borrowed
+    from pruning.models.pages import borrowed
     from pruning.settings import Calibrate, Prune, Target
     from pruning.surgery import compensate, cut_on_disk, needs_for
     from pruning.surgery.changes import Changes
@@ -198,7 +198,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
         announce=announce,
     )
     began = timed("calibrate", began)
-    weights = Borrowed(model)
+    weights = borrowed(model)
     room = int(subject.budget - 1.5e9)
     scores = score(weights, groups, stats, criterion="probe_obs", memory=room)
     began = timed("score", began)

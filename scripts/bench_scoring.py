@@ -265,7 +265,7 @@ def plain_greedy(columns: Tensor, inverse: Tensor, units: int, count: int) -> li
 
 def main() -> None:
     """Measure, and print JSON as the last line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument(
         "--check", type=int, default=0, help="groups of each kind and size to hold against greedy"

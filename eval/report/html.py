@@ -40,3 +40,17 @@ class Section:
     body: Markup
     heading: str = ""
     link: str = ""
+
+
+PATHS = template(
+    """
+<div class="scroll"><table>
+<thead><tr><td></td>{% for name in names %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for module, cells in rows %}
+<tr><th scope="row" class="path">{{ module }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+"""
+)
+"""A table with a line for each module: `names` of columns, `rows` of a path and its cells."""

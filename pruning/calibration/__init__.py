@@ -5,6 +5,10 @@
 gradients, blocks or experts. Rows may be weighted by how their tokens are attended to (`sinks`); inside experts
 `routing` says whose they are and how much they count. `removal` measures sets of blocks by themselves, outside of this.
 
+Groups are measured in as many `rounds` as there is `room` for. Symmetric sums grow as a `triangle`; what is `kept` of a
+round goes into a `store`, a folder of `tensors`, and is read through `views`. For gradients blocks run again
+(`checkpointing`).
+
 ``stats.values[place][name]`` are float64 sums. A place is a slice that is read (`PrunableGroup.consumer_key`), an
 attention module, a block, or a group; the files of `statistics` say what is summed there, and in which shape. At every
 place ``samples`` (T,) counts the rows of the denoiser's batches by timestep bucket (0 is the least noise).
@@ -31,4 +35,4 @@ from pruning.calibration.sampler_weights import sampler_weights as sampler_weigh
 from pruning.calibration.sinks.stability import FirstPass as FirstPass
 from pruning.calibration.store import load_stats as load_stats
 from pruning.calibration.store import save_stats as save_stats
-from pruning.calibration.store import view as view
+from pruning.calibration.views import view as view

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration.attention.reading import Readings
-from pruning.calibration.checkpointing import Blocks
 from pruning.calibration.context import Context, watches
 from pruning.calibration.driver import Driver, Progress, SamplingRun
 from pruning.calibration.guidance import mixed
 from pruning.calibration.kept import Found, Kept
 from pruning.calibration.observer import ALWAYS, VARIANTS, Observer, find
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.rows import Consumer
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
@@ -75,11 +75,11 @@ class Calibrator:
         conditional: int = 1,
         seed: int = 0,
         permutation_seed: int | None = None,
-        repeated: Blocks | None = None,
+        repeated: RepeatedBlocks | None = None,
     ) -> None:
         self._model, self._settings, self._first_pass = model, settings or Calibrate(), first_pass
         self._settings.check("calibration")
-        self._repeated = repeated or Blocks.of(model, self._settings.checkpointing)
+        self._repeated = repeated or RepeatedBlocks.of(model, self._settings.checkpointing)
         self._limit, self._variants = num_train_timesteps, tuple(variants)
         guidance = {"scale": self._settings.guidance_scale, "conditional": conditional}
         self._guidance = guidance if "guided" in self._variants else None

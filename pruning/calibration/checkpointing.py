@@ -12,74 +12,20 @@ which of the first, and that is what observers need: see `Checkpoints.later`.)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import get_device_states, set_device_states
 
-from pruning.errors import PruningError
-from pruning.groups.experts import mixtures
-from pruning.groups.reading.structure import may_be_block
-from pruning.models.outputs import tensors_in
+from pruning.calibration.repeated import RepeatedBlocks, differences
+from pruning.calibration.second_run import Call, Slot, Surroundings
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LARGE = 2**28
-"""Bytes of weights (256 MiB) from which on memory matters more than a forward."""
-
-SAME = 1e-3
-"""How far the output of a second run may be from the first, relative to its largest value."""
-
-
-def is_large(model: nn.Module) -> bool:
-    """Tell whether a model has at least `LARGE` bytes of weights."""
-    return sum(p.numel() * p.element_size() for p in model.parameters()) >= LARGE
-
-
-def blocks_to_repeat(model: nn.Module) -> list[str]:
-    """Return the paths of a model's blocks, none of which lies in another.
-
-    They are the items of lists that run code of their own on at least two weights; of those inside each other the
-    innermost, but for one that is the only one in the block around it. Experts are parts of their layer's block.
-    """
-    layers = {mixture.path for mixture in mixtures(model)}
-
-    def walk(path: str, module: nn.Module, *, listed: bool) -> list[str]:
-        is_list = isinstance(module, (nn.ModuleList, nn.Sequential))
-        inner: list[str] = []
-        if path not in layers:
-            for name, child in module.named_children():
-                inner += walk(f"{path}.{name}" if path else name, child, listed=is_list)
-        return [path] if listed and len(inner) < 2 and may_be_block(module) else inner
-
-    return walk("", model, listed=False)
-
-
-@dataclass
-class Blocks:
-    """The blocks of a model that may run again, and those that do the same then; tried once for all rounds of a run.
-
-    Attributes:
-        paths: All, none of which lies in another; empty for no checkpointing.
-        same: Those that do the same again; None as long as that was not tried.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    same: set[str] | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module, asked: bool | None) -> Blocks:
-        """Return the blocks of a model, if it is `asked` for; None: if the model is large."""
-        return cls(blocks_to_repeat(model) if (is_large(model) if asked is None else asked) else [])
 
 
 class Checkpoints:
@@ -94,13 +40,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self, model: nn.Module, known: Blocks, unseen: Callable[[], AbstractContextManager[None]]
+        self, model: nn.Module, known: RepeatedBlocks, unseen: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._name, self._known, self._unseen = type(model).__name__, known, unseen
         self._blocks = {path: model.get_submodule(path) for path in known.paths}
-        self._open: _Call | None = None
-        self._again: _Call | None = None
-        self._last: _Call | None = None
+        self._open: Call | None = None
+        self._again: Call | None = None
+        self._last: Call | None = None
         self._pass = self._visited = 0
         self._stack: ExitStack | None = None
 
@@ -130,7 +76,7 @@ class Checkpoints:
             return
         differing: dict[str, str] = {}
         self._known.same = set()
-        draws = _Surroundings([*next(iter(self._blocks.values())).parameters()])
+        draws = Surroundings([*next(iter(self._blocks.values())).parameters()])
         with suppress(Exception), self._unseen(), torch.no_grad(), draws.again():
             differing = differences(self._blocks, run)
             self._known.same = {*self._blocks} - {*differing}
@@ -170,7 +116,7 @@ class Checkpoints:
             wanted: Tells whether it is wanted in a backward pass; only asked in second runs.
         """
         assert id(x) == self._visited, "only of a tensor that comes by just now"
-        slot, call = _Slot(read, wanted), self._open
+        slot, call = Slot(read, wanted), self._open
         if call is None:
             slot.value = read(x)
             return slot.take
@@ -194,7 +140,7 @@ class Checkpoints:
             ):
                 opened.append(None)
                 return
-            call = _Call(path, module, args, kwargs)
+            call = Call(path, module, args, kwargs)
 
             def unpack(number: int) -> Tensor:
                 self._ready(call)
@@ -215,13 +161,13 @@ class Checkpoints:
 
         return enter, leave
 
-    def _ready(self, call: _Call) -> None:
+    def _ready(self, call: Call) -> None:
         """Make sure that a block has run again in this backward pass."""
         if call.run_in != self._pass:
             call.run_in = self._pass
             self._run_again(call)
 
-    def _run_again(self, call: _Call) -> None:
+    def _run_again(self, call: Call) -> None:
         if self._last is not None:
             self._last.forget()
         self._last = self._again = call
@@ -230,223 +176,3 @@ class Checkpoints:
                 call.run_again()
         finally:
             self._again = None
-
-
-class _Slot(Generic[T]):
-    """Room for what is read from a tensor until it is taken."""
-
-    def __init__(self, read: Callable[[Tensor], T], wanted: Callable[[], bool]) -> None:
-        self.read, self.wanted = read, wanted
-        self.value: T | None = None
-
-    def take(self) -> T:
-        value, self.value = self.value, None
-        return value  # type: ignore[return-value]
-
-
-class _Call:
-    """A call of a block: what it takes to run it again, and what the second run leaves for the backward pass.
-
-    Attributes:
-        visits: What is wanted of each tensor that comes by, in order.
-        run_in: The backward pass in which it has run again.
-    """
-
-    def __init__(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._path, self._module = path, module
-        self._surroundings = _Surroundings(args, kwargs)
-        self._args, self._kwargs = _aliases((args, kwargs))
-        self._versions = _versions((self._args, self._kwargs))
-        self._forms: list[tuple[torch.Size, torch.dtype]] = []
-        self._count = 0
-        self._saved: dict[int, tuple[Tensor, int]] = {}
-        self.visits: list[list[_Slot[Any]]] = []
-        self._visit = 0
-        self.run_in = 0
-
-    def save(self, x: Tensor) -> int:
-        """Note the form of what an operation of the first run saves, and keep nothing else."""
-        self._forms.append((x.shape, x.dtype))
-        return len(self._forms) - 1
-
-    def has(self, number: int) -> bool:
-        """Tell whether a tensor of the second run is still there."""
-        return number in self._saved
-
-    def saved(self, number: int) -> Tensor:
-        """Return the tensor of the second run that takes the place of one of the first, and forget it."""
-        x, version = self._saved.pop(number)
-        if not x.is_inference() and x._version != version:
-            raise self._differs("it writes to what its backward pass needs")
-        return x
-
-    def revisit(self, x: Tensor) -> None:
-        """Read from a tensor of the second run what is wanted of its like in the first."""
-        if self._visit == len(self.visits):
-            raise self._differs("it does more than in the forward")
-        for slot in self.visits[self._visit]:
-            x.requires_grad_(True)  # as it did in the first run
-            if slot.wanted():
-                slot.value = slot.read(x)
-        self._visit += 1
-
-    def run_again(self) -> None:
-        """Call the block once more.
-
-        Raises:
-            PruningError: If it does not save what it saved in the first run.
-        """
-        if _versions((self._args, self._kwargs)) != self._versions:
-            raise self._differs("what it was given has been written to")
-        self._saved, self._count, self._visit = {}, 0, 0
-        with self._surroundings.again(), torch.enable_grad(), saved_tensors_hooks(self._save_again, _never):
-            self._module(*self._args, **self._kwargs)
-        if (self._count, self._visit) != (len(self._forms), len(self.visits)):
-            raise self._differs("it does less than in the forward")
-
-    def forget(self) -> None:
-        """Drop what no operation has asked for."""
-        self._saved = {}
-        for slots in self.visits:
-            for slot in slots:
-                slot.value = None
-
-    def _save_again(self, x: Tensor) -> None:
-        number, self._count = self._count, self._count + 1
-        if number >= len(self._forms) or self._forms[number] != (x.shape, x.dtype):
-            raise self._differs("it computes something else than in the forward")
-        self._saved[number] = x.detach(), 0 if x.is_inference() else x._version
-
-    def _differs(self, how: str) -> PruningError:
-        return PruningError(
-            f"block {self._path!r} ({type(self._module).__name__}) runs again in the backward pass, but {how}; "
-            "set calibrate.checkpointing=false, which keeps the activations"
-        )
-
-
-def _never(nothing: None) -> Tensor:
-    raise AssertionError("the graph of a second run is not differentiated")
-
-
-class _Surroundings:
-    """Random states, autocasting and function modes, as they are where a block is called.
-
-    (PyTorch takes function modes off for the time of a backward pass, those of this package and default devices.)
-    """
-
-    def __init__(self, *given: Any) -> None:
-        on = {t.device: t for t in tensors_in(given) if t.device.type not in ("cpu", "meta")}
-        kinds = {"cpu", *(device.type for device in on)}
-        on = {d: t for d, t in on.items() if hasattr(torch.get_device_module(d), "device")}  # MPS draws anew
-        self._kind = next(
-            (device.type for device in on), "cuda"
-        )  # not asked for anything where there are no devices
-        self._devices, self._states = get_device_states(*on.values()) if on else ([], [])
-        self._state = torch.get_rng_state()
-        self._modes = _get_current_function_mode_stack()
-        self._autocast = [
-            {
-                "device_type": kind,
-                "dtype": torch.get_autocast_dtype(kind),
-                "enabled": torch.is_autocast_enabled(kind),
-                "cache_enabled": torch.is_autocast_cache_enabled(),
-            }
-            for kind in kinds
-            if torch.amp.is_autocast_available(kind)
-        ]
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Make them what they were; afterwards they are as before."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(self._devices, device_type=self._kind))
-            torch.set_rng_state(self._state)
-            set_device_states(self._devices, self._states, device_type=self._kind)
-            for one in self._autocast:
-                stack.enter_context(torch.autocast(**one))
-            on = {id(mode) for mode in _get_current_function_mode_stack()}
-            for mode in self._modes:
-                if id(mode) not in on:
-                    stack.enter_context(mode)
-            yield
-
-
-def _aliases(given: Any) -> Any:
-    """Return a tree with its tensors cut off from their graphs; what was one tensor is one."""
-    found: dict[int, Tensor] = {}
-
-    def alias(x: Tensor) -> Tensor:
-        if id(x) not in found:
-            found[id(x)] = x.detach().requires_grad_(x.requires_grad)
-        return found[id(x)]
-
-    return tree_map_only(Tensor, alias, given)
-
-
-def _versions(given: Any) -> list[int]:
-    return [x._version for x in tensors_in(given) if not x.is_inference()]
-
-
-def differences(blocks: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:
-    """Run a model, each of its blocks twice, and say which do not do the same again, and why.
-
-    A block may write to what it is given, or its caller may; or it may remember or draw something.
-
-    Args:
-        blocks: By path.
-        run: Runs the model.
-    """
-    found: dict[str, str] = {}
-    given: list[tuple[str, Any, list[int]]] = []
-    entered: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], _Surroundings]] = []
-
-    def enter(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not entered:
-                given.append((path, (args, kwargs), _versions((args, kwargs))))
-                entered.append((module, args, kwargs, _Surroundings(args, kwargs)))
-
-        return hook
-
-    def leave(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if len(entered) != 1 or entered[0][0] is not module:
-                return
-            _, args, kwargs, surroundings = entered[0]
-            entered.append(entered[0])  # what is called from here on is called by this one
-            try:
-                with surroundings.again():
-                    again = module(*args, **kwargs)
-                if not _are_same(output, again):
-                    found.setdefault(path, "its second run puts out something else")
-            except Exception as error:
-                found.setdefault(path, f"its second run fails ({error})")
-            entered.clear()
-
-        return hook
-
-    with ExitStack() as stack:
-        for path, block in blocks.items():
-            hook = block.register_forward_pre_hook(enter(path), prepend=True, with_kwargs=True)
-            stack.callback(hook.remove)
-            stack.callback(block.register_forward_hook(leave(path)).remove)
-        run()
-    for path, values, versions in given:
-        if _versions(values) != versions:
-            found.setdefault(path, "what it is given is written to")
-    return found
-
-
-def _are_same(output: Any, again: Any) -> bool:
-    """Tell whether two outputs are the same but for rounding."""
-    pairs = list(tensors_in(output)), list(tensors_in(again))
-    return len(pairs[0]) == len(pairs[1]) and all(map(_are_close, *pairs))
-
-
-def _are_close(x: Tensor, y: Tensor) -> bool:
-    if x.shape != y.shape or x.dtype != y.dtype:
-        return False
-    if not x.is_floating_point() or not x.numel():
-        return torch.equal(x, y)
-    scale = float(x.abs().nan_to_num().amax())
-    return torch.allclose(x, y, rtol=0, atol=SAME * scale, equal_nan=True)

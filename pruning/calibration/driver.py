@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_map_only
 
 from pruning.calibration.attention.capture import AttentionCapture, Unseen
 from pruning.calibration.attention.softmax import AttentionCall
-from pruning.calibration.checkpointing import Blocks, Checkpoints
+from pruning.calibration.checkpointing import Checkpoints
 from pruning.calibration.gradients import Gradients
 from pruning.calibration.hooks import bypassed, frozen, parameter_gradients, without_own_checkpointing
 from pruning.calibration.products import OnOperand, ProductCapture
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.routing import Gates, experts_with_gradients, in_batch_order
 from pruning.calibration.step import Step, StepReader, check_finite
 from pruning.calibration.sums import summable
@@ -55,12 +56,10 @@ class Driver:
     """Context manager that watches a model; all hooks are gone afterwards, and modes and gradients put back.
 
     Who wants to know something joins a list before the run starts, and is told once per batch, in the order in which
-    the model comes by. That is all that an observer knows of a run. So a driver for models larger than memory can take
-    this one's place: with the inputs of all blocks on disk it would load a block, run all batches through it, tell who
-    asked about what lies in it, and free it; gradients by going through the blocks in reverse, each run anew with its
-    output's gradient at hand. `run`, and `__enter__`, which hooks the whole model at once, are what it would do
-    otherwise. What it must keep: steps before anything of a batch, attention before the rows that it weights, a batch's
-    gradients before the end of its backward pass.
+    the model comes by. That is all that an observer knows of a run: not in which batch size or round it comes, nor that
+    blocks run again in a backward pass, nor that weights are there only while they are read (`pruning.models.stream`).
+    The order is kept: steps before anything of a batch, attention before the rows that it weights, a batch's gradients
+    before the end of its backward pass.
 
     Args:
         model: The denoiser.
@@ -85,7 +84,7 @@ class Driver:
     """
 
     def __init__(
-        self, model: nn.Module, reader: StepReader, seed: int = 0, *, repeated: Blocks | None = None
+        self, model: nn.Module, reader: StepReader, seed: int = 0, *, repeated: RepeatedBlocks | None = None
     ) -> None:
         self._model, self._reader = model, reader
         self.steps: list[Callable[[Step], None]] = []
@@ -97,7 +96,7 @@ class Driver:
         self.outputs: dict[str, list[OnTensor]] = defaultdict(list)
         self.blocks: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
         self.ablations: dict[PrunableGroup, list[OnChange]] = defaultdict(list)
-        self._checkpoints = Checkpoints(model, repeated or Blocks(), self._unseen)
+        self._checkpoints = Checkpoints(model, repeated or RepeatedBlocks(), self._unseen)
         self.gradients = Gradients(seed, self._checkpoints)
         self.gates = Gates(model)
         self._keys: dict[str, int] = {}

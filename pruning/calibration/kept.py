@@ -20,14 +20,14 @@ MOMENTS = frozenset({"input_moment"})
 """Statistics that are kept about the mean where it was gathered, too."""
 
 
-class Kept(MutableMapping[str, Tensor]):
+class Kept(Mapping[str, Tensor]):
     """Sums of a place by name, float64. Symmetric ones are made whole each time they are read, in a new tensor.
 
     Args:
         raw: What is kept, by the name that it is kept under; it may read from disk.
     """
 
-    def __init__(self, raw: MutableMapping[str, Tensor]) -> None:
+    def __init__(self, raw: Mapping[str, Tensor]) -> None:
         self.raw = raw
         self._keys = {key.partition(":")[0]: key for key in raw}
 
@@ -61,13 +61,6 @@ class Kept(MutableMapping[str, Tensor]):
             found.addr_(total, total, alpha=1 / weight)
         return found
 
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        self.pop(name, None)
-        self.raw[name], self._keys[name] = value, name
-
-    def __delitem__(self, name: str) -> None:
-        del self.raw[self._keys.pop(name)]
-
     def __contains__(self, name: object) -> bool:
         return name in self._keys
 
@@ -76,39 +69,6 @@ class Kept(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-
-class Renamed(MutableMapping[str, Tensor]):
-    """The sums of a place under other names, read when they are asked for; what is set is set here alone.
-
-    Args:
-        found: The sums.
-        names: The name in `found` by the name here.
-    """
-
-    def __init__(self, found: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._found, self._names = found, dict(names)
-        self._own: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._own[name] if name in self._own else self._found[self._names[name]]
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        self._own[name] = value
-        self._names.setdefault(name, name)
-
-    def __delitem__(self, name: str) -> None:
-        del self._names[name]
-        self._own.pop(name, None)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def raw_of(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
-from pruning.calibration.checkpointing import Blocks
 from pruning.calibration.context import sum_bytes
 from pruning.calibration.driver import Progress, SamplingRun
 from pruning.calibration.observer import Observer, find
+from pruning.calibration.repeated import RepeatedBlocks
 from pruning.calibration.rounds import Rounds, plan_rounds
 from pruning.calibration.sinks.detection import detection_settings
 from pruning.calibration.sinks.stability import FirstPass
@@ -36,9 +36,6 @@ from pruning.types import CalibrationStats, PrunableGroup
 Needs = Iterable[str] | Mapping[str, Observer]
 Source = NoisedBatches | SamplingRun
 Announce = Callable[[Rounds], None]
-
-FREE = {knob.key for knob in knobs_of(Calibrate) if knob.neutral} | {"criteria", "diagnostics"}
-"""Settings that the outcome does not depend on, or by the names of the statistics alone."""
 
 
 def needs_first_pass(
@@ -153,11 +150,74 @@ def calibrate(
         The statistics, by place; see `CalibrationStats`.
 
     Raises:
-        PruningError: For unknown names, values out of range, no samples, too little memory for a single group, a folder
-            of another calibration or that another process writes to, or NaN, naming module, sample and bucket.
+        PruningError: For unknown names, values out of range, no samples, too little memory for a single group, or NaN,
+            naming module, sample and bucket.
     """
     groups, settings = list(groups), _settings(settings, source)
     needs = needs if isinstance(needs, Mapping) else list(needs)
+    _check_source(source, needs)
+    parts: InMemory | StatsFolder = InMemory()
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(_alone(folder))
+            if identity is None:
+                seeds = seed, seed if permutation_seed is None else permutation_seed
+                identity = _identity(groups, source, needs, settings, variants, timestep_weights, seeds) | {
+                    "model": weights_digest(model),
+                    "optional": sorted(optional),
+                    "first_pass": None if first_pass is None else hash_of(first_pass.stats.meta),
+                    "conditional": conditional,
+                }
+            parts = StatsFolder(folder, identity)
+        left = [group for group in groups if group.name not in parts.done]
+        if groups and not left:
+            return parts.finish()
+        if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
+            first_pass = _first_pass(
+                model,
+                groups,
+                source,
+                settings=settings,
+                timestep_weights=timestep_weights,
+                stability=weights_need_first_pass(variants, settings.sink_weights),
+                seed=seed,
+                memory=memory,
+                progress=progress,
+            )
+        make = partial(
+            Calibrator,
+            model,
+            needs=needs,
+            num_train_timesteps=source.num_train_timesteps,
+            settings=settings,
+            variants=variants,
+            timestep_weights=timestep_weights,
+            first_pass=first_pass,
+            optional=optional,
+            conditional=conditional,
+            seed=seed,
+            permutation_seed=permutation_seed,
+            repeated=RepeatedBlocks.of(model, settings.checkpointing),
+        )
+        rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)
+        if announce is not None:
+            announce(rounds)
+        for some in rounds.groups:
+            parts.add(some, make(some).gather(source, progress))
+        return parts.finish()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of the statistics for this process; another one that does is a PruningError."""
+    with write_errors(STATISTICS, folder, "Nothing has been changed"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), str(folder), "wait, or name another folder"):
+        yield
+
+
+def _check_source(source: Source, needs: Needs) -> None:
+    """Raise PruningError for statistics that cannot be gathered from a source."""
     for name, observer in find(needs).items():
         if isinstance(source, SamplingRun):
             if observer.sees.needs_calls:
@@ -170,70 +230,30 @@ def calibrate(
                 f"statistic {name!r} needs to know what the model should answer, which recorded points do not say; "
                 "calibrate on noised images, or on recorded calls with source='x0'"
             )
-    parts: InMemory | StatsFolder = InMemory()
-    with ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(_alone(folder))
-            if identity is None:
-                identity = {
-                    "model": weights_digest(model),
-                    "groups": hash_of([group.name for group in groups]),
-                    "needs": sorted(find(needs)),
-                    "optional": sorted(optional),
-                    "variants": sorted(variants),
-                    "settings": {key: value for key, value in asdict(settings).items() if key not in FREE},
-                    "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
-                    "first_pass": None if first_pass is None else hash_of(first_pass.stats.meta),
-                    "conditional": conditional,
-                    "seed": [seed, permutation_seed],
-                    "rows": source.rows if isinstance(source, NoisedBatches) else 0,
-                    "shown": source.digest() if isinstance(source, NoisedBatches) else "",
-                }
-            parts = StatsFolder(folder, identity)
-        left = [group for group in groups if group.name not in parts.done]
-        if left or not groups:
-            if first_pass is None and needs_first_pass(needs, variants, settings.sink_weights):
-                first_pass = _first_pass(
-                    model,
-                    groups,
-                    source,
-                    settings=settings,
-                    timestep_weights=timestep_weights,
-                    stability=weights_need_first_pass(variants, settings.sink_weights),
-                    seed=seed,
-                    memory=memory,
-                    progress=progress,
-                )
-            make = partial(
-                Calibrator,
-                model,
-                needs=needs,
-                num_train_timesteps=source.num_train_timesteps,
-                settings=settings,
-                variants=variants,
-                timestep_weights=timestep_weights,
-                first_pass=first_pass,
-                optional=optional,
-                conditional=conditional,
-                seed=seed,
-                permutation_seed=permutation_seed,
-                repeated=Blocks.of(model, settings.checkpointing),
-            )
-            rounds, source = _fitted(make, model, left, source, needs=needs, variants=variants, memory=memory)
-            if announce is not None:
-                announce(rounds)
-            for some in rounds.groups:
-                parts.add(some, make(some).gather(source, progress))
-        return parts.finish()
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder of the statistics for this process; another one that does is a PruningError."""
-    with write_errors(STATISTICS, folder, "Nothing has been changed"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock"), str(folder), "wait, or name another folder"):
-        yield
+def _identity(
+    groups: Sequence[PrunableGroup],
+    source: Source,
+    needs: Needs,
+    settings: Calibrate,
+    variants: Collection[str],
+    timestep_weights: Sequence[float] | None,
+    seeds: tuple[int, int],
+) -> dict[str, Any]:
+    """Return what tells a calibration from another one of the same model."""
+    neutral = {knob.key for knob in knobs_of(Calibrate) if knob.neutral}
+    neutral |= {"criteria", "diagnostics"}  # the names of the statistics say it
+    return {
+        "groups": hash_of([group.name for group in groups]),
+        "needs": sorted(find(needs)),
+        "variants": sorted(variants),
+        "settings": {key: value for key, value in asdict(settings).items() if key not in neutral},
+        "timestep_weights": None if timestep_weights is None else [*map(float, timestep_weights)],
+        "seed": list(seeds),
+        "rows": source.rows if isinstance(source, NoisedBatches) else 0,
+        "shown": source.digest() if isinstance(source, NoisedBatches) else "",
+    }
 
 
 def _fitted(

@@ -1,79 +1,31 @@
-"""Tensors and statistics on disk: safetensors files with JSON meta data in the header, never half written."""
+"""Statistics on disk: a folder that is filled part by part, and read place by place."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.calibration.kept import Kept, Renamed, raw_of
+from pruning.calibration.kept import Kept, raw_of
+from pruning.calibration.tensors import FORMAT, opened, read_tensors, write_tensors
 from pruning.errors import PruningError
 from pruning.files import file_name, read_json, write_errors, write_json, written_whole
-from pruning.settings import WEIGHTINGS
+from pruning.on_demand import OnDemand
 from pruning.store.result import changes
 from pruning.types import CalibrationStats, PrunableGroup
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "sinkprune-calibration-4"
 STATISTICS = "calibration statistics"
 INDEX, PROGRESS = "stats.json", "progress.json"
 SMALL = 2**20
 """Bytes of a place up to which it has no file of its own."""
-HEADER = "sinkprune"
-"""The one entry of the file's meta data: safetensors writes several in random order, and equal content shall be equal
-bytes."""
 SEPARATOR = "|"
-
-
-def write_tensors(
-    path: str | Path, content: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> None:
-    """Write named tensors and JSON meta data; the file appears whole or not at all, equal content as equal bytes.
-
-    Raises:
-        PruningError: If the folder cannot be written.
-    """
-    path = Path(path)
-    header = json.dumps({"format": FORMAT, "content": content, "meta": meta}, sort_keys=True)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with write_errors(content, path.parent, "Nothing has been changed"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            save_file(whole, temporary, {HEADER: header})
-
-
-def read_tensors(path: str | Path, content: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file written by `write_tensors`; returns tensors and meta data.
-
-    Raises:
-        PruningError: If it is missing, broken or of another kind.
-    """
-    with opened(Path(path), content) as (file, meta):
-        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-
-
-@contextmanager
-def opened(path: Path, content: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield a file written by `write_tensors`, open, and its meta data; errors as those of `read_tensors`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            if header.get("format") != FORMAT or header.get("content") != content:
-                raise PruningError(
-                    f"{path} holds {header.get('content')!r} of format {header.get('format')!r}; "
-                    f"expected {content!r} of {FORMAT!r}; make it again"
-                )
-            yield file, header["meta"]
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise PruningError(f"cannot read {content} from {path}: {error}; calibrate again") from error
+"""Between a place and the name of a sum, in files."""
 
 
 class StatsFolder:
@@ -234,76 +186,25 @@ def load_stats(folder: str | Path) -> CalibrationStats:
         for key, value in read_tensors(folder / name, STATISTICS)[0].items():
             place, _, key = key.rpartition(SEPARATOR)
             small.setdefault(place, {})[key] = value
-    values: dict[str, MutableMapping[str, Tensor]] = {}
+    values: dict[str, Mapping[str, Tensor]] = {}
     for place, file in places.items():
-        values[place] = Kept(
-            _OnDisk(folder / file, place) if file == _file_of(place) else small.get(place, {})
-        )
+        large = file == _file_of(place)
+        values[place] = Kept(_large_place(folder / file, place) if large else small.get(place, {}))
     return CalibrationStats(values, meta)
 
 
-class _OnDisk(MutableMapping[str, Tensor]):
-    """What a large place holds: each read opens its file; what is set is set in memory alone."""
+def _large_place(path: Path, place: str) -> Mapping[str, Tensor]:
+    """Return what a large place holds; its file is opened now to see what is there, and for each read."""
+    prefix = f"{place}{SEPARATOR}"
 
-    def __init__(self, path: Path, place: str) -> None:
-        self._path, self._prefix = path, f"{place}{SEPARATOR}"
-        self._own: dict[str, Tensor] = {}
+    def read(key: str) -> Tensor:
         with opened(path, STATISTICS) as (file, _):
-            self._keys = {key.removeprefix(self._prefix) for key in file.keys()}  # noqa: SIM118
+            return file.get_tensor(key)
 
-    def __getitem__(self, key: str) -> Tensor:
-        if key in self._own:
-            return self._own[key]
-        if key not in self._keys:
-            raise KeyError(key)
-        with opened(self._path, STATISTICS) as (file, _):
-            return file.get_tensor(self._prefix + key)
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        self._own[key] = value
-        self._keys.add(key)
-
-    def __delitem__(self, key: str) -> None:
-        self._keys.remove(key)
-        self._own.pop(key, None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._keys))
-
-    def __len__(self) -> int:
-        return len(self._keys)
+    with opened(path, STATISTICS) as (file, _):
+        return OnDemand({key.removeprefix(prefix): key for key in sorted(file.keys())}, read)
 
 
 def _file_of(place: str) -> str:
     """Return the name of the file of a large place; never that of a part."""
     return f"{file_name(place).replace('part-', 'part%2D')}.safetensors"
-
-
-def view(stats: CalibrationStats, weighting: str) -> CalibrationStats:
-    """Return the statistics as one weighting of the rows sees them, so that criteria know nothing of weightings.
-
-    Args:
-        stats: What calibration gathered.
-        weighting: One of `pruning.settings.WEIGHTINGS`.
-
-    Returns:
-        Statistics in which each name stands for its variant where there is one, and else for the plain sum.
-
-    Raises:
-        PruningError: For an unknown weighting, or one that was not gathered.
-    """
-    gathered = list(stats.meta.get("variants", []))
-    if weighting not in WEIGHTINGS:
-        raise PruningError(f"unknown weighting {weighting!r}; valid: {', '.join(WEIGHTINGS)}")
-    if weighting not in ("off", *gathered):
-        have = ", ".join(["off", *gathered])
-        raise PruningError(
-            f"weighting {weighting!r} was not calibrated (there is: {have}); add it to the calibration's variants"
-        )
-    suffix = f"@{weighting}"
-    values: dict[str, MutableMapping[str, Tensor]] = {}
-    for place, found in stats.values.items():
-        plain = {name: name for name in found if "@" not in name}
-        own = {name.removesuffix(suffix): name for name in found if name.endswith(suffix)}
-        values[place] = Renamed(found, {**plain, **own})
-    return CalibrationStats(values, {**stats.meta, "view": weighting})

@@ -21,13 +21,15 @@ A is downdated and gathered in place, so that no second matrix of its size is ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 PENDING = 128  # columns that are removed before A and W are downdated
 CANDIDATES = 2  # units that are followed for each one that a batch removes
-STRIP = 512  # rows of A that are downdated or gathered at once
-CROWDED = 0.8  # share of columns that are left when A and W are gathered anew
+STRIP = 512  # rows of A that are downdated at once
+NARROW = 64  # and that are copied at once
 
 
 def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[int], list[float]]:
@@ -35,7 +37,7 @@ def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[i
 
     Args:
         columns: Consumer weight W, ``(C, P)``, in the dtype and on the device of `inverse`.
-        inverse: ``(Sigma + gamma I)^-1``, ``(P, P)``; overwritten.
+        inverse: ``(Sigma + gamma I)^-1``, ``(P, P)``, by rows, or it is slow; overwritten.
         units: Number of units G; unit g owns columns ``[g P/G, (g + 1) P/G)``.
 
     Returns:
@@ -43,44 +45,70 @@ def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[i
     """
     rows = columns.T.contiguous()  # (P, C)
     u = len(rows) // units
-    names = torch.arange(units)  # of the units whose columns are in A and W
-    stays = torch.ones(units, dtype=torch.bool, device=rows.device)
+    names = torch.arange(units, device=rows.device)  # of the units that are left, as they lie in A and W
     order: list[int] = []
     costs: list[float] = []
-    while len(order) < units:
-        chosen, left, moved = _batch(inverse, rows, stays, u)
+    while len(names):
+        chosen, left, moved = _batch(inverse, rows, names, u)
+        order += names[chosen].tolist()
         costs += moved.double().square().sum(1).unflatten(0, (len(chosen), u)).sum(1).tolist()
-        order += names[chosen.cpu()].tolist()
-        stays[chosen] = False
-        inverse.addmm_(left.T, left, alpha=-1)
+        size = len(rows) - len(left)
+        for place, last in _moves(chosen, len(names)):
+            names[place] = names[last]
+            into, source = slice(place * u, (place + 1) * u), slice(last * u, (last + 1) * u)
+            inverse[into] = inverse[source]
+            inverse[:, into] = inverse[:, source]
+            rows[into] = rows[source]
+            left[:, into] = left[:, source]
+        names, inverse, rows, left = (
+            names[: -len(chosen)],
+            inverse[:size, :size],
+            rows[:size],
+            left[:, :size],
+        )
+        _downdate(inverse, left)
         rows.addmm_(left.T, moved, alpha=-1)
-        # Gathering is expensive, so what is gone stays in place for a while.
-        if units - len(order) <= CROWDED * len(stays):
-            kept = stays.nonzero().squeeze(1)
-            inverse, rows = _gathered(inverse, _columns_of(kept, u)), rows[_columns_of(kept, u)]
-            names, stays = names[kept.cpu()], stays[kept]
     return order, costs
 
 
-def _batch(inverse: Tensor, rows: Tensor, stays: Tensor, u: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the units that go next, in order, of those that are left; ``l`` (b u, P) and ``v^T`` (b u, C)."""
-    left_over = int(stays.sum())
-    count = min(max(1, PENDING // u), left_over)
-    followed = min(CANDIDATES * count, left_over) if count > 1 else 1
-    inner, blocks = _diagonal_blocks(inverse, u).clone(), _gram_blocks(rows, u)  # (n, u, u) each
-    ranked = _costs(inner, blocks, stays).argsort(stable=True)
-    candidates = ranked[:followed].sort().values  # of equals, the first goes
+def invert(upper: Tensor) -> Tensor:
+    """Return the inverse of ``U^T U`` in the place of the upper triangular U, ``(P, P)``.
 
-    c = _columns_of(candidates, u)
-    part = rows[c]
-    chosen = candidates[_choose(_square(inverse, c), part @ part.T, u, count)]
+    Panel by panel from the last: with ``U_1 = [U_11 U_12]`` and the inverse A_22 of what is below known, and
+    ``X = U_11^-1 U_12``, it is ``A_12 = -X A_22`` and ``A_11 = (U_11^T U_11)^-1 + X A_22 X^T``. That has the fewest
+    operations, nearly all of them in large products.
+    """
+    for start in reversed(range(0, len(upper), STRIP)):
+        here, after = slice(start, start + STRIP), slice(start + STRIP, None)
+        x = torch.linalg.solve_triangular(upper[here, here], upper[here, after], upper=True)
+        upper[here, here] = torch.cholesky_inverse(upper[here, here], upper=True)
+        torch.mm(x, upper[after, after], out=upper[here, after]).neg_()
+        upper[here, here].addmm_(upper[here, after], x.T, alpha=-1)
+        upper[after, here] = upper[here, after].T
+    return upper
+
+
+def _batch(inverse: Tensor, rows: Tensor, names: Tensor, u: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the places of the units that go next, in order; ``l`` (b u, P) and ``v^T`` (b u, C) of each."""
+    by_name = names.argsort()  # of equals, the first goes
+    count = min(max(1, PENDING // u), len(names))
+    inner = _diagonal_blocks(inverse, u).contiguous()  # (n, u, u)
+    if count == 1:
+        whitened = _solve(torch.linalg.cholesky(inner), rows.unflatten(0, (-1, u)))
+        chosen = by_name[torch.linalg.vector_norm(whitened, dim=(1, 2))[by_name].argmin()][None]
+    else:
+        blocks = _gram_blocks(rows, u)  # (n, u, u)
+        everyone = torch.ones_like(names, dtype=torch.bool)
+        ranked = _costs(inner, blocks, everyone)[by_name].argsort(stable=True)
+        candidates = by_name[ranked[: CANDIDATES * count].sort().values]
+        c = _columns_of(candidates, u)
+        chosen = candidates[_choose(_square(inverse, c), rows[c] @ rows[c].T, u, count)]
 
     r = _columns_of(chosen, u)
     factor = torch.linalg.cholesky(_square(inverse, r))
-    left = torch.linalg.solve_triangular(factor, inverse[r], upper=False)
-    moved = torch.linalg.solve_triangular(factor, rows[r], upper=False)
-    others = stays.index_fill(0, candidates, False)
-    if count > 1 and bool(others.any()):
+    left, moved = _solve(factor, inverse[r]), _solve(factor, rows[r])
+    if count > 1 and len(candidates) < len(names):
+        others = everyone.index_fill(0, candidates, False)
         hold = _hold(inner, blocks, others, left, moved, moved @ rows.T)
         chosen, left, moved = chosen[:hold], left[: hold * u], moved[: hold * u]
     return chosen, left, moved
@@ -104,10 +132,10 @@ def _choose(inverse: Tensor, gram: Tensor, u: int, count: int) -> list[int]:
         mine, done = slice(g * u, (g + 1) * u), (len(chosen) - 1) * u
         before, pulled = left[:done], pull[:done]
         factor = torch.linalg.cholesky(inner[g])
-        lead = torch.linalg.solve_triangular(factor, inverse[mine] - before[:, mine].T @ before, upper=False)
+        lead = _solve(factor, inverse[mine] - before[:, mine].T @ before)
         overlap = gram[mine] - before[:, mine].T @ pulled - pulled[:, mine].T @ before
-        overlap = torch.linalg.solve_triangular(factor, overlap, upper=False)
-        squares = torch.linalg.solve_triangular(factor, overlap[:, mine].T, upper=False)  # v^T v
+        overlap = _solve(factor, overlap)
+        squares = _solve(factor, overlap[:, mine].T)  # v^T v
         left[done : done + u], pull[done : done + u] = lead, overlap - squares @ lead / 2
         _downdate_blocks(inner, blocks, left[done : done + u], pull[done : done + u])
 
@@ -153,6 +181,11 @@ def _costs(inner: Tensor, blocks: Tensor, counted: Tensor) -> Tensor:
     return costs.clamp_(min=0).masked_fill_(~counted, torch.inf)
 
 
+def _solve(factor: Tensor, rows: Tensor) -> Tensor:
+    """Return ``T^-1 X`` for a lower triangular T; from the right, which is faster for X by rows."""
+    return torch.linalg.solve_triangular(factor.mT, rows.mT, upper=True, left=False).mT
+
+
 def _downdate_blocks(inner: Tensor, blocks: Tensor, left: Tensor, pull: Tensor) -> None:
     """Take a removal, its l and p (u, n u), off the diagonal blocks ``(n, u, u)`` of A and K."""
     by_unit = inner.shape[:2]
@@ -185,9 +218,20 @@ def _square(matrix: Tensor, index: Tensor) -> Tensor:
     return matrix[index[:, None], index]
 
 
-def _gathered(matrix: Tensor, kept: Tensor) -> Tensor:
-    """Move rows and columns `kept`, which ascend, to the front, in place; returns them, a view."""
-    for start in range(0, len(kept), STRIP):
-        rows = kept[start : start + STRIP]
-        matrix[start : start + len(rows), : len(kept)] = matrix[rows[:, None], kept]
-    return matrix[: len(kept), : len(kept)]
+def _moves(gone: Tensor, count: int) -> Iterator[tuple[int, int]]:
+    """Yield into which of `count` places what lies last moves, and from where, so that places `gone` come last."""
+    stay = count - len(gone)
+    free = set(gone.tolist())
+    return zip(
+        (place for place in sorted(free) if place < stay), sorted({*range(stay, count)} - free), strict=True
+    )
+
+
+def _downdate(inverse: Tensor, left: Tensor) -> None:
+    """Take ``l^T l`` off A in place: half of a symmetric product is computed, the other half copied."""
+    for start in range(0, len(inverse), STRIP):
+        stop = start + STRIP
+        inverse[start:stop, start:].addmm_(left[:, start:stop].T, left[:, start:], alpha=-1)
+    for start in range(0, len(inverse), NARROW):
+        stop = start + NARROW
+        inverse[stop:, start:stop] = inverse[start:stop, stop:].T

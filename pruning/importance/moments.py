@@ -22,7 +22,7 @@ EPSILON = torch.finfo(torch.float64).eps
 
 MOMENT = "input_moment"
 
-PART_ROWS = 512  # rows of a moment that are read at once
+PART_ROWS = 64  # rows of a moment that are read at once
 
 Weights = Mapping[str, Tensor]
 
@@ -156,15 +156,15 @@ def moment_part(
     part = torch.empty(len(these), len(those), dtype=torch.float64)
     for start in range(0, len(these), PART_ROWS):
         stop = start + PART_ROWS
-        part[start:stop] = moment[these[start:stop]][:, those]
+        part[start:stop] = moment.index_select(0, these[start:stop]).index_select(1, those)
     return part.div_(rows)
 
 
 def moment_bytes(group: PrunableGroup, stats: CalibrationStats) -> int:
     """Return the bytes of the largest moment at the group's consumers in float64; 0 if none was gathered."""
-    found = [(one, stats.of(one)) for one in group.consumers]
-    held = [own.get(one.name, MOMENT).numel() for one, own in found if own.has(one.name, MOMENT)]
-    return 8 * max(held, default=0)
+    read = [(one.name, stats.of(one)) for one in group.consumers]
+    read = [(name, own) for name, own in read if own.has(name, MOMENT) and own.has(name, "input_sum")]
+    return 8 * max((own.get(name, "input_sum").shape[-1] for name, own in read), default=0) ** 2
 
 
 def with_room(device: torch.device, need: int) -> torch.device:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pruning.importance.base import criterion
-from pruning.importance.greedy import greedy_removal
+from pruning.importance.greedy import greedy_removal, invert
 from pruning.importance.moments import (
     Weights,
     consumer_columns,
@@ -58,8 +58,7 @@ def _inverse(
     factor, _, _ = ridge_cholesky(
         lambda: covariance(group, stats, width)[1].to(device), RIDGE, floor, f"group {group.name!r}"
     )
-    factor = factor.to(dtype)
-    return torch.cholesky_inverse(factor, out=factor)
+    return invert(factor.mT.to(dtype))
 
 
 def _rank_scores(order: list[int], costs: list[float]) -> Tensor:

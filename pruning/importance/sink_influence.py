@@ -10,9 +10,13 @@ from pruning.importance.moments import Weights
 from pruning.types import CalibrationStats, PrunableGroup
 
 
-@criterion("sink_influence", base="obs", weighting="influence")
+@criterion("sink_influence", base="obs", weighting="influence", on_device=True)
 def sink_influence(
-    group: PrunableGroup, weights: Weights, stats: CalibrationStats, generator: torch.Generator
+    group: PrunableGroup,
+    weights: Weights,
+    stats: CalibrationStats,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Score with ``obs`` on rows weighted by how far later attention broadcasts an error at them (ours).
 
@@ -21,4 +25,4 @@ def sink_influence(
     attention comes from the first pass, a mean over the sample's timesteps. Rows that no later self-attention of as
     many tokens reads weigh w_tau. ``weighting="influence_permuted"`` is the control.
     """
-    return score_group("obs", group, weights, stats, generator)
+    return score_group("obs", group, weights, stats, generator, device)

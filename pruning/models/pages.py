@@ -13,11 +13,13 @@ import os
 import re
 import sys
 from bisect import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
+
+from pruning.on_demand import OnDemand
 
 _OF_FILE, _SWAPPED, _PRESENT = (np.uint64(1) << np.uint64(bit) for bit in (61, 62, 63))
 """Bits of an entry of the page map; see ``Documentation/admin-guide/mm/pagemap.rst`` of Linux."""
@@ -89,6 +91,21 @@ def give_back(tensors: Iterable[Tensor]) -> None:
             for run in np.split(np.arange(len(written)), borders):
                 if len(run) and not written[run[0]]:
                     advise(start + int(run[0]) * mmap.PAGESIZE, len(run) * mmap.PAGESIZE, mmap.MADV_DONTNEED)
+
+
+def borrowed(model: nn.Module) -> Mapping[str, Tensor]:
+    """Return the parameters of a model by path. One that lies in a file is a copy, made when it is asked for."""
+    files = FilePages()
+
+    def copied(weight: Tensor) -> Tensor:
+        weight = weight.detach()
+        if not files.hold(weight):
+            return weight
+        copy = weight.clone()
+        give_back([weight])
+        return copy
+
+    return OnDemand(dict(model.named_parameters()), copied)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from pruning.files import size
 from pruning.models.loading import check_values
 from pruning.models.outputs import tensors_in
 from pruning.models.pages import FilePages, give_back, read_ahead
+from pruning.models.pieces import Piece, pieces_of
 
 PIECE = 256_000_000
 """Largest bytes of a piece, but for one module whose own weights are more."""
@@ -75,67 +76,6 @@ def stream(
     return streaming
 
 
-class Piece:
-    """Weights that are brought and released together.
-
-    Attributes:
-        path: Of the module whose call they are there for.
-        module: That module.
-        slots: Where the weights are: the dictionaries of modules, and their keys, with the weights' names.
-        nbytes: Of the weights.
-        parts: What the modules in it own: one may be called while the piece's own module is not.
-    """
-
-    def __init__(self, path: str, module: nn.Module) -> None:
-        self.path, self.module = path, module
-        self.slots: list[tuple[dict[str, Any], str, str]] = []
-        self.nbytes = 0
-        self.parts: list[Piece] = []
-
-    def take(self, path: str, module: nn.Module) -> None:
-        """Add the weights that a module owns itself."""
-        if module is not self.module:
-            part = Piece(path, module)
-            part.take(path, module)
-            self.parts += [part] if part.slots else []
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    self.slots.append((store, name, f"{path}.{name}" if path else name))
-                    self.nbytes += tensor.nbytes
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return the weights that are in the modules now, by name."""
-        return {path: tensor for store, name, path in self.slots if (tensor := store.get(name)) is not None}
-
-
-def pieces_of(model: nn.Module, most: int) -> list[Piece]:
-    """Cut a model into pieces of at most `most` bytes, where modules allow it, in the order of its modules."""
-    found: list[Piece] = []
-    seen: set[nn.Module] = set()
-
-    def cut(path: str, module: nn.Module, around: Piece) -> None:
-        if module in seen:
-            return
-        can_be_called = type(module).forward is not nn.Module.forward  # a list cannot
-        whole = can_be_called and _bytes(module) <= most
-        if can_be_called:
-            around = Piece(path, module)
-            found.append(around)
-        for name, part in module.named_modules(prefix=path) if whole else [(path, module)]:
-            seen.add(part)
-            around.take(name, part)
-        for name, child in module.named_children():
-            cut(f"{path}.{name}" if path else name, child, around)
-
-    cut("", model, Piece("", model))
-    return [piece for piece in found if piece.slots]
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
 class Streaming:
     """Brings and releases the pieces of a model; made by `streamed`.
 
@@ -158,7 +98,7 @@ class Streaming:
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
         where = f"model source {name!r}" if name else type(model).__name__
         self._files = FilePages()
-        self._holder: _Pages | _Copies = (
+        self._holder: _Holder = (
             _Pages(self._files, where) if device.type == "cpu" else _Copies(self._files, where, device)
         )
         self._room = self.limit - IN_TURN * largest.nbytes  # for pieces that stay
@@ -226,6 +166,26 @@ class Streaming:
         following = self._after.get(self._before, self._in_order.get(piece))
         if following is not None and following not in self._stay:
             read_ahead(filter(self._files.hold, following.weights().values()))
+
+
+class _Holder(Protocol):
+    """How weights come and go; what `stays` is kept until it is released without."""
+
+    def serves(self, piece: Piece) -> bool:
+        """Tell whether there is anything to do for a piece."""
+        ...
+
+    def bring(self, piece: Piece, arguments: Any, stays: bool) -> None:
+        """See that the weights of a piece are there; its module is called with `arguments`."""
+        ...
+
+    def release(self, piece: Piece, stays: bool) -> None:
+        """Let the weights of a piece go."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        ...
 
 
 class _Unread:

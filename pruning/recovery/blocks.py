@@ -29,7 +29,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from pruning.calibration.checkpointing import blocks_to_repeat
 from pruning.calibration.driver import prediction
 from pruning.data import NoisedBatches
 from pruning.data.batches import Path as Where
@@ -45,7 +44,9 @@ from pruning.files import (
     written_whole,
 )
 from pruning.groups import find_groups
+from pruning.groups.listed import listed_blocks
 from pruning.models.outputs import joined, tensors_in
+from pruning.on_demand import OnDemand, stored_at
 from pruning.recovery.batches import Batches, Share, TrainingBatch, sample_order
 from pruning.recovery.checkpoints import fingerprint
 from pruning.recovery.loop import RecoveryProgress
@@ -122,7 +123,7 @@ def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
     """
     slim = copy.deepcopy(dense).to("meta")
     groups = find_groups(slim)
-    blocks = _closed(slim, blocks_to_repeat(slim), plan.completed(groups).cuts(groups))
+    blocks = _closed(slim, listed_blocks(slim), plan.completed(groups).cuts(groups))
     shapes = {name: tensor.shape for name, tensor in slim.state_dict().items()}
     origins = Origins(slim, {}, plan)
     origins.take_ranks()
@@ -234,7 +235,7 @@ def recover_blocks(
             remove(place / INPUTS)
     return BlocksResult(
         tuple(results[twin.slim] for twin in blocks),
-        Changed({twin.slim: _place(folder, twin) / WEIGHTS for twin in blocks if results[twin.slim].kept}),
+        _in_files({twin.slim: _place(folder, twin) / WEIGHTS for twin in blocks if results[twin.slim].kept}),
     )
 
 
@@ -253,29 +254,13 @@ IDENTITY = "recovery.json"
 RESULT, WEIGHTS, INPUTS, CHECKPOINTS = "result.json", "weights.safetensors", "inputs", "checkpoints"
 
 
-class Changed(Mapping[str, Tensor]):
-    """New weights of blocks by name in the model, read from their files when they are asked for.
-
-    Args:
-        files: By path of the block, with weights by name in it.
-    """
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._of: dict[str, tuple[Path, str]] = {}
-        for block, path in files.items():
-            with safe_open(path, "pt") as file:
-                self._of |= {f"{block}.{name}": (path, name) for name in file.keys()}  # noqa: SIM118
-
-    def __getitem__(self, name: str) -> Tensor:
-        path, own = self._of[name]
+def _in_files(files: Mapping[str, Path]) -> Mapping[str, Tensor]:
+    """Return weights by name in the model, of files by path of the block; they are read when they are asked for."""
+    places: dict[str, tuple[Path, str]] = {}
+    for block, path in files.items():
         with safe_open(path, "pt") as file:
-            return file.get_tensor(own)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._of)
-
-    def __len__(self) -> int:
-        return len(self._of)
+            places |= {f"{block}.{name}": (path, name) for name in file.keys()}  # noqa: SIM118
+    return OnDemand(places, stored_at)
 
 
 # What enters the dense blocks.

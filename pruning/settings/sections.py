@@ -162,6 +162,11 @@ class Calibrate(Section):
         neutral=True,
     )
 
+    @property
+    def memory(self) -> int | None:
+        """`memory_gb` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 1e9)
+
 
 @section
 class Score(Section):

@@ -260,4 +260,4 @@ def watched(run: Run, what: str, source: NoisedBatches | SamplingRun) -> dict[st
         done += rows
         run.bars(what, done, total)
 
-    return {"memory": run.memory, "progress": report, "announce": announce}
+    return {"memory": run.placement.memory, "progress": report, "announce": announce}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from pruning.calibration.seeing import Attention
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.importance.moments import Weights
+from pruning.on_demand import first_of
 from pruning.stages.planning import cuts_of, hushed, make_plan
 from pruning.stages.run import Run
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, matrix_of, parameter_path
@@ -78,7 +78,7 @@ def with_squares(stats: CalibrationStats) -> CalibrationStats:
     if not squares:
         return stats
     values = {
-        place: ChainMap(squares[place], found) if place in squares else found
+        place: first_of(squares[place], found) if place in squares else found
         for place, found in stats.values.items()
     }
     return CalibrationStats(values, {**stats.meta, "needs": [*stats.meta.get("needs", []), "input_sq"]})

@@ -17,7 +17,8 @@ from pruning.models import denoise, example_call
 from pruning.selection import block_by_block
 from pruning.stages import smaller_forms
 from pruning.stages.calibration import SHOWN, Wanted, gather, weighting
-from pruning.stages.run import MODEL, PLAN, Run
+from pruning.stages.placement import MODEL
+from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage, pick
 from pruning.store import SCRATCH
 from pruning.surgery import apply_plan, compensate, compensation_needs, cut_on_disk
@@ -45,7 +46,7 @@ def _selection(run: Run) -> dict[str, Any]:
 def prune(run: Run, folder: Path) -> dict[str, Any]:
     """Let what stays make up for what goes, cut, and write the slim model."""
     section = run.recipe.prune
-    if run.streams and section.selection == "one_shot":
+    if run.placement.streams and section.selection == "one_shot":
         plan, (dense, slim) = run.plan, _from_disk_to_disk(run, folder)
     else:
         plan, (dense, slim) = _in_memory(run, folder)
@@ -85,7 +86,7 @@ def _compensated(run: Run, weights: nn.Module | MutableMapping[str, Tensor]) -> 
         method=section.compensation,
         ridge=section.ridge,
         model=run.meta,
-        **run.working,
+        **run.placement.working,
     )
 
 
@@ -103,7 +104,7 @@ def _from_disk_to_disk(run: Run, folder: Path) -> tuple[int, int]:
         target=folder / MODEL,
         changed=changes.changed,
         progress=lambda done, total: run.bars("writing", done, total),
-        **run.stored,
+        **run.placement.stored,
     )
     return written.dense_params, written.params
 

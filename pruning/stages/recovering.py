@@ -20,7 +20,8 @@ from pruning.recovery.blocks import BlocksResult
 from pruning.sampling import PixelPipeline
 from pruning.settings import NOISED
 from pruning.stages.imaging import ASKED, image_calls
-from pruning.stages.run import MODEL, Run
+from pruning.stages.placement import MODEL
+from pruning.stages.run import Run
 from pruning.stages.sampling import component
 from pruning.stages.showing import (
     RECORDED,
@@ -53,7 +54,7 @@ def shown_to_train(run: Run) -> dict[str, Any]:
 
 def method_of(run: Run) -> str:
     """Return how the slim model is trained back, with null resolved."""
-    return run.recipe.recover.method or (BLOCKS if run.streams else "whole")
+    return run.recipe.recover.method or (BLOCKS if run.placement.streams else "whole")
 
 
 @partial(
@@ -127,10 +128,10 @@ def _by_blocks(run: Run, folder: Path) -> dict[str, Any]:
     remove(folder / MODEL)
     cut_on_disk(run.result("prune").folder / MODEL, PruningPlan(), folder / MODEL, changed=found.changed)
     blocks = [{key: value for key, value in vars(block).items() if key != "losses"} for block in found.blocks]
-    write_json(folder / "blocks.json", {"blocks": blocks})
     by_step = zip_longest(*(block.losses for block in found.blocks))  # some may have had no time for all
     losses = [fmean(loss for loss in step if loss is not None) for step in by_step]
-    write_json(folder / "losses.json", {"steps": [*range(1, len(losses) + 1)], "loss": losses})
+    steps = [*range(1, len(losses) + 1)]
+    write_json(folder / "losses.json", {"steps": steps, "loss": losses, "blocks": blocks})
     return {
         "enabled": True,
         "method": BLOCKS,

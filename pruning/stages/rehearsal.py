@@ -9,7 +9,8 @@ from pruning.errors import PruningError, named
 from pruning.export import check_export
 from pruning.sampling import rehearse as rehearse_sample
 from pruning.stages.exporting import request_of
-from pruning.stages.room import SUBJECTS, check_room
+from pruning.stages.placement import SUBJECTS
+from pruning.stages.room import check_room
 from pruning.stages.run import Run
 from pruning.stages.sampling import arguments_of, pipeline_around
 

@@ -12,7 +12,8 @@ from pruning.files import check_writable, size
 from pruning.models import is_known, sample_shape
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.stages.calibration import wanted
-from pruning.stages.run import SUBJECTS, Run
+from pruning.stages.placement import SUBJECTS
+from pruning.stages.run import Run
 from pruning.types import PrunableGroup
 
 
@@ -44,7 +45,7 @@ def check_room(run: Run, needed: int) -> None:
 
 def check_memory(run: Run) -> None:
     """Check that what calibration sums of a single group fits into the memory that it may take."""
-    asked, memory = run.recipe.calibrate.memory_gb, run.memory
+    asked, memory = run.recipe.calibrate.memory_gb, run.placement.memory
     if statistics_bytes(run, run.groups) <= memory:
         return
     largest, name = max((statistics_bytes(run, [group]), group.name) for group in run.groups)

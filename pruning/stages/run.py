@@ -18,8 +18,7 @@ from torch import Tensor
 from pruning import checkpoint, models
 from pruning.allocation import CostModel
 from pruning.calibration import load_stats
-from pruning.calibration.room import held_bytes, usable_bytes
-from pruning.calibration.store import read_tensors
+from pruning.calibration.tensors import read_tensors
 from pruning.data import (
     ImageData,
     Prompts,
@@ -33,15 +32,15 @@ from pruning.data.prompts import is_text
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
-from pruning.models.borrowed import Borrowed
+from pruning.models.pages import borrowed
 from pruning.recipe import Recipe
 from pruning.sampling import PixelPipeline
 from pruning.settings import NO_DATA
+from pruning.stages.placement import MODEL, Placement
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
 from pruning.store import Key, Result
-from pruning.surgery import cut_on_disk
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 T = TypeVar("T")
@@ -49,14 +48,10 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 STATS, SCORES = "stats", "scores.safetensors"
-PLAN, MODEL, METRICS = "plan.json", "model", "metrics.json"
+PLAN, METRICS = "plan.json", "metrics.json"
 SCORES_CONTENT = "importance scores"
 PLAIN = ("DDPMPipeline", "DDIMPipeline")
 """Pipelines whose loop fits one kind of scheduler. `PixelPipeline` does what they do with any."""
-SUBJECTS = 3
-"""Dense, pruned and recovered."""
-STREAMED_FROM = 0.75
-"""Share of the memory that the weights of all subjects may take."""
 CHOICE = 32
 """Stream of `sample_generator` that draws which images are looked at."""
 
@@ -70,6 +65,7 @@ class Run:
 
     Attributes:
         offline: Look at no data, which may lie on a hub.
+        placement: How much memory it may take, and where the weights are.
         anew: Stages that are to be done even if there is a result.
         uses: Names of the shared results that the stage at work has asked for.
         lasting: Those that all stages use from then on.
@@ -90,6 +86,7 @@ class Run:
         self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=device_named(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
+        self.placement = Placement(self)
         self.batch_faults: dict[str, str | None] = {}
         self._images: dict[str, ImageData] = {}
         self._prompts: dict[str, Prompts] = {}
@@ -190,64 +187,20 @@ class Run:
         names = {key: getattr(self.recipe.model, key) for key in ("revision", "variant")}
         return {"dtype": self.dtype, "device": self.device, **names}
 
-    @cached_property
-    def memory(self) -> int:
-        """Bytes that the run may hold on its device in all."""
-        asked = self.recipe.calibrate.memory_gb
-        return usable_bytes(self.device) if asked is None else int(asked * 1e9)
-
-    @property
-    def working(self) -> dict[str, Any]:
-        """Where scores and compensations are computed, and the memory that they may take beside what is held."""
-        return {"memory": max(0, self.memory - held_bytes("cpu")), "device": self.device}
-
-    @cached_property
-    def streams(self) -> bool:
-        """Whether weights are in memory only while they are read: those of all subjects would not fit."""
-        weights = sum(parameter.numel() for parameter in self.meta.parameters()) * self.dtype.itemsize
-        return SUBJECTS * weights > STREAMED_FROM * self.memory
-
-    @cached_property
-    def stored(self) -> dict[str, Any]:
-        """Where the dense weights lie in the type that the run works in: arguments of `models.map_denoiser`.
-
-        Where the source holds another type, they are converted once, from file to file.
-        """
-        section = self.recipe.model
-        names = {key: getattr(section, key) for key in ("subfolder", "revision", "variant")}
-        found = {"source": section.source, **names}
-        if models.stored_type(**found) == self.dtype:
-            return found
-
-        def convert(folder: Path) -> None:
-            logger.info("%-9s the weights are converted to %s on the disk", "model", section.dtype)
-            write = lambda done, total: self.bars("converting", done, total)  # noqa: E731
-            cut_on_disk(plan=PruningPlan(), target=folder / MODEL, dtype=self.dtype, progress=write, **found)
-
-        key = Key("converted", {"dtype": section.dtype, **names}, self.workspace.hashes)
-        found_or_made = self.part(key, convert, resumable=True)
-        self.lasting.add(found_or_made.name)
-        return {"source": found_or_made.folder / MODEL}
-
     def load_dense(self) -> ModelMixin:
         """Load the dense model anew, for who changes it."""
         section = self.recipe.model
-        if self.streams:
-            model = self._streamed(models.map_denoiser(**self.stored))
+        if self.placement.streams:
+            model = self.placement.streamed(**self.placement.stored)
         else:
             model = models.load_denoiser(section.source, subfolder=section.subfolder, **self._weights)
         models.set_null_class(model, models.null_class(self.meta))
         return model
 
-    def _streamed(self, model: ModelMixin) -> ModelMixin:
-        """Let the weights of a model that lie in files be in memory only while they are read, from now on."""
-        models.stream(model, device=self.device)
-        return model
-
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
         """The dense model's parameters by path, each to be held no longer than needed."""
-        return Borrowed(self.dense) if self.streams else dict(self.dense.named_parameters())
+        return borrowed(self.dense) if self.placement.streams else dict(self.dense.named_parameters())
 
     @cached_property
     def dense(self) -> ModelMixin:
@@ -260,8 +213,8 @@ class Run:
         A model whose weights stay in their files has them in the type in which they were written.
         """
         folder = self.result(stage).folder / MODEL
-        if self.streams:
-            return self._streamed(models.map_denoiser(folder))
+        if self.placement.streams:
+            return self.placement.streamed(folder)
         return checkpoint.load(folder, dtype=dtype or self.dtype, device=self.device)
 
     @property

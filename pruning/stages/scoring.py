@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning import importance
-from pruning.calibration.store import write_tensors
+from pruning.calibration.tensors import write_tensors
 from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import Stage
@@ -30,7 +30,7 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
         criterion=section.criterion,
         weighting=section.weighting,
         seed=run.recipe.seed,
-        **run.working,
+        **run.placement.working,
     )
     write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)
     return {

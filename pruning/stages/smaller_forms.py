@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from pruning import calibration
-from pruning.calibration.store import read_tensors, write_tensors
+from pruning.calibration.tensors import read_tensors, write_tensors
 from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_json

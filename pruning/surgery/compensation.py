@@ -140,7 +140,7 @@ def compensate(
     affected = [group for group in plan.cuts(groups) if group.consumers]
     for one in [one for group in affected for one in group.consumers]:
         _check(model, one, stats.of(one), method, needs)
-    edited, device = _Weights(weights, model), torch.device(device)
+    edited, device = _Edited(weights, model), torch.device(device)
     shrinkage = ridge if method == "least_squares" else None
 
     def jobs() -> Iterator[tuple[int, Callable[[], list[Change]]]]:
@@ -159,7 +159,7 @@ def compensate(
 
 
 @dataclass(frozen=True)
-class _Weights:
+class _Edited:
     """Parameters by path that are edited: those of a module in place, those of a mapping by assignment."""
 
     held: nn.Module | MutableMapping[str, Tensor]
@@ -235,7 +235,7 @@ def _changes(
     return [change_at(one, weights, plan, stats.of(one), ridge, device) for one in group.consumers]
 
 
-def _apply(weights: _Weights, group: PrunableGroup, plan: PruningPlan, changes: Sequence[Change]) -> None:
+def _apply(weights: _Edited, group: PrunableGroup, plan: PruningPlan, changes: Sequence[Change]) -> None:
     """Edit what reads `group`: the kept columns and the bias change, the removed columns are zeroed."""
     by_entry = {one.read_by: change for one, change in zip(group.consumers, changes, strict=True)}
     for part in group.consumed_by:

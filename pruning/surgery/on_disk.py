@@ -32,7 +32,7 @@ from pruning.store.locks import locked
 from pruning.surgery.check import check_plan
 from pruning.surgery.cut import apply_with
 from pruning.surgery.origins import Origins
-from pruning.surgery.tensor_files import Streamed, file_bytes, write_tensors
+from pruning.surgery.tensor_files import InPieces, file_bytes, write_in_pieces
 from pruning.types import PrunableGroup, PruningPlan, slices_of
 
 logger = logging.getLogger(__name__)
@@ -152,15 +152,15 @@ def _params(model: nn.Module) -> int:
 
 def _files(
     model: nn.Module, origins: Origins, where: str, dtype: torch.dtype | None, max_shard_size: str | int
-) -> tuple[dict[str, dict[str, Streamed]], str]:
+) -> tuple[dict[str, dict[str, InPieces]], str]:
     """Return the weight files with their tensors, and the text of their index, empty for a single file."""
     casts = dtype is not None and any(parameter.dtype != dtype for parameter in model.parameters())
-    tensors: dict[str, Streamed] = {}
+    tensors: dict[str, InPieces] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         is_number = tensor.is_floating_point() or tensor.is_complex()
         kind = dtype if dtype is not None and casts and is_number else tensor.dtype
         pieces = partial(origins.of(tensor).pieces, where, kind)
-        tensors[name] = Streamed(tuple(tensor.shape), kind, pieces)
+        tensors[name] = InPieces(tuple(tensor.shape), kind, pieces)
     with failing("splitting the weights into files", {"max_shard_size": max_shard_size}):
         split = split_torch_state_dict_into_shards(
             {name: tensor.meta() for name, tensor in tensors.items()},
@@ -178,7 +178,7 @@ def _fingerprint(
     found: Located,
     plan: PruningPlan,
     changed: Mapping[str, Tensor],
-    files: Mapping[str, Mapping[str, Streamed]],
+    files: Mapping[str, Mapping[str, InPieces]],
     texts: Mapping[str, str],
 ) -> str:
     """Return a hash of all that the files depend on; weights are known by their file's name, size and time."""
@@ -203,7 +203,7 @@ def _fingerprint(
 def _write(
     work: Path,
     place: Path,
-    files: Mapping[str, Mapping[str, Streamed]],
+    files: Mapping[str, Mapping[str, InPieces]],
     texts: Mapping[str, str],
     progress: Progress,
 ) -> None:
@@ -222,7 +222,7 @@ def _write(
             work.mkdir(exist_ok=True)
             for name in missing:
                 with written_whole(work / name, flush=True) as temporary:
-                    for count in write_tensors(temporary, files[name]):
+                    for count in write_in_pieces(temporary, files[name]):
                         done += count
                         progress(done, total)
             for name, text in texts.items():

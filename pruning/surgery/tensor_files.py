@@ -17,7 +17,7 @@ METADATA = {"format": "pt"}
 
 
 @dataclass(frozen=True)
-class Streamed:
+class InPieces:
     """A tensor that is written before it is whole.
 
     Attributes:
@@ -40,12 +40,12 @@ class Streamed:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
-def file_bytes(tensors: Mapping[str, Streamed]) -> int:
+def file_bytes(tensors: Mapping[str, InPieces]) -> int:
     """Return how large the file of these tensors is."""
     return len(_head(tensors)[0]) + sum(tensor.nbytes for tensor in tensors.values())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Streamed]) -> Iterator[int]:
+def write_in_pieces(path: Path, tensors: Mapping[str, InPieces]) -> Iterator[int]:
     """Write the file that ``safetensors.torch.save_file`` would, with `METADATA`; yield the bytes of each piece."""
     head, names = _head(tensors)
     with open(path, "wb") as file:
@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Streamed]) -> Iterator[int]:
             assert file.tell() - before == tensors[name].nbytes, name
 
 
-def _head(tensors: Mapping[str, Streamed]) -> tuple[bytes, list[str]]:
+def _head(tensors: Mapping[str, InPieces]) -> tuple[bytes, list[str]]:
     """Return the head of a file and the order of its tensors.
 
     The library writes it for empty tensors of the same names and types, which is in the same order; here each entry

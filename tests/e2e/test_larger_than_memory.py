@@ -16,6 +16,7 @@ from pruning.errors import PruningError
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
 from pruning.stages.folder import RunFolder
+from pruning.stages.placement import Placement
 from pruning.stages.preflight import preflight
 from tests.e2e.test_run import captioned, check_complete, features, save_bare, workplace, write_recipe
 from tests.models import dit
@@ -35,7 +36,7 @@ def test_a_run_whose_weights_stay_in_their_files(workplace, features, monkeypatc
     save_bare(dit(sample_size=16), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, until="recover", overrides=["name=whole", "recover.method=blocks"])
-    monkeypatch.setattr(Run, "streams", True)
+    monkeypatch.setattr(Placement, "streams", True)
     run_recipe(recipe, overrides=["name=streamed", "store=null", f"run_dir={workplace}/other"])
     check_complete(workplace / "other", 0.75)
     for stage in ("prune", "recover"):
@@ -52,7 +53,7 @@ def test_a_pipeline_whose_weights_are_stored_in_another_type(workplace, features
     recipe = write_recipe(workplace, features[3], data=captioned, macs=0.8)
     asked = ["model.dtype=bfloat16", "calibrate.provider=sampling", "calibrate.num_steps=3"]
     run_recipe(recipe, until="prune", overrides=["name=whole", *asked])
-    monkeypatch.setattr(Run, "streams", True)
+    monkeypatch.setattr(Placement, "streams", True)
     run_recipe(recipe, until="prune", overrides=[*asked, "store=null", f"run_dir={workplace}/other"])
     assert_same_weights(workplace / "runs/whole/prune", workplace / "other/prune")
     assert len([*workplace.rglob("converted/*/DONE")]) == 1
@@ -64,7 +65,7 @@ def test_a_plan_that_only_removes_blocks(workplace, features, monkeypatch, caplo
     """No block that is left can be trained by itself: that is said, and the model stays as it was cut."""
     save_bare(dit(sample_size=16, num_layers=4), workplace)
     recipe = write_recipe(workplace, features[1], macs=0.7)
-    monkeypatch.setattr(Run, "streams", True)
+    monkeypatch.setattr(Placement, "streams", True)
     run_recipe(recipe, until="recover", overrides=["prune.kinds=[blocks]"])
     assert "no block that is left lost anything" in caplog.text
     assert_same_weights(workplace / "runs/tiny/prune", workplace / "runs/tiny/recover")

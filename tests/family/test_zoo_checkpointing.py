@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pruning.calibration import calibrate, first_pass
-from pruning.calibration.checkpointing import blocks_to_repeat
 from pruning.data.batches import NoisedBatches
+from pruning.groups.listed import listed_blocks
 from pruning.settings import Calibrate
 from pruning.types import CalibrationStats, PrunableGroup
 from tests.family.test_zoo_measuring import NO_GRADIENTS, channel_groups, noised
@@ -51,7 +51,7 @@ def test_second_runs_change_nothing(name: str, caplog: pytest.LogCaptureFixture)
     groups = list(channel_groups(model, set()))
     batches = noised(ZOO[name], model)[:1]
     source = NoisedBatches(lambda: batches, 1000, 1)
-    assert blocks_to_repeat(model)
+    assert listed_blocks(model)
     further = BY_DATA if NAMES.index(name) % 2 and name not in MIXED else ()
     with caplog.at_level(logging.WARNING, logger="pruning"):
         plain, again = gather(model, groups, source, (*PROBED, *further))

@@ -19,10 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from pruning.calibration import calibrate
 from pruning.calibration import checkpointing as module_under_test
-from pruning.calibration.checkpointing import blocks_to_repeat, is_large
+from pruning.calibration.repeated import is_large
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups import find_groups
+from pruning.groups.listed import listed_blocks
 from pruning.types import CalibrationStats
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import noised, settings
@@ -126,11 +127,11 @@ def test_gradients_are_the_same_to_the_bit(make: Callable[[], nn.Module], needs:
 
 
 def test_blocks_are_the_items_of_lists() -> None:
-    assert blocks_to_repeat(dit()) == [f"transformer_blocks.{k}" for k in range(3)]
-    found = blocks_to_repeat(unet2d_condition())
+    assert listed_blocks(dit()) == [f"transformer_blocks.{k}" for k in range(3)]
+    found = listed_blocks(unet2d_condition())
     assert {"mid_block.attentions.0", "mid_block.resnets.1", "down_blocks.1"} <= {*found}, found
     assert not [path for path in found if any(path.startswith(f"{other}.") for other in found)]
-    assert not blocks_to_repeat(nn.Linear(2, 2))
+    assert not listed_blocks(nn.Linear(2, 2))
     assert not is_large(dit())
 
 
@@ -321,7 +322,7 @@ def test_null_asks_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
     model = dit()
     size = sum(p.nbytes for p in model.parameters())
     for large, expected in ((size + 1, 0), (size, 1)):
-        monkeypatch.setattr(module_under_test, "LARGE", large)
+        monkeypatch.setattr("pruning.calibration.repeated.LARGE", large)
         gather(model, noised(model), again=None, needs=("taylor",))
         assert len(tried) == expected
 

@@ -139,9 +139,14 @@ def test_a_killed_calibration_goes_on(
     assert_same(found, whole)
     left = [group for part in planned[1].groups for group in part]
     assert left == list(planned[0].groups[2])
-    assert_same(
-        measured(folder=tmp_path / "stats", first_pass=first, progress=pytest.fail), whole
-    )  # all is there
+    neutral = Calibrate(
+        timestep_buckets=noised(measured.model).timestep_buckets,  # type: ignore[attr-defined]
+        checkpointing=True,
+        memory_gb=1e3,
+    )
+    for settings in (None, neutral):  # all is there
+        again = measured(folder=tmp_path / "stats", first_pass=first, progress=pytest.fail, settings=settings)
+        assert_same(again, whole)
     with pytest.raises(PruningError, match=r"stats holds statistics of another calibration \(seed"):
         measured(folder=tmp_path / "stats", first_pass=first, seed=3)
 

@@ -30,7 +30,8 @@ def stats() -> CalibrationStats:
 
 def test_round_trip(tmp_path: Path) -> None:
     ours = stats()
-    ours.values["b.conv2"]["input_moment"] = torch.randn(3, 3).double().T  # not contiguous
+    moment = torch.randn(3, 3).double().T  # not contiguous
+    ours.values["b.conv2"] = {**ours.values["b.conv2"], "input_moment": moment}
     save_stats(ours, tmp_path / "deep" / "stats")
     theirs = load_stats(tmp_path / "deep" / "stats")
     assert theirs.meta == ours.meta
@@ -76,18 +77,12 @@ def test_a_large_place_is_read_when_asked_for(tmp_path: Path, monkeypatch: pytes
     large = tmp_path / "stats" / "a.attn1.to_out.0.safetensors"
     assert large.is_file()
     assert float(theirs.get("a.attn1.to_out.0", "input_sq@on")) == 2
-    found = theirs.values["a.attn1.to_out.0"]
-    found["input_sq"] = torch.tensor([7.0])
-    del found["samples"]
-    assert float(theirs.get("a.attn1.to_out.0", "input_sq")) == 7
-    assert not theirs.has("a.attn1.to_out.0", "samples")
-    again = load_stats(tmp_path / "stats")
-    assert torch.equal(again.get("a.attn1.to_out.0", "samples"), ours.get("a.attn1.to_out.0", "samples"))
+    assert torch.equal(theirs.get("a.attn1.to_out.0", "samples"), ours.get("a.attn1.to_out.0", "samples"))
     large.unlink()
     with pytest.raises(
         PruningError, match=r"cannot read calibration statistics from .*to_out\.0\.safetensors"
     ):
-        again.get("a.attn1.to_out.0", "samples")
+        theirs.get("a.attn1.to_out.0", "samples")
 
 
 def test_views_read_nothing_until_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +121,7 @@ def test_a_failed_write_leaves_the_earlier_folder_whole(
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pruning.calibration.store.save_file", full_disk)
+    monkeypatch.setattr("pruning.calibration.tensors.save_file", full_disk)
     with pytest.raises(PruningError, match=r"cannot write calibration statistics in .*the disk is full"):
         save_stats(CalibrationStats(), path)
     assert os.listdir(tmp_path) == ["stats"]

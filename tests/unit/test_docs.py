@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_a_statistic_of_ones_own_is_gathered():
     sizes = names["stats"].get(groups[0].consumer_key, "sizes")
     assert sizes.shape == (names["stats"].meta["timestep_buckets"], groups[0].num_units)
     assert bool((sizes > 0).all())
+
+
+def test_a_model_that_stays_in_its_files_is_measured(tmp_path, monkeypatch):
+    (code,) = blocks("large-models.md")
+    model = dit()
+    save(model, tmp_path / "flux" / "transformer")
+    monkeypatch.chdir(tmp_path)
+    names = execute(code, {"batches": replace(noised(model, 2, 2), timestep_buckets=8)})
+    places = {group.consumer_key for group in find_groups(model, ["attention_heads", "ffn_channels"])}
+    assert places <= {*names["stats"].values}
+    assert (tmp_path / "stats" / "stats.json").is_file()
 
 
 def test_the_first_module_kind_is_cut_as_it_is_masked_and_loads_again(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from pruning.groups import KINDS
 from pruning.models import load_denoiser, mapped
 from pruning.models.mapped import map_denoiser
 from pruning.models.pages import FilePages, give_back, madvise
+from pruning.models.stored import weights_digest
 from pruning.surgery import apply_plan
 from tests.models import dit, run, unet2d
 from tests.plans import random_plan
@@ -156,3 +158,19 @@ def test_written_pages_stay_and_files_do_not_change(tmp_path: Path):
     give_back([found])
     assert torch.equal(found, expected)
     assert (tmp_path / "w.safetensors").read_bytes() == before
+
+
+@needs_linux
+def test_a_digest_leaves_no_weights_in_memory(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(4096, 4096)}, tmp_path / WEIGHTS)  # 67 MB
+    layer = nn.Linear(4096, 4096, bias=False, device="meta")
+    layer.weight = nn.Parameter(load_file(tmp_path / WEIGHTS)["weight"])
+    assert FilePages().hold(layer.weight)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    digest = weights_digest(layer)
+    assert process.memory_info().rss - before < 3e7
+    with torch.no_grad():
+        layer.weight[0, 0] = 2
+    assert weights_digest(layer) != digest
+    assert layer.weight[0, 0] == 2

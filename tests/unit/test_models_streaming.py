@@ -23,9 +23,10 @@ from pruning.errors import PruningError
 from pruning.models import pages, streaming
 from pruning.models.mapped import map_denoiser
 from pruning.models.pages import madvise
-from pruning.models.streaming import Streaming, pieces_of, streamed
+from pruning.models.pieces import pieces_of
+from pruning.models.streaming import Streaming, streamed
 from pruning.surgery import apply_plan
-from pruning.surgery.tensor_files import Streamed, write_tensors
+from pruning.surgery.tensor_files import InPieces, write_in_pieces
 from pruning.types import PruningPlan
 from tests.models import call, dit, unet2d
 from tests.zoo import ZOO, build
@@ -344,10 +345,10 @@ def test_a_large_model_takes_little_memory(tmp_path: Path):
         file = f"diffusion_pytorch_model-{first:05d}-of-99999.safetensors"
         shapes = {name: model.state_dict()[name].shape for name in names[first : first + 40]}
         tensors = {
-            name: Streamed(tuple(shape), torch.bfloat16, partial(values, shape))
+            name: InPieces(tuple(shape), torch.bfloat16, partial(values, shape))
             for name, shape in shapes.items()
         }
-        for _ in write_tensors(tmp_path / "dense" / file, tensors):
+        for _ in write_in_pieces(tmp_path / "dense" / file, tensors):
             pass
         index |= dict.fromkeys(tensors, file)
     (tmp_path / "dense" / "diffusion_pytorch_model.safetensors.index.json").write_text(

@@ -82,6 +82,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "prune.share_embedders": (True, "plan"),
     "recover.enabled": (False, "recover evaluate"),
     "recover.provider": ("renoised", "recover"),
+    "recover.method": ("blocks", "recover"),
     "recover.num_samples": (255, "recover"),
     "recover.steps": (151, "recover"),
     "recover.batch_size": (32, "recover"),

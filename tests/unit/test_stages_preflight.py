@@ -19,7 +19,7 @@ from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
 from pruning.settings import Depth
-from pruning.stages import preflight, room, smaller_forms
+from pruning.stages import placement, preflight, room, smaller_forms
 from pruning.stages.calibration import wanted
 from pruning.stages.caveats import caveats
 from pruning.stages.dryrun import dry_run
@@ -416,7 +416,7 @@ def test_second_moments_that_do_not_fit_into_memory_are_refused(recipe, monkeypa
     message = r"'probe_obs' with .* sums 80\.6 kB of group '.*' alone, and calibration may hold {}; give it more, use"
     with pytest.raises(PruningError, match=message.format(r"50\.0 kB \(calibrate.memory_gb\)")):
         check(change(recipe, calibrate__memory_gb=5e-5))
-    monkeypatch.setattr(room, "usable_bytes", lambda device: 60_000)
+    monkeypatch.setattr(placement, "usable_bytes", lambda device: 60_000)
     with pytest.raises(PruningError, match=message.format(r"60\.0 kB")):
         check(recipe)
     check(change(recipe, score__criterion="fluctuation", prune__compensation="fold"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from markupsafe import Markup
 
 from eval.report import fmt, svg
 from eval.report.data import RunData
-from eval.report.html import Section, template
+from eval.report.html import PATHS, Section, template
 
 PLACE = 40
 WINDOWS = 40  # means in the smoothed curve of the loss
@@ -18,8 +19,13 @@ MOST_STEPS = 600  # of the curve that shows every step
 BODY = template(
     """
 <p class="soft">Training loss after the cut
+{%- if blocks %}, mean over {{ blocks }} blocks that were each trained by itself{% endif %}
 {%- if smoothed %}. Faint: every recorded step. Strong: mean over windows.{% else %}, step by step.{% endif %}</p>
 <figure class="wide">{{ figure }}</figure>
+{% if table %}
+<details><summary>All {{ blocks }} blocks: error on held-out inputs, squared, by the dense output's square</summary>
+{{ table }}</details>
+{% endif %}
 """
 )
 
@@ -29,7 +35,17 @@ def section(run: RunData) -> Section | None:
     steps, loss = (run.entry("recovery").get(key, []) for key in ("steps", "loss"))
     if not loss:
         return None
-    return Section(BODY(smoothed=len(loss) >= 2 * WINDOWS, figure=curve(steps, loss)), "Recovery")
+    blocks = run.entry("recovery").get("blocks", [])
+    rows = [(block["block"], _cells(block)) for block in blocks]
+    table = PATHS(names=("cut", "trained", "taken"), rows=rows) if rows else None
+    smoothed = len(loss) >= 2 * WINDOWS
+    body = BODY(smoothed=smoothed, figure=curve(steps, loss), blocks=len(blocks), table=table)
+    return Section(body, "Recovery")
+
+
+def _cells(block: Mapping[str, Any]) -> list[str]:
+    taken = "yes" if block["kept"] else "no, it stays as it was cut"
+    return [fmt.number(block["before"]), fmt.number(block["after"]), taken]
 
 
 def curve(steps: Sequence[int], loss: Sequence[float]) -> Markup:

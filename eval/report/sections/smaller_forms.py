@@ -7,23 +7,12 @@ from typing import Any
 
 from eval.report import fmt
 from eval.report.data import RunData
-from eval.report.html import Section, template
+from eval.report.html import PATHS, Section, template
 
 PLACE, WITHIN = 33, "cuts"
 SHOWN = 12
 """Layers up to which all are listed at once."""
 
-TABLE = template(
-    """
-<div class="scroll"><table>
-<thead><tr><td></td>{% for name in names %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for module, cells in rows %}
-<tr><th scope="row" class="path">{{ module }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-"""
-)
 COLUMNS = ("rank", "parameters left")
 BODY = template(
     """
@@ -45,7 +34,7 @@ def section(run: RunData) -> Section | None:
     where = "held out" if found.get("held_out") else "other draws"
     words = [text for text in (_modulation(found, layers, where), _shared(found.get("shared"))) if text]
     rows = [(layer["module"], _cells(layer)) for layer in layers]
-    table = TABLE(names=(*COLUMNS, f"lost, {where}", "lost, calibration"), rows=rows) if rows else None
+    table = PATHS(names=(*COLUMNS, f"lost, {where}", "lost, calibration"), rows=rows) if rows else None
     return Section(BODY(words=words, table=table, folded=len(layers) if len(layers) > SHOWN else 0))
 
 
