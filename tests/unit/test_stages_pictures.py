@@ -146,8 +146,11 @@ def small_run(scope: str = "global") -> Any:
     cost = CostModel.trace(model, example_call(model, 1), groups)
     prune = Prune(scope=scope, target=schema.Target(macs=0.7))
     recipe = Recipe(name="small", score=Score(criterion="magnitude"), prune=prune, seed=3)
-    run = SimpleNamespace(recipe=recipe, dense=model, meta=model, groups=groups, stats=stats, cost=cost)
-    scores = score(dict(model.named_parameters()), groups, criterion="magnitude", seed=3)
+    weights = dict(model.named_parameters())
+    run = SimpleNamespace(
+        recipe=recipe, dense=model, weights=weights, meta=model, groups=groups, stats=stats, cost=cost
+    )
+    scores = score(weights, groups, criterion="magnitude", seed=3)
     run.plan = allocate(groups, scores, cost, Prune(target=Target(macs=0.7), scope=scope))
     return run
 
@@ -177,7 +180,10 @@ def test_a_local_scope_leaves_nothing_to_compare() -> None:
 
 def test_a_criterion_that_refuses_is_named_with_its_words() -> None:
     run = small_run()
-    del run.stats.values[run.groups[0].consumer]["input_unit_moment"]
+    found = run.stats.values[run.groups[0].consumer]
+    run.stats.values[run.groups[0].consumer] = {
+        name: found[name] for name in found if name != "input_unit_moment"
+    }
     [refused] = [entry for entry in criteria_cuts(run)["left_out"] if "fluctuation" in entry["names"]]
     assert "'input_unit_moment' was not gathered for" in refused["why"]
 
