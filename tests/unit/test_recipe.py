@@ -117,7 +117,7 @@ def test_text_that_utf8_cannot_write_is_refused(write):
     [
         (
             "recover=null",
-            "recover: null is .*; its keys are enabled, method, provider, .*, steps, .*; recover.enabled=false switches it off",
+            "recover: null is .*; its keys are enabled, method, .*, steps, .*; recover.enabled=false switches it off",
         ),
         ("recover=", "recover: null is not a mapping"),
         ("prune.target=null", "prune.target: null is not a mapping; its keys are macs, params, ratio$"),
