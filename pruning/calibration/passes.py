@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_errors
 from pruning.models.outputs import tensors_in
+from pruning.models.pieces import weight_bytes
 from pruning.models.stored import weights_digest
 from pruning.settings import Calibrate, SinkWeights, knobs_of
 from pruning.store.hashes import hash_of
@@ -272,15 +274,15 @@ def _fitted(
     def bytes_of(group: PrunableGroup) -> int:
         return sum_bytes(model, [group], needs, variants=tuple(variants), timestep_buckets=buckets)
 
-    weights = [*model.parameters(), *model.buffers()]
+    held = next(chain(model.parameters(), model.buffers())).device
     rounds = plan_rounds(
         groups,
         source,
         lambda some, batches: make(some).gather(batches),
         bytes_of=bytes_of,
-        weights=sum(tensor.nbytes for tensor in weights),
+        weights=weight_bytes(model),
         memory=memory,
-        device=_runs_on(weights[0].device, source),
+        device=_runs_on(held, source),
     )
     if rounds.batch_size is None or not isinstance(source, NoisedBatches) or source.remake is None:
         return rounds, source

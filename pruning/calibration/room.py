@@ -25,7 +25,7 @@ def usable_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(MOST * (free + torch.cuda.memory_reserved(device)))
-    held = psutil.Process().memory_info().rss
+    held = held_bytes(device)
     free = psutil.virtual_memory().available
     return int(MOST * (held + min([free, *(limit - held for limit in _limits())])))
 

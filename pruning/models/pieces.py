@@ -50,7 +50,7 @@ def pieces_of(model: nn.Module, most: int) -> list[Piece]:
         if module in seen:
             return
         can_be_called = type(module).forward is not nn.Module.forward  # a list cannot
-        whole = can_be_called and _bytes(module) <= most
+        whole = can_be_called and weight_bytes(module) <= most
         if can_be_called:
             around = Piece(path, module)
             found.append(around)
@@ -64,5 +64,6 @@ def pieces_of(model: nn.Module, most: int) -> list[Piece]:
     return [piece for piece in found if piece.slots]
 
 
-def _bytes(module: nn.Module) -> int:
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of what a module and those in it hold, parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -61,40 +60,33 @@ def recorded_batches(
     Raises:
         PruningError: For names or numbers that do not fit the recording, before the first batch is made.
     """
-    check_batch_size(batch_size)
     check_seed(seed)
     rows = chosen_rows(calls, denoiser, samples)
     check_buckets(timestep_buckets, calls.steps)
     check_source(calls, rows, source)
     check_where(device, dtype)
-    chunks = list(_chunks(calls, rows, batch_size, timestep_buckets))
 
-    def make() -> Iterator[NoisedBatch]:
-        for bucket, chunk in chunks:
-            made = [renoised(calls, row, seed) for row in chunk] if source == "x0" else None
-            samples = [row.sample for row in chunk]
-            yield batch_of(calls, chunk, made, samples=samples, bucket=bucket, device=device, dtype=dtype)
+    def of(size: int) -> NoisedBatches:
+        check_batch_size(size)
+        chunks = list(_chunks(calls, rows, size, timestep_buckets))
 
-    again = partial(
-        recorded_batches,
-        calls,
-        denoiser=denoiser,
-        source=source,
-        samples=samples,
-        timestep_buckets=timestep_buckets,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
-    return NoisedBatches(
-        make,
-        calls.steps,
-        timestep_buckets,
-        has_targets=source == "x0",
-        rows=len(rows),
-        batch_size=batch_size,
-        remake=lambda size: again(batch_size=size),
-    )
+        def make() -> Iterator[NoisedBatch]:
+            for bucket, chunk in chunks:
+                made = [renoised(calls, row, seed) for row in chunk] if source == "x0" else None
+                samples = [row.sample for row in chunk]
+                yield batch_of(calls, chunk, made, samples=samples, bucket=bucket, device=device, dtype=dtype)
+
+        return NoisedBatches(
+            make,
+            calls.steps,
+            timestep_buckets,
+            has_targets=source == "x0",
+            rows=len(rows),
+            batch_size=size,
+            remake=of,
+        )
+
+    return of(batch_size)
 
 
 def chosen_rows(calls: RecordedCalls, denoiser: str | None, samples: Sequence[int] | None) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -127,7 +127,6 @@ def noised_images(
         PruningError: For numbers that do not fit the recording, before the first batch is made.
     """
     check_buckets(timestep_buckets, source.calls.steps)
-    check_batch_size(batch_size)
     check_seed(seed)
     check_where(device, dtype)
     if not conditional and source.without is None:
@@ -141,43 +140,32 @@ def noised_images(
         [step for step in source.positions if total - high <= step < total - low] for low, high in edges
     ]
 
-    def make() -> Iterator[NoisedBatch]:
-        for start in range(0, len(numbers), batch_size):
-            chunk = numbers[start : start + batch_size]
-            x0 = source.latents(chunk, seed)
-            eps = indexed_noise(chunk, x0.shape[1:], seed, NOISE)
-            drawn = [_draws(timestep_buckets, seed, image) for image in chunk]
-            for bucket, steps in enumerate(by_bucket):
-                if not steps:
-                    continue
-                wanted: list[Asked] = []
-                for k, image in enumerate(chunk):
-                    condition = source.condition(image) if conditional else source.without
-                    assert condition is not None
-                    step = steps[-1 - int(drawn[k][bucket] * len(steps))]
-                    wanted += [(k, row, tree) for row, tree in source.rows(condition, step)]
-                for part in apart(source.calls, wanted):
-                    yield image_batch(source.calls, part, chunk, x0, eps, bucket, device, dtype)
+    row_count = len(numbers) * timestep_buckets * len(source.rows(0, source.positions[0]))
 
-    first = source.rows(0, source.positions[0])
-    again = partial(
-        noised_images,
-        source,
-        images=images,
-        timestep_buckets=timestep_buckets,
-        seed=seed,
-        conditional=conditional,
-        device=device,
-        dtype=dtype,
-    )
-    return NoisedBatches(
-        make,
-        total,
-        timestep_buckets,
-        rows=len(numbers) * timestep_buckets * len(first),
-        batch_size=batch_size,
-        remake=lambda size: again(batch_size=size),
-    )
+    def of(size: int) -> NoisedBatches:
+        check_batch_size(size)
+
+        def make() -> Iterator[NoisedBatch]:
+            for start in range(0, len(numbers), size):
+                chunk = numbers[start : start + size]
+                x0 = source.latents(chunk, seed)
+                eps = indexed_noise(chunk, x0.shape[1:], seed, NOISE)
+                drawn = [_draws(timestep_buckets, seed, image) for image in chunk]
+                for bucket, steps in enumerate(by_bucket):
+                    if not steps:
+                        continue
+                    wanted: list[Asked] = []
+                    for k, image in enumerate(chunk):
+                        condition = source.condition(image) if conditional else source.without
+                        assert condition is not None
+                        step = steps[-1 - int(drawn[k][bucket] * len(steps))]
+                        wanted += [(k, row, tree) for row, tree in source.rows(condition, step)]
+                    for part in apart(source.calls, wanted):
+                        yield image_batch(source.calls, part, chunk, x0, eps, bucket, device, dtype)
+
+        return NoisedBatches(make, total, timestep_buckets, rows=row_count, batch_size=size, remake=of)
+
+    return of(batch_size)
 
 
 def _draws(buckets: int, seed: int, image: int) -> list[float]:
