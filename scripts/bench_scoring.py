@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,11 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from pruning.calibration.room import Peak
 from pruning.groups import find_groups
 from pruning.importance import score
 from pruning.surgery import compensate
@@ -138,21 +137,11 @@ def planned(groups: Sequence[PrunableGroup], scores: dict[str, Tensor]) -> Pruni
 @contextmanager
 def watched(spent: Spent) -> Iterator[None]:
     """Add what the processor does, and the most memory that is held, in this context."""
-    process, done = psutil.Process(), threading.Event()
-    before, began = process.memory_info().rss, time.process_time()
-
-    def look() -> None:
-        while not done.wait(0.02):
-            spent.peak = max(spent.peak, process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
+    began = time.process_time()
+    with Peak("cpu") as peak:
         yield
-    finally:
-        done.set()
-        watcher.join()
-        spent.processor += time.process_time() - began
+    spent.peak = max(spent.peak, peak.bytes - peak.before)
+    spent.processor += time.process_time() - began
 
 
 def measure(name: str, configs: Path, check: int) -> Spent:

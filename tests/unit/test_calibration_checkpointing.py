@@ -15,7 +15,6 @@ from diffusers.models.attention import FeedForward
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.profiler import ProfilerActivity, profile
 
 from pruning.calibration import calibrate
 from pruning.calibration import checkpointing as module_under_test
@@ -25,6 +24,7 @@ from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.groups.listed import listed_blocks
 from pruning.types import CalibrationStats
+from scripts.bench_calibration import peak_bytes
 from tests.models import dit, unet2d, unet2d_condition
 from tests.unit.calibration_setup import noised, settings
 
@@ -325,19 +325,6 @@ def test_null_asks_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("pruning.calibration.repeated.LARGE", large)
         gather(model, noised(model), again=None, needs=("taylor",))
         assert len(tried) == expected
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Return the peak of what `run` allocates, from the profiler's allocation events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    results: Any = profiler.profiler
-    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def test_memory_is_the_inputs_of_the_blocks_and_one_block() -> None:
