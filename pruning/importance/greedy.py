@@ -80,7 +80,10 @@ def invert(upper: Tensor) -> Tensor:
     """
     for start in reversed(range(0, len(upper), STRIP)):
         here, after = slice(start, start + STRIP), slice(start + STRIP, None)
-        x = torch.linalg.solve_triangular(upper[here, here], upper[here, after], upper=True)
+        # Of rows, from the right: twice as fast.
+        x = torch.linalg.solve_triangular(
+            upper[here, here].mT, upper[here, after].mT, upper=False, left=False
+        ).mT
         upper[here, here] = torch.cholesky_inverse(upper[here, here], upper=True)
         torch.mm(x, upper[after, after], out=upper[here, after]).neg_()
         upper[here, here].addmm_(upper[here, after], x.T, alpha=-1)

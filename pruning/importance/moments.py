@@ -22,7 +22,7 @@ EPSILON = torch.finfo(torch.float64).eps
 
 MOMENT = "input_moment"
 
-PART_ROWS = 64  # rows of a moment that are read at once
+PART_ROWS = 64  # rows of a moment that are worked on at once
 
 Weights = Mapping[str, Tensor]
 
@@ -139,25 +139,35 @@ def unit_energy(columns: Tensor, moments: Tensor) -> Tensor:
     return ((by_unit @ moments) * by_unit).sum((1, 2))
 
 
-def covariance(group: PrunableGroup, stats: CalibrationStats, width: int) -> tuple[Tensor, Tensor]:
-    """Return mean ``(P,)`` and covariance ``(P, P)`` of the rows that enter the consumer; `width` is P."""
-    mean = per_row(group, stats, "input_sum", (width,))
-    return mean, per_row(group, stats, "input_moment", (width, width)).addr_(mean, mean, alpha=-1)
-
-
-def moment_part(
-    group: PrunableGroup, stats: CalibrationStats, width: int, these: Tensor, those: Tensor
+def covariance(
+    group: PrunableGroup,
+    stats: CalibrationStats,
+    mean: Tensor,
+    these: Tensor | None = None,
+    those: Tensor | None = None,
 ) -> Tensor:
-    """Return ``E[x_a x_b]`` for columns a of `these` and b of `those` (indices), ``(these, those)``; `width` is P.
+    """Return ``E[x_a x_b] - m_a m_b`` of the rows that enter the consumer, a new tensor ``(these, those)``, float64.
 
-    No more of the moment is read, or held, than is asked for.
+    No more is held than is asked for, and the moment as it was gathered.
+
+    Args:
+        group: With one consumer.
+        stats: With its `input_moment`.
+        mean: What is taken off, m ``(P,)`` float64: the mean of the rows, or zeros for moments about zero.
+        these: Columns a; None for all.
+        those: Columns b; None for all.
     """
-    rows, moment = row_sums(group, stats, "input_moment", (width, width))
-    part = torch.empty(len(these), len(those), dtype=torch.float64)
+    width = len(mean)
+    rows, moment = row_sums(group, stats, MOMENT, (width, width))
+    these = torch.arange(width) if these is None else these
+    across = mean if those is None else mean[those]
+    found = torch.empty(len(these), len(across), dtype=torch.float64)
     for start in range(0, len(these), PART_ROWS):
-        stop = start + PART_ROWS
-        part[start:stop] = moment.index_select(0, these[start:stop]).index_select(1, those)
-    return part.div_(rows)
+        here = these[start : start + PART_ROWS]
+        part = moment[here].to("cpu", torch.float64)
+        part = part if those is None else part.index_select(1, those)
+        found[start : start + PART_ROWS] = part.div_(rows).addr_(mean[here], across, alpha=-1)
+    return found
 
 
 def moment_bytes(group: PrunableGroup, stats: CalibrationStats) -> int:

@@ -54,9 +54,12 @@ def _inverse(
     group: PrunableGroup, stats: CalibrationStats, width: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Return ``(Sigma + gamma I)^-1``, ``(P, P)``; `width` is P."""
-    floor = rounding_floor(per_row(group, stats, "input_sum", (width,)))
+    mean = per_row(group, stats, "input_sum", (width,))
     factor, _, _ = ridge_cholesky(
-        lambda: covariance(group, stats, width)[1].to(device), RIDGE, floor, f"group {group.name!r}"
+        lambda: covariance(group, stats, mean).to(device),
+        RIDGE,
+        rounding_floor(mean),
+        f"group {group.name!r}",
     )
     return invert(factor.mT.to(dtype))
 

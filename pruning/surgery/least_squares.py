@@ -16,7 +16,7 @@ from pruning.importance.moments import (
     MOMENT,
     Weights,
     consumer_columns,
-    moment_part,
+    covariance,
     no_rows,
     parameter,
     per_row,
@@ -71,12 +71,13 @@ def change_at(
     columns = consumer_columns(group, weights).to(device)  # (C, P)
     width = columns.shape[1]
     gone = removed_columns(group, plan, width).to(device)
-    mean = per_row(group, stats, "input_sum", (width,)).to(device)
+    mean = per_row(group, stats, "input_sum", (width,))
+    # Without a bias the mean is not made up for, so moments are those about zero.
+    about = torch.zeros_like(mean) if in_stack(group) else mean
+    mean = mean.to(device)
 
     def sigma(these: Tensor, those: Tensor) -> Tensor:
-        part = moment_part(group, stats, width, these.cpu(), those.cpu()).to(device)
-        # Without a bias the mean is not made up for, so moments are those about zero.
-        return part if in_stack(group) else part.addr_(mean[these], mean[those], alpha=-1)
+        return covariance(group, stats, about, these.cpu(), those.cpu()).to(device)
 
     removed = gone.nonzero().squeeze(1)
     own = columns[:, removed]
@@ -123,12 +124,13 @@ def explain(
         What the kept columns gain, dW ``(C, K)``; the ridge used; and by how much the squared output error falls.
     """
     kept, removed = (~gone).nonzero().squeeze(1), gone.nonzero().squeeze(1)
-    wanted = sigma(kept, removed) @ columns[:, removed].T  # (K, C)
+    wanted = columns[:, removed] @ sigma(removed, kept)  # (C, K)
     factor, used, gamma = ridge_cholesky(lambda: sigma(kept, kept), ridge, floor, where)
-    update = torch.cholesky_solve(wanted, factor)  # (K, C)
+    update = torch.linalg.solve_triangular(factor.mT, wanted, upper=True, left=False)
+    update = torch.linalg.solve_triangular(factor, update, upper=False, left=False)  # (C, K)
     # tr(dW Sigma_KK dW^T) is tr(dW wanted) - gamma ||dW||^2, as dW solves the system.
     gain = float((update * wanted).sum() + gamma * update.square().sum())
-    return update.T, used, gain
+    return update, used, gain
 
 
 def _to_bias(group: PrunableGroup, shift: Tensor) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch.nn.utils import skip_init
 
 from pruning.errors import PruningError, shown
 from pruning.groups.modulation import break_even
-from pruning.importance.moments import covariance
+from pruning.importance.moments import covariance, per_row
 from pruning.types import CalibrationStats, PrunableGroup
 
 logger = logging.getLogger(__name__)
@@ -162,10 +162,11 @@ class _Rows:
 
     @classmethod
     def of(cls, layer: nn.Linear, group: PrunableGroup, stats: CalibrationStats) -> _Rows:
-        mean, sigma = covariance(group, stats.of(group), layer.in_features)
+        own = stats.of(group)
+        mean = per_row(group, own, "input_sum", (layer.in_features,))
         if layer.bias is None:  # which would make up for the mean
-            mean, sigma = torch.zeros_like(mean), sigma.addr_(mean, mean)
-        return cls(mean, sigma)
+            mean = torch.zeros_like(mean)
+        return cls(mean, covariance(group, own, mean))
 
     @property
     def vary(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.calibration import first_pass
 from pruning.calibration.step import MAX_BRANCHES
 from pruning.importance import DIAGNOSTIC_NEEDS, head_diagnostics, needs_of, score
-from pruning.importance.moments import consumer_columns, covariance, per_sample, rounding_floor
+from pruning.importance.moments import consumer_columns, covariance, per_row, per_sample, rounding_floor
 from pruning.importance.obs import RIDGE
 from pruning.models import denoise
 from pruning.settings import SinkWeights
@@ -221,7 +221,8 @@ def timestep_share(bench: Bench) -> dict[str, Any]:
 
 
 def _shares(group: PrunableGroup, stats: CalibrationStats, columns: Tensor, gone: Tensor) -> dict[str, float]:
-    mean, sigma = covariance(group, stats, columns.shape[1])
+    mean = per_row(group, stats, "input_sum", (columns.shape[1],))
+    sigma = covariance(group, stats, mean)
     rows = stats.get(group.name, "row_weight").double().flatten()  # (T,)
     by_bucket = stats.get(group.name, "input_sum").double() / rows[:, None] - mean  # (T, P)
     floor, where = rounding_floor(mean), f"group {group.name!r}"
