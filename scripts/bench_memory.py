@@ -4,7 +4,8 @@
 
 Weights are random and written to disk first, the Flux-shaped model's 24 GB piece by piece; two samples are shown at two
 timesteps each. Every model is a process of its own, whose peak is the largest resident set that the kernel saw
-(``ru_maxrss``), weights that are mapped from files included. SD 1.5 has its weights in float32, the others in bfloat16.
+(``ru_maxrss``), weights that are mapped from files included. SD 1.5 has its weights in float32, the others in bfloat16;
+all are run in float32, which weights are widened to while they are read (older CPUs are ten times as slow in bfloat16).
 A killed run goes on with the rounds and shards that are missing when the same command is given with the same --work.
 The last line of output is JSON.
 """
@@ -34,7 +35,7 @@ class Subject:
     """How a model is measured.
 
     Attributes:
-        dtype: Of its weights.
+        dtype: Of its weights as they are stored.
         budget: Bytes that the calibration may hold.
         allowed: GB that the process may hold at its peak.
         side: Of the latents.
@@ -60,9 +61,8 @@ def calls(name: str) -> list[dict[str, Any]]:
     """Return a call of one sample at one timestep for every pair of both."""
     import torch
 
-    subject = SUBJECTS[name]
     return [
-        call(name, subject.side, getattr(torch, subject.dtype), time=(step + 0.5) / STEPS, seed=sample)
+        call(name, SUBJECTS[name].side, torch.float32, time=(step + 0.5) / STEPS, seed=sample)
         for sample in range(SAMPLES)
         for step in range(STEPS)
     ]
@@ -161,7 +161,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
         return now
 
     model = models.map_denoiser(dense)
-    models.stream(model)
+    models.stream(model, dtype=torch.float32)
     model.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
     told = Gradients.backward
 
@@ -216,7 +216,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
     written = cut_on_disk(dense, plan, work / name / "slim", changed=changes.changed)
     timed("cut", began)
     slim = models.map_denoiser(work / name / "slim")
-    models.stream(slim)
+    models.stream(slim, dtype=torch.float32)
     with torch.no_grad():
         output = models.first_answer(slim, calls(name)[0])
     assert bool(output.isfinite().all())

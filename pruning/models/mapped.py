@@ -48,7 +48,8 @@ def map_denoiser(
         source: As for `load_denoiser`; of a hub id the weights are fetched into the hub's cache.
         subfolder: As for `load_denoiser`, and so the others.
         dtype: Type of the weights; None: as stored. Another than they are stored in cannot be mapped, and all are
-            converted in memory; `pruning.surgery.cut_on_disk` with an empty plan converts the files instead.
+            converted in memory. Instead, `pruning.models.stream` runs a model in a wider type than it is stored in, and
+            `pruning.surgery.cut_on_disk` with an empty plan converts the files.
         revision: Hub only.
         variant: Weight variant.
 

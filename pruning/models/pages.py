@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pruning.on_demand import OnDemand
@@ -93,19 +94,35 @@ def give_back(tensors: Iterable[Tensor]) -> None:
                     advise(start + int(run[0]) * mmap.PAGESIZE, len(run) * mmap.PAGESIZE, mmap.MADV_DONTNEED)
 
 
-def borrowed(model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the parameters of a model by path. One that lies in a file is a copy, made when it is asked for."""
+def borrowed(model: nn.Module, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+    """Return the parameters of a model by path. One that lies in a file is a copy, made when it is asked for.
+
+    Args:
+        model: The model.
+        dtype: Type that narrower ones are widened to; None: as stored.
+    """
     files = FilePages()
 
     def copied(weight: Tensor) -> Tensor:
         weight = weight.detach()
         if not files.hold(weight):
-            return weight
-        copy = weight.clone()
+            return widened(weight, dtype)
+        copy = widened(weight, dtype)
+        copy = weight.clone() if copy is weight else copy
         give_back([weight])
         return copy
 
     return OnDemand(dict(model.named_parameters()), copied)
+
+
+def is_narrower(weight: Tensor, dtype: torch.dtype | None) -> bool:
+    """Tell whether a weight is of a narrower type of floating numbers than `dtype`; never if that is None."""
+    return dtype is not None and weight.is_floating_point() and weight.itemsize < dtype.itemsize
+
+
+def widened(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a weight in `dtype` if its own type is narrower, else the weight itself."""
+    return weight.to(dtype) if is_narrower(weight, dtype) else weight
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

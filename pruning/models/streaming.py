@@ -5,9 +5,10 @@ are cut in turn, and its own weights are another. A piece is brought when one of
 when that call ends, also where blocks are run again within a backward pass (``torch.utils.checkpoint``).
 
 On the CPU nothing is moved: weights are maps of their files (`pruning.models.mapped`), and released pages go back to
-the system, but for those that were written to. On another device weights are copied there, put into the modules in the
-place of their own, and their own put back. What fits under the limit stays from the first call on; since models are
-gone through in the same order again and again, that reads less than throwing out what was used longest ago.
+the system, but for those that were written to. Where the model runs on another device, or in a wider type than it is
+stored in, weights are copied, put into the modules in the place of their own, and their own put back. What fits under
+the limit stays from the first call on; since models are gone through in the same order again and again, that reads less
+than throwing out what was used longest ago.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
+from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.files import size
 from pruning.models.loading import check_values
 from pruning.models.outputs import tensors_in
-from pruning.models.pages import FilePages, give_back, read_ahead
+from pruning.models.pages import FilePages, give_back, is_narrower, read_ahead, widened
 from pruning.models.pieces import Piece, pieces_of
 
 PIECE = 256_000_000
 """Largest bytes of a piece, but for one module whose own weights are more."""
+
+_CASTING = "layerwise_casting"
+"""Under which name diffusers looks for who says in what type a model runs."""
 
 IN_TURN = 2
 """Pieces that are there at a time: the one that runs, and the next."""
@@ -37,7 +42,11 @@ IN_TURN = 2
 
 @contextmanager
 def streamed(
-    model: nn.Module, *, device: torch.device | str = "cpu", limit_bytes: int | None = None
+    model: nn.Module,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    limit_bytes: int | None = None,
 ) -> Iterator[Streaming]:
     """Let the weights of `model` be there only while they are read, for a while.
 
@@ -48,13 +57,15 @@ def streamed(
     Args:
         model: Loaded by `map_denoiser`; of another only a `device` that is not the CPU makes sense.
         device: Where it runs; inputs must lie there.
-        limit_bytes: Of weights at a time; None: two pieces.
+        dtype: Type in which it runs; narrower weights are widened while they are there, and the outputs are those of
+            the model loaded in that type. None: as stored.
+        limit_bytes: Of weights at a time, as they are stored; None: two pieces.
 
     Raises:
         PruningError: If a part that cannot be cut is larger than the limit. Within: for NaN or infinity in a weight
             that was not read before, naming it.
     """
-    streaming = stream(model, device=device, limit_bytes=limit_bytes)
+    streaming = stream(model, device=device, dtype=dtype, limit_bytes=limit_bytes)
     try:
         yield streaming
     finally:
@@ -62,12 +73,16 @@ def streamed(
 
 
 def stream(
-    model: nn.Module, *, device: torch.device | str = "cpu", limit_bytes: int | None = None
+    model: nn.Module,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    limit_bytes: int | None = None,
 ) -> Streaming:
     """Do what `streamed` does until `end` of what is returned is called, or for as long as the model is there."""
     device = torch.device(device)
     most = PIECE if limit_bytes is None else min(PIECE, limit_bytes // (IN_TURN + 1))
-    streaming = Streaming(model, device, pieces_of(model, most), limit_bytes)
+    streaming = Streaming(model, device, dtype, pieces_of(model, most), limit_bytes)
     try:
         streaming.begin()
     except BaseException:
@@ -85,7 +100,12 @@ class Streaming:
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, pieces: list[Piece], limit: int | None
+        self,
+        model: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        pieces: list[Piece],
+        limit: int | None,
     ) -> None:
         largest = max(pieces, key=lambda piece: piece.nbytes, default=Piece("", model))
         if limit is not None and largest.nbytes > limit:
@@ -98,8 +118,11 @@ class Streaming:
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
         where = f"model source {name!r}" if name else type(model).__name__
         self._files = FilePages()
+        self._wider = _Wider(model, dtype)
         self._holder: _Holder = (
-            _Pages(self._files, where) if device.type == "cpu" else _Copies(self._files, where, device)
+            _Copies(self._files, where, device, self._wider)
+            if device.type != "cpu" or self._wider.needed
+            else _Pages(self._files, where)
         )
         self._room = self.limit - IN_TURN * largest.nbytes  # for pieces that stay
         self._stay: set[Piece] = set()
@@ -111,6 +134,7 @@ class Streaming:
 
     def begin(self) -> None:
         """Put hooks on the modules of all pieces."""
+        self._wider.begin(self._hooks)
         for piece in filter(self._holder.serves, self.pieces):
             self._hook(piece, piece)
             for part in piece.parts:
@@ -166,6 +190,64 @@ class Streaming:
         following = self._after.get(self._before, self._in_order.get(piece))
         if following is not None and following not in self._stay:
             read_ahead(filter(self._files.hold, following.weights().values()))
+
+
+class _Wider:
+    """The type in which a model runs whose weights are stored in a narrower one.
+
+    A model asks for the type of weights that it does not read yet, and casts by that. So while it is called, stand-ins
+    of the wider type, NaN in one place of memory, are in the place of its weights; and diffusers is told as by its own
+    ``enable_layerwise_casting`` what `dtype` of the model is.
+
+    Attributes:
+        compute_dtype: That type; None for that of each weight. (diffusers' name.)
+        needed: Whether there are narrower weights.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        self._model, self.compute_dtype = model, dtype
+        self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
+        self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
+        self._replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+
+    def begin(self, hooks: ExitStack) -> None:
+        """Put hooks on the model, which go when `hooks` are closed."""
+        if not self.needed:
+            return
+        registry: dict[str, Any] = HookRegistry.check_if_exists_or_initialize(self._model).hooks
+        registry[_CASTING] = self
+        hooks.callback(registry.pop, _CASTING, None)
+        hooks.callback(self._leave)  # after an interrupt no hook was called
+        for handle in (
+            self._model.register_forward_pre_hook(lambda *_: self._enter(), prepend=True),
+            self._model.register_forward_hook(lambda *_: self._leave(), always_call=True),
+        ):
+            hooks.callback(handle.remove)
+
+    def own(self, there: Tensor) -> Tensor:
+        """Return the weight that what is in a module stands for."""
+        return self._owns[id(there)][1] if id(there) in self._owns else there
+
+    def _enter(self) -> None:
+        self._leave()
+        stores: list[dict[str, Any]] = []
+        for module in self._model.modules():
+            stores += module._parameters, module._buffers
+        for store in stores:
+            for key, weight in store.items():
+                if weight is not None and is_narrower(weight, self.compute_dtype):
+                    stand_in = weight.new_full((), torch.nan, dtype=self.compute_dtype).expand(weight.shape)
+                    stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
+                    self._owns[id(stand_in)] = stand_in, weight
+                    self._replaced.append((store, key, stand_in))
+                    store[key] = stand_in
+
+    def _leave(self) -> None:
+        for store, key, stand_in in self._replaced:
+            if store.get(key) is stand_in:
+                store[key] = self.own(stand_in)
+        self._replaced.clear()
+        self._owns.clear()
 
 
 class _Holder(Protocol):
@@ -248,10 +330,11 @@ class _Pages:
 
 
 class _Copies:
-    """Weights on another device: copies, in the modules in the place of the weights."""
+    """Weights on another device, or in a wider type: copies, in the modules in the place of the weights."""
 
-    def __init__(self, files: FilePages, where: str, device: torch.device) -> None:
-        self._files, self._unread, self._device = files, _Unread(files, where), device
+    def __init__(self, files: FilePages, where: str, device: torch.device, wider: _Wider) -> None:
+        self._files, self._unread = files, _Unread(files, where)
+        self._device, self._wider = device, wider
         self._placed: dict[Piece, list[tuple[dict[str, Any], str, Tensor, Tensor]]] = {}
         self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}
 
@@ -261,16 +344,17 @@ class _Copies:
     def bring(self, piece: Piece, arguments: Any, stays: bool) -> None:
         placed = self._placed.setdefault(piece, [])
         for store, key, name in piece.slots:
-            own = store.get(key)
-            if own is not None:
+            there = store.get(key)
+            if there is not None:
+                own = self._wider.own(there)
                 store[key] = _standing_for(own, self._copy(name, own, stays))
-                placed.append((store, key, own, store[key]))
+                placed.append((store, key, there, store[key]))
 
     def _copy(self, name: str, own: Tensor, stays: bool) -> Tensor:
         kept = self._kept.get(name)
         if kept is not None and kept[0] is own and kept[1] == own._version:
             return kept[2]
-        copy = own.detach().to(self._device, copy=True)
+        copy = widened(own.detach().to(self._device, copy=True), self._wider.compute_dtype)
         self._unread.check(name, own, copy)
         if self._files.hold(own):
             give_back([own])
@@ -279,9 +363,9 @@ class _Copies:
         return copy
 
     def release(self, piece: Piece, stays: bool) -> None:
-        for store, key, own, copy in self._placed.pop(piece, []):
+        for store, key, there, copy in self._placed.pop(piece, []):
             if store.get(key) is copy:  # else another was put there
-                store[key] = own
+                store[key] = there
         if not stays:
             for _, _, name in piece.slots:
                 self._kept.pop(name, None)
@@ -295,12 +379,12 @@ class _Carried(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, copy: Tensor) -> Tensor:
-        ctx.device = own.device
+        ctx.like = own.device, own.dtype
         return copy.view_as(copy)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient.to(ctx.device), None
+        return gradient.to(*ctx.like), None
 
 
 def _standing_for(own: Tensor, copy: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ def _from_disk_to_disk(run: Run, folder: Path) -> tuple[int, int]:
     written = cut_on_disk(
         plan=plan,
         target=folder / MODEL,
+        dtype=run.dtype if run.placement.widens else None,
         changed=changes.changed,
         progress=lambda done, total: run.bars("writing", done, total),
         **run.placement.stored,

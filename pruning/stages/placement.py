@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 
 from pruning import models
 from pruning.calibration.room import held_bytes, usable_bytes
+from pruning.models.mapped import MAPPABLE
 from pruning.store import Key
 from pruning.surgery import cut_on_disk
 from pruning.types import PruningPlan
@@ -57,16 +58,26 @@ class Placement:
         return SUBJECTS * numbers * self._run.dtype.itemsize > STREAMED_FROM * self.memory
 
     @cached_property
+    def widens(self) -> bool:
+        """Whether streamed weights are stored in a narrower type than the run's, and take that while they are read."""
+        stored = models.stored_type(**self._source) if self.streams else None
+        return stored in MAPPABLE and stored.itemsize < self._run.dtype.itemsize
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        section = self._run.recipe.model
+        return {key: getattr(section, key) for key in ("source", "subfolder", "revision", "variant")}
+
+    @cached_property
     def stored(self) -> dict[str, Any]:
-        """Where the dense weights lie in the type that the run works in: arguments of `models.map_denoiser`.
+        """Where the dense weights lie in the type that the run works in, or can be widened to: for `map_denoiser`.
 
         Where the source holds another type, they are converted once, from file to file.
         """
         run, section = self._run, self._run.recipe.model
-        names = {key: getattr(section, key) for key in ("subfolder", "revision", "variant")}
-        found = {"source": section.source, **names}
-        if models.stored_type(**found) == run.dtype:
-            return found
+        if self.widens or models.stored_type(**self._source) == run.dtype:
+            return self._source
+        names = {key: value for key, value in self._source.items() if key != "source"}
 
         def convert(folder: Path) -> None:
             logger.info("%-9s the weights are converted to %s on the disk", "model", section.dtype)
@@ -75,7 +86,7 @@ class Placement:
                 target=folder / MODEL,
                 dtype=run.dtype,
                 progress=lambda done, total: run.bars("converting", done, total),
-                **found,
+                **self._source,
             )
 
         key = Key("converted", {"dtype": section.dtype, **names}, run.workspace.hashes)
@@ -84,7 +95,12 @@ class Placement:
         return {"source": converted.folder / MODEL}
 
     def streamed(self, source: str | Path, **where: Any) -> ModelMixin:
-        """Return a model whose weights are in memory only while they are read; `where` is as for `map_denoiser`."""
+        """Return a model whose weights are in memory, in the run's type, only while they are read.
+
+        Args:
+            source: As for `map_denoiser`.
+            where: And the rest.
+        """
         model = models.map_denoiser(source, **where)
-        models.stream(model, device=self._run.device)
+        models.stream(model, device=self._run.device, dtype=self._run.dtype)
         return model

@@ -200,7 +200,11 @@ class Run:
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
         """The dense model's parameters by path, each to be held no longer than needed."""
-        return borrowed(self.dense) if self.placement.streams else dict(self.dense.named_parameters())
+        return (
+            borrowed(self.dense, self.dtype)
+            if self.placement.streams
+            else dict(self.dense.named_parameters())
+        )
 
     @cached_property
     def dense(self) -> ModelMixin:

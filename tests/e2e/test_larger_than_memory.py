@@ -61,6 +61,18 @@ def test_a_pipeline_whose_weights_are_stored_in_another_type(workplace, features
     assert any(name.startswith("converted/") for name in uses), "cleaning would remove what the run uses"
 
 
+def test_weights_that_are_stored_in_a_narrower_type(workplace, features, monkeypatch):
+    """They take the run's type while they are read: nothing is converted, and the result is that of a run in memory."""
+    save_bare(dit(sample_size=16).to(torch.bfloat16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, until="recover", overrides=["name=whole", "recover.method=blocks"])
+    monkeypatch.setattr(Placement, "streams", True)
+    run_recipe(recipe, overrides=["name=streamed", "store=null", f"run_dir={workplace}/other"])
+    for stage in ("prune", "recover"):
+        assert_same_weights(workplace / "runs/whole" / stage, workplace / "other" / stage)
+    assert not [*workplace.rglob("converted")]
+
+
 def test_a_plan_that_only_removes_blocks(workplace, features, monkeypatch, caplog):
     """No block that is left can be trained by itself: that is said, and the model stays as it was cut."""
     save_bare(dit(sample_size=16, num_layers=4), workplace)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pruning.errors import PruningError
 from pruning.models import pages, streaming
+from pruning.models.loading import load_denoiser
 from pruning.models.mapped import map_denoiser
 from pruning.models.pages import madvise
 from pruning.models.pieces import pieces_of
@@ -30,15 +31,18 @@ from pruning.surgery.tensor_files import InPieces, write_in_pieces
 from pruning.types import PruningPlan
 from tests.models import call, dit, unet2d
 from tests.zoo import ZOO, build
-from tests.zoo.base import Draw, with_tuple
+from tests.zoo.base import Draw, tensors_in, with_tuple
+
+
+def copies_on_the_cpu(files: Any, where: str) -> Any:
+    return streaming._Copies(files, where, torch.device("cpu"), streaming._Wider(nn.Module(), None))
 
 
 @pytest.fixture(params=["pages", "copies"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Stream pages of files, or copies as on another device."""
     if request.param == "copies":
-        device = torch.device("cpu")
-        monkeypatch.setattr(streaming, "_Pages", lambda files, where: streaming._Copies(files, where, device))
+        monkeypatch.setattr(streaming, "_Pages", copies_on_the_cpu)
     elif madvise() is None:
         pytest.skip("pages are given back on Linux only")
     return request.param
@@ -160,6 +164,78 @@ def test_pieces_hold_every_weight_once():
     assert [piece.path for piece in pieces_of(model, 10**9)] == [""]
 
 
+class Broken(Exception):
+    pass
+
+
+WIDENED = (
+    "dit",
+    "flux",
+    "unet2d",
+    "z_image",
+    "kandinsky6",
+    "minimax_h3",
+    "stable-audio",
+    "rfd4_proteina",
+    "sana_wm",
+)
+"""Also classes that ask for the type of weights that they do not read yet."""
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_it_runs_in_a_wider_type_than_it_is_stored_in(name: str, tmp_path: Path, monkeypatch):
+    tiny = ZOO[name]
+    build(tiny).to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    arguments = with_tuple(other, tiny.call(Draw(1)))
+    kinds = {p.dtype for p in model.parameters()}
+    with torch.no_grad(), in_small_pieces(model, monkeypatch, dtype=torch.float32):
+        for _ in range(2):
+            found, expected = model(**arguments)[0], other(**arguments)[0]
+            assert_equal(dict(enumerate(tensors_in(found))), dict(enumerate(tensors_in(expected))))
+            assert model.dtype == torch.float32
+            assert {p.dtype for p in model.parameters()} == kinds
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradients_in_a_wider_type_reach_the_weights(tmp_path: Path, monkeypatch, checkpointed: bool):
+    dit().to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    expected = gradients(other)
+    if checkpointed:
+        model.enable_gradient_checkpointing(
+            lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+        )
+    with in_small_pieces(model, monkeypatch, dtype=torch.float32):
+        found = gradients(model)
+    for name, value in expected.items():
+        if name in ("input", "output"):
+            assert torch.equal(found[name], value)
+        else:  # of what several blocks share it is added up in the stored type
+            torch.testing.assert_close(
+                found[name].float(), value, rtol=0.01, atol=0.01 * float(value.abs().max())
+            )
+            assert found[name].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [Broken, KeyboardInterrupt])
+def test_an_error_in_a_wider_type_leaves_the_model_as_it_was(
+    tmp_path: Path, monkeypatch, kind: type[BaseException]
+):
+    dit().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = map_denoiser(tmp_path)
+
+    def fail(module: nn.Module, args: Any) -> None:
+        raise kind
+
+    handle = model.transformer_blocks[1].ff.net[2].register_forward_pre_hook(fail)
+    with pytest.raises(kind), in_small_pieces(model, monkeypatch, hooks=1, dtype=torch.float32):
+        model(**call(model))
+    handle.remove()
+    assert model.dtype == torch.bfloat16
+
+
 class Listed(nn.Module):
     """Reads weights that lie in a list, which is never called."""
 
@@ -184,8 +260,7 @@ def test_weights_of_what_is_not_called_come_with_what_reads_them():
 
 
 def test_no_more_is_there_than_the_limit(model, monkeypatch):
-    device = torch.device("cpu")
-    monkeypatch.setattr(streaming, "_Pages", lambda files, where: streaming._Copies(files, where, device))
+    monkeypatch.setattr(streaming, "_Pages", copies_on_the_cpu)
     there: list[int] = []
 
     def look(module: nn.Module, args: Any) -> None:
@@ -213,10 +288,6 @@ def test_what_cannot_be_cut_is_larger_than_the_limit(model):
         streamed(model, limit_bytes=500),
     ):
         pass
-
-
-class Broken(Exception):
-    pass
 
 
 @pytest.mark.parametrize("kind", [Broken, KeyboardInterrupt])
@@ -309,6 +380,7 @@ def _stand_in(mode: FakeTensorMode, value: Any) -> Any:
 
 BIG = """
 import sys, torch
+from pruning.models.loading import load_denoiser
 from pruning.models.mapped import map_denoiser
 from pruning.models.streaming import streamed
 
