@@ -146,6 +146,7 @@ class Streaming:
         for piece in self.pieces:
             self._holder.release(piece, stays=False)
         self._holder.close()
+        self._wider.leave()  # an interrupt calls no hooks
 
     def _hook(self, piece: Piece, whole: Piece) -> None:
         """Put hooks on the module of `piece`, which is the piece `whole` or a part of it."""
@@ -208,7 +209,6 @@ class _Wider:
         self._model, self.compute_dtype = model, dtype
         self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
         self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
-        self._replaced: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def begin(self, hooks: ExitStack) -> None:
         """Put hooks on the model, which go when `hooks` are closed."""
@@ -217,10 +217,9 @@ class _Wider:
         registry: dict[str, Any] = HookRegistry.check_if_exists_or_initialize(self._model).hooks
         registry[_CASTING] = self
         hooks.callback(registry.pop, _CASTING, None)
-        hooks.callback(self._leave)  # after an interrupt no hook was called
         for handle in (
             self._model.register_forward_pre_hook(lambda *_: self._enter(), prepend=True),
-            self._model.register_forward_hook(lambda *_: self._leave(), always_call=True),
+            self._model.register_forward_hook(lambda *_: self.leave(), always_call=True),
         ):
             hooks.callback(handle.remove)
 
@@ -228,26 +227,29 @@ class _Wider:
         """Return the weight that what is in a module stands for."""
         return self._owns[id(there)][1] if id(there) in self._owns else there
 
+    def leave(self) -> None:
+        """Put all weights back; the model has been called."""
+        for store, key, there in self._slots():
+            if id(there) in self._owns:
+                store[key] = self.own(there)
+
     def _enter(self) -> None:
-        self._leave()
-        stores: list[dict[str, Any]] = []
-        for module in self._model.modules():
-            stores += module._parameters, module._buffers
-        for store in stores:
-            for key, weight in store.items():
-                if weight is not None and is_narrower(weight, self.compute_dtype):
+        self.leave()
+        known = {id(weight): stand_in for stand_in, weight in self._owns.values()}
+        for store, key, weight in self._slots():
+            if is_narrower(weight, self.compute_dtype):
+                stand_in = known.get(id(weight))
+                if stand_in is None:
                     stand_in = weight.new_full((), torch.nan, dtype=self.compute_dtype).expand(weight.shape)
                     stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
                     self._owns[id(stand_in)] = stand_in, weight
-                    self._replaced.append((store, key, stand_in))
-                    store[key] = stand_in
+                store[key] = stand_in
 
-    def _leave(self) -> None:
-        for store, key, stand_in in self._replaced:
-            if store.get(key) is stand_in:
-                store[key] = self.own(stand_in)
-        self._replaced.clear()
-        self._owns.clear()
+    def _slots(self) -> list[tuple[dict[str, Any], str, Tensor]]:
+        stores: list[dict[str, Any]] = []
+        for module in self._model.modules():
+            stores += module._parameters, module._buffers
+        return [(store, key, there) for store in stores for key, there in store.items() if there is not None]
 
 
 class _Holder(Protocol):
