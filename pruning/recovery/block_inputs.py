@@ -22,7 +22,7 @@ from pruning.files import remove
 from pruning.models.outputs import tensors_in
 from pruning.recording.trees import copied, leaves, on_device
 from pruning.recovery.batches import Share, TrainingBatch, sample_order
-from pruning.recovery.twins import Twin
+from pruning.recovery.twins import Twin, reads_elsewhere
 
 HELD_OUT = 8
 """One of so many calls is held out (at least one, if there are two): it judges whether a block got better."""
@@ -37,9 +37,11 @@ class Recorded:
 
     Attributes:
         files: One for each batch that was shown, or call of the block in it.
+        read_elsewhere: Modules in the block that were also called while it did not run, by path in the block.
     """
 
     files: tuple[Path, ...]
+    read_elsewhere: frozenset[str] = frozenset()
 
     @property
     def held_out(self) -> tuple[Path, ...]:
@@ -91,8 +93,9 @@ def record(teacher: nn.Module, folders: Mapping[Twin, Path], source: NoisedBatch
         path.write_bytes(written.getbuffer())
         files[twin].append(path)
 
-    _watch(teacher, folders, source, write)
-    return {twin: Recorded(tuple(found)) for twin, found in files.items()}
+    with reads_elsewhere(teacher, folders) as read:
+        _watch(teacher, folders, source, write)
+    return {twin: Recorded(tuple(found), frozenset(read[twin])) for twin, found in files.items()}
 
 
 @torch.no_grad()

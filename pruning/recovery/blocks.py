@@ -30,7 +30,7 @@ from pruning.recovery.block_training import WEIGHTS, BlockResult, train_block
 from pruning.recovery.checkpoints import fingerprint
 from pruning.recovery.loop import RecoveryProgress
 from pruning.recovery.training import Progress
-from pruning.recovery.twins import Twin, reads_elsewhere, served_elsewhere
+from pruning.recovery.twins import Twin, served_elsewhere
 from pruning.settings import Recover
 from pruning.store import changes_in_words
 
@@ -109,8 +109,7 @@ def recover_blocks(
     results = {twin: done for twin in blocks if (done := BlockResult.load(places[twin])) is not None}
     left = [twin for twin in blocks if twin not in results]
     served = served_elsewhere(student, left)
-    with reads_elsewhere(teacher, left) as read:
-        sizes = input_bytes(teacher, left, source) if left else {}
+    sizes = input_bytes(teacher, left, source) if left else {}
     for some in split(left, sizes.__getitem__, DISK * shutil.disk_usage(folder).free):
         inputs = {twin: places[twin] / INPUTS for twin in some}
         with write_errors("inputs of blocks", folder, "Trained blocks there are whole"):
@@ -121,7 +120,7 @@ def recover_blocks(
                 student.get_submodule(twin.slim),
                 teacher.get_submodule(twin.dense),
                 recordings[twin],
-                served[twin] | read[twin],
+                served[twin] | recordings[twin].read_elsewhere,
                 settings,
                 places[twin],
                 seed,

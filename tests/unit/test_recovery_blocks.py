@@ -194,6 +194,34 @@ def test_what_is_also_read_outside_of_a_block_stays(tmp_path: Path) -> None:
     assert any(name.startswith("transformer_blocks.1.norm1.emb.") for name in trained)
 
 
+class Aside(nn.Module):
+    """One block, whose feed-forward also reads the input in some calls."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.blocks = dense.transformer_blocks[:1]
+
+    def forward(self, x: torch.Tensor, aside: bool = False) -> torch.Tensor:
+        times = {"timestep": torch.tensor([1]), "class_labels": torch.tensor([1])}
+        added = self.get_submodule("blocks.0.ff")(x) if aside else 0
+        return self.get_submodule("blocks.0")(x, **times) + added
+
+
+def test_what_later_batches_read_outside_of_a_block_stays(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path
+) -> None:
+    dense, slim = (Aside(copy.deepcopy(model)) for model in pair[:2])
+    ids, draw = torch.arange(1), torch.Generator().manual_seed(0)
+    calls = [{"x": torch.randn(1, 4, 32, generator=draw), "aside": aside} for aside in (False, True, False)]
+    batches = [NoisedBatch(call, None, 0, ids, ids) for call in calls]
+    source = NoisedBatches(lambda: batches, 1000, 1)
+    found = recovered((dense, slim, [Twin("blocks.0", "blocks.0")]), tmp_path, source=source)
+    before = slim.state_dict()
+    trained = {name for name, value in found.changed.items() if not torch.equal(value, before[name])}
+    assert trained
+    assert not any(name.startswith("blocks.0.ff.") for name in trained)
+
+
 def test_an_embedder_that_serves_several_blocks_stays(tmp_path: Path) -> None:
     dense = MODELS["dit"]().eval()
     paths = [f"transformer_blocks.{k}.norm1.emb" for k in range(3)]
