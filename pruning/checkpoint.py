@@ -14,8 +14,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from pruning.errors import PruningError
+from pruning.files import write_text
 from pruning.hook import hooked
 from pruning.models import load_denoiser
+from pruning.surgery.config import config_text
 
 
 def save(
@@ -37,6 +39,7 @@ def save(
     model.save_pretrained(  # type: ignore[operator]
         str(folder), safe_serialization=True, max_shard_size=max_shard_size
     )
+    write_text(Path(folder) / "config.json", config_text(model))
 
 
 def load(

@@ -12,7 +12,7 @@ which of the first, and that is what observers need: see `Checkpoints.later`.)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pruning.calibration.repeated import RepeatedBlocks, differences
+from pruning.calibration.repeated import RepeatedBlocks, differences, kind_of
 from pruning.calibration.second_run import Call, Slot, Surroundings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ T = TypeVar("T")
 class Checkpoints:
     """Context manager under which the blocks of a model run again in backward passes.
 
-    A block that does not do the same again (see `differences`) keeps what it saves, as do all before `try_out`.
+    A block that does not do the same again (see `differences`) keeps what it saves.
 
     Args:
         model: The denoiser.
@@ -66,20 +66,22 @@ class Checkpoints:
         if self._stack is not None:
             self._stack.close()
 
-    def try_out(self, run: Callable[[], object]) -> None:
-        """Find out, the first time, which blocks do the same again when the model runs.
+    def try_out(self, call: Mapping[str, Any], run: Callable[[], object]) -> None:
+        """Find out, the first time that the model is called in such a way, which blocks do the same again then.
 
         Args:
-            run: Runs the model on a batch that is run afterwards too, and says then if it cannot.
+            call: Arguments of the model.
+            run: Calls it with them, as is done afterwards, too; that says then if it cannot be.
         """
-        if not self._blocks or self._known.same is not None:
+        blocks = {path: self._blocks[path] for path in self._known.paths}
+        if not blocks or (kind := kind_of(call)) in self._known.tried:
             return
-        differing: dict[str, str] = {}
-        self._known.same = set()
-        draws = Surroundings([*next(iter(self._blocks.values())).parameters()])
+        self._known.tried.add(kind)
+        differing, self._known.paths = dict[str, str](), []
+        draws = Surroundings([*next(iter(blocks.values())).parameters()])
         with suppress(Exception), self._unseen(), torch.no_grad(), draws.again():
-            differing = differences(self._blocks, run)
-            self._known.same = {*self._blocks} - {*differing}
+            differing = differences(blocks, run)
+            self._known.paths = [path for path in blocks if path not in differing]
         for path, reason in differing.items():
             logger.warning(
                 "block %r of %s cannot run again in the backward pass, and keeps its activations: %s",
@@ -132,12 +134,7 @@ class Checkpoints:
         opened: list[saved_tensors_hooks | None] = []
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if (
-                path not in (self._known.same or ())
-                or self._open
-                or self._again
-                or not torch.is_grad_enabled()
-            ):
+            if path not in self._known.paths or self._open or self._again or not torch.is_grad_enabled():
                 opened.append(None)
                 return
             call = Call(path, module, args, kwargs)

@@ -195,7 +195,7 @@ class Driver:
     def _run_both_ways(self, batch: NoisedBatch) -> Tensor:
         call = tree_map_only(Tensor, Tensor.detach, dict(batch.call))
         batch = replace(batch, call=call)  # so that no backward pass goes further than the model
-        self._checkpoints.try_out(lambda: prediction(self._model, batch))
+        self._checkpoints.try_out(call, lambda: prediction(self._model, batch))
         self._differentiates = bool(self.gradients.ends)
         target = batch.target
         if target is not None and batch.read is None and not _is_known(self._model):

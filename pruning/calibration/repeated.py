@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from pruning.calibration.second_run import Surroundings, versions
 from pruning.groups.listed import listed_blocks
 from pruning.models.outputs import tensors_in
+from pruning.recording.trees import leaves
 
 LARGE = 2**28
 """Bytes of weights (256 MiB) from which on memory matters more than a forward."""
+
+Kind = frozenset[tuple[tuple[str, ...], object]]
 
 SAME = 1e-3
 """How far the output of a second run may be from the first, relative to its largest value."""
@@ -28,20 +31,38 @@ def is_large(model: nn.Module) -> bool:
 
 @dataclass
 class RepeatedBlocks:
-    """The blocks of a model that may run again, and those that do the same then; tried once for all rounds of a run.
+    """The blocks of a model that may run again; what is found out of them holds for all rounds of a run.
 
     Attributes:
-        paths: All, none of which lies in another; empty for no checkpointing.
-        same: Those that do the same again; None as long as that was not tried.
+        paths: Those that were not found to do something else then, none of which lies in another; empty for no
+            checkpointing.
+        tried: The kinds of calls in which that was tried; see `kind_of`.
     """
 
     paths: list[str] = field(default_factory=list)
-    same: set[str] | None = None
+    tried: set[Kind] = field(default_factory=set)
 
     @classmethod
     def of(cls, model: nn.Module, asked: bool | None) -> RepeatedBlocks:
         """Return the blocks of a model, if it is `asked` for; None: if the model is large."""
         return cls(listed_blocks(model) if (is_large(model) if asked is None else asked) else [])
+
+
+def kind_of(call: Mapping[str, Any]) -> Kind:
+    """Return of which kind the arguments of a call are: which are given, and as what.
+
+    How large tensors and lists are does not count, nor which numbers are given: with prompts as long as they are every
+    call would be of another kind.
+    """
+    return frozenset(
+        (tuple(key for key in path if isinstance(key, str)), _kind(leaf)) for path, leaf in leaves(call)
+    )
+
+
+def _kind(leaf: Any) -> object:
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.ndim
+    return leaf if leaf is None or isinstance(leaf, (bool, str)) else type(leaf)
 
 
 def differences(blocks: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:

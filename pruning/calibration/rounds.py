@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ SPARE = 1.1
 BATCH_SHARE = 0.5
 """Most of the room beside the largest group's sums that goes into larger batches; the rest makes rounds few."""
 
+T = TypeVar("T")
 Bytes = Callable[[PrunableGroup], int]
 Rehearse = Callable[[Sequence[PrunableGroup], NoisedBatches], object]
 """Measures some groups on some batches, and throws away what was found."""
@@ -66,10 +68,8 @@ class Rounds:
         return text if self.seconds is None else f"{text}, about {max(1, round(self.seconds / 60))} min"
 
 
-def split(
-    groups: Iterable[PrunableGroup], bytes_of: Bytes, room: float
-) -> tuple[tuple[PrunableGroup, ...], ...]:
-    """Return the groups in rounds of neighbours whose sums fit into `room`, as evenly filled as can be.
+def split(groups: Iterable[T], bytes_of: Callable[[T], int], room: float) -> tuple[tuple[T, ...], ...]:
+    """Return the groups in rounds of neighbours that fit into `room` together, as evenly filled as can be.
 
     Neighbours, since a backward pass goes down to the first layer that is asked for, and no further. A group that is
     larger than the room has a round of its own.

@@ -15,7 +15,7 @@ from pruning.calibration.tensors import FORMAT, opened, read_tensors, write_tens
 from pruning.errors import PruningError
 from pruning.files import file_name, read_json, write_errors, write_json, written_whole
 from pruning.on_demand import OnDemand
-from pruning.store.result import changes
+from pruning.store.result import changes_in_words
 from pruning.types import CalibrationStats, PrunableGroup
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ class StatsFolder:
         self._identity = json.loads(json.dumps({"format": FORMAT, **(identity or {})}, sort_keys=True))
         advice = "name another folder, or delete it"
         known = read_json(folder / INDEX, advice) or read_json(self._progress, advice)
-        if known is not None and (differing := changes(known.get("identity", {}), self._identity)):
-            words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing[:3])
+        if known is not None and (words := changes_in_words(known.get("identity", {}), self._identity)):
             raise PruningError(f"{folder} holds statistics of another calibration ({words}); {advice}")
         self._parts: list[dict[str, Any]] = _whole_parts(folder, (known or {}).get("parts", []))
 

@@ -30,7 +30,7 @@ from pruning.recording.tensors import Tensors, content_key, on_cpu
 from pruning.recording.watching import Answer, SamplingStep, Watch
 from pruning.settings.section import fits
 from pruning.store.locks import locked
-from pruning.store.result import changes
+from pruning.store.result import changes_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +111,9 @@ def record(
 def _begun(folder: Path, identity: Mapping[str, Any]) -> Head | None:
     """Return the head of the recording in a folder, None if none was begun; another one is a PruningError."""
     head = Head.read(folder)
-    if head is not None and (other := changes(dict(head.identity), identity)):
-        said = "; ".join(f"{place} was {shown(old)}, is {shown(new)}" for place, old, new in other[:3])
+    if head is not None and (words := changes_in_words(dict(head.identity), identity)):
         raise PruningError(
-            f"{folder} holds another recording: {said}; choose another folder, or delete this one"
+            f"{folder} holds another recording: {words}; choose another folder, or delete this one"
         )
     if head is None and (left := sorted(folder.glob("rows-*.json"))):
         raise PruningError(

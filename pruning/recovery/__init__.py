@@ -1,9 +1,10 @@
 """Recovery: training a pruned denoiser back by fine-tuning and output distillation."""
 
-from pruning.recovery.blocks import BlocksResult, recover_blocks, twins
+from pruning.recovery.blocks import BlocksResult, recover_blocks
 from pruning.recovery.loop import RecoveryProgress
 from pruning.recovery.recorded import checked_on_calls, recover_images, recover_recorded
 from pruning.recovery.training import RecoveryResult, check_split
+from pruning.recovery.twins import twins
 
 __all__ = [
     "BlocksResult",

@@ -25,7 +25,7 @@ from pruning.errors import PruningError
 from pruning.files import write_errors, written_whole
 from pruning.models.stored import stored_tensors, weights_digest
 from pruning.settings import Recover, knobs_of
-from pruning.store import changes
+from pruning.store import changes_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +115,7 @@ def resume(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("recovery: checkpoint %s is passed over: %s", path, error)
             continue
-        if differing := changes(content["fingerprint"], fingerprint):
-            words = "; ".join(f"{place} was {old!r}, is {new!r}" for place, old, new in differing)
+        if words := changes_in_words(content["fingerprint"], fingerprint):
             raise PruningError(
                 f"recovery: {path} was made with another configuration: {words}. "
                 "Use an empty folder, delete these checkpoints, or go back to the old settings"

@@ -331,8 +331,9 @@ class Recover(Section):
     method: str | None = knob(
         None,
         "``whole``: the slim model as one. ``blocks``: each cut block by itself, for `steps` steps, to put out what "
-        "its dense twin does on the same input, which needs one block in memory; null takes ``whole``, and "
-        "``blocks`` where the models do not fit into memory.",
+        "its dense twin does on the same input, which needs one block in memory and reads neither `distill_weight` nor "
+        "`loss_weighting` nor `label_dropout`; null takes ``whole``, and ``blocks`` where the models do not fit into "
+        "memory.",
         one_of(*METHODS),
     )
     provider: str | None = knob(

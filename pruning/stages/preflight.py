@@ -72,15 +72,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_guidance(run)
     check_provider(run)
     if "recover" in stages and run.recipe.recover.enabled:
-        check_split(run.recipe.recover, run.ranks.count)
-        if method_of(run) == BLOCKS and run.ranks.count > 1:
-            asked = run.recipe.recover.method or "null, and the models do not fit into memory"
-            raise PruningError(
-                f"recover.method: {asked}: blocks are trained in one process, and {run.ranks.count} were launched; "
-                "start one, or set recover.method=whole"
-            )
-        if (provider := recovery_provider(run)) != NOISED:
-            checked_on_calls(run.recipe.recover, source_of(provider))
+        check_recovery(run)
     check_data(run, stages)
     if "evaluate" in stages:
         check_features(run)
@@ -91,6 +83,23 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if stages:
         rehearse(run, stages)
         _warn(caveats(run))
+
+
+def check_recovery(run: Run) -> None:
+    """Check that the processes can share the training, and that its inputs can give what its loss needs."""
+    section, processes, provider = run.recipe.recover, run.ranks.count, recovery_provider(run)
+    check_split(section, processes)
+    if (
+        method_of(run) == BLOCKS
+    ):  # whose twins say what to answer, whatever the loss of a whole model is made of
+        if processes > 1:
+            asked = section.method or "null, and the models do not fit into memory"
+            raise PruningError(
+                f"recover.method: {asked}: blocks are trained in one process, and {processes} were launched; start "
+                "one, or set recover.method=whole"
+            )
+    elif provider != NOISED:
+        checked_on_calls(section, source_of(provider))
 
 
 def look_ahead(run: Run) -> list[str]:

@@ -127,7 +127,8 @@ def _by_blocks(run: Run, folder: Path) -> dict[str, Any]:
         )
     remove(folder / MODEL)
     cut_on_disk(run.result("prune").folder / MODEL, PruningPlan(), folder / MODEL, changed=found.changed)
-    blocks = [{key: value for key, value in vars(block).items() if key != "losses"} for block in found.blocks]
+    told = ("block", "before", "after", "kept")  # no times, for equal models come with equal files
+    blocks = [{key: getattr(block, key) for key in told} for block in found.blocks]
     by_step = zip_longest(*(block.losses for block in found.blocks))  # some may have had no time for all
     losses = [fmean(loss for loss in step if loss is not None) for step in by_step]
     steps = [*range(1, len(losses) + 1)]

@@ -12,6 +12,7 @@ from pruning.store.result import SCRATCH as SCRATCH
 from pruning.store.result import Key as Key
 from pruning.store.result import Result as Result
 from pruning.store.result import changes as changes
+from pruning.store.result import changes_in_words as changes_in_words
 from pruning.store.result import version_of as version_of
 from pruning.store.store import LOCK as LOCK
 from pruning.store.store import OWNER as OWNER

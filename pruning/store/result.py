@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pruning.errors import shown
 from pruning.files import share, write_json
 from pruning.store.hashes import file_hash, files_of, hash_of, is_as_described
 
@@ -175,3 +176,9 @@ def changes(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, A
             for change in changes(left.get(key), right.get(key), f"{prefix}.{key}" if prefix else str(key))
         ]
     return [] if before == after else [(prefix, before, after)]
+
+
+def changes_in_words(before: Any, after: Any, most: int = 3) -> str:
+    """Say in which leaves two differ, of many the first; nothing where they are equal."""
+    words = [f"{place} was {shown(old)}, is {shown(new)}" for place, old, new in changes(before, after)]
+    return "; ".join(words[:most])

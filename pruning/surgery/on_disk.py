@@ -30,6 +30,7 @@ from pruning.models.stored import sampled
 from pruning.store.hashes import hash_of
 from pruning.store.locks import locked
 from pruning.surgery.check import check_plan
+from pruning.surgery.config import config_text
 from pruning.surgery.cut import apply_with
 from pruning.surgery.origins import Origins
 from pruning.surgery.tensor_files import InPieces, file_bytes, write_in_pieces
@@ -114,7 +115,7 @@ def cut_on_disk(
     origins.take_ranks()
     apply_with(origins, model, plan, groups)
     files, index = _files(model, origins, f"model source {found.source!r}", dtype, max_shard_size)
-    texts = {"config.json": model.to_json_string()} | ({_INDEX: index} if index else {})
+    texts = {"config.json": config_text(model)} | ({_INDEX: index} if index else {})
     work = place.with_name(f".{place.name}.{_fingerprint(found, plan, changed, files, texts)}{_WORK}")
     _write(work, place, files, texts, progress or (lambda done, total: None))
     weights = sum(file_bytes(tensors) for tensors in files.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -45,6 +46,25 @@ def test_a_run_whose_weights_stay_in_their_files(workplace, features, monkeypatc
     assert said["method"] == "blocks"
     assert 1 <= said["blocks_kept"] <= said["blocks"]
     assert said["error_after"] < said["error_before"]
+
+
+@pytest.mark.parametrize("method", ["whole", "blocks"])
+def test_equal_runs_in_two_stores_give_equal_files(workplace, features, method):
+    """So that what is known of one model is known of the other, wherever they lie."""
+    save_bare(dit(sample_size=16), workplace)
+    recipe, results = write_recipe(workplace, features[1]), []
+    for name in ("one", "other"):
+        source, run = workplace / name / "dense", workplace / name / "run"
+        shutil.copytree(workplace / "model", source)
+        asked = [f"model.source={source}", f"recover.method={method}", "store=null", f"run_dir={run}"]
+        run_recipe(recipe, until="recover", overrides=asked)
+        results.append({stage: RunFolder(run).whole(stage) for stage in ("prune", "recover")})
+    for stage, result in results[0].items():
+        files, others = (found.manifest["artefacts"] for found in (result, results[1][stage]))
+        assert {name: file["sha256"] for name, file in files.items()} == {
+            name: file["sha256"] for name, file in others.items()
+        }
+        assert "model/config.json" in files
 
 
 def test_a_pipeline_whose_weights_are_stored_in_another_type(workplace, features, captioned, monkeypatch):

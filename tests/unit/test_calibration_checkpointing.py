@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -246,6 +246,40 @@ def test_a_block_that_does_not_do_the_same_again_keeps_its_activations(
         f"block 'blocks.1' of Toy cannot run again in the backward pass, and keeps its activations: {why}"
         in found
     )
+
+
+def test_blocks_are_tried_anew_where_other_arguments_are_given(caplog: pytest.LogCaptureFixture) -> None:
+    """Not where only sizes and numbers are others: with prompts of any length, that is every batch."""
+
+    class Guided(Toy):
+        def forward(
+            self, hidden_states: Tensor, timestep: Tensor, guidance: Tensor | None = None, lengths: Any = ()
+        ) -> Tensor:
+            self.blocks[1].do = residual if guidance is None else counts
+            tried.append((guidance is not None, torch.is_grad_enabled()))
+            return super().forward(hidden_states, timestep)
+
+    def batches() -> Iterator[NoisedBatch]:
+        for number, batch in enumerate(shown()):
+            guidance = {"guidance": torch.ones(BATCH)} if number >= 2 else {}
+            longer = batch.call["hidden_states"].repeat(1, 1 + number, 1)
+            call = {**batch.call, **guidance, "hidden_states": longer, "lengths": [number] * (1 + number)}
+            yield replace(batch, call=call, target=None)
+
+    tried: list[tuple[bool, bool]] = []
+    torch.manual_seed(0)
+    model = Guided(residual).eval()
+    gather(model, NoisedBatches(batches, 1000, 4, has_targets=False), again=True, needs=("probe_diag",))
+    assert tried[-6:] == [
+        (False, False),
+        (False, True),
+        (False, True),
+        (True, False),
+        (True, True),
+        (True, True),
+    ]
+    (found,) = complaints(caplog)
+    assert "block 'blocks.1' of Guided cannot run again" in found
 
 
 def test_inputs_that_are_written_to(caplog: pytest.LogCaptureFixture) -> None:

@@ -253,6 +253,17 @@ def test_plans_round_trip_and_bad_plan_files_are_named(tmp_path):
             PruningPlan.load(tmp_path / "plan.json")
 
 
+def test_a_config_does_not_say_where_its_model_lay(tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    model = dit()
+    for folder in folders:
+        model.save_pretrained(folder)
+        checkpoint.save(checkpoint.load(folder), folder / "again")
+    configs = [(folder / "again" / "config.json").read_bytes() for folder in folders]
+    assert configs[0] == configs[1]
+    assert str(tmp_path).encode() not in configs[0]
+
+
 def test_a_model_is_not_saved_over_a_file(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(PruningError, match=r"notes: it is a file; name a folder"):

@@ -174,6 +174,17 @@ def test_what_a_recipe_does_not_ask_for_is_not_recorded(workplace, capsys, words
     assert not Path("runs").exists()
 
 
+POINTS = """
+model: {source: sd}
+data: {source: texts.txt}
+device: cpu
+calibrate: {provider: sampling, num_samples: 2, num_steps: 2, timestep_buckets: 2}
+prune: {target: {macs: 0.9}}
+recover: {steps: 1, num_samples: 2}
+evaluate: {metrics: [cost], num_samples: 2}
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -185,14 +196,16 @@ def test_what_a_recipe_does_not_ask_for_is_not_recorded(workplace, capsys, words
 def test_what_recovery_cannot_do_with_points_is_said_before_the_first_stage(
     workplace, capsys, words, message
 ):
-    Path("my.yaml").write_text(
-        "model: {source: sd}\ndata: {source: texts.txt}\ndevice: cpu\n"
-        "calibrate: {provider: sampling, num_samples: 2, num_steps: 2, timestep_buckets: 2}\n"
-        "prune: {target: {macs: 0.9}}\nrecover: {steps: 1, num_samples: 2}\n"
-        "evaluate: {metrics: [cost], num_samples: 2}\n"
-    )
+    Path("my.yaml").write_text(POINTS)
     assert message in " ".join(refused(capsys, "run", "my.yaml", *words).split())
     assert not list(Path("runs").rglob("calibrate"))
+
+
+@pytest.mark.parametrize("words", ["recover.distill_weight=0.5", "recover.loss_weighting=min_snr"])
+def test_blocks_need_no_targets(workplace, words):
+    """Each learns from its dense twin, so it does not matter what the loss of a whole model is made of."""
+    Path("my.yaml").write_text(POINTS)
+    assert main(["run", "my.yaml", "recover.method=blocks", words, "--until", "recover", "--quiet"]) == 0
 
 
 def test_a_recipe_finds_what_was_recorded_for_it(workplace, capsys, monkeypatch):

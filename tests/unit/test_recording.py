@@ -25,7 +25,7 @@ from pruning.recording import RecordedCalls, record, recorded_batches
 from pruning.recording.batches import bucket_of, renoised
 from pruning.recording.cutting import points_of
 from pruning.recording.decoding import DECODING, Decoding
-from pruning.recording.trees import decoded, encoded
+from pruning.recording.trees import copied, decoded, encoded
 from pruning.recovery import recover_recorded
 from pruning.settings import Recover
 from tests.pipelines import PIPELINES
@@ -70,6 +70,14 @@ def test_trees_come_back_from_json():
         PruningError, match=r"here: the argument cache is a object, which cannot be kept on disk"
     ):
         encoded({"cache": object()}, keep, "here")
+
+
+def test_a_view_is_copied_without_what_it_is_of() -> None:
+    large = torch.zeros(1000, 1000)
+    tree = copied({"args": (large[:1], [large[:, 0].expand(2, 1000)]), "kwargs": {"none": None}})
+    assert tree["args"][0].untyped_storage().nbytes() == 4000
+    assert tree["args"][1][0].untyped_storage().nbytes() == 8000
+    assert tree["kwargs"] == {"none": None}
 
 
 def test_the_pipeline_is_left_as_it_was(tmp_path: Path):
