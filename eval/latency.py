@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import get_parameter_device, get_parameter_dtype
 
 from eval.intervals import median_interval
 from eval.observation import Seen
@@ -151,15 +152,14 @@ def _timed(
     for name, values in times.items():
         model = context.subjects[name].model
         assert model is not None
-        parameter = next(model.parameters())
         ratio, interval, coverage = speedup(times[context.reference], values)
         results[name] = {
             what: summary(values, options.batch_size)
             | {
                 "batch_size": options.batch_size,
                 "num_threads": threads,
-                "dtype": str(parameter.dtype).removeprefix("torch."),
-                "device": device_name(parameter.device),
+                "dtype": str(get_parameter_dtype(model)).removeprefix("torch."),
+                "device": device_name(get_parameter_device(model)),
                 "warmup": warmup,
             },
             f"speedup_{what}": ratio,

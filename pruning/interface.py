@@ -25,6 +25,7 @@ from pruning.groups.modulation import modulation_layers
 from pruning.hook import hooked
 from pruning.importance import single_changes
 from pruning.models.pipelines import modules_of
+from pruning.models.running import device_of, dtype_of
 from pruning.recording import record
 from pruning.recording.conditions import call_for_images, conditions_of, open_image_calls
 from pruning.recording.images import ImageCalls, noised_images
@@ -154,15 +155,14 @@ def noised_batches(
     source = image_calls(
         model, scheduler, data, split=split, images=int(samples), pipeline=pipeline, seed=int(seed)
     )
-    parameter = next(model.parameters())
     return noised_images(
         source,
         batch_size=int(batch_size),
         timestep_buckets=int(timestep_buckets),
         seed=int(seed),
         conditional=conditional,
-        device=parameter.device,
-        dtype=parameter.dtype,
+        device=device_of(model),
+        dtype=dtype_of(model),
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.models.widening import widened
 from pruning.on_demand import OnDemand
 
 _OF_FILE, _SWAPPED, _PRESENT = (np.uint64(1) << np.uint64(bit) for bit in (61, 62, 63))
@@ -113,16 +114,6 @@ def borrowed(model: nn.Module, dtype: torch.dtype | None = None) -> Mapping[str,
         return copy
 
     return OnDemand(dict(model.named_parameters()), copied)
-
-
-def is_narrower(weight: Tensor, dtype: torch.dtype | None) -> bool:
-    """Tell whether a weight is of a narrower type of floating numbers than `dtype`; never if that is None."""
-    return dtype is not None and weight.is_floating_point() and weight.itemsize < dtype.itemsize
-
-
-def widened(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a weight in `dtype` if its own type is narrower, else the weight itself."""
-    return weight.to(dtype) if is_narrower(weight, dtype) else weight
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

@@ -20,21 +20,19 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
-from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.files import size
 from pruning.models.loading import check_values
 from pruning.models.outputs import tensors_in
-from pruning.models.pages import FilePages, give_back, is_narrower, read_ahead, widened
+from pruning.models.pages import FilePages, give_back, read_ahead
 from pruning.models.pieces import Piece, pieces_of
+from pruning.models.running import told
+from pruning.models.widening import Wider, widened
 
 PIECE = 256_000_000
 """Largest bytes of a piece, but for one module whose own weights are more."""
-
-_CASTING = "layerwise_casting"
-"""Under which name diffusers looks for who says in what type a model runs."""
 
 IN_TURN = 2
 """Pieces that are there at a time: the one that runs, and the next."""
@@ -56,7 +54,7 @@ def streamed(
 
     Args:
         model: Loaded by `map_denoiser`; of another only a `device` that is not the CPU makes sense.
-        device: Where it runs; inputs must lie there.
+        device: Where it runs; inputs must lie there. `model.device` says so, and pipelines do not move the model.
         dtype: Type in which it runs; narrower weights are widened while they are there, and the outputs are those of
             the model loaded in that type. None: as stored.
         limit_bytes: Of weights at a time, as they are stored; None: two pieces.
@@ -118,7 +116,7 @@ class Streaming:
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
         where = f"model source {name!r}" if name else type(model).__name__
         self._files = FilePages()
-        self._wider = _Wider(model, dtype)
+        self._model, self._device, self._wider = model, device, Wider(model, dtype)
         self._holder: _Holder = (
             _Copies(self._files, where, device, self._wider)
             if device.type != "cpu" or self._wider.needed
@@ -134,6 +132,9 @@ class Streaming:
 
     def begin(self) -> None:
         """Put hooks on the modules of all pieces."""
+        dtype = self._wider.dtype if self._wider.needed else None
+        device = self._device if self._device.type != "cpu" else None
+        self._hooks.enter_context(told(self._model, device=device, dtype=dtype))
         self._wider.begin(self._hooks)
         for piece in filter(self._holder.serves, self.pieces):
             self._hook(piece, piece)
@@ -191,65 +192,6 @@ class Streaming:
         following = self._after.get(self._before, self._in_order.get(piece))
         if following is not None and following not in self._stay:
             read_ahead(filter(self._files.hold, following.weights().values()))
-
-
-class _Wider:
-    """The type in which a model runs whose weights are stored in a narrower one.
-
-    A model asks for the type of weights that it does not read yet, and casts by that. So while it is called, stand-ins
-    of the wider type, NaN in one place of memory, are in the place of its weights; and diffusers is told as by its own
-    ``enable_layerwise_casting`` what `dtype` of the model is.
-
-    Attributes:
-        compute_dtype: That type; None for that of each weight. (diffusers' name.)
-        needed: Whether there are narrower weights.
-    """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
-        self._model, self.compute_dtype = model, dtype
-        self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
-        self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
-
-    def begin(self, hooks: ExitStack) -> None:
-        """Put hooks on the model, which go when `hooks` are closed."""
-        if not self.needed:
-            return
-        registry: dict[str, Any] = HookRegistry.check_if_exists_or_initialize(self._model).hooks
-        registry[_CASTING] = self
-        hooks.callback(registry.pop, _CASTING, None)
-        for handle in (
-            self._model.register_forward_pre_hook(lambda *_: self._enter(), prepend=True),
-            self._model.register_forward_hook(lambda *_: self.leave(), always_call=True),
-        ):
-            hooks.callback(handle.remove)
-
-    def own(self, there: Tensor) -> Tensor:
-        """Return the weight that what is in a module stands for."""
-        return self._owns[id(there)][1] if id(there) in self._owns else there
-
-    def leave(self) -> None:
-        """Put all weights back; the model has been called."""
-        for store, key, there in self._slots():
-            if id(there) in self._owns:
-                store[key] = self.own(there)
-
-    def _enter(self) -> None:
-        self.leave()
-        known = {id(weight): stand_in for stand_in, weight in self._owns.values()}
-        for store, key, weight in self._slots():
-            if is_narrower(weight, self.compute_dtype):
-                stand_in = known.get(id(weight))
-                if stand_in is None:
-                    stand_in = weight.new_full((), torch.nan, dtype=self.compute_dtype).expand(weight.shape)
-                    stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
-                    self._owns[id(stand_in)] = stand_in, weight
-                store[key] = stand_in
-
-    def _slots(self) -> list[tuple[dict[str, Any], str, Tensor]]:
-        stores: list[dict[str, Any]] = []
-        for module in self._model.modules():
-            stores += module._parameters, module._buffers
-        return [(store, key, there) for store in stores for key, there in store.items() if there is not None]
 
 
 class _Holder(Protocol):
@@ -334,7 +276,7 @@ class _Pages:
 class _Copies:
     """Weights on another device, or in a wider type: copies, in the modules in the place of the weights."""
 
-    def __init__(self, files: FilePages, where: str, device: torch.device, wider: _Wider) -> None:
+    def __init__(self, files: FilePages, where: str, device: torch.device, wider: Wider) -> None:
         self._files, self._unread = files, _Unread(files, where)
         self._device, self._wider = device, wider
         self._placed: dict[Piece, list[tuple[dict[str, Any], str, Tensor, Tensor]]] = {}
@@ -356,7 +298,7 @@ class _Copies:
         kept = self._kept.get(name)
         if kept is not None and kept[0] is own and kept[1] == own._version:
             return kept[2]
-        copy = widened(own.detach().to(self._device, copy=True), self._wider.compute_dtype)
+        copy = widened(own.detach().to(self._device, copy=True), self._wider.dtype)
         self._unread.check(name, own, copy)
         if self._files.hold(own):
             give_back([own])

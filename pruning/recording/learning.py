@@ -15,6 +15,7 @@ from pruning.data.noise import PREDICTIONS, prediction_type
 from pruning.errors import PruningError, named
 from pruning.models.outputs import with_tuple
 from pruning.models.pipelines import modules_of, schedulers_of
+from pruning.models.running import device_of
 from pruning.recording.axes import EACH, Axes, compared, form_of, guessed, joined
 from pruning.recording.cutting import rows_of_call
 from pruning.recording.format import Denoiser
@@ -264,7 +265,7 @@ class _Alike:
 
     @torch.no_grad()
     def answer(self, rows: list[Any], axes: Axes) -> Any:
-        call = on_device(joined(rows, axes), next(self.model.parameters()).device)
+        call = on_device(joined(rows, axes), device_of(self.model))
         return copied(as_tuple(self.model(**with_tuple(original(self.model), call)))[0])
 
 

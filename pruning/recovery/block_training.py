@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from pruning.errors import PruningError
 from pruning.files import read_json, remove, write_errors, write_json, written_whole
 from pruning.models.outputs import joined
+from pruning.models.widening import widened_copy
 from pruning.recovery.batches import Batches, Share
 from pruning.recovery.block_inputs import InputSource, Recorded, recorded_call
 from pruning.recovery.training import Progress, train_back
@@ -95,7 +96,7 @@ def train_block(
     Args:
         path: The block's in the slim model.
         block: The slim one; it is not changed.
-        twin: The dense one; neither is this.
+        twin: A copy of the dense one.
         recorded: What enters the dense one.
         held: Modules of the block, by path in it, that stay as they are.
         settings: How to train.
@@ -105,11 +106,11 @@ def train_block(
         progress: Called after every step.
     """
     result = BlockResult(path)
-    slim = Called(copy.deepcopy(block).requires_grad_(True), halves=False)
+    slim = Called(widened_copy(block, None).requires_grad_(True), halves=False)
     for name, parameter in slim.block.named_parameters():
         parameter.requires_grad_(not lies_in(name, held))
     if recorded.files:
-        dense = Called(copy.deepcopy(twin).requires_grad_(False), halves=True).eval()
+        dense = Called(twin.requires_grad_(False), halves=True).eval()
         result = _trained(path, slim, dense, recorded, settings, folder, seed, device, progress)
     else:
         logger.warning("%s stays as it was cut: the dense model does not call it on what is shown", path)

@@ -24,6 +24,7 @@ from pruning.calibration.rounds import split
 from pruning.data import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import check_writable, file_name, read_json, remove, write_errors, write_json
+from pruning.models.widening import widened_copy
 from pruning.on_demand import OnDemand, stored_at
 from pruning.recovery.block_inputs import input_bytes, record
 from pruning.recovery.block_training import WEIGHTS, BlockResult, train_block
@@ -118,7 +119,7 @@ def recover_blocks(
             results[twin] = train_block(
                 twin.slim,
                 student.get_submodule(twin.slim),
-                teacher.get_submodule(twin.dense),
+                widened_copy(teacher.get_submodule(twin.dense), getattr(teacher, "dtype", None)),
                 recordings[twin],
                 served[twin] | recordings[twin].read_elsewhere,
                 settings,

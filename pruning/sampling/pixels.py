@@ -21,6 +21,7 @@ from pruning.models.families import (
     sample_shape,
 )
 from pruning.models.pipelines import evaluating
+from pruning.models.running import device_of, dtype_of
 from pruning.sampling.steps import fresh_scheduler, in_batches, run_steps, sample_generators, to_uint8
 from pruning.types import config_of
 
@@ -89,7 +90,7 @@ class PixelPipeline:
             PruningError: If labels are missing, too many, out of range or not taken, or if guidance is asked of a
                 denoiser without a null class.
         """
-        model, first = self.denoiser, next(self.denoiser.parameters())
+        model, device = self.denoiser, device_of(self.denoiser)
         if guidance_scale != 1.0 and null_class(model) is None:
             raise PruningError(
                 f"guidance_scale {guidance_scale}: {type(model).__name__} has no null class; use 1.0"
@@ -101,14 +102,14 @@ class PixelPipeline:
         if latents is None:
             latents = torch.stack([torch.randn(sample_shape(model), generator=each) for each in draws])
         if labels is not None:
-            labels = labels.to(first.device)
+            labels = labels.to(device)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            return _predict(model, x.to(first.dtype), t, labels, guidance_scale)
+            return _predict(model, x.to(dtype_of(model)), t, labels, guidance_scale)
 
-        steps = fresh_scheduler(self.scheduler, num_inference_steps, first.device)
+        steps = fresh_scheduler(self.scheduler, num_inference_steps, device)
         with evaluating(model):
-            drawn = run_steps(steps, predict, latents.to(first.device), draws)
+            drawn = run_steps(steps, predict, latents.to(device), draws)
         images: Any = drawn
         if output_type == "np":
             images = (drawn / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

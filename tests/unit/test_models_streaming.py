@@ -26,6 +26,7 @@ from pruning.models.mapped import map_denoiser
 from pruning.models.pages import madvise
 from pruning.models.pieces import pieces_of
 from pruning.models.streaming import Streaming, streamed
+from pruning.models.widening import Wider
 from pruning.surgery import apply_plan
 from pruning.surgery.tensor_files import InPieces, write_in_pieces
 from pruning.types import PruningPlan
@@ -35,7 +36,7 @@ from tests.zoo.base import Draw, tensors_in, with_tuple
 
 
 def copies_on_the_cpu(files: Any, where: str) -> Any:
-    return streaming._Copies(files, where, torch.device("cpu"), streaming._Wider(nn.Module(), None))
+    return streaming._Copies(files, where, torch.device("cpu"), Wider(nn.Module(), None))
 
 
 @pytest.fixture(params=["pages", "copies"])
@@ -362,9 +363,10 @@ def test_all_that_runs_is_on_the_device(name: str, monkeypatch):
             store.update({key: _stand_in(mode, value) for key, value in store.items()})
     with mode, torch.no_grad(), streamed(model, device="cuda") as found:
         output = model(**tree_map(_on_gpu, arguments))[0]
+        assert model.device.type == "cuda", "pipelines would put inputs elsewhere, or move the whole model"
     assert len(found.pieces) > 3
     assert output.device.type == "cuda"
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert {model.device.type, *(p.device.type for p in model.parameters())} == {"cpu"}
 
 
 def _on_gpu(value: Any) -> Any:

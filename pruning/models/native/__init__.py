@@ -15,6 +15,7 @@ from pruning.models.families import Draw
 from pruning.models.native.base import NATIVE as NATIVE
 from pruning.models.native.base import WITHOUT as WITHOUT
 from pruning.models.native.base import Native as Native
+from pruning.models.running import device_of, dtype_of
 from pruning.registry import import_submodules
 
 import_submodules(__name__, list(__path__))
@@ -43,9 +44,8 @@ def native_input(model: nn.Module, batch_size: int = 1) -> Native:
             f"denoiser class {name!r}: what it is called with is not known here; known: {', '.join(NATIVE)} "
             "(a further class is one function in pruning/models/native)"
         )
-    first = next(model.parameters())
     try:
-        return NATIVE[name](cast(Any, model), Draw(batch_size, first.device, first.dtype))
+        return NATIVE[name](cast(Any, model), Draw(batch_size, device_of(model), dtype_of(model)))
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise PruningError(
             f"{name}: the config does not say what the model is called with ({type(error).__name__}: {error})"
