@@ -81,9 +81,9 @@ def cut_on_disk(
 ) -> Written:
     """Write the slim model of a plan, never holding much more of it in memory than its largest weight.
 
-    The folder is what `apply_plan` and `pruning.save` make of the model in the type of its files, byte for byte. It
-    appears under its name when it is whole. A call that was stopped goes on where it was when it is made again; what
-    another call, of another plan or of other weights, left half done there is removed.
+    The folder is what `apply_plan` and `pruning.save` make of the model in the type of its files, or in `dtype` where
+    that is wider, byte for byte. It appears under its name when it is whole. A call that was stopped goes on where it
+    was when it is made again; what another call, of another plan or of other weights, left half done there is removed.
 
     Args:
         source: What is cut, pruned already or not: as for `map_denoiser`. It is not written to.
@@ -107,7 +107,7 @@ def cut_on_disk(
     changed = changed or {}
     model: Any = map_located(found)
     dense = _params(model)
-    origins = Origins(model, changed, plan)
+    origins = Origins(model, changed, plan, dtype)
     groups = find_groups(model)
     plan = plan.completed(groups)
     check_plan(model, groups, plan)

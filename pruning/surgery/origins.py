@@ -13,6 +13,7 @@ from pruning.errors import PruningError
 from pruning.groups.words import LAYERS
 from pruning.models.loading import check_values
 from pruning.models.pages import FilePages, give_back, read_ahead
+from pruning.models.widening import is_narrower
 from pruning.surgery.low_rank import LowRankLinear, factorise
 from pruning.surgery.storage import take
 from pruning.types import PruningPlan
@@ -85,6 +86,7 @@ class Origins:
             which `plan` gives a rank may be given as the two of its low-rank form (``<path>.down.weight``,
             ``<path>.up.weight``; its bias as ``<path>.bias`` or ``<path>.up.bias``).
         plan: What the model will be cut to.
+        dtype: Type that narrower weights are taken in; None: their own.
 
     Attributes:
         new_biases: Paths of the layers that have a bias now and had none.
@@ -93,8 +95,14 @@ class Origins:
         PruningError: For a name or a shape in `changed` that the model has no place for.
     """
 
-    def __init__(self, model: nn.Module, changed: Mapping[str, Tensor], plan: PruningPlan) -> None:
-        self._model, self._changed, self._ranks = model, changed, plan.ranks
+    def __init__(
+        self,
+        model: nn.Module,
+        changed: Mapping[str, Tensor],
+        plan: PruningPlan,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model, self._changed, self._ranks, self._dtype = model, changed, plan.ranks, dtype
         self._of: dict[int, tuple[Tensor, Origin]] = {}
         self._pages = FilePages()
         self.new_biases = self._add_biases()
@@ -121,14 +129,17 @@ class Origins:
 
     def _origin(self, name: str, tensor: Tensor, read: Callable[[], Tensor]) -> Origin:
         """Return the origin of a weight: what `changed` holds under its name, else what `read` returns."""
+        dtype = tensor.dtype
+        if self._dtype is not None and is_narrower(tensor, self._dtype):
+            dtype = self._dtype
         if name not in self._changed:
-            return Origin(name, read, tensor.shape, tensor.dtype, pages=self._pages)
+            return Origin(name, read, tensor.shape, dtype, pages=self._pages)
         shape = self._changed[name].shape
         if shape != tensor.shape:
             raise PruningError(
                 f"changed[{name!r}]: its shape is {list(shape)}, and that of the weight {list(tensor.shape)}"
             )
-        return Origin(f"changed[{name!r}]", lambda: self._changed[name], shape, tensor.dtype)
+        return Origin(f"changed[{name!r}]", lambda: self._changed[name], shape, dtype)
 
     def take_ranks(self) -> None:
         """Give layers their low-rank forms: those in `changed`, else the best where nothing is known of the inputs."""
