@@ -14,10 +14,10 @@ from itertools import islice
 
 import torch
 
-from pruning.calibration.room import Peak, held_bytes, usable_bytes
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import size
+from pruning.memory import Peak, held_bytes, usable_bytes
 from pruning.types import PrunableGroup
 
 AMPLE = 0.25
