@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-import psutil
 import torch
 
-T = TypeVar("T")
+from pruning.memory import spare_bytes
 
-SHARE = 0.7  # of the free memory is used unless the caller says otherwise
+T = TypeVar("T")
 
 
 def side_by_side(
@@ -31,7 +30,7 @@ def side_by_side(
     """
     allowed = torch.get_num_threads()
     threads = threads or allowed
-    room = int(SHARE * psutil.virtual_memory().available) if memory is None else memory
+    room = spare_bytes("cpu") if memory is None else memory
     running: dict[Future[T], int] = {}
     results: deque[Future[T]] = deque()
     try:

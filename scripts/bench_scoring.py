@@ -28,9 +28,9 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from pruning.calibration.room import Peak
 from pruning.groups import find_groups
 from pruning.importance import score
+from pruning.memory import Peak
 from pruning.surgery import compensate
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan
 

@@ -5,7 +5,7 @@
 gradients, blocks or experts. Rows may be weighted by how their tokens are attended to (`sinks`); inside experts
 `routing` says whose they are and how much they count. `removal` measures sets of blocks by themselves, outside of this.
 
-Groups are measured in as many `rounds` as there is `room` for. Symmetric sums grow as a `triangle`; what is `kept` of a
+Groups are measured in as many `rounds` as there is memory for. Symmetric sums grow as a `triangle`; what is `kept` of a
 round goes into a `store`, a folder of `tensors`, and is read through `views`. For gradients blocks run again
 (`checkpointing`).
 

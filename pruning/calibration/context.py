@@ -68,8 +68,7 @@ class Context:
         for name, observer in observers.items():
             assert observer.by != "sample", "only views of whole samples tell samples apart"
             value, at = observer.measure(view), bucket if observer.by == "bucket" else None
-            for suffix in suffixes:
-                self.sums.add(place.key, name + suffix, value, at, symmetric=observer.symmetric)
+            self.sums.add(place.key, [name + suffix for suffix in suffixes], value, at)
 
     def add_samples(
         self, place: Any, observers: Mapping[str, Observer], view: Any, step: Step, row_of: Tensor
@@ -77,12 +76,13 @@ class Context:
         """Add what each observer measures of the samples in a view, which belong to the step's rows `row_of`."""
         for name, observer in observers.items():
             values = observer.measure(view)
+            assert isinstance(values, Tensor), "one value per sample"
             if observer.by == "sample":
                 self.trajectories.add(place.key, name, values, step, row_of)
                 continue
             for bucket, here in by_bucket(step.buckets[row_of]):
                 at = bucket if observer.by == "bucket" else None
-                self.sums.add(place.key, name, values[here].double().sum(0), at)
+                self.sums.add(place.key, [name], values[here].double().sum(0), at)
 
 
 @dataclass(frozen=True)

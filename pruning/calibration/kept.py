@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 
 from torch import Tensor
 
-from pruning.calibration.triangle import Triangle
+from pruning.calibration.triangle import Symmetric, Triangle
 
 Found = MutableMapping[str, "Tensor | Triangle"]
 
@@ -43,7 +43,7 @@ class Kept(Mapping[str, Tensor]):
             mean = _mean(name, found)
             if mean is not None:
                 total, weight = mean
-                value.add_outer_(total, -1 / weight)
+                Symmetric.product(total[None], total.new_tensor([-1 / weight])).add_to(value)
             raw[f"{name}:{ABOUT_ZERO if mean is None else ABOUT_MEAN}:{value.n}"] = value.packed.float()
             del found[name], value
         return cls(raw)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from pruning.calibration.rows import consumers_of
-from pruning.calibration.triangle import packed_size
+from pruning.calibration.triangle import Symmetric, packed_size
 from pruning.registry import Registry
 from pruning.settings import WEIGHTINGS
 from pruning.types import PrunableGroup
@@ -91,14 +91,14 @@ class Observer:
         of_image: `measure` where the rows are the patches that a 3 x 3 convolution reads (see `statistics.patches`).
         part_of: Another statistic, of the same `by`, that holds this one, and ``(its sum, place) -> this sum``: where
             both are gathered, this one costs nothing.
-        symmetric: It is a symmetric matrix, of which a `Triangle` is kept.
+        symmetric: Measures are `Symmetric` matrices, of whose sum a `Triangle` is kept.
     """
 
     sees: Sight
-    measure: Callable[[Any], Tensor]
+    measure: Callable[[Any], Tensor | Symmetric]
     shape: Callable[[Any], tuple[int, ...]]
     by: Literal["", "bucket", "sample"] = ""
-    of_image: Callable[[Any], Tensor] | None = None
+    of_image: Callable[[Any], Tensor | Symmetric] | None = None
     part_of: tuple[str, Callable[[Any, Any], Tensor]] | None = None
     symmetric: bool = False
 

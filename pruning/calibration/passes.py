@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pruning.calibration.calibrator import Calibrator
@@ -27,7 +26,6 @@ from pruning.calibration.store import STATISTICS, InMemory, StatsFolder
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import write_errors
-from pruning.models.outputs import tensors_in
 from pruning.models.pieces import weight_bytes
 from pruning.models.stored import weights_digest
 from pruning.settings import Calibrate, SinkWeights, knobs_of
@@ -275,6 +273,7 @@ def _fitted(
         return sum_bytes(model, [group], needs, variants=tuple(variants), timestep_buckets=buckets)
 
     held = next(chain(model.parameters(), model.buffers())).device
+    shown = source.device if isinstance(source, NoisedBatches) else None  # where streamed weights are copied
     rounds = plan_rounds(
         groups,
         source,
@@ -282,19 +281,11 @@ def _fitted(
         bytes_of=bytes_of,
         weights=weight_bytes(model),
         memory=memory,
-        device=_runs_on(held, source),
+        device=shown or held,
     )
     if rounds.batch_size is None or not isinstance(source, NoisedBatches) or source.remake is None:
         return rounds, source
     return rounds, source.remake(rounds.batch_size)
-
-
-def _runs_on(held: torch.device, source: Source) -> torch.device:
-    """Return where the model runs: where its weights are `held`, or where its inputs lie if they are copied there."""
-    if held.type != "cpu" or not isinstance(source, NoisedBatches):
-        return held
-    first = next(iter(source if source.remake is None else source.remake(1)), None)
-    return next((tensor.device for tensor in tensors_in(first.call)), held) if first is not None else held
 
 
 def _settings(settings: Calibrate | None, source: Source) -> Calibrate:

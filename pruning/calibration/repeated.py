@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pruning.calibration.second_run import Surroundings, versions
 from pruning.groups.listed import listed_blocks
 from pruning.models.outputs import tensors_in
+from pruning.models.pieces import weight_bytes
 from pruning.recording.trees import leaves
 
 LARGE = 2**28
@@ -26,7 +27,7 @@ SAME = 1e-3
 
 def is_large(model: nn.Module) -> bool:
     """Tell whether a model has at least `LARGE` bytes of weights."""
-    return sum(p.numel() * p.element_size() for p in model.parameters()) >= LARGE
+    return weight_bytes(model) >= LARGE
 
 
 @dataclass

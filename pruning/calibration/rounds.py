@@ -15,10 +15,10 @@ from typing import TypeVar
 
 import torch
 
-from pruning.calibration.room import Peak, held_bytes, usable_bytes
 from pruning.data.batches import NoisedBatches
 from pruning.errors import PruningError
 from pruning.files import size
+from pruning.memory import Peak, held_bytes, usable_bytes
 from pruning.types import PrunableGroup
 
 AMPLE = 0.25

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
-from pruning.calibration.triangle import Triangle
+from pruning.calibration.triangle import Symmetric, Triangle
 from pruning.errors import PruningError
+
+S = TypeVar("S", Tensor, Triangle)
 
 
 def summable(tensor: Tensor) -> Tensor:
@@ -24,36 +30,36 @@ class Sums:
 
     def __init__(self, buckets: int) -> None:
         self._buckets = buckets
-        self._values: dict[str, dict[str, Tensor | Triangle]] = {}
+        self._values: dict[str, dict[str, Any]] = {}
 
     def add(
-        self, place: str, name: str, value: Tensor, bucket: int | None = None, *, symmetric: bool = False
+        self, place: str, names: Iterable[str], value: Tensor | Symmetric, bucket: int | None = None
     ) -> None:
-        """Add `value` to a sum, or to the part of `bucket` of a sum that keeps timestep buckets apart.
-
-        Of a `symmetric` matrix one triangle is kept.
+        """Add `value` to each of some sums, or to the part of `bucket` of sums that keep timestep buckets apart.
 
         Raises:
             PruningError: If the value has another shape than those before.
         """
+        if isinstance(value, Symmetric):
+            zeros = partial(Triangle.zeros, value.n, value.device)
+            value.add_to(*(self._sum(place, name, value.shape, zeros) for name in names))
+            return
         shape = tuple(value.shape) or (1,) if bucket is None else (self._buckets, *value.shape)
+        zeros = partial(torch.zeros, shape, dtype=torch.float64, device=value.device)
+        for name in names:
+            total = self._sum(place, name, shape, zeros)
+            (total if bucket is None else total[bucket]).add_(value)
+
+    def _sum(self, place: str, name: str, shape: tuple[int, ...], zeros: Callable[[], S]) -> S:
         found = self._values.setdefault(place, {})
         if name not in found:
-            found[name] = (
-                Triangle.zeros(len(value), value.device)
-                if symmetric
-                else torch.zeros(shape, dtype=torch.float64, device=value.device)
-            )
-        total = found[name]
-        if tuple(total.shape) != shape:
+            found[name] = zeros()
+        if (known := tuple(found[name].shape)) != shape:
             raise PruningError(
-                f"{place!r}: statistic {name!r} has shape {shape} now and had {tuple(total.shape)} before; calibrate "
-                "at one resolution and prompt length"
+                f"{place!r}: statistic {name!r} has shape {shape} now and had {known} before; calibrate at one "
+                "resolution and prompt length"
             )
-        if isinstance(total, Triangle):
-            total.add_(value)
-        else:
-            (total if bucket is None else total[bucket]).add_(value)
+        return found[name]
 
     def finish(self) -> dict[str, dict[str, Tensor | Triangle]]:
         """Give up all sums, on the CPU, by place and name, in the order of first sight."""

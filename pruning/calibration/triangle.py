@@ -11,6 +11,7 @@ variance, however large the mean is.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 
 STRIP = 2**22
 """Elements of a matrix that are made at once in passing."""
+
+MIN_ROWS, STRIPS = 128, 16
+"""Strips in which a product is made, and their fewest rows."""
 
 
 def packed_size(n: int) -> int:
@@ -63,27 +67,14 @@ class Triangle:
         below = self.packed[half:]
         return self.packed[:half, :rest], below[:rest, :rest], below[1:]
 
-    def add_(self, matrix: Tensor) -> Triangle:
-        """Add a symmetric matrix (n, n) of any float dtype."""
+    def _view(self, rows: slice, columns: slice) -> Tensor:
+        """Return where a part lies that is within B, or within C or A, on the diagonal or on the side that is kept."""
         half = self._half
         off, upper, lower = self._parts()
-        off.add_(matrix[:half, half:])
-        upper.add_(matrix[half:, half:].triu())
-        lower.add_(matrix[:half, :half].tril())
-        return self
-
-    def add_outer_(self, vector: Tensor, scale: float) -> Triangle:
-        """Add ``scale v v^T`` for v (n,)."""
-        half = self._half
-        first, last = vector[:half], vector[half:]
-        off, upper, lower = self._parts()
-        off.addr_(first, last, alpha=scale)
-        rows = max(1, STRIP // max(half, 1))
-        for start in range(0, half, rows):
-            upper_rows, lower_rows = upper[start : start + rows], lower[start : start + rows]
-            upper_rows.add_(torch.outer(last[start : start + rows], scale * last).triu(start))
-            lower_rows.add_(torch.outer(first[start : start + rows], scale * first).tril(start))
-        return self
+        if columns.stop <= half:
+            return lower[rows, columns]
+        here = slice(columns.start - half, columns.stop - half)
+        return off[rows, here] if rows.start < half else upper[rows.start - half : rows.stop - half, here]
 
     def whole(self) -> Tensor:
         """Return the matrix (n, n), float64, a new tensor."""
@@ -109,6 +100,62 @@ class Triangle:
         off = column >= half
         # B holds (row, column - h), C (row - h, column - h) from line h on, A (column, row) from line h + 1 on.
         return self.packed[torch.where(off, row, half + 1 + column), torch.where(off, column - half, row)]
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """A symmetric matrix (n, n) that is made part by part, when it is added: a large one is nowhere as a whole.
+
+    Attributes:
+        n: Its rows.
+        device: Where it is made.
+        part: (rows, columns) -> that part of it, in any float dtype; a new tensor.
+        strip: How many rows are made at a time: many hold and multiply more than is wanted, few are slow; n or more for
+            all at once.
+    """
+
+    n: int
+    device: torch.device
+    part: Callable[[slice, slice], Tensor]
+    strip: int
+
+    @classmethod
+    def product(cls, x: Tensor, weight: Tensor) -> Symmetric:
+        """Return the sum of ``w x x^T`` over rows x (R, n) with weights w (R,)."""
+
+        def part(rows: slice, columns: slice) -> Tensor:
+            return (x[:, rows] * weight[:, None]).T @ x[:, columns]
+
+        n = x.shape[1]
+        return cls(n, x.device, part, max(MIN_ROWS, -(-n // STRIPS)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.n, self.n
+
+    def add_to(self, *sums: Triangle) -> None:
+        """Add it to triangles of its size; of a large one little more than half is made, once for all of them."""
+        half, everything = -(-self.n // 2), slice(0, self.n)
+        whole = self.part(everything, everything) if self.strip >= self.n else None
+        for rows, columns in self._parts(half):
+            part = self.part(rows, columns) if whole is None else whole[rows, columns]
+            if rows == columns:  # of A the lower triangle is kept, of C the upper one
+                part = part.tril_() if rows.start < half else part.triu_()
+            for one in sums:
+                one._view(rows, columns).add_(part)
+
+    def _parts(self, half: int) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and columns of squares on the diagonal, and of what is kept beside each."""
+        for start, end in ((0, half), (half, self.n)):
+            for first in range(start, end, self.strip):
+                rows = slice(first, min(first + self.strip, end))
+                yield rows, rows
+                if 0 < first < half:
+                    yield rows, slice(0, first)
+                right = max(rows.stop, half)
+                if right < self.n:
+                    yield rows, slice(right, self.n)
 
 
 def _mirror(into: Tensor, kept: Tensor, *, lower: bool) -> None:

@@ -73,6 +73,7 @@ class NoisedBatches:
         rows: How many rows all batches have.
         batch_size: Most samples of a call.
         remake: Makes the same with another `batch_size`; None where that cannot be.
+        device: Where the calls lie, if that is not where the model's weights are.
     """
 
     make: Callable[[], Iterable[NoisedBatch]]
@@ -82,6 +83,7 @@ class NoisedBatches:
     rows: int = 0
     batch_size: int = 1
     remake: Callable[[int], NoisedBatches] | None = None
+    device: torch.device | None = None
 
     def __iter__(self) -> Iterator[NoisedBatch]:
         return iter(self.make())

@@ -84,6 +84,7 @@ def recorded_batches(
             rows=len(rows),
             batch_size=size,
             remake=of,
+            device=torch.device(device),
         )
 
     return of(batch_size)

@@ -163,7 +163,15 @@ def noised_images(
                     for part in apart(source.calls, wanted):
                         yield image_batch(source.calls, part, chunk, x0, eps, bucket, device, dtype)
 
-        return NoisedBatches(make, total, timestep_buckets, rows=row_count, batch_size=size, remake=of)
+        return NoisedBatches(
+            make,
+            total,
+            timestep_buckets,
+            rows=row_count,
+            batch_size=size,
+            remake=of,
+            device=torch.device(device),
+        )
 
     return of(batch_size)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import ModelMixin
 
 from pruning import models
-from pruning.calibration.room import held_bytes, usable_bytes
+from pruning.memory import held_bytes, usable_bytes
 from pruning.models.mapped import MAPPABLE
 from pruning.store import Key
 from pruning.surgery import cut_on_disk

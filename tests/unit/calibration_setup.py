@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.calibration.attention.softmax import AttentionCall
+from pruning.calibration.triangle import Symmetric, Triangle
 from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.settings import Calibrate, SinkWeights
 from tests.models import call
@@ -32,6 +33,13 @@ def noised(model: nn.Module, samples: int = 4, batch_size: int = 4) -> NoisedBat
                 yield NoisedBatch({**chosen, "timestep": times}, targets[part, bucket], bucket, ids, times)
 
     return NoisedBatches(batches, 1000, BUCKETS)
+
+
+def whole(matrix: Symmetric) -> Tensor:
+    """Return a symmetric matrix (n, n) as it is read when it was summed once."""
+    total = Triangle.zeros(matrix.n)
+    matrix.add_to(total)
+    return total.whole()
 
 
 def held(batches: Sequence[NoisedBatch]) -> NoisedBatches:

@@ -23,6 +23,7 @@ from pruning.data.batches import NoisedBatch, NoisedBatches
 from pruning.errors import PruningError
 from pruning.groups import find_groups
 from pruning.groups.listed import listed_blocks
+from pruning.models.pieces import weight_bytes
 from pruning.types import CalibrationStats
 from scripts.bench_calibration import peak_bytes
 from tests.models import dit, unet2d, unet2d_condition
@@ -354,7 +355,7 @@ def test_null_asks_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
     real = module_under_test.differences
     monkeypatch.setattr(module_under_test, "differences", lambda *args: tried.append(1) or real(*args))
     model = dit()
-    size = sum(p.nbytes for p in model.parameters())
+    size = weight_bytes(model)
     for large, expected in ((size + 1, 0), (size, 1)):
         monkeypatch.setattr("pruning.calibration.repeated.LARGE", large)
         gather(model, noised(model), again=None, needs=("taylor",))

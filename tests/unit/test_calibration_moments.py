@@ -17,11 +17,10 @@ from pruning.calibration.context import Context
 from pruning.calibration.draws import permutations
 from pruning.calibration.routing import Gates
 from pruning.calibration.rows import Consumer
-from pruning.calibration.seeing.inputs import Rows, _Tap
+from pruning.calibration.seeing.inputs import _Tap
 from pruning.calibration.sinks.detection import soft_indicator
 from pruning.calibration.sinks.stability import stability
 from pruning.calibration.sinks.weights import token_weights
-from pruning.calibration.statistics.moments import input_moment
 from pruning.calibration.step import Step, timestep_weights
 from pruning.calibration.sums import Sums
 from pruning.errors import PruningError
@@ -94,17 +93,6 @@ def test_plain_moments(make: Callable[[], nn.Module], name: str) -> None:
         torch.testing.assert_close(stats.get(name, statistic), expected, rtol=1e-5, atol=1e-5)
     assert stats.get(name, "samples").tolist() == [4.0] * BUCKETS
     assert all(value.dtype == torch.float64 for value in stats.values[name].values())
-
-
-@pytest.mark.parametrize("columns", [1, 127, 128, 129, 300, 1100])  # below, at and above the width of a strip
-def test_a_moment_in_strips_is_the_whole_product(columns: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20, columns, generator=generator, dtype=torch.float64)
-    u = torch.rand(20, generator=generator, dtype=torch.float64)
-    place = Consumer("out", "out", nn.Linear(columns, 1), 0, columns, columns, 1)
-    found = input_moment(Rows(x, u, place))
-    torch.testing.assert_close(found, (x * u[:, None]).T @ x, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found, found.T, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", [dit, unet2d, unet2d_condition])

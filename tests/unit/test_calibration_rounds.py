@@ -234,7 +234,7 @@ def test_a_part_that_is_lost_is_measured_again(
 def test_memory_is_that_of_where_the_inputs_lie(
     measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that are copied to a device while they are read lie elsewhere."""
+    """Weights that are copied to a device while they are read lie elsewhere. No batch is made to know it."""
     devices: list[torch.device] = []
 
     def plan(groups: Sequence[PrunableGroup], *args: object, **options: Any) -> Rounds:
@@ -242,12 +242,11 @@ def test_memory_is_that_of_where_the_inputs_lie(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(passes_module, "plan_rounds", plan)
-    batch = next(iter(noised(measured.model)))  # type: ignore[attr-defined]
-    batch = dataclasses.replace(batch, call={name: value.to("meta") for name, value in batch.call.items()})
-    source = dataclasses.replace(noised(measured.model), make=lambda: [batch])  # type: ignore[attr-defined]
-    with pytest.raises(KeyboardInterrupt):
-        measured(needs=["input_sq"], variants=(), source=source)
-    assert devices == [torch.device("meta")]
+    for device in (torch.device("meta"), None):
+        source = dataclasses.replace(noised(measured.model), make=pytest.fail, device=device)  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            measured(needs=["input_sq"], variants=(), source=source)
+    assert devices == [torch.device("meta"), CPU]
 
 
 def test_minutes_of_the_first_pass_are_those_of_one_round(

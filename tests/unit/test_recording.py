@@ -120,6 +120,7 @@ def test_batches_hold_every_row_once_from_the_least_noise_on(flux: tuple[Any, Re
     assert sum(len(b.sample_ids) for b in found) == len(calls.rows) == batches.rows
     assert all(b.target is None for b in found)
     assert not batches.has_targets
+    assert recorded_batches(calls, timestep_buckets=4, device="meta").device == torch.device("meta")
     some = recorded_batches(calls, batch_size=8, timestep_buckets=4, samples=[1])
     assert {int(i) for b in some for i in b.sample_ids} == {1}
 

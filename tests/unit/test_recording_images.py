@@ -64,6 +64,7 @@ def test_every_chunk_goes_through_every_bucket(digits):
     seen = [(batch.bucket, batch.sample_ids.tolist()) for batch in found]
     assert seen == [(0, [4, 1]), (1, [4, 1]), (2, [4, 1]), (0, [30]), (1, [30]), (2, [30])]
     assert found.rows == sum(len(batch.sample_ids) for batch in found)
+    assert batches(digits(), device="meta").device == torch.device("meta")
 
 
 def test_batches_can_be_gone_through_again(digits):

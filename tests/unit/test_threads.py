@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from pruning import threads
 from pruning.threads import side_by_side
 
 
@@ -17,8 +18,15 @@ def test_results_come_in_the_order_of_the_jobs():
     assert list(side_by_side(jobs, threads=3)) == delays
 
 
-@pytest.mark.parametrize(("memory", "at_once"), [(100, 1), (250, 2), (10_000, 3), (1, 1)])
-def test_no_more_run_at_once_than_have_room(memory: int, at_once: int):
+@pytest.mark.parametrize(
+    ("memory", "spare", "at_once"),
+    [(100, 0, 1), (250, 0, 2), (10_000, 0, 3), (1, 10_000, 1), (None, 250, 2), (None, 0, 1)],
+)
+def test_no_more_run_at_once_than_have_room(
+    memory: int | None, spare: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Unless it is said, room is what a process may take."""
+    monkeypatch.setattr(threads, "spare_bytes", lambda device: spare)
     running, most, lock = 0, 0, threading.Lock()
 
     def job() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from pruning.calibration.context import Context
 from pruning.calibration.driver import OnTensor
 from pruning.calibration.observer import Observer, Sight
-from pruning.calibration.seeing.gradients import Effects
+from pruning.calibration.seeing.gradients import Effects, OfLoss
 from pruning.calibration.step import Step, by_bucket, check_finite
 from pruning.calibration.sums import summable
 from pruning.groups.experts import EXPERTS, mixture_at
@@ -121,23 +120,11 @@ class LayerInput(_OfExperts):
 
 
 @dataclass(frozen=True)
-class ExpertEffect(_OfExperts):
+class ExpertEffect(_OfExperts, OfLoss):
     """Sees `Effects` of the experts: ``z_e = sum_i <dL/dy_i, y_i>`` over the rows y that expert e puts out.
 
     The gradient is that by an expert's own output, so it has the gates in it.
-
-    Attributes:
-        loss: As in `InputGradient`.
     """
-
-    needs_calls: ClassVar[bool] = True
-
-    loss: str
-
-    @property
-    def needs_targets(self) -> bool:
-        """For the loss by the data."""
-        return self.loss == "data"
 
     def watch(self, places: Sequence[ExpertsAt], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what leaves the experts."""

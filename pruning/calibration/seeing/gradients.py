@@ -36,8 +36,8 @@ class Effects:
 
 
 @dataclass(frozen=True)
-class InputGradient(Sight):
-    """Sees `Effects`.
+class OfLoss(Sight):
+    """Sees gradients of a loss L.
 
     Attributes:
         loss: ``data``: L = mean squared error to the target; ``output``: L = <v, model output>, v random signs.
@@ -51,6 +51,11 @@ class InputGradient(Sight):
     def needs_targets(self) -> bool:
         """For the loss by the data."""
         return self.loss == "data"
+
+
+@dataclass(frozen=True)
+class InputGradient(OfLoss):
+    """Sees `Effects`."""
 
     @property
     def needs_means(self) -> bool:
@@ -124,21 +129,8 @@ class _Effects:
 
 
 @dataclass(frozen=True)
-class OutputGradient(Sight):
-    """Sees `Rows` of the gradient q = dL/dy by a consumer's output y: all of them, whatever the setting ``rows`` says.
-
-    Attributes:
-        loss: As in `InputGradient`.
-    """
-
-    needs_calls: ClassVar[bool] = True
-
-    loss: str
-
-    @property
-    def needs_targets(self) -> bool:
-        """For the loss by the data."""
-        return self.loss == "data"
+class OutputGradient(OfLoss):
+    """Sees `Rows` of the gradient q = dL/dy by a consumer's output y: all, whatever the setting ``rows`` says."""
 
     def watch(self, places: Sequence[Consumer], observers: Mapping[str, Observer], context: Context) -> None:
         """Ask for the gradients of what leaves the consumers."""

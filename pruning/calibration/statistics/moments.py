@@ -19,9 +19,7 @@ from pruning.calibration.statistics.patches import (
     patch_unit_moment,
     patch_weight,
 )
-
-MIN_STRIP, MAX_STRIPS = 128, 8
-"""Columns of a strip of a symmetric product: narrower ones are slow, and a GPU wants few."""
+from pruning.calibration.triangle import Symmetric
 
 
 def row_weight(rows: Rows) -> Tensor:
@@ -48,17 +46,9 @@ def input_unit_moment(rows: Rows) -> Tensor:
     return (by_unit * rows.weight[:, None]).transpose(1, 2) @ by_unit
 
 
-def input_moment(rows: Rows) -> Tensor:
-    """Sum of w x x^T, (P, P): strips from the diagonal to the right, mirrored, which is little more than half of it."""
-    x, columns = rows.x, rows.x.shape[1]
-    weighted = x * rows.weight[:, None]
-    found = x.new_empty(columns, columns)
-    width = max(MIN_STRIP, -(-columns // MAX_STRIPS))
-    for start in range(0, columns, width):
-        end = min(start + width, columns)
-        found[start:end, start:] = weighted[:, start:end].T @ x[:, start:]
-        found[end:, start:end] = found[start:end, end:].T
-    return found
+def input_moment(rows: Rows) -> Symmetric:
+    """Sum of w x x^T, (P, P)."""
+    return Symmetric.product(rows.x, rows.weight)
 
 
 register("row_weight", Observer(Input(), row_weight, lambda at: (), by="bucket", of_image=patch_weight))

@@ -8,15 +8,14 @@ of the model's output by that row. Divide by ``samples`` for means per sample.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from pruning.calibration.observer import Observer, register
 from pruning.calibration.seeing import OutputGradient, Rows
+from pruning.calibration.triangle import Symmetric
 
 
-def output_sensitivity(rows: Rows) -> Tensor:
+def output_sensitivity(rows: Rows) -> Symmetric:
     """(C, C)."""
-    return (rows.x * rows.weight[:, None]).T @ rows.x
+    return Symmetric.product(rows.x, rows.weight)
 
 
 register(

@@ -20,14 +20,19 @@ EVERY = 0.002
 
 
 def usable_bytes(device: torch.device | str) -> int:
-    """Return how much this process may hold on a device in all: most of what is free, and what it holds already."""
+    """Return how much this process may hold on a device in all: what it holds already, and most of what is free."""
+    return held_bytes(device) + spare_bytes(device)
+
+
+def spare_bytes(device: torch.device | str) -> int:
+    """Return how much this process may take on a device beyond what it holds: most of what is free."""
     device = torch.device(device)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(MOST * (free + torch.cuda.memory_reserved(device)))
     held = held_bytes(device)
-    free = psutil.virtual_memory().available
-    return int(MOST * (held + min([free, *(limit - held for limit in _limits())])))
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - held
+    else:
+        free = min([psutil.virtual_memory().available, *(limit - held for limit in _limits())])
+    return int(MOST * max(0, free))
 
 
 def held_bytes(device: torch.device | str) -> int:
