@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pruning.errors import PruningError
 from pruning.hook import PRUNING_KEY
-from pruning.on_demand import first_of
+from pruning.on_demand import Rows, by_rows, first_of
 from pruning.removal import BlockRemoval as BlockRemoval
 
 PLAN_VERSION = 1
@@ -216,11 +216,18 @@ class CalibrationStats:
 
     def get(self, place: str, statistic: str) -> Tensor:
         """Return one statistic; one that was not gathered there is a PruningError."""
+        return self._at(place, statistic)[statistic]
+
+    def by_rows(self, place: str, statistic: str) -> Rows:
+        """Return a statistic as `get`, but as something whose rows are read, so that it need not be held whole."""
+        return by_rows(self._at(place, statistic), statistic)
+
+    def _at(self, place: str, statistic: str) -> Mapping[str, Tensor]:
         found = self.values.get(place, {})
         if statistic not in found:
             have = ", ".join(sorted(found)) or "nothing"
             raise PruningError(f"statistic {statistic!r} was not gathered for {place!r} (gathered: {have})")
-        return found[statistic]
+        return found
 
     def has(self, place: str, statistic: str) -> bool:
         """Tell whether `statistic` was gathered at `place`."""

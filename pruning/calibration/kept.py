@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ MOMENTS = frozenset({"input_moment"})
 
 
 class Kept(Mapping[str, Tensor]):
-    """Sums of a place by name, float64. Symmetric ones are made whole each time they are read, in a new tensor.
+    """Sums of a place by name, float64. Symmetric ones are made each time they are read, whole or by rows.
 
     Args:
         raw: What is kept, by the name that it is kept under; it may read from disk.
@@ -49,17 +50,17 @@ class Kept(Mapping[str, Tensor]):
         return cls(raw)
 
     def __getitem__(self, name: str) -> Tensor:
+        found = self.by_rows(name)
+        return found if isinstance(found, Tensor) else found.whole()
+
+    def by_rows(self, name: str) -> Tensor | _AboutZero:
+        """Return a sum as something whose rows are read."""
         _, _, form = self._keys[name].partition(":")
         kept = self.raw[self._keys[name]]
         if not form:
             return kept
         about, _, n = form.partition(":")
-        found = Triangle(kept, int(n)).whole()
-        mean = _mean(name, self) if about == ABOUT_MEAN else None
-        if mean is not None:
-            total, weight = mean
-            found.addr_(total, total, alpha=1 / weight)
-        return found
+        return _AboutZero(Triangle(kept, int(n)), _mean(name, self) if about == ABOUT_MEAN else None)
 
     def __contains__(self, name: object) -> bool:
         return name in self._keys
@@ -69,6 +70,45 @@ class Kept(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+@dataclass(frozen=True)
+class _AboutZero:
+    """A symmetric sum about zero, float64, of the triangle that is kept of it.
+
+    Attributes:
+        triangle: What is kept.
+        mean: What it is kept about: the sum of the rows (n,) and of their weights; None for zero.
+    """
+
+    triangle: Triangle
+    mean: tuple[Tensor, float] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.triangle.shape
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        start, stop, _ = rows.indices(self.triangle.n)
+        return self._moved(self.triangle.strip(start, stop).double(), rows)
+
+    def diagonal(self) -> Tensor:
+        """Return what is on the diagonal, (n,)."""
+        found = self.triangle.diagonal().double()
+        return (
+            found if self.mean is None else found.addcmul_(self.mean[0], self.mean[0], value=1 / self.mean[1])
+        )
+
+    def whole(self) -> Tensor:
+        """Return all rows."""
+        return self._moved(self.triangle.whole(), slice(None))
+
+    def _moved(self, found: Tensor, rows: slice) -> Tensor:
+        if self.mean is not None:
+            total, weight = self.mean
+            found.addr_(total[rows], total, alpha=1 / weight)
+        return found
 
 
 def raw_of(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -78,14 +78,36 @@ class Triangle:
 
     def whole(self) -> Tensor:
         """Return the matrix (n, n), float64, a new tensor."""
-        half = self._half
-        off, upper, lower = self._parts()
         found = torch.empty(self.n, self.n, dtype=torch.float64, device=self.packed.device)
-        found[:half, half:] = off
-        found[half:, :half] = off.T
-        _mirror(found[half:, half:], upper, lower=False)
-        _mirror(found[:half, :half], lower, lower=True)
+        rows = max(1, STRIP // max(self.n, 1))
+        for start in range(0, self.n, rows):
+            found[start : start + rows] = self.strip(start, min(start + rows, self.n))
         return found
+
+    def strip(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop` of the matrix, (stop - start, n), in the dtype that is kept; a new tensor."""
+        half = self._half
+        if start < half < stop:
+            return torch.cat([self.strip(start, half), self.strip(half, stop)])
+        off, upper, lower = self._parts()
+        found = self.packed.new_empty(stop - start, self.n)
+        if start < half:
+            found[:, half:] = off[start:stop]
+            found[:, :start] = lower[start:stop, :start]
+            found[:, stop:half] = lower[stop:half, start:stop].T
+            square = lower[start:stop, start:stop].tril()
+        else:
+            first, last = start - half, stop - half
+            found[:, :half] = off[:, first:last].T
+            found[:, half:start] = upper[:first, first:last].T
+            found[:, stop:] = upper[first:last, last:]
+            square = upper[first:last, first:last].triu()
+        found[:, start:stop] = square + square.T - square.diagonal().diag()
+        return found
+
+    def diagonal(self) -> Tensor:
+        """Return what is on the diagonal, (n,), in the dtype that is kept."""
+        return self.blocks(self.n).flatten()
 
     def blocks(self, units: int) -> Tensor:
         """Return the diagonal blocks (units, n / units, n / units), in the dtype that is kept."""
@@ -156,20 +178,3 @@ class Symmetric:
                 right = max(rows.stop, half)
                 if right < self.n:
                     yield rows, slice(right, self.n)
-
-
-def _mirror(into: Tensor, kept: Tensor, *, lower: bool) -> None:
-    """Fill `into` with the symmetric matrix of which one triangle of `kept` is known."""
-    n = len(into)
-    rows = max(1, STRIP // max(n, 1))
-    for start in range(0, n, rows):
-        end = min(start + rows, n)
-        if lower:
-            into[start:end, :end] = kept[start:end, :end]
-            into[:start, start:end] = kept[start:end, :start].T
-        else:
-            into[start:end, start:] = kept[start:end, start:]
-            into[end:, start:end] = kept[start:end, end:].T
-        square = into[start:end, start:end]
-        one = square.tril() if lower else square.triu()
-        square.copy_(one + (one.T - torch.diag(one.diagonal())))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
 from pruning.errors import PruningError
-from pruning.on_demand import OnDemand
+from pruning.on_demand import OnDemand, by_rows
 from pruning.settings import WEIGHTINGS
 from pruning.types import CalibrationStats
 
@@ -38,5 +39,5 @@ def view(stats: CalibrationStats, weighting: str) -> CalibrationStats:
     for place, found in stats.values.items():
         plain = {name: name for name in found if "@" not in name}
         own = {name.removesuffix(suffix): name for name in found if name.endswith(suffix)}
-        values[place] = OnDemand({**plain, **own}, found.__getitem__)
+        values[place] = OnDemand({**plain, **own}, found.__getitem__, partial(by_rows, found))
     return CalibrationStats(values, {**stats.meta, "view": weighting})

@@ -25,7 +25,7 @@ from pruning.types import CalibrationStats, PrunableGroup, Scores
 
 logger = logging.getLogger(__name__)
 
-WORKING = 3  # times the largest moment is what scoring a group needs
+WORKING = 2  # times the largest moment is what scoring a group needs
 
 ScoreFn = Callable[..., Tensor]
 

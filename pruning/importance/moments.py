@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pruning.errors import PruningError
+from pruning.on_demand import Rows
 from pruning.types import CalibrationStats, PrunableGroup, matrix_of, parameter_path
 
 logger = logging.getLogger(__name__)
@@ -75,26 +76,34 @@ def per_row(group: PrunableGroup, stats: CalibrationStats, statistic: str, shape
     Raises:
         PruningError: If it was not gathered, does not fit the group, or no row was weighted.
     """
-    rows, value = row_sums(group, stats, statistic, shape)
-    return value.to("cpu", torch.float64) / rows
-
-
-def row_sums(
-    group: PrunableGroup, stats: CalibrationStats, statistic: str, shape: tuple[int, ...]
-) -> tuple[float, Tensor]:
-    """Return the sum of row weights, and `statistic` as it was gathered, which may lie on the disk; as `per_row`."""
-    rows = float(stats.get(group.name, "row_weight").sum())
     value = stats.get(group.name, statistic)
     value = value.sum(0) if statistic == "input_sum" else value
+    return value.to("cpu", torch.float64) / _weight(group, stats, statistic, tuple(value.shape), shape)
+
+
+def moment_by_rows(group: PrunableGroup, stats: CalibrationStats, width: int) -> tuple[float, Rows]:
+    """Return the sum of row weights, and the moment (P, P) as it was gathered, to be read by rows; as `per_row`."""
+    moment = stats.by_rows(group.name, MOMENT)
+    return _weight(group, stats, MOMENT, tuple(moment.shape), (width, width)), moment
+
+
+def _weight(
+    group: PrunableGroup,
+    stats: CalibrationStats,
+    statistic: str,
+    found: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> float:
+    """Return the sum of row weights, and see that a statistic of shape `found` is of `shape`."""
+    rows = float(stats.get(group.name, "row_weight").sum())
     if not rows > 0:
         raise PruningError(f"group {group.name!r}: the row weights sum to {rows}; calibration must see rows")
-    if tuple(value.shape) != shape:
+    if found != shape:
         raise PruningError(
             f"group {group.name!r}: {statistic!r} is asked for in shape {shape}, but calibration gathered it in shape "
-            f"{tuple(value.shape)}{_unfolded(group, shape, tuple(value.shape))}; if that is not a mistake of who "
-            "asks, calibrate this model anew"
+            f"{found}{_unfolded(group, shape, found)}; if that is not a mistake of who asks, calibrate this model anew"
         )
-    return rows, value
+    return rows
 
 
 def no_rows(group: PrunableGroup, stats: CalibrationStats) -> bool:
@@ -158,15 +167,16 @@ def covariance(
         those: Columns b; None for all.
     """
     width = len(mean)
-    rows, moment = row_sums(group, stats, MOMENT, (width, width))
+    rows, moment = moment_by_rows(group, stats, width)
     these = torch.arange(width) if these is None else these
     across = mean if those is None else mean[those]
     found = torch.empty(len(these), len(across), dtype=torch.float64)
-    for start in range(0, len(these), PART_ROWS):
-        here = these[start : start + PART_ROWS]
-        part = moment[here].to("cpu", torch.float64)
-        part = part if those is None else part.index_select(1, those)
-        found[start : start + PART_ROWS] = part.div_(rows).addr_(mean[here], across, alpha=-1)
+    for start in range(0, width, PART_ROWS):
+        places = ((these >= start) & (these < start + PART_ROWS)).nonzero().squeeze(1)
+        if len(places):
+            part = moment[start : start + PART_ROWS].to("cpu", torch.float64)[these[places] - start]
+            part = part if those is None else part.index_select(1, those)
+            found[places] = part.div_(rows).addr_(mean[these[places]], across, alpha=-1)
     return found
 
 

@@ -32,9 +32,10 @@ from pruning.importance.moments import (
     MOMENT,
     Weights,
     consumer_slice,
+    moment_by_rows,
     moment_bytes,
     no_rows,
-    row_sums,
+    per_row,
     with_room,
 )
 from pruning.registry import unknown
@@ -44,7 +45,7 @@ from pruning.surgery.least_squares import Change, change_at, in_stack
 from pruning.threads import side_by_side
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, matrix_of, parameter_path
 
-WORKING = 2  # times the largest moment is what a group needs
+WORKING = 1.5  # times the largest moment is what a group needs
 
 NEEDS = {
     "none": frozenset[str](),
@@ -145,7 +146,7 @@ def compensate(
 
     def jobs() -> Iterator[tuple[int, Callable[[], list[Change]]]]:
         for group in affected:
-            need = WORKING * moment_bytes(group, stats)
+            need = int(WORKING * moment_bytes(group, stats))
             read = {parameter_path(one.read_by.path) for one in group.consumers}
             own, place = {path: edited[path] for path in read}, with_room(device, need)
             yield need, partial(_changes, group, own, plan, stats, shrinkage, place)
@@ -212,11 +213,12 @@ def _check(
     path = group.read_by.path
     weight = matrix_of(model.get_parameter(parameter_path(path)), path)
     width = consumer_slice(group, weight)[0].numel()
-    shapes = {"input_sum": (width,), MOMENT: (width, width)}
-    for name in (name for name in shapes if stats.has(group.name, name)):
-        _, value = row_sums(group, stats, name, shapes[name])
+    found = {"input_sum": per_row(group, stats, "input_sum", (width,))}
+    if stats.has(group.name, MOMENT):
         # The square of an input that is not finite is not finite either: the whole moment need not be read.
-        if not bool((value.diagonal() if name == MOMENT else value).isfinite().all()):
+        found[MOMENT] = moment_by_rows(group, stats, width)[1].diagonal()
+    for name, value in found.items():
+        if not bool(value.isfinite().all()):
             raise PruningError(
                 f"compensation {method!r} of group {group.name!r}: the statistic {name!r} is not finite; the "
                 "calibration data or the model is broken"

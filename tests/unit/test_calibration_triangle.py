@@ -67,6 +67,16 @@ def test_a_product_is_made_once_in_strips_and_half_of_it(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
+def test_rows_of_a_triangle(n: int) -> None:
+    matrix = symmetric(n).double()
+    kept = triangle_of(matrix)
+    for start in range(n):
+        for stop in range(start + 1, n + 1):
+            assert torch.equal(kept.strip(start, stop), matrix[start:stop])
+    assert torch.equal(kept.diagonal(), matrix.diagonal())
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_diagonal_blocks(n: int) -> None:
     matrix = symmetric(n)
     kept = triangle_of(matrix)
@@ -92,6 +102,10 @@ def test_a_moment_is_kept_about_the_mean() -> None:
     torch.testing.assert_close(covariance, torch.cov(x.T, correction=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(kept["output_sensitivity"], symmetric(3).double(), rtol=1e-7, atol=1e-7)
     assert kept["input_moment"].dtype == torch.float64
+    for name in ("input_moment", "output_sensitivity", "input_sum"):
+        assert torch.equal(kept.by_rows(name)[1:3], kept[name][1:3])
+    assert torch.equal(kept.by_rows("input_moment").diagonal(), kept["input_moment"].diagonal())
+    assert kept.by_rows("input_moment").shape == (6, 6)
 
 
 def test_what_is_kept_is_found_by_the_name_of_the_sum() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pruning.calibration.kept import Kept
+from pruning.calibration.triangle import Symmetric, Triangle
 from pruning.errors import PruningError
 from pruning.importance import score
 from pruning.importance.greedy import greedy_removal
+from pruning.importance.moments import covariance, per_row
 from pruning.importance.obs import RIDGE
+from pruning.types import CalibrationStats
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of
 
 
@@ -150,6 +155,27 @@ def test_a_singular_covariance_raises_the_ridge_aloud(caplog: pytest.LogCaptureF
         ]
     assert torch.isfinite(values).all()
     assert "is singular with ridge 0.01; raised to 0.1" in caplog.text
+
+
+def test_a_moment_that_is_kept_as_a_triangle_is_read_by_rows(monkeypatch: pytest.MonkeyPatch):
+    group, weight = linear_group(75, 2), random_weight(9, 150)
+    stats = stats_of(group, random_rows(400, 150))
+    own = stats.values[group.name]
+    moment = Triangle.zeros(150)
+    Symmetric(
+        150, torch.device("cpu"), lambda rows, columns: own["input_moment"][rows, columns].clone(), 150
+    ).add_to(moment)
+    kept = CalibrationStats({group.name: Kept.of({**own, "input_moment": moment})}, stats.meta)
+    monkeypatch.setattr(Triangle, "whole", Mock(side_effect=AssertionError("the whole moment was made")))
+    found, expected = (
+        score({"m.out.weight": weight}, [group], each, criterion="obs").values[group.name]
+        for each in (kept, stats)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    mean = per_row(group, stats, "input_sum", (150,))
+    some, other = torch.tensor([149, 3, 64, 63]), torch.tensor([0, 149])
+    part = covariance(group, kept.of(group), mean, some, other)
+    torch.testing.assert_close(part, covariance(group, stats, mean)[some][:, other], rtol=1e-5, atol=1e-6)
 
 
 def test_a_broken_covariance_is_refused():
