@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RATIO = 0.25
 DTYPES = {"sd15": "float32", "sdxl": "bfloat16"}
+SIDES = {"sd15": 64, "sdxl": 16}
+"""Of the latents of the call that torch-pruning traces; small where older CPUs take minutes in bfloat16."""
 
 
 def build(name: str) -> Any:
@@ -40,12 +42,12 @@ def build(name: str) -> Any:
 
 
 def inputs(name: str) -> dict[str, Any]:
-    """Return one call at 64 x 64 latents."""
+    """Return one call."""
     import torch
 
     from scripts.real_sizes import call
 
-    return call(name, 64, getattr(torch, DTYPES[name]), time=0.001)
+    return call(name, SIDES[name], getattr(torch, DTYPES[name]), time=0.001)
 
 
 def run_ours(model: Any) -> None:

@@ -22,6 +22,7 @@ from pruning.surgery.smaller_forms import RANKS, SHARED, Smaller, record
 from pruning.surgery.stages import drop_stage, with_a_stage_less
 from pruning.surgery.stock import as_stock
 from pruning.surgery.storage import Cutter
+from pruning.threads import one_thread
 from pruning.types import (
     LENGTH,
     PRUNING_KEY,
@@ -74,7 +75,8 @@ def apply_with(
     check_plan(model, groups, plan)
     key = _previous_key(model, plan)
     removed = plan.cuts(groups)
-    touched = cut_parameters(model, removed, cutter)
+    with one_thread():
+        touched = cut_parameters(model, removed, cutter)
     for group, units in removed.items():
         for attribute in (size for size in group.attributes if size.name != LENGTH):
             module = model.get_submodule(attribute.module)
