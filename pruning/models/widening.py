@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,37 +51,28 @@ class Wider:
         self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
         self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
 
-    def begin(self, hooks: ExitStack) -> None:
-        """Put hooks on the model, which go when `hooks` are closed."""
-        if not self.needed:
-            return
-        for handle in (
-            self._model.register_forward_pre_hook(lambda *_: self._enter(), prepend=True),
-            self._model.register_forward_hook(lambda *_: self.leave(), always_call=True),
-        ):
-            hooks.callback(handle.remove)
-
     def own(self, there: Tensor) -> Tensor:
         """Return the weight that what is in a module stands for."""
         return self._owns[id(there)][1] if id(there) in self._owns else there
 
-    def leave(self) -> None:
-        """Put all weights back; the model has been called."""
-        for store, key, there in _slots(self._model):
-            if id(there) in self._owns:
-                store[key] = self.own(there)
-
-    def _enter(self) -> None:
-        self.leave()
-        known = {id(weight): stand_in for stand_in, weight in self._owns.values()}
+    @contextmanager
+    def called(self) -> Iterator[None]:
+        """Have the stand-ins in the model; weights that are put there meanwhile stay."""
+        known: dict[int, Tensor] = {}
         for store, key, weight in _slots(self._model):
             if is_narrower(weight, self.dtype):
-                stand_in = known.get(id(weight))
-                if stand_in is None:
+                if id(weight) not in known:
                     stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
                     stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
+                    known[id(weight)] = stand_in
                     self._owns[id(stand_in)] = stand_in, weight
-                store[key] = stand_in
+                store[key] = known[id(weight)]
+        try:
+            yield
+        finally:
+            for store, key, there in _slots(self._model):
+                store[key] = self.own(there)
+            self._owns.clear()
 
 
 def _slots(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
