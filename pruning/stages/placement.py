@@ -101,6 +101,6 @@ class Placement:
             source: As for `map_denoiser`.
             where: And the rest.
         """
-        model = models.map_denoiser(source, **where)
+        model = models.map_denoiser(source, runs_in=self._run.dtype, **where)
         models.stream(model, device=self._run.device, dtype=self._run.dtype)
         return model
