@@ -65,10 +65,10 @@ def pieces_of(model: nn.Module, most: int) -> list[Piece]:
     return [piece for piece in found if piece.slots]
 
 
-def above(pieces: Iterable[Piece]) -> list[str]:
-    """Return the paths of the model itself, and of what was cut: modules that hold those of pieces."""
+def called_paths(pieces: Iterable[Piece]) -> list[str]:
+    """Return the paths of the model itself, of the modules of pieces, and of those in which they are."""
     parts = [piece.path.split(".") for piece in pieces]
-    return sorted({""} | {".".join(path[:end]) for path in parts for end in range(len(path))})
+    return sorted({""} | {".".join(path[: end + 1]) for path in parts for end in range(len(path))})
 
 
 def weight_bytes(module: nn.Module) -> int:

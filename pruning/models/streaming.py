@@ -27,9 +27,9 @@ from pruning.files import size
 from pruning.models.loading import check_values
 from pruning.models.outputs import tensors_in
 from pruning.models.pages import FilePages, give_back, read_ahead
-from pruning.models.pieces import Piece, above, pieces_of
+from pruning.models.pieces import Piece, called_paths, pieces_of
 from pruning.models.running import around_calls, told
-from pruning.models.widening import Wider, widened
+from pruning.models.widening import Wider, standing_for, widened
 
 PIECE = 256_000_000
 """Largest bytes of a piece, but for one module whose own weights are more."""
@@ -136,7 +136,7 @@ class Streaming:
         dtype = self._wider.dtype if self._wider.needed else None
         device = self._device if self._device.type != "cpu" else None
         self._hooks.enter_context(told(self._model, device=device, dtype=dtype))
-        for path in above(self.pieces):  # what is cut may also be called by itself, or run again
+        for path in called_paths(self.pieces):  # all may be called by itself, or run again
             self._hooks.enter_context(around_calls(self._model.get_submodule(path), self._called))
         for piece in filter(self._holder.serves, self.pieces):
             self._hook(piece, piece)
@@ -318,7 +318,7 @@ class _Copies:
             there = store.get(key)
             if there is not None:
                 own = self._wider.own(there)
-                store[key] = _standing_for(own, self._copy(name, own, stays))
+                store[key] = standing_for(own, self._copy(name, own, stays))
                 placed.append((store, key, there, store[key]))
 
     def _copy(self, name: str, own: Tensor, stays: bool) -> Tensor:
@@ -344,23 +344,3 @@ class _Copies:
 
     def close(self) -> None:
         self._kept.clear()
-
-
-class _Carried(torch.autograd.Function):
-    """Hands the gradient of a copy on to what it is a copy of."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, copy: Tensor) -> Tensor:
-        ctx.like = own.device, own.dtype
-        return copy.view_as(copy)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient.to(*ctx.like), None
-
-
-def _standing_for(own: Tensor, copy: Tensor) -> Tensor:
-    """Return what stands in a module in the place of a weight, from which gradients flow to the weight."""
-    if own.requires_grad and torch.is_grad_enabled():
-        return _Carried.apply(own, copy)  # type: ignore[no-any-return]
-    return nn.Parameter(copy, own.requires_grad) if isinstance(own, nn.Parameter) else copy

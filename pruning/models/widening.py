@@ -35,11 +35,32 @@ def widened_copy(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return copied
 
 
+class _Carried(torch.autograd.Function):
+    """Hands the gradient of a copy on to what it is a copy of."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, copy: Tensor) -> Tensor:
+        ctx.like = own.device, own.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient.to(*ctx.like), None
+
+
+def standing_for(own: Tensor, copy: Tensor) -> Tensor:
+    """Return what stands in a module in the place of a weight, from which gradients flow to the weight."""
+    if own.requires_grad and torch.is_grad_enabled():
+        return _Carried.apply(own, copy)  # type: ignore[no-any-return]
+    return nn.Parameter(copy, own.requires_grad) if isinstance(own, nn.Parameter) else copy
+
+
 class Wider:
     """The type in which a model runs whose weights are stored in a narrower one.
 
     A model asks for the type of weights that it does not read yet, and casts by that. So while it is called, stand-ins
-    of the wider type, NaN in one place of memory, are in the place of its weights.
+    of the wider type, NaN in one place of memory, are in the place of its weights. Those that were added to the model
+    since are widened for as long.
 
     Attributes:
         dtype: That type; None for that of each weight.
@@ -49,6 +70,7 @@ class Wider:
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._model, self.dtype = model, dtype
         self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
+        self._served = {(id(store), key): store for store, key, _ in _slots(model)}
         self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
 
     def own(self, there: Tensor) -> Tensor:
@@ -61,12 +83,15 @@ class Wider:
         known: dict[int, Tensor] = {}
         for store, key, weight in _slots(self._model):
             if is_narrower(weight, self.dtype):
-                if id(weight) not in known:
+                stand_in = known.get(id(weight))
+                if (id(store), key) not in self._served:  # was added since, so that nobody brings it
+                    stand_in = standing_for(weight, widened(weight.detach(), self.dtype))
+                elif stand_in is None:
                     stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
                     stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
                     known[id(weight)] = stand_in
-                    self._owns[id(stand_in)] = stand_in, weight
-                store[key] = known[id(weight)]
+                self._owns[id(stand_in)] = stand_in, weight
+                store[key] = stand_in
         try:
             yield
         finally:

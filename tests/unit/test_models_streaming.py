@@ -312,6 +312,30 @@ def test_a_model_streams_in_one_type_at_a_time(tmp_path: Path):
     assert bool(output.isfinite().all())
 
 
+@pytest.mark.parametrize("most", [1, 60_000])
+def test_weights_that_are_added_are_read_in_the_wider_type(tmp_path: Path, monkeypatch, most: int):
+    """A bias where there was none, and a module in the place of another, as surgery and adapters put there."""
+    dit(attention_bias=False).to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    monkeypatch.setattr(streaming, "PIECE", most)
+    with streamed(model, dtype=torch.float32):
+        for each in (model, other):
+            each.enable_gradient_checkpointing(
+                lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+            )
+            block = each.transformer_blocks[1]
+            assert block.attn1.to_q.bias is None
+            block.attn1.to_q.bias = nn.Parameter(torch.full_like(block.attn1.to_q.weight[:, 0], 0.5))
+            layer = nn.utils.skip_init(nn.Linear, *block.ff.net[2].weight.T.shape)
+            nn.init.constant_(layer.weight, 0.25)
+            nn.init.constant_(layer.bias, 0.5)
+            block.ff.net[2] = layer.to(block.attn1.to_q.weight.dtype)
+        found, expected = gradients(model), gradients(other)
+    assert torch.equal(found["output"], expected["output"])
+    name = "transformer_blocks.1.ff.net.2.weight"
+    torch.testing.assert_close(found[name].float(), expected[name], rtol=0.01, atol=0.01)
+
+
 def test_gradients_after_a_call_in_inference_mode(model, monkeypatch):
     monkeypatch.setattr(streaming, "_Pages", copies_on_the_cpu)
     expected = gradients(model)
