@@ -80,24 +80,29 @@ class Wider:
     @contextmanager
     def called(self) -> Iterator[None]:
         """Have the stand-ins in the model; weights that are put there meanwhile stay."""
-        known: dict[int, Tensor] = {}
-        for store, key, weight in _slots(self._model):
-            if is_narrower(weight, self.dtype):
-                stand_in = known.get(id(weight))
-                if (id(store), key) not in self._served:  # was added since, so that nobody brings it
-                    stand_in = standing_for(weight, widened(weight.detach(), self.dtype))
-                elif stand_in is None:
-                    stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
-                    stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
-                    known[id(weight)] = stand_in
-                self._owns[id(stand_in)] = stand_in, weight
-                store[key] = stand_in
         try:
+            if self.needed:
+                self._put_stand_ins()
             yield
         finally:
             for store, key, there in _slots(self._model):
                 store[key] = self.own(there)
             self._owns.clear()
+
+    def _put_stand_ins(self) -> None:
+        known: dict[int, Tensor] = {}
+        for store, key, weight in _slots(self._model):
+            if not is_narrower(weight, self.dtype):
+                continue
+            stand_in = known.get(id(weight))
+            if (id(store), key) not in self._served:  # was added since, so that nobody brings it
+                stand_in = standing_for(weight, widened(weight.detach(), self.dtype))
+            elif stand_in is None:
+                stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
+                stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
+                known[id(weight)] = stand_in
+            self._owns[id(stand_in)] = stand_in, weight
+            store[key] = stand_in
 
 
 def _slots(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:

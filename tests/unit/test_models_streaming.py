@@ -336,6 +336,14 @@ def test_weights_that_are_added_are_read_in_the_wider_type(tmp_path: Path, monke
     torch.testing.assert_close(found[name].float(), expected[name], rtol=0.01, atol=0.01)
 
 
+def test_a_model_that_is_made_narrower_while_it_streams(model):
+    arguments = tree_map(lambda x: x.bfloat16() if x.is_floating_point() else x, call(model))
+    with torch.no_grad(), streamed(model, dtype=torch.float32):
+        nn.Module.to(model, torch.bfloat16)
+        output = model(**arguments).sample
+    assert torch.equal(output, model(**arguments).sample)
+
+
 def test_gradients_after_a_call_in_inference_mode(model, monkeypatch):
     monkeypatch.setattr(streaming, "_Pages", copies_on_the_cpu)
     expected = gradients(model)
