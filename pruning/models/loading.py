@@ -75,6 +75,7 @@ def unchecked_denoiser(
     """
     cls = _class_of(config, resolved, ModelMixin)
     where = _place(resolved, folder)
+    usual = torch.get_default_dtype()
     try:
         model, info = cls.from_pretrained(
             resolved,
@@ -90,6 +91,10 @@ def unchecked_denoiser(
     except Exception as error:  # OSError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
         why = weights_fault(weight_names(resolved, folder, revision), variant) or error
         raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {why}") from error
+    finally:
+        torch.set_default_dtype(
+            usual
+        )  # diffusers leaves that of the weights where the class refuses its config
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PruningError(
@@ -208,6 +213,7 @@ def load_pipeline(
     _class_of(index, resolved, DiffusionPipeline)
     name = denoiser_name(index, subfolder)
     given = {name: denoiser} if denoiser is not None and name is not None else {}
+    usual = torch.get_default_dtype()
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             resolved, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **given
@@ -217,6 +223,8 @@ def load_pipeline(
         faults = {part: weights_fault(weight_names(resolved, part, revision), variant) for part in parts}
         why = "; ".join(f"{part}: {fault}" for part, fault in faults.items() if fault) or error
         raise PruningError(f"pipeline {resolved!r} cannot be loaded: {why}") from error
+    finally:
+        torch.set_default_dtype(usual)  # as in `unchecked_denoiser`
     for part in pipeline.components.values():
         if (
             isinstance(part, torch.nn.Module) and part is not denoiser

@@ -20,6 +20,7 @@ from pruning.hook import hooked
 from pruning.models.hub import MEND
 from pruning.models.loading import find_config, unchecked_denoiser
 from pruning.models.sources import local_folder, resolve_source
+from pruning.models.widening import is_narrower
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def map_denoiser(
     *,
     subfolder: str | None = None,
     dtype: torch.dtype | None = None,
+    runs_in: torch.dtype | None = None,
     revision: str | None = None,
     variant: str | None = None,
 ) -> ModelMixin:
@@ -50,13 +52,16 @@ def map_denoiser(
         dtype: Type of the weights; None: as stored. Another than they are stored in cannot be mapped, and all are
             converted in memory. Instead, `pruning.models.stream` runs a model in a wider type than it is stored in, and
             `pruning.surgery.cut_on_disk` with an empty plan converts the files.
+        runs_in: Type in which the model will be streamed or written: weights that are stored in a wider type than most
+            keep theirs, or take this one if it is narrower. None: they take that of most.
         revision: Hub only.
         variant: Weight variant.
 
     Raises:
         PruningError: As `load_denoiser`, but for NaN; or if the files hold a type in which no model runs.
     """
-    return map_located(locate(source, subfolder=subfolder, revision=revision, variant=variant), dtype)
+    found = locate(source, subfolder=subfolder, revision=revision, variant=variant)
+    return map_located(found, dtype, runs_in)
 
 
 def stored_type(
@@ -114,7 +119,9 @@ def locate(
     return Located(resolved, root, folder, config, variant)
 
 
-def map_located(found: Located, dtype: torch.dtype | None = None) -> ModelMixin:
+def map_located(
+    found: Located, dtype: torch.dtype | None = None, runs_in: torch.dtype | None = None
+) -> ModelMixin:
     """Do what `map_denoiser` does with files that are here."""
     types = _types_in(found.files)
     stored = _main_type(types)
@@ -128,6 +135,8 @@ def map_located(found: Located, dtype: torch.dtype | None = None) -> ModelMixin:
             str(found.root), found.folder, found.config, dtype=dtype or stored, variant=found.variant
         )
     model.register_to_config(_name_or_path=found.source)
+    if runs_in is not None:
+        _take_wider(model, found.files, runs_in)
     held = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     other = [name for name, (kind, _) in types.items() if held.get(name, kind) != kind]
     if other:
@@ -138,6 +147,17 @@ def map_located(found: Located, dtype: torch.dtype | None = None) -> ModelMixin:
             *(found.source, len(other), len(held), example),
         )
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _take_wider(model: ModelMixin, files: list[Path], most: torch.dtype) -> None:
+    """Take weights anew that files hold in a wider type than the model, in types no wider than `most`."""
+    weights = model.state_dict(keep_vars=True)
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in weights.keys() & {*tensors.keys()}:
+                stored, weight = tensors.get_tensor(name), weights[name]
+                if is_narrower(weight, stored.dtype) and stored.is_floating_point():
+                    weight.data = stored.to(min(stored.dtype, most, key=lambda kind: kind.itemsize))
 
 
 def _types_in(files: list[Path]) -> dict[str, tuple[torch.dtype, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +63,12 @@ def pieces_of(model: nn.Module, most: int) -> list[Piece]:
 
     cut("", model, Piece("", model))
     return [piece for piece in found if piece.slots]
+
+
+def called_paths(pieces: Iterable[Piece]) -> list[str]:
+    """Return the paths of the model itself, of the modules of pieces, and of those in which they are."""
+    parts = [piece.path.split(".") for piece in pieces]
+    return sorted({""} | {".".join(path[: end + 1]) for path in parts for end in range(len(path))})
 
 
 def weight_bytes(module: nn.Module) -> int:

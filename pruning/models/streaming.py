@@ -27,9 +27,9 @@ from pruning.files import size
 from pruning.models.loading import check_values
 from pruning.models.outputs import tensors_in
 from pruning.models.pages import FilePages, give_back, read_ahead
-from pruning.models.pieces import Piece, pieces_of
-from pruning.models.running import told
-from pruning.models.widening import Wider, widened
+from pruning.models.pieces import Piece, called_paths, pieces_of
+from pruning.models.running import around_calls, told
+from pruning.models.widening import Wider, standing_for, widened
 
 PIECE = 256_000_000
 """Largest bytes of a piece, but for one module whose own weights are more."""
@@ -60,8 +60,8 @@ def streamed(
         limit_bytes: Of weights at a time, as they are stored; None: two pieces.
 
     Raises:
-        PruningError: If a part that cannot be cut is larger than the limit. Within: for NaN or infinity in a weight
-            that was not read before, naming it.
+        PruningError: If a part that cannot be cut is larger than the limit, or the model streams to a device or in a
+            wider type already. Within: for NaN or infinity in a weight that was not read before, naming it.
     """
     streaming = stream(model, device=device, dtype=dtype, limit_bytes=limit_bytes)
     try:
@@ -125,6 +125,7 @@ class Streaming:
         self._room = self.limit - IN_TURN * largest.nbytes  # for pieces that stay
         self._stay: set[Piece] = set()
         self._calls: Counter[Piece] = Counter()
+        self._under_way = False
         self._before: tuple[Piece | None, Piece | None] = None, None
         self._after: dict[tuple[Piece | None, Piece | None], Piece] = {}
         self._in_order = dict(pairwise(pieces))
@@ -135,19 +136,45 @@ class Streaming:
         dtype = self._wider.dtype if self._wider.needed else None
         device = self._device if self._device.type != "cpu" else None
         self._hooks.enter_context(told(self._model, device=device, dtype=dtype))
-        self._wider.begin(self._hooks)
+        for path in called_paths(self.pieces):  # all may be called by itself, or run again
+            self._hooks.enter_context(around_calls(self._model.get_submodule(path), self._called))
         for piece in filter(self._holder.serves, self.pieces):
             self._hook(piece, piece)
             for part in piece.parts:
                 self._hook(part, piece)
+        settle = self._model.register_forward_pre_hook(lambda *_: self._settle(), prepend=True)
+        self._hooks.callback(settle.remove)
 
     def end(self) -> None:
         """Take the hooks away and leave the model as it was."""
         self._hooks.close()
+        self._settle()
         for piece in self.pieces:
             self._holder.release(piece, stays=False)
         self._holder.close()
-        self._wider.leave()  # an interrupt calls no hooks
+
+    @contextmanager
+    def _called(self) -> Iterator[None]:
+        """What is about a call of the model, or of a part of it by itself."""
+        if self._under_way:
+            yield
+            return
+        self._under_way = True
+        try:
+            with self._wider.called():
+                try:
+                    yield
+                except BaseException:
+                    self._settle()
+                    raise
+        finally:
+            self._under_way = False
+
+    def _settle(self) -> None:
+        """Release what an interrupt left behind, after which torch calls no hooks."""
+        for piece in filter(self._calls.__getitem__, [*self._calls]):
+            self._holder.release(piece, stays=True)
+        self._calls.clear()
 
     def _hook(self, piece: Piece, whole: Piece) -> None:
         """Put hooks on the module of `piece`, which is the piece `whole` or a part of it."""
@@ -291,14 +318,15 @@ class _Copies:
             there = store.get(key)
             if there is not None:
                 own = self._wider.own(there)
-                store[key] = _standing_for(own, self._copy(name, own, stays))
+                store[key] = standing_for(own, self._copy(name, own, stays))
                 placed.append((store, key, there, store[key]))
 
     def _copy(self, name: str, own: Tensor, stays: bool) -> Tensor:
         kept = self._kept.get(name)
         if kept is not None and kept[0] is own and kept[1] == own._version:
             return kept[2]
-        copy = widened(own.detach().to(self._device, copy=True), self._wider.dtype)
+        with torch.inference_mode(False):  # a later call may want gradients of what is kept
+            copy = widened(own.detach().to(self._device, copy=True), self._wider.dtype)
         self._unread.check(name, own, copy)
         if self._files.hold(own):
             give_back([own])
@@ -316,23 +344,3 @@ class _Copies:
 
     def close(self) -> None:
         self._kept.clear()
-
-
-class _Carried(torch.autograd.Function):
-    """Hands the gradient of a copy on to what it is a copy of."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, copy: Tensor) -> Tensor:
-        ctx.like = own.device, own.dtype
-        return copy.view_as(copy)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient.to(*ctx.like), None
-
-
-def _standing_for(own: Tensor, copy: Tensor) -> Tensor:
-    """Return what stands in a module in the place of a weight, from which gradients flow to the weight."""
-    if own.requires_grad and torch.is_grad_enabled():
-        return _Carried.apply(own, copy)  # type: ignore[no-any-return]
-    return nn.Parameter(copy, own.requires_grad) if isinstance(own, nn.Parameter) else copy

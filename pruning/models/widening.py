@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,11 +35,32 @@ def widened_copy(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return copied
 
 
+class _Carried(torch.autograd.Function):
+    """Hands the gradient of a copy on to what it is a copy of."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, copy: Tensor) -> Tensor:
+        ctx.like = own.device, own.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient.to(*ctx.like), None
+
+
+def standing_for(own: Tensor, copy: Tensor) -> Tensor:
+    """Return what stands in a module in the place of a weight, from which gradients flow to the weight."""
+    if own.requires_grad and torch.is_grad_enabled():
+        return _Carried.apply(own, copy)  # type: ignore[no-any-return]
+    return nn.Parameter(copy, own.requires_grad) if isinstance(own, nn.Parameter) else copy
+
+
 class Wider:
     """The type in which a model runs whose weights are stored in a narrower one.
 
     A model asks for the type of weights that it does not read yet, and casts by that. So while it is called, stand-ins
-    of the wider type, NaN in one place of memory, are in the place of its weights.
+    of the wider type, NaN in one place of memory, are in the place of its weights. Those that were added to the model
+    since are widened for as long.
 
     Attributes:
         dtype: That type; None for that of each weight.
@@ -48,39 +70,39 @@ class Wider:
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._model, self.dtype = model, dtype
         self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
+        self._served = {(id(store), key): store for store, key, _ in _slots(model)}
         self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
-
-    def begin(self, hooks: ExitStack) -> None:
-        """Put hooks on the model, which go when `hooks` are closed."""
-        if not self.needed:
-            return
-        for handle in (
-            self._model.register_forward_pre_hook(lambda *_: self._enter(), prepend=True),
-            self._model.register_forward_hook(lambda *_: self.leave(), always_call=True),
-        ):
-            hooks.callback(handle.remove)
 
     def own(self, there: Tensor) -> Tensor:
         """Return the weight that what is in a module stands for."""
         return self._owns[id(there)][1] if id(there) in self._owns else there
 
-    def leave(self) -> None:
-        """Put all weights back; the model has been called."""
-        for store, key, there in _slots(self._model):
-            if id(there) in self._owns:
+    @contextmanager
+    def called(self) -> Iterator[None]:
+        """Have the stand-ins in the model; weights that are put there meanwhile stay."""
+        try:
+            if self.needed:
+                self._put_stand_ins()
+            yield
+        finally:
+            for store, key, there in _slots(self._model):
                 store[key] = self.own(there)
+            self._owns.clear()
 
-    def _enter(self) -> None:
-        self.leave()
-        known = {id(weight): stand_in for stand_in, weight in self._owns.values()}
+    def _put_stand_ins(self) -> None:
+        known: dict[int, Tensor] = {}
         for store, key, weight in _slots(self._model):
-            if is_narrower(weight, self.dtype):
-                stand_in = known.get(id(weight))
-                if stand_in is None:
-                    stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
-                    stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
-                    self._owns[id(stand_in)] = stand_in, weight
-                store[key] = stand_in
+            if not is_narrower(weight, self.dtype):
+                continue
+            stand_in = known.get(id(weight))
+            if (id(store), key) not in self._served:  # was added since, so that nobody brings it
+                stand_in = standing_for(weight, widened(weight.detach(), self.dtype))
+            elif stand_in is None:
+                stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
+                stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
+                known[id(weight)] = stand_in
+            self._owns[id(stand_in)] = stand_in, weight
+            store[key] = stand_in
 
 
 def _slots(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:

@@ -59,8 +59,12 @@ class Placement:
 
     @cached_property
     def widens(self) -> bool:
-        """Whether streamed weights are stored in a narrower type than the run's, and take that while they are read."""
-        stored = models.stored_type(**self._source) if self.streams else None
+        """Whether streamed weights are stored in a narrower type than the run's, and take that while they are read.
+
+        Not where they are changed between calls, block by block: what they are changed to needs the run's type.
+        """
+        only_read = self._run.recipe.prune.selection == "one_shot"
+        stored = models.stored_type(**self._source) if self.streams and only_read else None
         return stored in MAPPABLE and stored.itemsize < self._run.dtype.itemsize
 
     @property
@@ -101,6 +105,6 @@ class Placement:
             source: As for `map_denoiser`.
             where: And the rest.
         """
-        model = models.map_denoiser(source, **where)
+        model = models.map_denoiser(source, runs_in=self._run.dtype, **where)
         models.stream(model, device=self._run.device, dtype=self._run.dtype)
         return model

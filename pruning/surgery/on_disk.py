@@ -105,7 +105,7 @@ def cut_on_disk(
     found = locate(source, subfolder=subfolder, revision=revision, variant=variant)
     place = _free_place(expanded(target), found.root)
     changed = changed or {}
-    model: Any = map_located(found)
+    model: Any = map_located(found, runs_in=dtype)
     dense = _params(model)
     origins = Origins(model, changed, plan, dtype)
     groups = find_groups(model)

@@ -82,8 +82,15 @@ def test_a_pipeline_whose_weights_are_stored_in_another_type(workplace, features
 
 
 def test_weights_that_are_stored_in_a_narrower_type(workplace, features, monkeypatch):
-    """They take the run's type while they are read: nothing is converted, and the result is that of a run in memory."""
-    save_bare(dit(sample_size=16).to(torch.bfloat16), workplace)
+    """They take the run's type while they are read: nothing is converted, and the result is that of a run in memory.
+
+    A few may be stored in the run's type itself.
+    """
+    model = dit(sample_size=16).to(torch.bfloat16)
+    for name, weight in dit(sample_size=16).named_parameters():
+        if name.endswith("bias"):
+            model.get_parameter(name).data = weight.data
+    save_bare(model, workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, until="recover", overrides=["name=whole", "recover.method=blocks"])
     monkeypatch.setattr(Placement, "streams", True)
@@ -91,6 +98,15 @@ def test_weights_that_are_stored_in_a_narrower_type(workplace, features, monkeyp
     for stage in ("prune", "recover"):
         assert_same_weights(workplace / "runs/whole" / stage, workplace / "other" / stage)
     assert not [*workplace.rglob("converted")]
+
+
+def test_weights_of_a_narrower_type_that_are_changed_block_by_block(workplace, features, monkeypatch):
+    save_bare(dit(sample_size=16).to(torch.bfloat16), workplace)
+    recipe, asked = write_recipe(workplace, features[1]), ["prune.selection=block_by_block"]
+    run_recipe(recipe, until="prune", overrides=["name=whole", *asked])
+    monkeypatch.setattr(Placement, "streams", True)
+    run_recipe(recipe, until="prune", overrides=[*asked, "store=null", f"run_dir={workplace}/other"])
+    assert_same_weights(workplace / "runs/whole/prune", workplace / "other/prune")
 
 
 def test_a_plan_that_only_removes_blocks(workplace, features, monkeypatch, caplog):

@@ -359,3 +359,12 @@ def test_the_bundled_models(name: str):
     assert len(weights) == 1
     assert weights[0].stat().st_size <= 6_000_000
     assert {t.dtype for t in load_file(weights[0]).values()} == {torch.bfloat16}
+
+
+def test_a_config_that_is_refused_leaves_the_type_of_new_tensors(tmp_path: Path):
+    dit().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm_type": "none"}))
+    with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
+        load_denoiser(tmp_path, dtype=torch.bfloat16)
+    assert torch.get_default_dtype() == torch.float32

@@ -20,7 +20,8 @@ from pruning.models import load_denoiser, mapped
 from pruning.models.mapped import map_denoiser
 from pruning.models.pages import FilePages, give_back, madvise
 from pruning.models.stored import weights_digest
-from pruning.surgery import apply_plan
+from pruning.surgery import apply_plan, cut_on_disk
+from pruning.types import PruningPlan
 from tests.models import dit, run, unet2d
 from tests.plans import random_plan
 
@@ -90,6 +91,23 @@ def test_files_of_two_types_are_taken_as_the_larger(folder: Path, caplog: pytest
     assert {p.dtype for p in found.parameters()} == {torch.float32}
     assert "1 of" in caplog.text
     assert "(proj_out_1.weight is bfloat16, taken as float32)" in caplog.text
+
+
+@pytest.mark.parametrize("runs_in", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_stored_in_a_wider_type_than_most_keeps_it(folder: Path, runs_in: torch.dtype):
+    """So that the model that streams in that type, or is written in it, is the one that is loaded in it."""
+    path = folder / "transformer" / WEIGHTS
+    weights = load_file(path)
+    weights |= {name: weight.half() for name, weight in weights.items() if weight.ndim > 1}
+    save_file(weights, path, {"format": "pt"})
+    found = map_denoiser(folder, runs_in=runs_in).state_dict()
+    kept = torch.float32 if runs_in.itemsize > 2 else runs_in
+    assert {weight.dtype for weight in found.values()} == {torch.float16, kept}
+    cut_on_disk(folder / "transformer", PruningPlan(), folder / "written", dtype=runs_in)
+    written = load_denoiser(folder / "written", dtype=runs_in).state_dict()
+    for name, weight in load_denoiser(folder, dtype=runs_in).state_dict().items():
+        assert torch.equal(found[name].to(runs_in), weight)
+        assert torch.equal(written[name], weight)
 
 
 def test_a_type_in_which_no_model_runs(folder: Path):

@@ -237,6 +237,122 @@ def test_an_error_in_a_wider_type_leaves_the_model_as_it_was(
     assert model.dtype == torch.bfloat16
 
 
+def fail(kind: type[BaseException]) -> Any:
+    def hook(module: nn.Module, args: Any) -> None:
+        raise kind
+
+    return hook
+
+
+@pytest.mark.parametrize("name", ["kandinsky6", "minimax_h3"])
+def test_blocks_larger_than_a_piece_run_again_in_a_wider_type(name: str, tmp_path: Path, monkeypatch):
+    """They ask for the type of weights that they do not read yet, also within a backward pass, and by themselves."""
+    tiny = ZOO[name]
+    build(tiny).to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    found: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(streaming, "PIECE", 1)
+    with streamed(model, dtype=torch.float32):
+        for each in (model, other):
+            each.enable_gradient_checkpointing(
+                lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+            )
+            output = [*tensors_in(each(**with_tuple(each, tiny.call(Draw(1))))[0])]
+            sum(part.square().sum() for part in output).backward()
+            grads = {path: p.grad.float() for path, p in each.named_parameters() if p.grad is not None}
+            found.append({**grads, "output": output[0].detach()})
+    assert torch.equal(found[0]["output"], found[1]["output"])
+    assert found[0].keys() == found[1].keys()
+    for path, value in found[1].items():
+        assert float((found[0][path] - value).norm()) <= 0.02 * float(value.norm())
+
+
+def test_an_interrupted_call_leaves_no_stand_in(tmp_path: Path, monkeypatch):
+    """Also while the model goes on streaming: it may be saved then, and changed."""
+    dit().to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    name = "transformer_blocks.1.ff.net.2.weight"
+    with torch.no_grad(), in_small_pieces(model, monkeypatch, dtype=torch.float32):
+        before = {key: id(weight) for key, weight in model.state_dict(keep_vars=True).items()}
+        handle = model.transformer_blocks[1].ff.net[2].register_forward_pre_hook(fail(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model(**call(model))
+        handle.remove()
+        assert {key: id(weight) for key, weight in model.state_dict(keep_vars=True).items()} == before
+        for each in (model, other):
+            each.get_parameter(name).zero_()
+        assert torch.equal(model(**call(other)).sample, other(**call(other)).sample)
+
+
+def test_an_interrupted_backward_pass_is_over_with_the_next_call(tmp_path: Path, monkeypatch):
+    dit().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = map_denoiser(tmp_path)
+    model.enable_gradient_checkpointing(lambda module, *args: checkpoint(module, *args, use_reentrant=False))
+    with in_small_pieces(model, monkeypatch, dtype=torch.float32):
+        output = model(**call(model)).sample
+        handle = model.transformer_blocks[1].ff.net[2].register_forward_pre_hook(fail(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            output.sum().backward()
+        handle.remove()
+        model(**call(model))
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_streams_in_one_type_at_a_time(tmp_path: Path):
+    dit().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = map_denoiser(tmp_path)
+    with streamed(model, dtype=torch.float64):
+        with (
+            pytest.raises(PruningError, match=r"the model has layerwise_casting already, .* end that first"),
+            streamed(model, dtype=torch.float32),
+        ):
+            pass
+        assert model.dtype == torch.float64
+        output = model(**tree_map(lambda x: x.double() if x.is_floating_point() else x, call(model))).sample
+    assert bool(output.isfinite().all())
+
+
+@pytest.mark.parametrize("most", [1, 60_000])
+def test_weights_that_are_added_are_read_in_the_wider_type(tmp_path: Path, monkeypatch, most: int):
+    """A bias where there was none, and a module in the place of another, as surgery and adapters put there."""
+    dit(attention_bias=False).to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    monkeypatch.setattr(streaming, "PIECE", most)
+    with streamed(model, dtype=torch.float32):
+        for each in (model, other):
+            each.enable_gradient_checkpointing(
+                lambda module, *args: checkpoint(module, *args, use_reentrant=False)
+            )
+            block = each.transformer_blocks[1]
+            assert block.attn1.to_q.bias is None
+            block.attn1.to_q.bias = nn.Parameter(torch.full_like(block.attn1.to_q.weight[:, 0], 0.5))
+            layer = nn.utils.skip_init(nn.Linear, *block.ff.net[2].weight.T.shape)
+            nn.init.constant_(layer.weight, 0.25)
+            nn.init.constant_(layer.bias, 0.5)
+            block.ff.net[2] = layer.to(block.attn1.to_q.weight.dtype)
+        found, expected = gradients(model), gradients(other)
+    assert torch.equal(found["output"], expected["output"])
+    name = "transformer_blocks.1.ff.net.2.weight"
+    torch.testing.assert_close(found[name].float(), expected[name], rtol=0.01, atol=0.01)
+
+
+def test_a_model_that_is_made_narrower_while_it_streams(model):
+    arguments = tree_map(lambda x: x.bfloat16() if x.is_floating_point() else x, call(model))
+    with torch.no_grad(), streamed(model, dtype=torch.float32):
+        nn.Module.to(model, torch.bfloat16)
+        output = model(**arguments).sample
+    assert torch.equal(output, model(**arguments).sample)
+
+
+def test_gradients_after_a_call_in_inference_mode(model, monkeypatch):
+    monkeypatch.setattr(streaming, "_Pages", copies_on_the_cpu)
+    expected = gradients(model)
+    with in_small_pieces(model, monkeypatch, limit_bytes=200_000):
+        with torch.inference_mode():
+            model(**call(model))
+        assert_equal(gradients(model), expected)
+
+
 class Listed(nn.Module):
     """Reads weights that lie in a list, which is never called."""
 
