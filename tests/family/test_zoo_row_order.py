@@ -101,4 +101,6 @@ def follows(rows: Tensor, otherwise: Tensor) -> bool:
     """Tell whether rows of the same call with its samples in the other order are these rows in the other order."""
     if rows.shape != otherwise.shape or len(rows) % BATCH:
         return False
-    return error(otherwise.unflatten(0, (BATCH, -1)).flip(0).flatten(0, 1), rows) < 1e-4
+    return (
+        error(otherwise.unflatten(0, (BATCH, -1)).flip(0).flatten(0, 1), rows) < 1e-3
+    )  # the wrong rows: about 1
