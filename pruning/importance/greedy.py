@@ -80,10 +80,7 @@ def invert(upper: Tensor) -> Tensor:
     """
     for start in reversed(range(0, len(upper), STRIP)):
         here, after = slice(start, start + STRIP), slice(start + STRIP, None)
-        # Of rows, from the right: twice as fast.
-        x = torch.linalg.solve_triangular(
-            upper[here, here].mT, upper[here, after].mT, upper=False, left=False
-        ).mT
+        x = _solve(upper[here, here], upper[here, after], upper=True)
         upper[here, here] = torch.cholesky_inverse(upper[here, here], upper=True)
         torch.mm(x, upper[after, after], out=upper[here, after]).neg_()
         upper[here, here].addmm_(upper[here, after], x.T, alpha=-1)
@@ -184,9 +181,9 @@ def _costs(inner: Tensor, blocks: Tensor, counted: Tensor) -> Tensor:
     return costs.clamp_(min=0).masked_fill_(~counted, torch.inf)
 
 
-def _solve(factor: Tensor, rows: Tensor) -> Tensor:
-    """Return ``T^-1 X`` for a lower triangular T; from the right, which is faster for X by rows."""
-    return torch.linalg.solve_triangular(factor.mT, rows.mT, upper=True, left=False).mT
+def _solve(factor: Tensor, rows: Tensor, *, upper: bool = False) -> Tensor:
+    """Return ``T^-1 X`` for a triangular T, lower unless `upper`; from the right, which is faster for X by rows."""
+    return torch.linalg.solve_triangular(factor.mT, rows.mT, upper=not upper, left=False).mT
 
 
 def _downdate_blocks(inner: Tensor, blocks: Tensor, left: Tensor, pull: Tensor) -> None:
