@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def load_denoiser(
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _usual_dtype() -> Iterator[None]:
+    """Put the default dtype back at the end: where a class refuses its config, diffusers leaves that of the weights."""
+    usual = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
 def unchecked_denoiser(
     resolved: str,
     folder: str | None,
@@ -75,26 +86,22 @@ def unchecked_denoiser(
     """
     cls = _class_of(config, resolved, ModelMixin)
     where = _place(resolved, folder)
-    usual = torch.get_default_dtype()
     try:
-        model, info = cls.from_pretrained(
-            resolved,
-            subfolder=folder,
-            dtype=dtype,
-            revision=revision,
-            variant=variant,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _usual_dtype():
+            model, info = cls.from_pretrained(
+                resolved,
+                subfolder=folder,
+                dtype=dtype,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except PruningError:
         raise
     except Exception as error:  # OSError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
         why = weights_fault(weight_names(resolved, folder, revision), variant) or error
         raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {why}") from error
-    finally:
-        torch.set_default_dtype(
-            usual
-        )  # diffusers leaves that of the weights where the class refuses its config
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PruningError(
@@ -213,18 +220,16 @@ def load_pipeline(
     _class_of(index, resolved, DiffusionPipeline)
     name = denoiser_name(index, subfolder)
     given = {name: denoiser} if denoiser is not None and name is not None else {}
-    usual = torch.get_default_dtype()
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            resolved, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **given
-        )
+        with _usual_dtype():
+            pipeline = DiffusionPipeline.from_pretrained(
+                resolved, dtype=dtype, revision=revision, variant=variant, use_safetensors=True, **given
+            )
     except Exception as error:  # any component may fail in its own way
         parts = [part for part, entry in index.items() if isinstance(entry, list) and part not in given]
         faults = {part: weights_fault(weight_names(resolved, part, revision), variant) for part in parts}
         why = "; ".join(f"{part}: {fault}" for part, fault in faults.items() if fault) or error
         raise PruningError(f"pipeline {resolved!r} cannot be loaded: {why}") from error
-    finally:
-        torch.set_default_dtype(usual)  # as in `unchecked_denoiser`
     for part in pipeline.components.values():
         if (
             isinstance(part, torch.nn.Module) and part is not denoiser
