@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from pruning.errors import PruningError
 from pruning.files import read_json, remove, write_errors, write_json, written_whole
 from pruning.models.outputs import joined
-from pruning.models.widening import widened_copy
+from pruning.models.widening import widened, widened_copy
 from pruning.recovery.batches import Batches, Share
 from pruning.recovery.block_inputs import InputSource, Recorded, recorded_call
 from pruning.recovery.training import Progress, train_back
@@ -71,12 +72,8 @@ class Called(nn.Module):
     def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call the block."""
         if not self._halves:
-            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, partial(widened, dtype=torch.float32), (args, kwargs))
         return self.block(*args, **kwargs)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def train_block(
