@@ -79,10 +79,12 @@ class Wider:
 
     @contextmanager
     def called(self) -> Iterator[None]:
-        """Have the stand-ins in the model; weights that are put there meanwhile stay."""
+        """Have the stand-ins in the model, if it needs any; weights that are put there meanwhile stay."""
+        if not self.needed:
+            yield
+            return
         try:
-            if self.needed:
-                self._put_stand_ins()
+            self._put_stand_ins()
             yield
         finally:
             for store, key, there in _slots(self._model):
