@@ -3,9 +3,10 @@
     python -m scripts.bench_memory [--models sd15 sdxl flux12b] [--work FOLDER] [--out docs/benchmarks/memory.json]
 
 Weights are random and written to disk first, the Flux-shaped model's 24 GB piece by piece; two samples are shown at two
-timesteps each. Every model is a process of its own, whose peak is the largest resident set that the kernel saw
-(``ru_maxrss``), weights that are mapped from files included. SD 1.5 has its weights in float32, the others in bfloat16;
-all are run in float32, which weights are widened to while they are read (older CPUs are ten times as slow in bfloat16).
+timesteps each, to the Flux-shaped model at one. Every model is a process of its own, whose peak is the largest resident
+set that the kernel saw (``ru_maxrss``), weights that are mapped from files included. SD 1.5 has its weights in float32,
+the others in bfloat16; all are run in float32, which weights are widened to while they are read (older CPUs are ten
+times as slow in bfloat16).
 A killed run goes on with the rounds and shards that are missing when the same command is given with the same --work.
 The last line of output is JSON.
 """
@@ -27,7 +28,7 @@ from typing import Any
 from scripts.real_sizes import CONFIGS, call, class_of
 
 RATIO = 0.3
-SAMPLES, STEPS = 2, 2
+SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,20 @@ class Subject:
         budget: Bytes that the calibration may hold.
         allowed: GB that the process may hold at its peak.
         side: Of the latents.
+        steps: Timesteps at which every sample is shown.
     """
 
     dtype: str
     budget: float
     allowed: float
     side: int
+    steps: int = 2
 
 
 SUBJECTS = {
     "sd15": Subject("float32", 7.2e9, 8, 64),
     "sdxl": Subject("bfloat16", 9e9, 10, 64),
-    "flux12b": Subject("bfloat16", 7.2e9, 8, 16),
+    "flux12b": Subject("bfloat16", 7.2e9, 8, 16, steps=1),
 }
 
 
@@ -61,10 +64,11 @@ def calls(name: str) -> list[dict[str, Any]]:
     """Return a call of one sample at one timestep for every pair of both."""
     import torch
 
+    subject = SUBJECTS[name]
     return [
-        call(name, SUBJECTS[name].side, torch.float32, time=(step + 0.5) / STEPS, seed=sample)
+        call(name, subject.side, torch.float32, time=(step + 0.5) / subject.steps, seed=sample)
         for sample in range(SAMPLES)
-        for step in range(STEPS)
+        for step in range(subject.steps)
     ]
 
 
@@ -74,15 +78,15 @@ def source(name: str) -> Any:
 
     from pruning.data.batches import NoisedBatch, NoisedBatches
 
-    shown = calls(name)
+    shown, steps = calls(name), SUBJECTS[name].steps
 
     def make() -> Iterator[Any]:
-        for number in sorted(range(len(shown)), key=lambda number: number % STEPS):
-            sample, step = divmod(number, STEPS)
-            at = torch.tensor([(step + 0.5) * 1000 / STEPS])
+        for number in sorted(range(len(shown)), key=lambda number: number % steps):
+            sample, step = divmod(number, steps)
+            at = torch.tensor([(step + 0.5) * 1000 / steps])
             yield NoisedBatch(shown[number], None, step, torch.tensor([sample]), at)
 
-    return NoisedBatches(make, 1000, STEPS, has_targets=False, rows=len(shown))
+    return NoisedBatches(make, 1000, steps, has_targets=False, rows=len(shown))
 
 
 # The model on disk.
@@ -183,7 +187,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
         print(f"{name}: {found}", flush=True)
 
     began = time.perf_counter()
-    settings = Calibrate(timestep_buckets=STEPS)
+    settings = Calibrate(timestep_buckets=subject.steps)
     seen = first_pass(model, groups, shown, settings=settings, stability=False, memory=int(subject.budget))
     began = timed("first_pass", began)
     stats = calibrate(
@@ -221,7 +225,7 @@ def job(name: str, work: Path) -> dict[str, Any]:
         output = models.first_answer(slim, calls(name)[0])
     assert bool(output.isfinite().all())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    shown_calls = SAMPLES * STEPS
+    shown_calls = SAMPLES * subject.steps
     return {
         "params": written.dense_params,
         "params_left": written.params,
