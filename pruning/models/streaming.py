@@ -116,7 +116,7 @@ class Streaming:
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
         where = f"model source {name!r}" if name else type(model).__name__
         self._files = FilePages()
-        self._model, self._device, self._wider = model, device, Wider(model, dtype)
+        self._model, self._device, self._wider = model, device, Wider(model, dtype, device)
         self._holder: _Holder = (
             _Copies(self._files, where, device, self._wider)
             if device.type != "cpu" or self._wider.needed

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 
 def is_narrower(weight: Tensor, dtype: torch.dtype | None) -> bool:
@@ -55,56 +56,86 @@ def standing_for(own: Tensor, copy: Tensor) -> Tensor:
     return nn.Parameter(copy, own.requires_grad) if isinstance(own, nn.Parameter) else copy
 
 
+class _StandIn(Tensor):
+    """What a model finds in the place of a weight that was not brought.
+
+    It has the shape, the device and the wider type. Whoever reads its values, as a layer that works with the weights of
+    another one without calling it, gets them from the weight itself.
+
+    Attributes:
+        own: The weight.
+    """
+
+    own: Tensor
+    _read: Callable[[Tensor], Tensor]
+
+    @staticmethod
+    def of(own: Tensor, dtype: torch.dtype, read: Callable[[Tensor], Tensor]) -> _StandIn:
+        """Return what stands for a weight; `read` returns what is worked with in its place."""
+        shown = own.detach().new_empty((), dtype=dtype).expand(own.shape)  # one place of memory
+        made = shown.as_subclass(_StandIn)
+        made.own, made._read = own, read
+        if isinstance(own, nn.Parameter):
+            made._is_param = True  # by which torch tells parameters of other classes
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        asked = getattr(func, "__self__", None) if func.__name__ == "__get__" else func
+        if asked not in _ABOUT:
+            args, kwargs = tree_map_only(cls, lambda found: found._read(found.own), (args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+_ABOUT = {
+    *(Tensor.dtype, Tensor.device, Tensor.shape, Tensor.ndim, Tensor.layout, Tensor.itemsize, Tensor.nbytes),
+    *(Tensor.is_cuda, Tensor.is_cpu, Tensor.is_meta, Tensor.is_quantized, Tensor.is_sparse),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.is_floating_point, Tensor.is_complex),
+}
+"""What can be asked of a stand-in without reading the weight."""
+
+
 class Wider:
     """The type in which a model runs whose weights are stored in a narrower one.
 
     A model asks for the type of weights that it does not read yet, and casts by that. So while it is called, stand-ins
-    of the wider type, NaN in one place of memory, are in the place of its weights. Those that were added to the model
-    since are widened for as long.
+    of the wider type are in the place of its weights.
 
     Attributes:
         dtype: That type; None for that of each weight.
         needed: Whether there are narrower weights.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
-        self._model, self.dtype = model, dtype
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+        self._model, self.dtype, self._device = model, dtype, device
         self.needed = any(is_narrower(tensor, dtype) for tensor in (*model.parameters(), *model.buffers()))
-        self._served = {(id(store), key): store for store, key, _ in _slots(model)}
-        self._owns: dict[int, tuple[Tensor, Tensor]] = {}  # stand-in and weight, by the id of the stand-in
 
-    def own(self, there: Tensor) -> Tensor:
+    @staticmethod
+    def own(there: Tensor) -> Tensor:
         """Return the weight that what is in a module stands for."""
-        return self._owns[id(there)][1] if id(there) in self._owns else there
+        return there.own if isinstance(there, _StandIn) else there
 
     @contextmanager
     def called(self) -> Iterator[None]:
         """Have the stand-ins in the model, if it needs any; weights that are put there meanwhile stay."""
-        if not self.needed:
+        if not self.needed or self.dtype is None:
             yield
             return
         try:
-            self._put_stand_ins()
+            for store, key, weight in _slots(self._model):
+                if is_narrower(weight, self.dtype):
+                    store[key] = _StandIn.of(weight, self.dtype, self._read)
             yield
         finally:
             for store, key, there in _slots(self._model):
                 store[key] = self.own(there)
-            self._owns.clear()
 
-    def _put_stand_ins(self) -> None:
-        known: dict[int, Tensor] = {}
-        for store, key, weight in _slots(self._model):
-            if not is_narrower(weight, self.dtype):
-                continue
-            stand_in = known.get(id(weight))
-            if (id(store), key) not in self._served:  # was added since, so that nobody brings it
-                stand_in = standing_for(weight, widened(weight.detach(), self.dtype))
-            elif stand_in is None:
-                stand_in = weight.new_full((), torch.nan, dtype=self.dtype).expand(weight.shape)
-                stand_in = nn.Parameter(stand_in, False) if isinstance(weight, nn.Parameter) else stand_in
-                known[id(weight)] = stand_in
-            self._owns[id(stand_in)] = stand_in, weight
-            store[key] = stand_in
+    def _read(self, own: Tensor) -> Tensor:
+        return standing_for(own, widened(own.detach().to(self._device), self.dtype))
 
 
 def _slots(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:

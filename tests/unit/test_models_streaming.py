@@ -36,7 +36,8 @@ from tests.zoo.base import Draw, tensors_in, with_tuple
 
 
 def copies_on_the_cpu(files: Any, where: str) -> Any:
-    return streaming._Copies(files, where, torch.device("cpu"), Wider(nn.Module(), None))
+    cpu = torch.device("cpu")
+    return streaming._Copies(files, where, cpu, Wider(nn.Module(), None, cpu))
 
 
 @pytest.fixture(params=["pages", "copies"])
