@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from pruning.files import file_name, write_errors, written_whole
 
 P = TypeVar("P")
 
@@ -58,6 +61,45 @@ class OnDemand(Mapping[str, Tensor], Generic[P]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class TensorFiles(MutableMapping[str, Tensor]):
+    """Tensors by name, each a file in a folder: there from when it is assigned, whole or not at all.
+
+    Args:
+        folder: Made with the first tensor; those that lie there are there.
+        what: What they are, for errors.
+    """
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self._folder, self._what = folder, what
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return stored_at((self._files[name], name))
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        path = self._folder / f"{file_name(name)}.safetensors"
+        with write_errors(self._what, self._folder, "Nothing else has been changed"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as temporary:
+                save_file({name: value.detach().cpu().contiguous()}, temporary)
+        self._files[name] = path
+
+    def __delitem__(self, name: str) -> None:
+        self._files.pop(name).unlink()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def first_of(*several: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

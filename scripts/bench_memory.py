@@ -7,8 +7,8 @@ timesteps each, to the Flux-shaped model at one. Every model is a process of its
 set that the kernel saw (``ru_maxrss``), weights that are mapped from files included. SD 1.5 has its weights in float32,
 the others in bfloat16; all are run in float32, which weights are widened to while they are read (older CPUs are ten
 times as slow in bfloat16).
-A killed run goes on with the rounds and shards that are missing when the same command is given with the same --work.
-The last line of output is JSON.
+A killed run goes on with the rounds, scores and shards that are missing when the same command is given with the same
+--work. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Subject:
         allowed: GB that the process may hold at its peak.
         side: Of the latents.
         steps: Timesteps at which every sample is shown.
+        together: Whether all samples are shown in one call.
     """
 
     dtype: str
@@ -48,45 +49,46 @@ class Subject:
     allowed: float
     side: int
     steps: int = 2
+    together: bool = False
 
 
 SUBJECTS = {
     "sd15": Subject("float32", 7.2e9, 8, 64),
     "sdxl": Subject("bfloat16", 9e9, 10, 64),
-    "flux12b": Subject("bfloat16", 7.2e9, 8, 16, steps=1),
+    "flux12b": Subject("bfloat16", 7.6e9, 8, 16, steps=1, together=True),
 }
 
 
 # What is shown.
 
 
-def calls(name: str) -> list[dict[str, Any]]:
-    """Return a call of one sample at one timestep for every pair of both."""
+def batches(name: str) -> list[Any]:
+    """Return the batches: a call for each timestep and sample, or for each timestep."""
     import torch
 
-    subject = SUBJECTS[name]
-    return [
-        call(name, subject.side, torch.float32, time=(step + 0.5) / subject.steps, seed=sample)
-        for sample in range(SAMPLES)
-        for step in range(subject.steps)
-    ]
+    from pruning.data.batches import NoisedBatch
+
+    subject, found = SUBJECTS[name], []
+    for step in range(subject.steps):
+        time = (step + 0.5) / subject.steps
+        calls = [call(name, subject.side, torch.float32, time=time, seed=one) for one in range(SAMPLES)]
+        ids = [torch.tensor([one]) for one in range(SAMPLES)]
+        if subject.together:
+            whole = {key: torch.cat([one[key] for one in calls]) for key in calls[0]}
+            shared = {key: value for key, value in calls[0].items() if key.endswith("_ids")}  # of places
+            calls, ids = [whole | shared], [torch.arange(SAMPLES)]
+        for one, who in zip(calls, ids, strict=True):
+            found.append(NoisedBatch(one, None, step, who, torch.full((len(who),), time * 1000)))
+    return found
 
 
 def source(name: str) -> Any:
-    """Return the batches: one call each."""
-    import torch
+    """Return what is shown, as the toolkit takes it."""
+    from pruning.data.batches import NoisedBatches
 
-    from pruning.data.batches import NoisedBatch, NoisedBatches
-
-    shown, steps = calls(name), SUBJECTS[name].steps
-
-    def make() -> Iterator[Any]:
-        for number in sorted(range(len(shown)), key=lambda number: number % steps):
-            sample, step = divmod(number, steps)
-            at = torch.tensor([(step + 0.5) * 1000 / steps])
-            yield NoisedBatch(shown[number], None, step, torch.tensor([sample]), at)
-
-    return NoisedBatches(make, 1000, steps, has_targets=False, rows=len(shown))
+    shown = batches(name)
+    rows = sum(len(batch.sample_ids) for batch in shown)
+    return NoisedBatches(lambda: iter(shown), 1000, SUBJECTS[name].steps, has_targets=False, rows=rows)
 
 
 # The model on disk.
@@ -147,7 +149,8 @@ def job(name: str, work: Path) -> dict[str, Any]:
     from pruning.calibration.rounds import Rounds
     from pruning.groups import find_groups
     from pruning.importance import score
-    from pruning.models.pages import borrowed
+    from pruning.models.widening import borrowed
+    from pruning.on_demand import TensorFiles
     from pruning.settings import Calibrate, Prune, Target
     from pruning.surgery import compensate, cut_on_disk, needs_for
     from pruning.surgery.changes import Changes
@@ -204,7 +207,8 @@ def job(name: str, work: Path) -> dict[str, Any]:
     began = timed("calibrate", began)
     weights = borrowed(model)
     room = int(subject.budget - 1.5e9)
-    scores = score(weights, groups, stats, criterion="probe_obs", memory=room)
+    known = TensorFiles(work / name / "scores", "scores")
+    scores = score(weights, groups, stats, criterion="probe_obs", memory=room, known=known)
     began = timed("score", began)
     cost = CostModel.trace(meta, models.example_call(meta, 1), all_groups)
     start = PruningPlan(base_hash=config_hash(meta.config))
@@ -222,10 +226,10 @@ def job(name: str, work: Path) -> dict[str, Any]:
     slim = models.map_denoiser(work / name / "slim")
     models.stream(slim, dtype=torch.float32)
     with torch.no_grad():
-        output = models.first_answer(slim, calls(name)[0])
+        output = models.first_answer(slim, batches(name)[0].call)
     assert bool(output.isfinite().all())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    shown_calls = SAMPLES * subject.steps
+    shown_calls = len(batches(name))
     return {
         "params": written.dense_params,
         "params_left": written.params,

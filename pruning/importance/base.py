@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -126,6 +126,8 @@ def score(
     seed: int = 0,
     memory: int | None = None,
     device: str | torch.device = "cpu",
+    known: MutableMapping[str, Tensor] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score every unit of every group; low goes first.
 
@@ -146,6 +148,9 @@ def score(
             None for most of what is free.
         device: Where the linear algebra of `obs` and what builds on it is done, as far as a group's matrices fit
             there; groups then follow one another. Scores agree to rounding.
+        known: Scores of groups by name, as of a killed run with the same arguments: groups in it are not scored again,
+            others are added as soon as they are (`pruning.on_demand.TensorFiles` keeps them in a folder).
+        progress: Told how many groups are scored, and of how many.
 
     Returns:
         Checked scores; `meta` says criterion, weighting, seed and how many groups have statistics of that weighting.
@@ -163,15 +168,22 @@ def score(
     reads = needs_of(criterion, groups)
     seen = view(stats, weighting) if reads else stats
     weights, device = _OneAtATime(weights), torch.device(device)
+    known = {} if known is None else known
+    left = [group for group in groups if group.name not in known]
+    say = progress or (lambda done, total: None)
 
     def jobs() -> Iterator[tuple[int, Callable[[], Tensor]]]:
-        for group in groups:
+        for group in left:
             need, generator = WORKING * moment_bytes(group, seen), _generator(seed, group.name)
             place = with_room(device, need)
             yield need, partial(score_group, criterion, group, weights, seen, generator, place)
 
     found = side_by_side(jobs(), memory, None if device.type == "cpu" else 1)
-    values = dict(zip([group.name for group in groups], found, strict=True))
+    say(len(groups) - len(left), len(groups))
+    for done, (group, value) in enumerate(zip(left, found, strict=True), len(groups) - len(left) + 1):
+        known[group.name] = value
+        say(done, len(groups))
+    values = {group.name: known[group.name] for group in groups}
     marked = sum(_weighted(group, stats, f"@{weighting}") for group in groups)
     if weighting != "off" and not (reads and marked):
         logger.warning(

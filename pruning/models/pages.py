@@ -13,18 +13,18 @@ import os
 import re
 import sys
 from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from pruning.models.widening import widened
-from pruning.on_demand import OnDemand
+from torch import Tensor
 
 _OF_FILE, _SWAPPED, _PRESENT = (np.uint64(1) << np.uint64(bit) for bit in (61, 62, 63))
 """Bits of an entry of the page map; see ``Documentation/admin-guide/mm/pagemap.rst`` of Linux."""
+
+LARGE = 2**25
+"""Bytes from which memory is the system's own for this purpose, so that its pages are new."""
 
 _PRIVATE_MAP = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r[w-].p [0-9a-f]+ \S+ ([1-9]\d*) ")
 
@@ -95,25 +95,17 @@ def give_back(tensors: Iterable[Tensor]) -> None:
                     advise(start + int(run[0]) * mmap.PAGESIZE, len(run) * mmap.PAGESIZE, mmap.MADV_DONTNEED)
 
 
-def borrowed(model: nn.Module, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
-    """Return the parameters of a model by path. One that lies in a file is a copy, made when it is asked for.
+def in_large_pages(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return new memory on the CPU for a tensor's values in `dtype`, as `torch.empty_like`.
 
-    Args:
-        model: The model.
-        dtype: Type that narrower ones are widened to; None: as stored.
+    Where the system may, it is made of pages of 2 MB, which take a tenth of the time that small ones do.
     """
-    files = FilePages()
-
-    def copied(weight: Tensor) -> Tensor:
-        weight = weight.detach()
-        if not files.hold(weight):
-            return widened(weight, dtype)
-        copy = widened(weight, dtype)
-        copy = weight.clone() if copy is weight else copy
-        give_back([weight])
-        return copy
-
-    return OnDemand(dict(model.named_parameters()), copied)
+    made = torch.empty_like(like, dtype=dtype, device="cpu")
+    advise = madvise()
+    if advise is not None and hasattr(mmap, "MADV_HUGEPAGE") and made.nbytes >= LARGE:
+        start, stop = _pages(made)
+        advise(start, stop - start, mmap.MADV_HUGEPAGE)
+    return made
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

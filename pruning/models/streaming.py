@@ -326,7 +326,9 @@ class _Copies:
         if kept is not None and kept[0] is own and kept[1] == own._version:
             return kept[2]
         with torch.inference_mode(False):  # a later call may want gradients of what is kept
-            copy = widened(own.detach().to(self._device, copy=True), self._wider.dtype)
+            there = own.detach().to(self._device)
+            copy = widened(there, self._wider.dtype)
+            copy = there.clone() if copy.data_ptr() == own.data_ptr() else copy
         self._unread.check(name, own, copy)
         if self._files.hold(own):
             give_back([own])

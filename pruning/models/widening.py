@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from pruning.models.pages import FilePages, give_back, in_large_pages
+from pruning.on_demand import OnDemand
 
 
 def is_narrower(weight: Tensor, dtype: torch.dtype | None) -> bool:
@@ -19,7 +22,32 @@ def is_narrower(weight: Tensor, dtype: torch.dtype | None) -> bool:
 
 def widened(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return a weight in `dtype` if its own type is narrower, else the weight itself."""
-    return weight.to(dtype) if is_narrower(weight, dtype) else weight
+    if dtype is None or not is_narrower(weight, dtype):
+        return weight
+    if weight.device.type != "cpu" or (weight.requires_grad and torch.is_grad_enabled()):
+        return weight.to(dtype)
+    return in_large_pages(weight, dtype).copy_(weight)
+
+
+def borrowed(model: nn.Module, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+    """Return the parameters of a model by path. One that lies in a file is a copy, made when it is asked for.
+
+    Args:
+        model: The model.
+        dtype: Type that narrower ones are widened to; None: as stored.
+    """
+    files = FilePages()
+
+    def copied(weight: Tensor) -> Tensor:
+        weight = weight.detach()
+        if not files.hold(weight):
+            return widened(weight, dtype)
+        copy = widened(weight, dtype)
+        copy = weight.clone() if copy is weight else copy
+        give_back([weight])
+        return copy
+
+    return OnDemand(dict(model.named_parameters()), copied)
 
 
 def widened_copy(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -83,18 +111,25 @@ class _StandIn(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        given: tuple[tuple[Any, ...], dict[str, Any]] = args, kwargs or {}
         asked = getattr(func, "__self__", None) if func.__name__ == "__get__" else func
         if asked not in _ABOUT:
-            args, kwargs = tree_map_only(cls, lambda found: found._read(found.own), (args, kwargs))
+            given = tree_map_only(cls, lambda found: found._read(found.own), given)
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+            return func(*given[0], **given[1])
 
 
 _ABOUT = {
     *(Tensor.dtype, Tensor.device, Tensor.shape, Tensor.ndim, Tensor.layout, Tensor.itemsize, Tensor.nbytes),
     *(Tensor.is_cuda, Tensor.is_cpu, Tensor.is_meta, Tensor.is_quantized, Tensor.is_sparse),
-    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.is_floating_point, Tensor.is_complex),
+    *(
+        Tensor.size,
+        Tensor.dim,
+        Tensor.numel,
+        Tensor.element_size,
+        Tensor.is_floating_point,
+        Tensor.is_complex,
+    ),
 }
 """What can be asked of a stand-in without reading the weight."""
 

@@ -32,7 +32,7 @@ from pruning.data.prompts import is_text
 from pruning.errors import PruningError
 from pruning.files import read_json
 from pruning.groups import find_groups
-from pruning.models.pages import borrowed
+from pruning.models.widening import borrowed
 from pruning.recipe import Recipe
 from pruning.sampling import PixelPipeline
 from pruning.settings import NO_DATA

@@ -8,9 +8,11 @@ from typing import Any
 
 from pruning import importance
 from pruning.calibration.tensors import write_tensors
+from pruning.on_demand import TensorFiles
 from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import Stage
+from pruning.store import SCRATCH
 
 
 @partial(
@@ -19,6 +21,7 @@ from pruning.stages.stage import Stage
     after=("calibrate",),
     reads=("score.criterion", "prune.kinds", "model.dtype", "seed"),
     extra=lambda run: {"score.weighting": weighting(run)},  # null resolved: writing it out changes nothing
+    resumable=True,
 )
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
@@ -30,6 +33,8 @@ def score(run: Run, folder: Path) -> dict[str, Any]:
         criterion=section.criterion,
         weighting=section.weighting,
         seed=run.recipe.seed,
+        known=TensorFiles(folder / SCRATCH / "scores", "scores"),
+        progress=lambda done, total: run.bars("groups", done, total),
         **run.placement.working,
     )
     write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pruning.calibration.calibrator import Calibrator
 from pruning.calibration.store import StatsFolder
 from pruning.errors import PruningError
+from pruning.importance import base
 from pruning.recipe import load_recipe
 from pruning.stages import Run, run_recipe
 from pruning.stages.folder import RunFolder
@@ -162,3 +163,26 @@ def test_a_killed_calibration_goes_on_with_neutral_settings_changed(workplace, f
     asked = ["calibrate.checkpointing=true", "calibrate.batch_size=2", "calibrate.memory_gb=99"]
     run_recipe(recipe, until="calibrate", overrides=[*asked, "calibrate.criteria=[probe_obs]"])
     assert (workplace / "runs/tiny/calibrate/DONE").is_file()
+
+
+def test_a_killed_scoring_goes_on_with_the_groups_that_are_missing(workplace, features, monkeypatch):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    run_recipe(recipe, until="calibrate")
+    scored, own = [], base.score_group
+
+    def some(criterion, group, *args):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(group.name)
+        return own(criterion, group, *args)
+
+    monkeypatch.setattr(base, "score_group", some)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, until="score")
+    again = Mock(side_effect=own)
+    monkeypatch.setattr(base, "score_group", again)
+    run_recipe(recipe, until="score")
+    names = [call.args[1].name for call in again.mock_calls]
+    assert names, "nothing was left to do"
+    assert not {*scored} & {*names}

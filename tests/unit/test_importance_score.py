@@ -14,6 +14,7 @@ from pruning.errors import PruningError
 from pruning.importance import CRITERIA, criterion, needs_of, score, single_changes
 from pruning.importance.moments import per_row
 from pruning.importance.sink import BASE
+from pruning.on_demand import TensorFiles
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, Scores
 from tests.unit.importance_rows import linear_group, random_rows, random_weight, stats_of, sums
 
@@ -40,6 +41,30 @@ def test_needs_are_those_of_the_kinds_at_hand():
     assert needs_of("sink_mass", [HEADS]) == {"sink_mass", "samples"}
     assert needs_of("sink_mass", [FFN]) == {"input_unit_moment", "input_sum", "row_weight"}
     assert needs_of("sink", [HEADS, BLOCK]) == needs_of(BASE, [HEADS, BLOCK])
+
+
+def test_a_killed_run_goes_on_with_the_groups_that_are_missing(tmp_path):
+    groups = [replace(HEADS, name=f"g.{number}:heads") for number in range(9)]
+    expected = score(WEIGHTS, groups, criterion="random", seed=3)
+    said: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int) -> None:
+        said.append((done, total))
+        if done == 4:
+            raise KeyboardInterrupt
+
+    known = TensorFiles(tmp_path, "scores")
+    with pytest.raises(KeyboardInterrupt):
+        score(WEIGHTS, groups, criterion="random", seed=3, known=known, progress=interrupt)
+    known = TensorFiles(tmp_path, "scores")
+    assert sorted(known) == [group.name for group in groups[:4]]
+    assert said == [(done, 9) for done in range(5)]
+
+    known["g.1:heads"] = torch.full((4,), 7.0).double()
+    found = score(WEIGHTS, groups, criterion="random", seed=3, known=known)
+    assert torch.equal(found.values.pop("g.1:heads"), torch.full((4,), 7.0).double())
+    assert all(torch.equal(found.values[name], expected.values[name]) for name in found.values)
+    assert len(known) == 9
 
 
 def felt(stats: CalibrationStats, group: PrunableGroup, channels: int = 3) -> CalibrationStats:
