@@ -19,6 +19,7 @@ from torch import Tensor
 from eval.intervals import mean_interval
 from eval.media import IMAGE, SOUND, VIDEO, medium_of, spectrogram
 from eval.observation import Seen
+from eval.power import power_of_difference
 from eval.types import Context
 
 READS = ("samples",)
@@ -81,6 +82,8 @@ def _or_one(values: Tensor) -> Tensor:
     return torch.where(values > 0, values, 1.0)
 
 
+LIKENESSES = ("ssim",)
+"""Measures that grow with likeness; the others are distances, of which power is said."""
 MEASURES: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
     IMAGE: {"ssim": image_ssim, "mse": image_mse},
     VIDEO: {"ssim": partial(over_frames, image_ssim), "mse": partial(over_frames, image_mse)},
@@ -106,4 +109,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
         for key, measure in MEASURES[medium].items():
             values = torch.cat([measure(a, b) for a, b in pairs])
             results[name] |= {key: float(values.mean()), f"{key}_ci95": mean_interval(values)}
+            if key not in LIKENESSES and len(values) > 1:
+                error = float(values.std()) / len(values) ** 0.5
+                results[name] |= power_of_difference(key, error, float(values.mean()), len(values))
     return results

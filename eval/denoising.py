@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.intervals import ratio_interval
+from eval.intervals import ratio_error, ratio_interval
 from eval.observation import Observation, Seen
+from eval.power import power_of_difference
 from eval.types import Context, Noised
 from eval.workers import side_by_side
 
@@ -126,6 +127,7 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
         "denoising_images": len(images.unique()),
         "excess_error": _share(change, power),
         "excess_error_ci95": _clustered(change, power, images),
+        **_told_apart(change, power, images),
         "excess_error_by_bucket": [_share(change[rows], power[rows]) for rows in chosen],
     }
 
@@ -149,6 +151,20 @@ def _clustered(numerator: Tensor, denominator: Tensor, images: Tensor) -> list[f
     """Return the interval of ``sum numerator / sum denominator`` with the rows summed by image first."""
     if float(denominator.sum()) <= 0:
         return None
+    return ratio_interval(*_by_image(images, numerator, denominator))
+
+
+def _told_apart(change: Tensor, power: Tensor, images: Tensor) -> dict[str, Any]:
+    """Return what change of the excess error these images could have told apart; see `eval.power`."""
+    ours, theirs = _by_image(images, change, power)
+    if float(theirs.sum()) <= 0 or len(ours) < 2:
+        return {}
+    share, error = ratio_error(ours, theirs)
+    return power_of_difference("excess_error", error, share, len(ours))
+
+
+def _by_image(images: Tensor, *rows: Tensor) -> list[Tensor]:
+    """Return for each of several values by row their sums by image."""
     unique, cluster = images.unique(return_inverse=True)
     zeros = torch.zeros(len(unique), dtype=torch.float64)
-    return ratio_interval(zeros.index_add(0, cluster, numerator), zeros.index_add(0, cluster, denominator))
+    return [zeros.index_add(0, cluster, values) for values in rows]

@@ -21,6 +21,7 @@ from eval.image_features import features_of
 from eval.intervals import NORMAL_95
 from eval.media import IMAGE
 from eval.observation import Seen
+from eval.power import power_of_ratio
 from eval.types import Context
 
 READS = ("samples", "image_features")
@@ -70,30 +71,46 @@ def bootstrap_frechet(
     Returns:
         float64 ``(resamples,)``.
     """
-    n = len(generated)
-    covariance = torch.cov(real.double().T).reshape(real.shape[1], -1)
+    n, width = len(generated), real.shape[1]
+    mean, covariance = moments(real)
     values, vectors = torch.linalg.eigh(covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_r^(1/2), (d, d)
-    centred = generated.double() - real.double().mean(0)  # (N, d)
-    projected = centred @ root
     distances = torch.empty(resamples, dtype=torch.float64)
     for i in range(resamples):
         rows = torch.randint(n, (n,), generator=generator)
         counts = torch.bincount(rows, minlength=n).double()
-        shift = counts @ centred / n  # mu_g - mu_r
-        trace = (counts @ centred.square().sum(1) - n * shift @ shift) / (n - 1)  # tr S_g
-        cross = _trace_of_root(counts.sqrt()[:, None] * (projected - shift @ root)) / math.sqrt(n - 1)
+        # Parts are read anew for every resample, so that no set is held in float64 as a whole.
+        shift, gram = torch.zeros(width, dtype=torch.float64), None  # mu_g - mu_r
+        for part, weights in zip(generated.split(CHUNK), counts.split(CHUNK), strict=True):
+            shift += weights @ (part.double() - mean) / n
+        if n >= width:
+            gram = torch.zeros(width, width, dtype=torch.float64)
+            for part, weights in zip(generated.split(CHUNK), counts.split(CHUNK), strict=True):
+                centred = weights.sqrt()[:, None] * (part.double() - mean - shift)
+                gram.addmm_(centred.T, centred)
+            trace = gram.trace() / (n - 1)  # tr S_g
+            gram = root @ gram @ root
+        else:
+            centred = counts.sqrt()[:, None] * (generated.double() - mean - shift)
+            trace = centred.square().sum() / (n - 1)
+            projected = centred @ root
+            gram = projected @ projected.T
+        cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum() / math.sqrt(n - 1)  # tr (S_r S_g)^(1/2)
         distances[i] = shift @ shift + covariance.trace() + trace - 2 * cross
     return distances
 
 
-def _trace_of_root(matrix: Tensor) -> Tensor:
-    """Return ``tr (Z^T Z)^(1/2)`` of Z ``(n, d)`` from the smaller of its two Gram matrices.
-
-    With Z the centred rows of the generated features times ``S_r^(1/2)`` this is ``tr (S_r S_g)^(1/2) (n - 1)^(1/2)``.
-    """
-    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
-    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean ``(d,)`` and covariance ``(d, d)`` of at least two rows, in float64 from running sums."""
+    n, width = features.shape
+    mean = torch.zeros(width, dtype=torch.float64)
+    for part in features.split(CHUNK):
+        mean += part.double().sum(0) / n
+    covariance = torch.zeros(width, width, dtype=torch.float64)
+    for part in features.split(CHUNK):
+        centred = part.double() - mean
+        covariance.addmm_(centred.T, centred)
+    return mean, covariance / (n - 1)
 
 
 def check_pair(real: Tensor, generated: Tensor) -> None:
@@ -107,12 +124,18 @@ def check_pair(real: Tensor, generated: Tensor) -> None:
 
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
-    """Return for every subject the distance to the real images, with its interval.
+    """Return for every subject the distance to the real images, with its interval; see `frechet_results`."""
+    return frechet_results(context, *features_of(context, seen), key="frechet")
 
-    ``frechet_ci95`` is the estimate ± 1.96 bootstrap standard errors over the generated images (not below 0).
-    ``frechet_ratio`` is to the reference; its interval pairs the subjects' resamples by sample id, on a log scale.
+
+def frechet_results(
+    context: Context, real: Tensor, generated: Mapping[str, Tensor], facts: Mapping[str, Any], *, key: str
+) -> dict[str, dict[str, Any]]:
+    """Return for every subject its Fréchet distance under the name `key`, with interval, paired ratio and power.
+
+    ``{key}_ci95`` is the estimate ± 1.96 bootstrap standard errors over the generated images (not below 0).
+    ``{key}_ratio`` is to the reference; its interval pairs the subjects' resamples by sample id, on a log scale.
     """
-    real, generated, facts = features_of(context, seen)
     width = real.shape[1]
     resamples = 100 if width <= WIDE else 20
     base: tuple[float, Tensor] | None = None
@@ -124,32 +147,33 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
         draws = bootstrap_frechet(real, features, resamples=resamples, generator=generator)
         reach = NORMAL_95 * float(draws.std())
         base = base or (point, draws)  # the reference is the first
-        ratio, ratio_interval = _ratio(point, draws, *base)
+        ratio, error = paired_ratio(point, draws, *base)
+        factor = math.exp(NORMAL_95 * error)
         results[name] = {
-            "frechet": point,
-            "frechet_ci95": [max(point - reach, 0.0), point + reach],
-            "frechet_ratio": ratio,
-            "frechet_ratio_ci95": ratio_interval,
-            "frechet_name": facts["frechet_name"],
-            "frechet_mode": facts["mode"],
-            "frechet_features": facts["name"],
-            "frechet_features_sha256": facts["sha256"],
-            "frechet_width": width,
-            "frechet_num_real": len(real),
-            "frechet_num_generated": n,
-            "frechet_resamples": resamples,
-            "frechet_warning": None if min(n, len(real)) > width else f"n ≤ d: {singular}",
+            key: point,
+            f"{key}_ci95": [max(point - reach, 0.0), point + reach],
+            f"{key}_ratio": ratio,
+            f"{key}_ratio_ci95": None if ratio is None else [ratio / factor, ratio * factor],
+            **power_of_ratio(key, error, n),
+            f"{key}_name": facts["frechet_name"],
+            f"{key}_mode": facts["mode"],
+            f"{key}_features": facts["name"],
+            f"{key}_features_sha256": facts["sha256"],
+            f"{key}_width": width,
+            f"{key}_num_real": len(real),
+            f"{key}_num_generated": n,
+            f"{key}_resamples": resamples,
+            f"{key}_warning": None if min(n, len(real)) > width else f"n ≤ d: {singular}",
         }
-        context.progress("Fréchet distance", len(results), len(generated))
+        context.progress(facts["frechet_name"], len(results), len(generated))
     return results
 
 
-def _ratio(
-    point: float, draws: Tensor, base: float, base_draws: Tensor
-) -> tuple[float | None, list[float] | None]:
-    """Return a ratio of distances and its interval; None where a distance is not clearly above zero."""
+def paired_ratio(point: float, draws: Tensor, base: float, base_draws: Tensor) -> tuple[float | None, float]:
+    """Return a ratio of distances and the standard error of its logarithm.
+
+    None and 0 where a distance is not clearly above zero.
+    """
     if min(point, base, float(draws.min()), float(base_draws.min())) <= 1e-9 * max(point, base, 1e-9):
-        return None, None
-    ratio = point / base
-    factor = math.exp(NORMAL_95 * float((draws / base_draws).log().std()))
-    return ratio, [ratio / factor, ratio * factor]
+        return None, 0.0
+    return point / base, float((draws / base_draws).log().std())

@@ -28,15 +28,22 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> list[float] | None
         numerator: a, one sum per cluster, ``(n,)``.
         denominator: b, ``(n,)``, not all zero.
     """
-    a, b = numerator.double(), denominator.double()
-    n = len(a)
+    n = len(numerator)
     if n < 2:
         return None
+    estimate, error = ratio_error(numerator, denominator)
+    reach = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
+    return [estimate - reach, estimate + reach]
+
+
+def ratio_error(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
+    """Return ``D = sum a_i / sum b_i`` over at least two clusters and its standard error; see `ratio_interval`."""
+    a, b = numerator.double(), denominator.double()
+    n = len(a)
     estimate = a.sum() / b.sum()
     residuals = a - estimate * b
     error = math.sqrt(n / (n - 1) * float(residuals.square().sum())) / abs(float(b.sum()))
-    reach = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
-    return [float(estimate) - reach, float(estimate) + reach]
+    return float(estimate), error
 
 
 def median_interval(values: Sequence[float]) -> tuple[list[float], float]:

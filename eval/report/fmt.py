@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MISSING = "–"
@@ -74,6 +74,6 @@ def times(value: float | None) -> str:
     return f"{value:.2f}×" if value < 10 else f"{number(value)}×"
 
 
-def span(interval: Sequence[float] | None) -> str:
+def span(interval: Sequence[float] | None, show: Callable[[float], str] = number) -> str:
     """Format an interval: ``11.1 to 13.6``."""
-    return f"{number(interval[0])} to {number(interval[1])}" if interval else ""
+    return f"{show(interval[0])} to {show(interval[1])}" if interval else ""

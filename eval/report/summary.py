@@ -68,7 +68,16 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     elif (alike := run.metric(run.final, "ssim")) is not None:
         before = [f"{name} {fmt.number(run.metric(name, 'ssim'))}" for name in run.subjects[1:-1]]
         found.append(("SSIM", fmt.number(alike), "; ".join([f"to {run.reference}", *before])))
+    pixels, features = pair(run, run.final)
+    if pixels is not None and features is not None:
+        both = " | ".join(fmt.percent(share, 0 if share >= 0.1 else 1) for share in (pixels, features))
+        found.append(("pixels | features", both, f"from {run.reference}; unrelated 100{fmt.THIN}%"))
     return found
+
+
+def pair(run: RunData, subject: str) -> tuple[float | None, float | None]:
+    """Return how far a subject's samples are from the reference's of the same noise, in pixels and in features."""
+    return run.metric(subject, "pair_pixels"), run.metric(subject, "pair_features")
 
 
 def _from_to(run: RunData, key: str, show: Callable[[float], str]) -> str:
@@ -91,7 +100,7 @@ def headline(run: RunData) -> str:
 
 def verdict(run: RunData) -> list[str]:
     """Return the verdict as sentences with numbers and intervals."""
-    return [sentence for sentence in (_size(run), _speed(run), *_quality(run)) if sentence]
+    return [sentence for sentence in (_size(run), _speed(run), *_quality(run), _pair(run)) if sentence]
 
 
 def _size(run: RunData) -> str:
@@ -148,6 +157,24 @@ def _consistency(run: RunData) -> list[str]:
     ]
 
 
+def _pair(run: RunData) -> str:
+    """Say how far the samples moved in pixels and in what they show."""
+
+    def said(key: str) -> str:
+        bounds = run.metric(run.final, f"{key}_ci95")
+        return fmt.percent(run.metric(run.final, key)) + (
+            f" ({fmt.span(bounds, fmt.percent)})" if bounds else ""
+        )
+
+    if None in pair(run, run.final):
+        return ""
+    network = run.metric(run.final, "pair_network")
+    return (
+        f"From the same noise its samples are, of the distance between two unrelated ones of {run.reference}, "
+        f"{said('pair_pixels')} away in pixels and {said('pair_features')} in {network} features."
+    )
+
+
 def _resolved(run: RunData) -> str:
     """Tell whether final subject and reference differ, by the paired interval of their ratio."""
     ratio = run.metric(run.final, "frechet_ratio_ci95")
@@ -157,6 +184,8 @@ def _resolved(run: RunData) -> str:
         judged = "too few samples for these features to tell the two apart"
     elif ratio[0] <= 1 <= ratio[1]:
         judged = "this run does not tell the two apart"
+        if share := run.metric(run.final, "frechet_detectable"):
+            judged += f", and would have told {fmt.percent(share, 0)} apart"
     else:
         judged = f"{'worse' if ratio[0] > 1 else 'better'} by more than chance"
     return f" (95{fmt.THIN}% {fmt.span(ratio)}): {judged}"

@@ -448,7 +448,7 @@ class Evaluate(Section):
         256, "Held-out images, at most, on which the denoising error is measured.", at_least(1)
     )
     metrics: list[str] = knob(
-        ["fid", "kid", "consistency", "denoising", "cost", "latency"],
+        ["fid", "kid", "pairs", "consistency", "denoising", "cost", "latency"],
         "Names of metrics; ``sinkprune ls metrics`` lists them.",
     )
     latency: Latency = knob(Latency, "How latency is measured.")

@@ -36,6 +36,8 @@ FIGURES = {
     "frechet": "Fréchet distance",
     "kernel": "kernel distance",
     "excess_error": "excess error against the dense model",
+    "pair_pixels": "distance of pixels to the dense model, same noise, over that of unrelated samples",
+    "pair_features": "distance of features to the dense model, same noise, over that of unrelated samples",
     "ssim": "SSIM to the dense model, same noise",
     "mse": "mean squared error to the dense model, same noise",
     "spectral_error": "spectral error to the dense model, same noise",

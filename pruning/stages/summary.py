@@ -10,7 +10,7 @@ from pruning.files import read_json, write_json
 from pruning.stages.folder import RunFolder
 
 SUMMARY = "summary.json"
-CONSISTENCY = ("ssim", "mse", "waveform_error", "spectral_error")
+CONSISTENCY = ("ssim", "mse", "waveform_error", "spectral_error", "pair_pixels", "pair_features")
 """What is measured between the samples of a slim model and those of the dense one; which, says the medium."""
 
 
@@ -43,6 +43,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
         "frechet_name": dense.get("frechet_name"),
         **{f"frechet_{name}_ci95": interval(found, "frechet") for name, found in metrics.items()},
         "frechet_ratio_ci95": interval(final, "frechet_ratio"),
+        "frechet_detectable": final.get("frechet_detectable"),
         "latency_speedup_ci95": interval(final, "speedup_call"),
         "sampling_speedup": final.get("speedup_sampling"),
         "sampling_speedup_ci95": interval(final, "speedup_sampling"),

@@ -22,6 +22,7 @@ from eval.report.sections import (
     denoising,
     heads,
     measured,
+    power,
     recovery,
     results,
     samples,
@@ -29,7 +30,7 @@ from eval.report.sections import (
     smaller_forms,
 )
 from eval.report.sites import Site, read_sites
-from eval.report.summary import headline, verdict
+from eval.report.summary import headline, summary, verdict
 from eval.report.warnings import warnings
 from tests.fixtures import report_runs
 from tests.fixtures.report_runs import build
@@ -98,6 +99,7 @@ def test_one_run_shows_every_section(digits: Path, tmp_path: Path) -> None:
         "Where the cuts fell",
         "Recovery",
         "Denoising error by timestep",
+        "What this run could tell apart",
         "Attention sinks",
         "Attention heads",
         "How it was measured",
@@ -681,3 +683,32 @@ def test_losses_are_called_held_out_only_if_the_images_were(
     assert shown is not None
     assert f"lost, {where}" in shown.body
     assert ("by which ranks, but not directions" in shown.body) is held_out
+
+
+def test_a_pixel_measure_and_a_semantic_one_stand_side_by_side(digits: Path) -> None:
+    run = load_run(digits)
+    assert "<dt>pixels | features</dt><dd>21 % | 5.4 %<small>" in summary(run).replace(fmt.THIN, " ")
+    text = verdict(run)[-1].replace(fmt.THIN, " ")
+    assert "20.6 % (19.9 % to 21.4 %) away in pixels and 5.4 % (5.2 % to 5.7 %) in digits-classifier" in text
+
+
+def test_what_the_run_could_tell_apart(digits: Path) -> None:
+    shown = power.section(load_run(digits))
+    assert shown is not None
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", shown.body)
+    cells = {name: re.findall("<td>(.*?)</td>", row.replace(fmt.THIN, " ")) for name, row in rows}
+    assert cells["Fréchet distance on digits-classifier features"] == [
+        "1,000",
+        "± 7.1 %",
+        "+21.7 %",
+        "50,410",
+    ]
+    assert cells["Excess error"] == ["256", "± 4.3 %", "–", "4,733"]
+
+
+def test_a_run_that_tells_nothing_apart_says_what_it_could_have(tmp_path: Path) -> None:
+    dense = {"frechet": 10.0, "frechet_ci95": [6.0, 14.0]}
+    pruned = {"frechet": 11.0, "frechet_ci95": [7.0, 15.0], "frechet_ratio_ci95": [0.9, 1.3]}
+    metrics = {"dense": dense, "pruned": pruned | {"frechet_detectable": 0.31}}
+    said = verdict(load_run(edited(tmp_path, {"metrics": metrics})))[0].replace(fmt.THIN, " ")
+    assert said.endswith("this run does not tell the two apart, and would have told 31 % apart.")

@@ -68,7 +68,7 @@ class ToFloat(nn.Module):
         return images.float()
 
 
-ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency"]
+ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency", "pairs", "precision_recall"]
 
 
 def test_metrics_are_found_by_file_name(tmp_path) -> None:
@@ -124,7 +124,7 @@ def test_several_workers_show_what_one_does() -> None:
     assert measure_all(replace(context, workers=3), metrics) == measure_all(context, metrics)
 
 
-APART = ["consistency", "cost", "denoising", "fid", "kid"]
+APART = ["consistency", "cost", "denoising", "fid", "kid", "pairs", "precision_recall"]
 """Metrics that are computed from what each subject shows alone."""
 
 

@@ -64,6 +64,19 @@ def notes(run: RunData) -> Iterator[str]:
             "Kernel distance: unbiased polynomial-kernel MMD² on the same features, mean ± standard deviation over "
             "subsets. It may be slightly negative. The ± is the spread of subsets, not a confidence interval."
         )
+    if run.metric(final, "precision") is not None:
+        yield (
+            "Precision and recall: shares of generated images within the third nearest neighbour of a real one, and of "
+            "real images within that of a generated one (Kynkäänniemi et al. 2019). Density and coverage: the same "
+            "question with five neighbours, which outliers do not inflate (Naeem et al. 2020). They depend on the "
+            "number of images of either set."
+        )
+    if run.metric(final, "pair_pixels") is not None:
+        yield (
+            f"Pixels' and features' distance: mean squared distance to the {dense} model's sample of the same noise, "
+            f"over that between two unrelated samples of {dense}. Features that moved less than pixels mean that "
+            "pictures show much the same, drawn otherwise."
+        )
     if run.metric(final, "ssim") is not None:
         yield (
             f"SSIM and MSE compare each image with the {dense} model's from the same noise. They measure "

@@ -14,6 +14,7 @@ PLACE = 10
 OWN_ROWS = (
     *("params", "macs", "file", "weight_bytes", "peak_memory", "speedup"),
     *("frechet", "kernel", "ssim", "mse", "waveform_error", "spectral_error", "denoising", "excess_error"),
+    *("precision", "recall", "density", "coverage", "pair"),
 )
 """How the names of metrics begin that have a row, or a place in one; every other number gets a row of its own."""
 
@@ -69,6 +70,7 @@ def section(run: RunData) -> Section | None:
 def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
     """Return the measured rows under their headings: what it is, which way is better, and one cell per subject."""
     dense, small = run.reference, "lower is closer"
+    unrelated = f"100{fmt.THIN}% is an unrelated sample"
     blocks: dict[str, list[tuple[str, str, Show]]] = {
         "Size": [
             ("Parameters", "", value("params", fmt.quantity, ratio=True)),
@@ -83,6 +85,20 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
         "Quality": [
             (run.frechet_name, "lower is better", frechet),
             ("Kernel distance", "lower is better", kernel),
+            ("Precision", "share that looks real", value("precision", ratio=True)),
+            ("Recall", "share of the real that is covered", value("recall", ratio=True)),
+            ("Density", "higher is better", value("density", ratio=True)),
+            ("Coverage", "higher is better", value("coverage", ratio=True)),
+            (
+                f"Pixels' distance to {dense}, same noise",
+                unrelated,
+                value("pair_pixels", fmt.percent, apart=True),
+            ),
+            (
+                f"Features' distance to {dense}, same noise",
+                unrelated,
+                value("pair_features", fmt.percent, apart=True),
+            ),
             (f"SSIM to {dense}, same noise", "higher is closer", value("ssim", apart=True)),
             (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
             (f"Waveform error to {dense}, same noise", small, value("waveform_error", apart=True)),
@@ -113,7 +129,7 @@ def value(
         if number is None or (apart and subject == run.reference):
             return Cell()
         interval = run.metric(subject, f"{key.removesuffix('_mean')}_ci95")
-        detail = (f"95{fmt.THIN}% {fmt.span(interval)}",) if interval else ()
+        detail = (f"95{fmt.THIN}% {fmt.span(interval, show)}",) if interval else ()
         beside = run.ratio(subject, key) if ratio and subject != run.reference else None
         return Cell(show(number), detail, "" if beside is None else fmt.times(beside))
 
