@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eval.features import FeatureExtractor
 from eval.observation import Observation, Seen
 from eval.types import DATA, Context
 
@@ -19,30 +20,39 @@ NEEDS_DATA = ("real", "features")
 
 def observe(context: Context, name: str, seen: Seen) -> Observation:
     """Extract the features of a subject's images, or of the real ones for the data."""
+    assert context.features is not None
+    return observe_with(context.features(), context, name, seen)
+
+
+def observe_with(extractor: FeatureExtractor, context: Context, name: str, seen: Seen) -> Observation:
+    """Extract features of one network: those of a subject's images, or of the real ones for the data."""
     place = "real images" if name == DATA else f"subject {name!r}"
     if name == DATA:
         assert context.real is not None
         images = context.real()
     else:
         images = seen["samples"].tensors["samples"]
-    assert context.features is not None
-    extractor = context.features()
     features = extractor.extract(images, batch_size=context.batch_size, place=place)
     return Observation({"features": features}, extractor.facts)
 
 
 def features_of(
-    context: Context, seen: Mapping[str, Seen]
+    context: Context, seen: Mapping[str, Seen], what: str = "image_features"
 ) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Any]]:
     """Return the features of the real images ``(M, d)``, those of every subject ``(N, d)``, and the network's facts.
+
+    Args:
+        context: Names the subjects.
+        seen: What they and the data showed.
+        what: Name of the observation.
 
     Raises:
         ValueError: If they are not of one network and one number of images, which only old observations can be.
     """
-    real = seen[DATA]["image_features"]
+    real = seen[DATA][what]
     generated = {}
     for name in context.subjects:
-        found = seen[name]["image_features"]
+        found = seen[name][what]
         if found.facts != real.facts:
             raise ValueError(
                 f"subject {name!r} was observed with the features {dict(found.facts)}, the real images with "

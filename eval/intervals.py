@@ -13,6 +13,11 @@ LEVEL = 0.95
 NORMAL_95 = 1.959963984540054
 
 
+def around(value: float, error: float) -> list[float]:
+    """Return the normal interval of a value with that standard error."""
+    return [value - NORMAL_95 * error, value + NORMAL_95 * error]
+
+
 def mean_interval(values: Tensor) -> list[float] | None:
     """Return the t interval of a mean over independent values ``(n,)``; None for fewer than two."""
     return ratio_interval(values, torch.ones_like(values))

@@ -7,17 +7,20 @@ Unbiased at every N, so the one to read where there are few images; it may fall 
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eval.fid import Precomputed, check_pair
+from eval.fid import check_pair
 from eval.image_features import features_of
+from eval.intervals import around
 from eval.media import IMAGE
+from eval.mmd import Parts, parts, standard_error
 from eval.observation import Seen
+from eval.power import power_of_difference
 from eval.types import Context
 
 READS = ("samples", "image_features")
@@ -31,7 +34,7 @@ SUBSET_SIZE = 1000
 def kernel_distance(
     real: Tensor, generated: Tensor, *, subsets: int = SUBSETS, subset_size: int | None = None, seed: int = 0
 ) -> tuple[float, float, int]:
-    """Return the kernel distance of two sets of features, ``(M, d)`` and ``(N, d)``, by torchmetrics in float64.
+    """Return the kernel distance of two sets of features, ``(M, d)`` and ``(N, d)``, in float64.
 
     Args:
         real: Features of real images.
@@ -47,41 +50,72 @@ def kernel_distance(
     Raises:
         ValueError: If the sets are too small for the subset size, or their widths differ.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
     check_pair(real, generated)
+    size = _size_of(real, generated, subset_size)
+    found = subset_distances(real, generated, subsets=subsets, subset_size=size, seed=seed)
+    return float(found.mean()), float(found.std(unbiased=False)), size
+
+
+def subset_distances(
+    real: Tensor, generated: Tensor, *, subsets: int = SUBSETS, subset_size: int, seed: int = 0
+) -> Tensor:
+    """Return the kernel distance of random subsets, float64 ``(subsets,)``; only their rows are held in float64.
+
+    Equal seeds and numbers of rows draw equal rows, so that subjects can be paired.
+    """
+    from torchmetrics.image.kid import poly_mmd
+
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(subsets):
+        ours, theirs = (
+            features[torch.randperm(len(features), generator=generator)[:subset_size]].double()
+            for features in (real, generated)
+        )
+        found.append(poly_mmd(ours, theirs))
+    return torch.stack(found)
+
+
+def _size_of(real: Tensor, generated: Tensor, asked: int | None) -> int:
+    """Return the rows of a subset; a size that does not fit is a ValueError."""
     fewest = min(len(real), len(generated))
-    size = min(SUBSET_SIZE, fewest // 2) if subset_size is None else subset_size
+    size = min(SUBSET_SIZE, fewest // 2) if asked is None else asked
     if size < 2 or size > fewest:
         raise ValueError(
             f"kernel distance: subset size {size} does not fit {len(real)} real and {len(generated)} generated images; "
             f"it must be from 2 to the smaller number (at least {MIN_IMAGES} images where the size is left to us)"
         )
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it says that it keeps all features
-        metric = KernelInceptionDistance(
-            feature=Precomputed(real.shape[1]),
-            subsets=subsets,
-            subset_size=size,
-            sync_on_compute=False,
-            distributed_available_fn=lambda: False,
-        )
-    metric.update(real.double(), real=True)
-    metric.update(generated.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mean, std = metric.compute()
-    return float(mean), float(std), size
+    return size
+
+
+def cubic(rows: Tensor, others: Tensor) -> Tensor:
+    """Return ``(x . y / d + 1)^3`` of all pairs of rows."""
+    return (rows @ others.T / rows.shape[1] + 1) ** 3
 
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
-    """Return for every subject the kernel distance to the real images."""
+    """Return for every subject the kernel distance to the real images, and its paired difference to the reference.
+
+    Intervals are ± 1.96 standard errors over the generated images (`eval.mmd`) and over the draw of the subsets.
+    """
     real, generated, facts = features_of(context, seen)
+    base: tuple[Tensor, Parts] | None = None
     results = {}
     for name, features in generated.items():
-        mean, std, size = kernel_distance(real, features, seed=context.seed)
+        size = _size_of(real, features, None)
+        found = subset_distances(real, features, subset_size=size, seed=context.seed)
+        owed = parts(cubic, real, features)
+        base = base or (found, owed)  # the reference is the first
+        mean, apart = float(found.mean()), found - base[0]
+        error = math.hypot(standard_error(owed), float(found.std()) / math.sqrt(SUBSETS))
+        paired = math.hypot(standard_error(owed, base[1]), float(apart.std()) / math.sqrt(SUBSETS))
         results[name] = {
             "kernel": mean,
-            "kernel_std": std,
+            "kernel_ci95": around(mean, error),
+            "kernel_difference": float(apart.mean()),
+            "kernel_difference_ci95": around(float(apart.mean()), paired),
+            **power_of_difference("kernel", paired, float(base[0].mean()), len(features)),
+            "kernel_std": float(found.std(unbiased=False)),
             "kernel_name": facts["kernel_name"],
             "kernel_subsets": SUBSETS,
             "kernel_subset_size": size,

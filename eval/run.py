@@ -7,8 +7,9 @@ showed before, and ``NEEDS`` names what the context and the subject must have (`
 is a file with a function ``compute(context, seen)``; ``seen`` holds what every subject and the data showed. It says in
 ``READS`` which observations of each subject it is computed from, in ``READS_DATA`` which of the data, and in
 ``MIN_IMAGES`` how many images it takes at least, and in ``MEDIA`` which of images, videos and sounds it judges, if not
-all (`eval.media`). An observation for one metric alone is a function in the metric's own
-file. A metric that runs the subjects side by side reads none, and its own ``NEEDS`` say what for.
+all (`eval.media`), and in ``NEEDS_TO_COMPUTE`` what ``compute`` itself needs of the context. A need ``networks.<name>``
+is one of the networks in the context. An observation for one metric alone is a function in the metric's own file. A
+metric that runs the subjects side by side reads none, and its own ``NEEDS`` say what for.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from eval.observation import Observation, Seen
 from eval.types import DATA, Context, Subject
 
 SUBJECT = ""  # any name that is not `DATA`
+TO_COMPUTE = "NEEDS_TO_COMPUTE"
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -43,7 +45,14 @@ def needs_of(metrics: Sequence[str]) -> set[str]:
     """Return what the metrics need of the context and the subjects, e.g. ``features``."""
     check_metrics(metrics)
     looks = [(name, what) for metric in metrics for name in (SUBJECT, DATA) for what in _looks(metric, name)]
-    return {need for name, what in looks for need in _declared(what, "NEEDS", name)}
+    found = {need for name, what in looks for need in _declared(what, "NEEDS", name)}
+    return found | {need for metric in metrics for need in _declared(metric, TO_COMPUTE, SUBJECT)}
+
+
+def networks_of(metrics: Sequence[str]) -> list[str]:
+    """Return the networks that the metrics name for themselves, in order (`eval.networks`)."""
+    needs = (need.partition(".") for need in needs_of(metrics))
+    return sorted(name for kind, _, name in needs if kind == "networks")
 
 
 def _module(name: str) -> Any:
@@ -98,17 +107,27 @@ def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
 def _check_needs(context: Context, metric: str, what: str, name: str) -> None:
     """Raise ValueError unless `what` can look at a subject, or at the data, for `metric`."""
     subject = context.subjects.get(name, Subject())  # of the data nothing is needed
+    _check_context(context, metric, _declared(what, "NEEDS", name))
     for need in _declared(what, "NEEDS", name):
-        if need in Context.__dataclass_fields__:
-            if getattr(context, need) is None:
-                raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
-        elif getattr(subject, need) is None:
+        if need in Context.__dataclass_fields__ or "." in need:
+            continue
+        if getattr(subject, need) is None:
             raise ValueError(f"metric {metric!r} needs Subject.{need}; subject {name!r} has none")
     if subject.model is not None and subject.model.training:
         raise ValueError(
             f"subject {name!r}: the model is in training mode, so dropout would change metric {metric!r}; "
             "call model.eval()"
         )
+
+
+def _check_context(context: Context, metric: str, needs: Sequence[str]) -> None:
+    """Raise ValueError unless the context has what a metric needs of it."""
+    for need in needs:
+        kind, _, name = need.partition(".")
+        if name and name not in context.networks:
+            raise ValueError(f"metric {metric!r} needs the network {name!r}; give Context.networks[{name!r}]")
+        if not name and need in Context.__dataclass_fields__ and getattr(context, kind) is None:
+            raise ValueError(f"metric {metric!r} needs Context.{need}, which is None; give it")
 
 
 def measure_all(
@@ -128,6 +147,7 @@ def measure_all(
     check_metrics(metrics)
     found = {name: dict((seen or {}).get(name, {})) for name in (DATA, *context.subjects)}
     for metric in metrics:
+        _check_context(context, metric, _declared(metric, TO_COMPUTE, SUBJECT))
         for name, known in found.items():
             for what in _looks(metric, name):
                 if what not in known:

@@ -6,8 +6,8 @@ sample ids are int64 ``(B,)``. Everything random is seeded by sample id, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -86,6 +86,8 @@ class Context:
         noised: Returns noised held-out batches with the attributes of `Noised`; called once for each subject.
         call: Returns plausible call arguments for a batch size, on the subjects' device.
         features: Returns the feature extractor; called once for each subject and for the data.
+        networks: Further networks, which metrics name for themselves, by name (`eval.networks`); each returns it.
+        prompts: Maps sample ids ``(B,)`` to the texts that these samples are made from.
         num_samples: Samples to draw from every subject, ids ``0 .. num_samples - 1``.
         batch_size: Images to sample, or to extract features from, at once.
         workers: Batches to sample or to predict side by side, each on one CPU thread (`eval.workers`). With more than
@@ -103,6 +105,8 @@ class Context:
     noised: Callable[[], Iterable[Any]] | None = None
     call: Callable[[int], Mapping[str, Any]] | None = None
     features: Callable[[], FeatureExtractor] | None = None
+    networks: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    prompts: Callable[[Tensor], Sequence[str]] | None = None
     num_samples: int = 1000
     batch_size: int = 64
     workers: int = 1

@@ -20,6 +20,7 @@ from pruning.settings.sections import Evaluate as Evaluate
 from pruning.settings.sections import Export as Export
 from pruning.settings.sections import Limit as Limit
 from pruning.settings.sections import Model as Model
+from pruning.settings.sections import Networks as Networks
 from pruning.settings.sections import Prune as Prune
 from pruning.settings.sections import Recover as Recover
 from pruning.settings.sections import Score as Score

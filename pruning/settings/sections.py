@@ -20,6 +20,7 @@ MAX_WARMUP = 50
 
 _SINK_WEIGHT = within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them")
 _PIPELINE_SAYS = "what ``pipeline`` says, else the default of the model's own pipeline"
+_NAMED = matches(r"\s*\S.*", "is empty; name a folder or a hub id")
 _REMAINS = within("(0, 1]", "it is the fraction that remains")
 
 
@@ -419,6 +420,36 @@ class Latency(Section):
 
 
 @section
+class Networks(Section):
+    """The networks that metrics name for themselves; each is fetched when a metric needs it."""
+
+    dinov2: str = knob(
+        "facebook/dinov2-large",
+        "DINOv2 of ``fd_dinov2``: a hub id or a local folder of transformers; only the default is called FD-DINOv2.",
+        _NAMED,
+    )
+    cmmd: str = knob(
+        "openai/clip-vit-large-patch14-336",
+        "CLIP of ``cmmd``: a hub id or a local folder of transformers; only the default is called CMMD.",
+        _NAMED,
+    )
+    clip: str = knob(
+        "openai/clip-vit-large-patch14",
+        "CLIP of ``clip_score``: a hub id or a local folder of transformers with its processor and tokenizer.",
+        _NAMED,
+    )
+    lpips: str = knob(
+        "alex",
+        "Network of ``lpips``: ``alex``, ``vgg`` or ``squeeze`` (downloaded), or one of them with a file of its "
+        "torchvision weights, ``alex:/path/to/alexnet-owt-7be5be79.pth``.",
+        matches(
+            r"(alex|vgg|squeeze)(:.+)?",
+            "is none of alex, vgg, squeeze, alex:<file>, vgg:<file>, squeeze:<file>",
+        ),
+    )
+
+
+@section
 class Evaluate(Section):
     """What is measured on dense, pruned and recovered."""
 
@@ -441,6 +472,7 @@ class Evaluate(Section):
         "``inception`` (downloaded), or ``inception:<file>`` with its weights; null takes the digits "
         "classifier for the digits and ``inception`` for all other data.",
     )
+    networks: Networks = knob(Networks, "Networks that metrics name for themselves.")
     num_real: int | None = knob(
         None, "Held-out images that the distances compare with; null takes all.", at_least(2)
     )

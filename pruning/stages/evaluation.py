@@ -14,7 +14,8 @@ from torch import Tensor
 from eval.cost import saved_bytes
 from eval.features import load_features
 from eval.media import medium_of, pictures
-from eval.run import measure_all
+from eval.networks import load_network
+from eval.run import measure_all, networks_of
 from eval.types import Context, LatencyOptions, Subject
 from pruning.calibration.driver import prediction
 from pruning.data import NoisedBatches
@@ -22,7 +23,14 @@ from pruning.errors import PruningError
 from pruning.files import write_json
 from pruning.models import first_answer, resolve_source
 from pruning.sampling import PixelPipeline, to_uint8
-from pruning.stages.observing import LOOKED_AT, Seen, features_identity, observe
+from pruning.stages.observing import (
+    LOOKED_AT,
+    NETWORKS,
+    Seen,
+    features_identity,
+    network_identity,
+    observe,
+)
 from pruning.stages.run import METRICS, Run
 from pruning.stages.sampling import labels_of, sampler
 from pruning.stages.showing import example, is_recorded, shown
@@ -35,6 +43,12 @@ SHOWN_SAMPLES = 32
 FIGURES = {
     "frechet": "Fréchet distance",
     "kernel": "kernel distance",
+    "fd_dinov2": "Fréchet distance on DINOv2 features",
+    "cmmd": "discrepancy of CLIP embeddings",
+    "clip_score": "CLIP score",
+    "precision": "precision",
+    "recall": "recall",
+    "lpips": "LPIPS to the dense model, same noise",
     "excess_error": "excess error against the dense model",
     "pair_pixels": "distance of pixels to the dense model, same noise, over that of unrelated samples",
     "pair_features": "distance of features to the dense model, same noise, over that of unrelated samples",
@@ -51,8 +65,13 @@ FIGURES = {
 
 
 def circumstances(run: Run) -> dict[str, Any]:
-    """Return the feature network that is meant, with null resolved, and the device, on which latency depends."""
-    return {"evaluate.features": features_identity(run), "device": run.device_name}
+    """Return the networks that are meant, with null resolved, and the device, on which latency depends."""
+    section = run.recipe.evaluate
+    networks = {
+        f"{NETWORKS}{name}": network_identity(run, getattr(section.networks, name))
+        for name in networks_of(section.metrics)
+    }
+    return {"evaluate.features": features_identity(run), **networks, "device": run.device_name}
 
 
 @partial(
@@ -104,6 +123,8 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         noised=noised,
         call=lambda batch: example(run, batch),
         features=cache(partial(load_features, resolve_source(run.recipe.features), run.device)),
+        networks={name: cache(partial(_network, run, name)) for name in networks_of(section.metrics)},
+        prompts=lambda ids: [run.inputs(split, 1, skip=int(i))[0].get("prompt", "") for i in ids],
         num_samples=section.num_samples,
         batch_size=section.batch_size,
         workers=torch.get_num_threads() if side_by_side else 1,
@@ -116,6 +137,11 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
         seed=run.recipe.seed,
         progress=run.bars,
     )
+
+
+def _network(run: Run, name: str) -> Any:
+    """Return a network that a metric names for itself."""
+    return load_network(name, resolve_source(getattr(run.recipe.evaluate.networks, name)), run.device)
 
 
 def _noised(run: Run, split: str, most: int) -> NoisedBatches:

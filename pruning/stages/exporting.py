@@ -99,7 +99,7 @@ def _base_folder(run: Run) -> Path | None:
 
 def _measurements(found: Mapping[str, Any]) -> dict[str, Measurement]:
     """Return what was measured of a model as far as a card has room for it, under names that a reader knows."""
-    names = {**FIGURES, "frechet": found.get("frechet_name", FIGURES["frechet"])}
+    names = {key: found.get(f"{key}_name", name) for key, name in FIGURES.items()}
     shown: dict[str, Measurement] = {}
     for key, name in names.items():
         value, bounds = found.get(key), interval(found, key)

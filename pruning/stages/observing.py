@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from eval.observation import Observation
@@ -27,10 +28,17 @@ SAMPLED = (
 READS = {
     "samples": SAMPLED,
     "image_features": (*SAMPLED, "evaluate.num_real", "evaluate.features"),
+    "fd_dinov2": (*SAMPLED, "evaluate.num_real", "evaluate.networks.dinov2"),
+    "cmmd": (*SAMPLED, "evaluate.num_real", "evaluate.networks.cmmd"),
+    "clip_score": (*SAMPLED, "evaluate.networks.clip"),
     "denoising": (*RECORDED, "data", "calibrate.provider", "evaluate.denoising_samples"),
     "cost": ("model.dtype", "export.dtype"),
 }
 """Keys that an observation depends on; one that is not named here depends on all that are `LOOKED_AT`."""
+
+NETWORKS = "evaluate.networks."
+WITH_A_FILE = r"^(inception|alex|vgg|squeeze):"
+"""How a network begins of which a file of weights is named."""
 
 LOOKED_AT = (*RECORDED, "data", "calibrate.provider", "export.dtype", "evaluate")
 
@@ -60,6 +68,7 @@ def observation_key(run: Run, what: str, subject: str) -> Key:
     config = pick(run.recipe, READS.get(what, LOOKED_AT))
     if "evaluate.features" in config:
         config["evaluate.features"] = features_identity(run)
+    config |= {key: network_identity(run, config[key]) for key in config if key.startswith(NETWORKS)}
     if what == "cost":  # its peak memory is that of a device
         config["device"] = run.device.type
         if shows_recorded_example(run):
@@ -69,7 +78,11 @@ def observation_key(run: Run, what: str, subject: str) -> Key:
 
 def features_identity(run: Run) -> list[str]:
     """Return the name of the feature network, and the hashes of its files where they are here."""
-    spec = run.recipe.features
-    place = expanded(resolve_source(spec.removeprefix("inception:")))
+    return network_identity(run, run.recipe.features)
+
+
+def network_identity(run: Run, spec: str) -> list[str]:
+    """Return a network as the recipe names it, and the hashes of its files where they are here."""
+    place = expanded(resolve_source(re.sub(WITH_A_FILE, "", spec)))
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     return [spec, *(run.workspace.file_hashes.of(path) for path in files if path.is_file())]

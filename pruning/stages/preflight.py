@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from eval.features import inception_is_here, load_features
-from eval.run import check_metrics, fewest_images
+from eval.networks import check_network, load_network
+from eval.run import check_metrics, fewest_images, networks_of
 from eval.run import needs_of as metric_needs
 from pruning.calibration import find
 from pruning.calibration.attention.sites import is_attention
@@ -21,6 +23,7 @@ from pruning.data.prompts import check_text, place_of
 from pruning.errors import PruningError, named
 from pruning.importance import check_kinds, needs_of
 from pruning.models import (
+    call_parameters,
     is_known,
     num_classes,
     pixels_per_latent,
@@ -130,14 +133,50 @@ def check_metric_names(run: Run) -> None:
 
 def check_local_features(run: Run) -> None:
     """Check the feature network as far as it needs no download."""
+    check_prompts(run)
+    for name, spec in _networks(run).items():
+        if Path(resolve_source(spec.partition(":")[2] or spec)).expanduser().exists():
+            _check_network(name, spec)
+        else:
+            logger.info("evaluate.networks.%s: %s will be fetched when the run starts", name, spec)
     if run.recipe.features != "inception":
-        check_features(run)
+        _check_feature_network(run)
     elif "features" in metric_needs(run.recipe.evaluate.metrics) and not inception_is_here():
         logger.info("evaluate.features: the weights of Inception will be downloaded when the run starts")
 
 
 def check_features(run: Run) -> None:
-    """Load the feature network, downloading it if need be, and show it one image of as many channels as the model's."""
+    """Load all networks of the metrics, downloading them if need be, and show each an image."""
+    check_prompts(run)
+    for name, spec in _networks(run).items():
+        _check_network(name, spec)
+    _check_feature_network(run)
+
+
+def check_prompts(run: Run) -> None:
+    """Check that there are prompts where a metric compares images with them."""
+    metrics = run.recipe.evaluate.metrics
+    if "prompts" in metric_needs(metrics) and "prompt" not in call_parameters(run.pipeline_class):
+        first = next(name for name in metrics if "prompts" in metric_needs([name]))
+        raise PruningError(
+            f"evaluate.metrics: {first!r} compares images with their prompts, and {run.pipeline_class.__name__} takes "
+            "none; leave it out"
+        )
+
+
+def _networks(run: Run) -> dict[str, str]:
+    """Return the networks that the metrics name for themselves, as the recipe gives them."""
+    section = run.recipe.evaluate
+    return {name: getattr(section.networks, name) for name in networks_of(section.metrics)}
+
+
+def _check_network(name: str, spec: str) -> None:
+    with named(f"evaluate.networks.{name}"):
+        check_network(load_network(name, resolve_source(spec)))
+
+
+def _check_feature_network(run: Run) -> None:
+    """Load the feature network and show it one image of as many channels as the model's."""
     recipe = run.recipe
     if "features" not in metric_needs(recipe.evaluate.metrics):
         return

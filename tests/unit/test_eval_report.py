@@ -391,10 +391,10 @@ def test_data_of_another_version_is_told_apart(tmp_path: Path, content: str, fou
 
 def test_an_unknown_metric_gets_a_row(tmp_path: Path) -> None:
     run = load_run(
-        edited(tmp_path, {"metrics": {"dense": {"clip_score": 0.31, "frechet_width": 64}, "pruned": {}}})
+        edited(tmp_path, {"metrics": {"dense": {"edge_sharpness": 0.31, "frechet_width": 64}, "pruned": {}}})
     )
     assert [(title, [row[0] for row in rows]) for title, rows in results.results(run).items()] == [
-        ("Other", ["clip score"])
+        ("Other", ["edge sharpness"])
     ]
 
 

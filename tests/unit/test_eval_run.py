@@ -69,10 +69,11 @@ class ToFloat(nn.Module):
 
 
 ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency", "pairs", "precision_recall"]
+NETWORKED = ["clip_score", "cmmd", "fd_dinov2", "lpips"]
 
 
 def test_metrics_are_found_by_file_name(tmp_path) -> None:
-    assert list(available_metrics()) == ALL
+    assert list(available_metrics()) == sorted([*ALL, *NETWORKED])
     assert available_metrics()["latency"].startswith("Latency of one denoiser call")
     (tmp_path / "sharpness.py").write_text(
         '"""How sharp.\n\nMore."""\n\ndef compute(context, seen):\n    return {}\n'
@@ -223,7 +224,8 @@ def test_observations_that_do_not_belong_together() -> None:
 
 def test_an_unknown_metric_is_named_with_the_valid_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown metric 'fidd' \(did you mean 'fid'\?\); valid: consistency, cost"
+        ValueError,
+        match=r"unknown metric 'fidd' \(did you mean 'fid'\?\); valid: clip_score, cmmd, consistency, cost",
     ):
         check_metrics(["fid", "fidd"])
     for name in ("types", "run", "../fid", ""):

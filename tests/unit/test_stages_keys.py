@@ -27,7 +27,7 @@ BASE = ("score.criterion=sink", "prune.selection=block_by_block", "calibrate.sin
 """Settings under which every key matters: sinks are weighted, and blocks are measured again."""
 
 SHOWN = "first_pass calibrate prune"  # what the model is shown; `prune` measures block by block
-SEEN = "samples image_features"
+SEEN = "samples image_features fd_dinov2 cmmd clip_score"
 PRINTED = "export report"  # they print the whole recipe
 EVERYTHING = f"first_pass calibrate score plan prune recover evaluate {SEEN} denoising cost {PRINTED}"
 
@@ -103,7 +103,11 @@ TABLE: dict[str, tuple[Any, str]] = {
     "evaluate.sampler": (None, f"evaluate {SEEN}"),
     "evaluate.guidance_scale": (2.0, f"evaluate {SEEN}"),
     "evaluate.features": ("inception", "evaluate image_features"),
-    "evaluate.num_real": (99, "evaluate image_features"),
+    "evaluate.num_real": (99, "evaluate image_features fd_dinov2 cmmd"),
+    "evaluate.networks.dinov2": ("facebook/dinov2-small", "evaluate fd_dinov2"),
+    "evaluate.networks.cmmd": ("other/clip", "evaluate cmmd"),
+    "evaluate.networks.clip": ("other/clip", "evaluate clip_score"),
+    "evaluate.networks.lpips": ("vgg", "evaluate"),
     "evaluate.denoising_samples": (99, "evaluate denoising"),
     "evaluate.metrics": (["cost"], "evaluate"),
     "evaluate.latency.batch_size": (16, "evaluate"),
@@ -146,7 +150,7 @@ def keys(recipe: Recipe) -> dict[str, str]:
     run.result = lambda name: SimpleNamespace(output_hash=name)  # type: ignore[assignment, method-assign]
     found = {name: stage.key(run).id for name, stage in BY_NAME.items()}
     found["first_pass"] = first_pass_key(run, wanted(run)).id
-    for what in ("samples", "image_features", "denoising", "cost"):
+    for what in (*SEEN.split(), "denoising", "cost"):
         found[what] = observation_key(run, what, "subject").id
     return found
 

@@ -18,7 +18,7 @@ from eval.classifier import SmallClassifier, save_classifier
 from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
-from pruning.settings import Depth
+from pruning.settings import Depth, Networks
 from pruning.stages import placement, preflight, room, smaller_forms
 from pruning.stages.calibration import wanted
 from pruning.stages.caveats import caveats
@@ -148,6 +148,27 @@ def test_features_of_other_channels_are_refused_before_anything_runs(recipe, tmp
     caplog.clear()
     check(wrong, ["recover"])
     assert "classifier 'rgb' takes images" in caplog.text
+
+
+def test_networks_that_metrics_name_are_tried_before_anything_runs(recipe, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "nothing").mkdir()
+    wrong = change(recipe, evaluate__metrics=["fd_dinov2"])
+    wrong = change(wrong, evaluate__networks=Networks(dinov2=str(tmp_path / "nothing")))
+    with pytest.raises(PruningError, match=r"^evaluate\.networks\.dinov2: .*cannot be had as a Dinov2Model"):
+        check(wrong)
+    dry_run(Run(wrong))
+    assert "evaluate would stop at this: evaluate.networks.dinov2: " in caplog.text
+    caplog.clear()
+    dry_run(Run(change(recipe, evaluate__metrics=["lpips"])))
+    assert "evaluate.networks.lpips: alex will be fetched when the run starts" in caplog.text
+
+
+def test_a_score_of_prompts_is_refused_where_there_are_none(recipe):
+    with pytest.raises(
+        PruningError, match=r"^evaluate\.metrics: 'clip_score' compares images with their prompts"
+    ):
+        check(change(recipe, evaluate__metrics=["cost", "clip_score"]))
 
 
 def test_a_dry_run_looks_for_the_splits_of_data_that_are_here(recipe, caplog):

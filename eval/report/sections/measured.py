@@ -61,9 +61,25 @@ def notes(run: RunData) -> Iterator[str]:
     yield from _frechet_notes(run)
     if run.metric(final, "kernel") is not None:
         yield (
-            "Kernel distance: unbiased polynomial-kernel MMD² on the same features, mean ± standard deviation over "
-            "subsets. It may be slightly negative. The ± is the spread of subsets, not a confidence interval."
+            "Kernel distance: unbiased polynomial-kernel MMD² on the same features, mean over subsets. It may be "
+            "slightly negative."
+            + (
+                " Its interval is over the generated images and the draw of the subsets."
+                if run.metric(final, "kernel_ci95")
+                else " The ± is the spread of subsets, not a confidence interval."
+            )
         )
+    if (mode := run.metric(final, "fd_dinov2_mode")) is not None:
+        yield f"{run.metric(final, 'fd_dinov2_name')}: Fréchet distance on DINOv2's class token ({mode})."
+    if (mode := run.metric(final, "cmmd_mode")) is not None:
+        yield (
+            f"{run.metric(final, 'cmmd_name')}: 1,000 times the squared discrepancy of CLIP's image embeddings under a "
+            f"Gaussian kernel ({mode}); slightly above zero even for equal sets."
+        )
+    if (network := run.metric(final, "clip_score_network")) is not None:
+        yield f"CLIP score: 100 × the cosine of image and prompt, by {network}."
+    if (mode := run.metric(final, "lpips_mode")) is not None:
+        yield f"LPIPS: perceptual distance to the {dense} model's sample of the same noise; images {mode}."
     if run.metric(final, "precision") is not None:
         yield (
             "Precision and recall: shares of generated images within the third nearest neighbour of a real one, and of "

@@ -10,6 +10,9 @@ PLACE = 52
 SUFFIX = "_detectable"
 NAMES = {
     "kernel": "Kernel distance",
+    "fd_dinov2": "FD-DINOv2",
+    "cmmd": "CMMD",
+    "clip_score": "CLIP score",
     "precision": "Precision",
     "recall": "Recall",
     "density": "Density",
@@ -18,6 +21,7 @@ NAMES = {
 APART = {
     "pair_pixels": "Pixels' distance, same noise",
     "pair_features": "Features' distance, same noise",
+    "lpips": "LPIPS, same noise",
     "mse": "MSE, same noise",
     "waveform_error": "Waveform error, same noise",
     "spectral_error": "Spectral error, same noise",
@@ -51,7 +55,7 @@ def section(run: RunData) -> Section | None:
     keys = [key for key in named if run.metric(run.final, f"{key}{SUFFIX}") is not None]
     if not keys:
         return None
-    rows = [_row(run, key, named[key]) for key in keys]
+    rows = [_row(run, key, run.metric(run.final, f"{key}_name") or named[key]) for key in keys]
     body = BODY(
         rows=rows,
         final=run.final,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from eval.report import fmt
@@ -14,7 +15,7 @@ PLACE = 10
 OWN_ROWS = (
     *("params", "macs", "file", "weight_bytes", "peak_memory", "speedup"),
     *("frechet", "kernel", "ssim", "mse", "waveform_error", "spectral_error", "denoising", "excess_error"),
-    *("precision", "recall", "density", "coverage", "pair"),
+    *("precision", "recall", "density", "coverage", "pair", "fd_dinov2", "cmmd", "clip_score", "lpips"),
 )
 """How the names of metrics begin that have a row, or a place in one; every other number gets a row of its own."""
 
@@ -84,7 +85,10 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
         ],
         "Quality": [
             (run.frechet_name, "lower is better", frechet),
+            (_named(run, "fd_dinov2"), "lower is better", partial(frechet, key="fd_dinov2")),
             ("Kernel distance", "lower is better", kernel),
+            (_named(run, "cmmd"), "lower is better", value("cmmd")),
+            ("CLIP score", "higher is better", value("clip_score", ratio=True)),
             ("Precision", "share that looks real", value("precision", ratio=True)),
             ("Recall", "share of the real that is covered", value("recall", ratio=True)),
             ("Density", "higher is better", value("density", ratio=True)),
@@ -99,6 +103,7 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
                 unrelated,
                 value("pair_features", fmt.percent, apart=True),
             ),
+            (f"{_named(run, 'lpips')} to {dense}, same noise", small, value("lpips", apart=True)),
             (f"SSIM to {dense}, same noise", "higher is closer", value("ssim", apart=True)),
             (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
             (f"Waveform error to {dense}, same noise", small, value("waveform_error", apart=True)),
@@ -136,19 +141,24 @@ def value(
     return cell
 
 
-def frechet(run: RunData, subject: str) -> Cell:
-    """Return the Fréchet distance of a subject with its intervals."""
-    cell = value("frechet", ratio=True)(run, subject)
-    ratio = run.metric(subject, "frechet_ratio_ci95")
+def frechet(run: RunData, subject: str, key: str = "frechet") -> Cell:
+    """Return a Fréchet distance of a subject with its intervals."""
+    cell = value(key, ratio=True)(run, subject)
+    ratio = run.metric(subject, f"{key}_ratio_ci95")
     if not ratio or subject == run.reference:
         return cell
     return replace(cell, detail=(*cell.detail, f"ratio, 95{fmt.THIN}% {fmt.span(ratio)}"))
 
 
 def kernel(run: RunData, subject: str) -> Cell:
-    """Return the kernel distance of a subject with its spread."""
+    """Return the kernel distance of a subject with its interval, or in old runs the spread of its subsets."""
     cell, std = value("kernel")(run, subject), run.metric(subject, "kernel_std")
-    return cell if std is None else replace(cell, detail=(f"± {fmt.number(std)}",))
+    return cell if std is None or cell.detail else replace(cell, detail=(f"± {fmt.number(std)}",))
+
+
+def _named(run: RunData, key: str) -> str:
+    """Return what a measure was called by the network that it was measured with."""
+    return run.metric(run.reference, f"{key}_name") or key
 
 
 def _latency(which: str) -> Show:

@@ -1,0 +1,55 @@
+"""LPIPS: distance in a network's eyes to the reference's sample, same noise (Zhang et al. 2018, arXiv 1801.03924).
+
+Beside it stand pixel measures of the same pairs (`eval.consistency`, `eval.pairs`). It says how little has changed, not
+how good the samples are. Of videos the frames are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from eval.consistency import over_frames
+from eval.intervals import mean_interval
+from eval.media import IMAGE, VIDEO, medium_of
+from eval.observation import Seen
+from eval.power import power_of_difference
+from eval.types import Context
+
+READS = ("samples",)
+NEEDS_TO_COMPUTE = ("networks.lpips",)
+MEDIA = (IMAGE, VIDEO)
+
+
+def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
+    """Return for every subject the mean distance to the reference's samples, with its interval and power."""
+    network = context.networks["lpips"]()
+    reference = seen[context.reference]["samples"].tensors["samples"]
+    results: dict[str, dict[str, Any]] = {}
+    for name in context.subjects:
+        samples = seen[name]["samples"].tensors["samples"]
+        if samples.shape != reference.shape:
+            raise ValueError(
+                f"subject {name!r}, metric 'lpips': samples of shape {tuple(samples.shape)} cannot be compared with "
+                f"the reference's {tuple(reference.shape)}; sample all subjects at one size"
+            )
+        values = []
+        for ours, theirs in zip(
+            samples.split(context.batch_size), reference.split(context.batch_size), strict=True
+        ):
+            if name == context.reference:
+                values.append(torch.zeros(len(ours), dtype=torch.float64))
+            elif medium_of(ours) == VIDEO:
+                values.append(over_frames(network.distances, ours, theirs))
+            else:
+                values.append(network.distances(ours, theirs))
+            context.progress(f"LPIPS of {name}", sum(map(len, values)), len(samples))
+        found = torch.cat(values)
+        results[name] = {"lpips": float(found.mean()), "lpips_ci95": mean_interval(found)}
+        results[name] |= {"lpips_name": network.name, "lpips_mode": network.mode}
+        if len(found) > 1:
+            error = float(found.std()) / len(found) ** 0.5
+            results[name] |= power_of_difference("lpips", error, float(found.mean()), len(found))
+    return results
