@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.classifier import load_classifier
+from eval.observation import Rows
 
 # torch.hub's convention: the file name of the published weights carries the first digits of their sha256.
 INCEPTION_SHA256_PREFIX = "6726825d"
@@ -54,27 +55,41 @@ class FeatureExtractor:
         """Raise ValueError unless images of that many channels can be taken, by trying one small black image."""
         self.extract(torch.zeros(1, channels, 16, 16, dtype=torch.uint8), place="a black image")
 
-    @torch.no_grad()
-    def extract(self, images: Tensor, *, batch_size: int = 64, place: str = "images") -> Tensor:
+    def extract(self, images: Tensor | Rows, *, batch_size: int = 64, place: str = "images") -> Tensor:
         """Return the features of uint8 images ``(N, C, H, W)`` as a CPU tensor ``(N, d)``; `place` says whose they are.
 
         Raises:
             ValueError: If the images are none, or the features are not a finite float ``(B, d)``.
         """
-        check_images(images, place)
-        batches = []
-        for rows in torch.arange(len(images)).split(batch_size):
-            features = self.function(images[rows].to(self.device))
-            where = f"{place}: {self.name} features of images {rows[0]} to {rows[-1]}"
-            if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(rows):
-                found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-                raise ValueError(f"{where} must be of shape ({len(rows)}, d), found {found}")
-            if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
-                raise ValueError(
-                    f"{where} must be finite floats; found {features.dtype} with NaN, infinity or integers"
-                )
-            batches.append(features.cpu())
-        return torch.cat(batches)
+        return self.rows(images, batch_size=batch_size, place=place).held()
+
+    def rows(self, images: Tensor | Rows, *, batch_size: int = 64, place: str = "images") -> Rows:
+        """Return what `extract` does batch by batch; images that come as rows are taken as they come."""
+        total = images.total if isinstance(images, Rows) else len(images)
+        return Rows(total, self._batches(images, batch_size, place))
+
+    def _batches(self, images: Tensor | Rows, batch_size: int, place: str) -> Iterator[Tensor]:
+        start = 0
+        for batch in [images] if isinstance(images, Tensor) else images:
+            check_images(batch, place)
+            for part in batch.split(batch_size):
+                with torch.no_grad():
+                    features = self.function(part.to(self.device))
+                where = f"{place}: {self.name} features of images {start} to {start + len(part) - 1}"
+                _check_features(features, len(part), where)
+                start += len(part)
+                yield features.cpu()
+
+
+def _check_features(features: Any, count: int, where: str) -> None:
+    """Raise ValueError unless a network returned finite floats, a row for each image."""
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != count:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"{where} must be of shape ({count}, d), found {found}")
+    if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
+        raise ValueError(
+            f"{where} must be finite floats; found {features.dtype} with NaN, infinity or integers"
+        )
 
 
 def check_images(images: Tensor, place: str) -> None:

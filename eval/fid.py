@@ -71,33 +71,48 @@ def bootstrap_frechet(
     Returns:
         float64 ``(resamples,)``.
     """
-    n, width = len(generated), real.shape[1]
-    mean, covariance = moments(real)
-    values, vectors = torch.linalg.eigh(covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_r^(1/2), (d, d)
+    reference, n = Reference(real), len(generated)
     distances = torch.empty(resamples, dtype=torch.float64)
     for i in range(resamples):
         rows = torch.randint(n, (n,), generator=generator)
-        counts = torch.bincount(rows, minlength=n).double()
-        # Parts are read anew for every resample, so that no set is held in float64 as a whole.
-        shift, gram = torch.zeros(width, dtype=torch.float64), None  # mu_g - mu_r
+        distances[i] = reference.distance(generated, torch.bincount(rows, minlength=n).double())
+    return distances
+
+
+class Reference:
+    """A real set of features ``(M, d)``, to which distances of many samples of another set are measured."""
+
+    def __init__(self, real: Tensor) -> None:
+        self.mean, self.covariance = moments(real)
+        values, vectors = torch.linalg.eigh(self.covariance)
+        self.root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_r^(1/2), (d, d)
+
+    def distance(self, generated: Tensor, counts: Tensor) -> float:
+        """Return the distance to rows ``(N, d)`` of which each stands `counts` ``(N,)`` times.
+
+        Rows are read in parts, and read anew for every call, so that no set is held in float64 as a whole.
+        """
+        n, width = float(counts.sum()), len(self.mean)
+        shift = torch.zeros(width, dtype=torch.float64)  # mu_g - mu_r
         for part, weights in zip(generated.split(CHUNK), counts.split(CHUNK), strict=True):
-            shift += weights @ (part.double() - mean) / n
+            shift += weights @ (part.double() - self.mean) / n
         if n >= width:
             gram = torch.zeros(width, width, dtype=torch.float64)
             for part, weights in zip(generated.split(CHUNK), counts.split(CHUNK), strict=True):
-                centred = weights.sqrt()[:, None] * (part.double() - mean - shift)
+                centred = weights.sqrt()[:, None] * (part.double() - self.mean - shift)
                 gram.addmm_(centred.T, centred)
-            trace = gram.trace() / (n - 1)  # tr S_g
-            gram = root @ gram @ root
-        else:
-            centred = counts.sqrt()[:, None] * (generated.double() - mean - shift)
-            trace = centred.square().sum() / (n - 1)
-            projected = centred @ root
+            trace = float(gram.trace()) / (n - 1)  # tr S_g
+            gram = self.root @ gram @ self.root
+        else:  # of the two Gram matrices the smaller one
+            taken = counts > 0
+            centred = counts[taken].sqrt()[:, None] * (generated[taken].double() - self.mean - shift)
+            trace = float(centred.square().sum()) / (n - 1)
+            projected = centred @ self.root
             gram = projected @ projected.T
-        cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum() / math.sqrt(n - 1)  # tr (S_r S_g)^(1/2)
-        distances[i] = shift @ shift + covariance.trace() + trace - 2 * cross
-    return distances
+        cross = float(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()) / math.sqrt(n - 1)
+        return (
+            float(shift @ shift) + float(self.covariance.trace()) + trace - 2 * cross
+        )  # cross: tr (S_r S_g)^(1/2)
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

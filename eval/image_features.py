@@ -32,7 +32,7 @@ def observe_with(extractor: FeatureExtractor, context: Context, name: str, seen:
         images = context.real()
     else:
         images = seen["samples"].tensors["samples"]
-    features = extractor.extract(images, batch_size=context.batch_size, place=place)
+    features = extractor.rows(images, batch_size=context.batch_size, place=place)
     return Observation({"features": features}, extractor.facts)
 
 

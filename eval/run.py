@@ -18,6 +18,7 @@ import difflib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -94,14 +95,21 @@ def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
     return list(dict.fromkeys(what for metric in metrics for what in _declared(metric, "READS", name)))
 
 
-def look(context: Context, name: str, what: str, seen: Seen) -> Observation:
+def look(context: Context, name: str, what: str, seen: Seen, folder: Path | None = None) -> Observation:
     """Make the observation `what` of the subject `name`, or of the data, which showed `seen` before.
+
+    With a `folder` it is written there batch by batch, as it is made, and read from there: then 50,000 samples take no
+    more memory than a batch of them. Else it is held.
 
     Raises:
         ValueError: For something that the context lacks or the subject does wrong.
     """
     _check_needs(context, what, what, name)
-    return _module(what).observe(context, name, seen)
+    found: Observation = _module(what).observe(context, name, seen)
+    if folder is None:
+        return found.held()
+    found.save(folder, what)
+    return Observation.load(folder, what)
 
 
 def _check_needs(context: Context, metric: str, what: str, name: str) -> None:

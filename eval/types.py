@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from eval.features import FeatureExtractor
+from eval.observation import Rows
 
 DATA = "data"
 """Stands among the names of subjects for the held-out data, which show features of real images."""
@@ -82,7 +83,7 @@ class Context:
 
     Attributes:
         subjects: By name; the first is the reference (the dense model).
-        real: Returns the held-out real images, uint8 ``(M, C, H, W)``.
+        real: Returns the held-out real images, uint8 ``(M, C, H, W)``, whole or in batches.
         noised: Returns noised held-out batches with the attributes of `Noised`; called once for each subject.
         call: Returns plausible call arguments for a batch size, on the subjects' device.
         features: Returns the feature extractor; called once for each subject and for the data.
@@ -101,7 +102,7 @@ class Context:
     """
 
     subjects: Mapping[str, Subject]
-    real: Callable[[], Tensor] | None = None
+    real: Callable[[], Tensor | Rows] | None = None
     noised: Callable[[], Iterable[Any]] | None = None
     call: Callable[[int], Mapping[str, Any]] | None = None
     features: Callable[[], FeatureExtractor] | None = None

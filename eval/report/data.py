@@ -71,9 +71,9 @@ class RunData:
         return self.entry("metrics").get(subject, {}).get(key)
 
     def ratio(self, subject: str, key: str) -> float | None:
-        """Return the metric of `subject` over that of the reference, or None if either is missing or zero."""
+        """Return a metric of `subject` over that of the reference; None if one is missing or the latter not above 0."""
         value, base = self.metric(subject, key), self.metric(self.reference, key)
-        return value / base if value is not None and base else None
+        return value / base if value is not None and base is not None and base > 0 else None
 
     def left(self, key: str) -> float | None:
         """Return the share of ``macs`` or ``params`` that is left, as measured, else as planned."""

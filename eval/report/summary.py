@@ -71,7 +71,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     pixels, features = pair(run, run.final)
     if pixels is not None and features is not None:
         both = " | ".join(fmt.percent(share, 0 if share >= 0.1 else 1) for share in (pixels, features))
-        found.append(("pixels | features", both, f"from {run.reference}; unrelated 100{fmt.THIN}%"))
+        found.append(("pixels | features", both, f"distance to {run.reference}"))
     return found
 
 

@@ -27,6 +27,8 @@ def _frechet(run: RunData) -> Iterator[str]:
         )
     if why:
         yield f"Fréchet distance: {why}."
+    if line := run.metric(run.reference, "frechet_infinity_warning"):
+        yield f"Fréchet distance at N = ∞: {line}."
 
 
 def _missed(run: RunData) -> Iterator[str]:

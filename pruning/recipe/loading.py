@@ -23,6 +23,7 @@ from pruning.recipe.leaves import typed
 from pruning.recipe.reading import COMMAND_LINE, read_overrides, read_yaml
 from pruning.recipe.schema import Recipe
 from pruning.registry import did_you_mean
+from pruning.settings.protocols import PROTOCOLS
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -83,7 +84,8 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
     if any(entry.get("prune", {}).get("target") for entry in asked):
         written.get("prune", {}).pop("target", None)
     try:
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written, *asked))
+        layers = (_of_protocol(written), written, _of_protocol(*asked), *asked)
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), *layers))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise PruningError(f"{path}: {getattr(error, 'full_key', None) or 'recipe'}: {reason}") from error
@@ -93,6 +95,16 @@ def load_recipe(argument: str | Path, overrides: Sequence[str] = (), *, check: b
         problems = recipe.problems()
         _refuse([f"{COMMAND_LINE if _is_of(key, where) else path}: {key}: {text}" for key, text in problems])
     return recipe
+
+
+def _of_protocol(*trees: dict[str, Any]) -> dict[str, Any]:
+    """Return what the protocol of evaluation that the trees name says: it goes before all that stands elsewhere.
+
+    One that there is not is left to the checks.
+    """
+    named = [section["protocol"] for tree in trees if "protocol" in (section := tree.get("evaluate", {}))]
+    found = PROTOCOLS.get(named[-1]) if named else None
+    return {} if found is None else {"evaluate": dict(found.knobs)}
 
 
 def read_arguments(overrides: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pruning.settings.protocols import PROTOCOLS
 from pruning.settings.rules import above, at_least, matches, one_of, registered, within
 from pruning.settings.section import Problem, Section, knob, section
 
@@ -453,6 +454,13 @@ class Networks(Section):
 class Evaluate(Section):
     """What is measured on dense, pruned and recovered."""
 
+    protocol: str | None = knob(
+        None,
+        f"Named protocol, one of {', '.join(PROTOCOLS)}; it fills the knobs of this section that are not given. Null "
+        "is none.",
+        one_of(*PROTOCOLS),
+        neutral=True,
+    )
     num_samples: int = knob(1000, "Samples that each model makes.", at_least(2))
     num_steps: int | None = knob(None, f"Sampling steps; null takes {_PIPELINE_SAYS}.", at_least(1))
     sampler: str | None = knob(

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from safetensors.torch import save_file
-from torch import Tensor
 
 from eval.cost import saved_bytes
 from eval.features import load_features
 from eval.media import medium_of, pictures
 from eval.networks import load_network
+from eval.observation import Rows
 from eval.run import measure_all, networks_of
 from eval.types import Context, LatencyOptions, Subject
 from pruning.calibration.driver import prediction
@@ -150,11 +150,11 @@ def _noised(run: Run, split: str, most: int) -> NoisedBatches:
     return shown(run, range(count), held_out=True, batch_size=run.recipe.evaluate.batch_size)
 
 
-def _real(run: Run, split: str, count: int | None) -> Tensor:
+def _real(run: Run, split: str, count: int | None) -> Rows:
     """Return the images of a split that the distances compare with, uint8 (N, C, H, W); None for `count` is all."""
     data = run.images(split)
     rows = torch.tensor(run.choose(split, len(data) if count is None else count))
-    return torch.cat([to_uint8(data.images(part)) for part in rows.split(256)])
+    return Rows(len(rows), (to_uint8(data.images(part)) for part in rows.split(256)))
 
 
 def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, folder: Path) -> None:

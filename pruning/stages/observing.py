@@ -57,7 +57,7 @@ def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
             key = observation_key(run, what, subjects.get(name, DATA))
 
             def work(folder: Path, name: str = name, what: str = what) -> None:
-                look(context, name, what, seen[name]).save(folder, what)
+                look(context, name, what, seen[name], folder)
 
             seen[name][what] = Observation.load(run.part(key, work).folder, what)
     return seen

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from eval.report import FORMAT, RunData, render
 from pruning.allocation.budget import TOLERANCE
+from pruning.errors import shown
 from pruning.files import read_json, write_json, write_text
 from pruning.importance import head_diagnostics
 from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import to_yaml
 from pruning.settings import NO_DATA
+from pruning.settings.protocols import PROTOCOLS, departures
 from pruning.stages.caveats import caveats, unseen
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.depth import DEPTH
@@ -88,6 +90,7 @@ def _data(run: Run) -> dict[str, Any]:
         "versions": versions(),
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "seeds": {"seed": recipe.seed},
+        "protocol": _protocol_words(run),
         "subjects": list(metrics),
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
@@ -98,6 +101,16 @@ def _data(run: Run) -> dict[str, Any]:
         "warnings": [*caveats(run), *unseen(run.stats)],
         **({"captions": prompts} if prompts else {}),
     }
+
+
+def _protocol_words(run: Run) -> str | None:
+    """Return the protocol of evaluation that the recipe names, what it follows, and what the recipe does otherwise."""
+    section = run.recipe.evaluate
+    if section.protocol is None:
+        return None
+    apart = departures(section.protocol, section)
+    words = "; ".join(f"{key} is {shown(given)}, not {shown(said)}" for key, (said, given) in apart.items())
+    return f"{section.protocol} ({PROTOCOLS[section.protocol].follows})" + (f"; but {words}" if words else "")
 
 
 def _data_words(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Our FID and KID against torch-fidelity's on the same image folders and the same Inception weights file.
+"""Our FID, KID, precision and recall against torch-fidelity's on the same images and the same Inception weights file.
 
 The published weights cannot be had offline, so the file holds random weights of the same format, drawn so that the
 activations keep their size.
@@ -50,13 +50,16 @@ def write(images: Tensor, folder: Path) -> str:
     return str(folder)
 
 
-def test_fid_and_kid_agree_with_torch_fidelity(weights: Path, tmp_path: Path) -> None:
+def test_fid_kid_precision_and_recall_agree_with_torch_fidelity(weights: Path, tmp_path: Path) -> None:
     real, generated = pictures(0, 0), pictures(1, 120)
     theirs = torch_fidelity.calculate_metrics(
         input1=write(generated, tmp_path / "generated"),
         input2=write(real, tmp_path / "real"),
         fid=True,
         kid=True,
+        prc=True,
+        feature_extractor="inception-v3-compat",  # else precision and recall are of another network
+        feature_layer_prc="2048",
         kid_subsets=2,
         kid_subset_size=N,  # all images, so that both draw the same subset
         feature_extractor_weights_path=str(weights),
@@ -73,7 +76,9 @@ def test_fid_and_kid_agree_with_torch_fidelity(weights: Path, tmp_path: Path) ->
         num_samples=N,
         batch_size=N,
     )
-    ours = measure_all(context, ["fid", "kid"])["dense"]
+    ours = measure_all(context, ["fid", "kid", "precision_recall"])["dense"]
+    assert ours["precision"] == pytest.approx(theirs["precision"], rel=1e-4)
+    assert ours["recall"] == pytest.approx(theirs["recall"], rel=1e-4)
     assert ours["frechet"] > 1
     assert ours["frechet"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     images = {"samples": look(context, "dense", "samples", {})}

@@ -712,3 +712,22 @@ def test_a_run_that_tells_nothing_apart_says_what_it_could_have(tmp_path: Path) 
     metrics = {"dense": dense, "pruned": pruned | {"frechet_detectable": 0.31}}
     said = verdict(load_run(edited(tmp_path, {"metrics": metrics})))[0].replace(fmt.THIN, " ")
     assert said.endswith("this run does not tell the two apart, and would have told 31 % apart.")
+
+
+def test_discrepancies_show_their_paired_difference_and_no_ratio_to_what_is_below_zero(
+    tmp_path: Path,
+) -> None:
+    dense = {"kernel": -0.01, "kernel_ci95": [-0.02, 0.0], "frechet_infinity": -1.0}
+    pruned = {
+        "kernel": 0.03,
+        "kernel_ci95": [0.02, 0.04],
+        "kernel_difference_ci95": [0.03, 0.05],
+        "frechet_infinity": 2.0,
+    }
+    why = {"frechet_infinity_warning": "too few"}
+    run = load_run(edited(tmp_path, {"metrics": {"dense": dense | why, "pruned": pruned}}))
+    cells = {name: row for name, _, row in results.results(run)["Quality"]}
+    lines = [line.replace(fmt.THIN, " ") for line in cells["Kernel distance"][1].detail]
+    assert lines == ["95 % 0.0200 to 0.0400", "difference, 95 % 0.0300 to 0.0500"]
+    assert cells["frechet_infinity"][1].ratio == ""
+    assert "Fréchet distance at N = ∞: too few." in list(warnings(run))

@@ -68,7 +68,17 @@ class ToFloat(nn.Module):
         return images.float()
 
 
-ALL = ["consistency", "cost", "denoising", "fid", "kid", "latency", "pairs", "precision_recall"]
+ALL = [
+    "consistency",
+    "cost",
+    "denoising",
+    "fid",
+    "fid_infinity",
+    "kid",
+    "latency",
+    "pairs",
+    "precision_recall",
+]
 NETWORKED = ["clip_score", "cmmd", "fd_dinov2", "lpips"]
 
 
@@ -125,7 +135,7 @@ def test_several_workers_show_what_one_does() -> None:
     assert measure_all(replace(context, workers=3), metrics) == measure_all(context, metrics)
 
 
-APART = ["consistency", "cost", "denoising", "fid", "kid", "pairs", "precision_recall"]
+APART = ["consistency", "cost", "denoising", "fid", "fid_infinity", "kid", "pairs", "precision_recall"]
 """Metrics that are computed from what each subject shows alone."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.run import check_metrics
 from pruning.errors import PruningError
 from pruning.recipe import (
     Recipe,
@@ -16,6 +17,7 @@ from pruning.recipe import (
     to_yaml,
 )
 from pruning.settings import Data, Evaluate, Limit, Recover, knobs_of
+from pruning.settings.protocols import PROTOCOLS, departures
 
 TARGET = "prune:\n  target:\n    macs: 0.5\n"
 
@@ -585,3 +587,40 @@ def test_arguments_given_in_python_are_of_json_types():
     recipe = _replace(_replace(Recipe(), "prune.target.macs", 0.5), "pipeline", {"latents": object()})
     assert recipe.problems()[0][0] == "pipeline"
     assert "expected a mapping" in recipe.problems()[0][1]
+
+
+def test_a_protocol_fills_the_knobs_that_are_not_given(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("evaluate: {protocol: cifar_ddim100_50k, num_samples: 10000}\n" + TARGET)
+    section = load_recipe(path).evaluate
+    assert (section.num_samples, section.num_steps, section.sampler) == (10_000, 100, "DDIMScheduler")
+    assert section.features == "inception"
+    assert departures("cifar_ddim100_50k", section) == {"num_samples": (50_000, 10_000)}
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(load_recipe(path)))
+    assert load_recipe(again).evaluate == section
+
+
+def test_a_protocol_on_the_command_line_goes_before_the_file_and_not_before_the_command_line(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("evaluate: {num_samples: 77, num_steps: 3, denoising_samples: 9}\n" + TARGET)
+    section = load_recipe(path, ["evaluate.num_samples=5", "evaluate.protocol=dit_250_50k"]).evaluate
+    assert (section.num_samples, section.num_steps, section.denoising_samples) == (5, 250, 9)
+    assert load_recipe(path, ["evaluate.protocol=null"]).evaluate.num_samples == 77
+
+
+def test_an_unknown_protocol_is_answered_with_the_valid_ones(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("evaluate: {protocol: coco30}\n" + TARGET)
+    with pytest.raises(
+        PruningError, match=r"evaluate.protocol: 'coco30' is not valid.*coco30k.*valid: quick, cifar_"
+    ):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_is_a_valid_evaluation_of_metrics_that_there_are(name):
+    section = Evaluate(protocol=name, **PROTOCOLS[name].knobs)
+    assert section.problems() == []
+    check_metrics(section.metrics)
+    assert departures(name, section) == {}

@@ -181,6 +181,7 @@ def test_every_knob_is_neutral_or_in_the_table():
         "recover.checkpoint_every",
         "recover.keep_checkpoints",
         "evaluate.batch_size",
+        "evaluate.protocol",
     }
 
 
@@ -209,7 +210,12 @@ def test_low_rank_layers_depend_on_what_they_are_measured_on(base, key):
 def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     recipe, before = base
     value = value_at(dataclasses.asdict(recipe), key)
-    other = {"store": "x", "calibrate.checkpointing": True, "calibrate.memory_gb": 8.0}
+    other = {
+        "evaluate.protocol": "quick",
+        "store": "x",
+        "calibrate.checkpointing": True,
+        "calibrate.memory_gb": 8.0,
+    }
     after = keys(
         replaced(
             recipe, key, other[key] if value is None else f"{value}x" if isinstance(value, str) else value + 1

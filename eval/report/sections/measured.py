@@ -47,7 +47,7 @@ def section(run: RunData) -> Section:
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return what was run on what, as label and text."""
-    found = {name: run.data.get(name) for name in ("model", "data", "device")}
+    found = {name: run.data.get(name) for name in ("model", "data", "protocol", "device")}
     if found["device"] and (call := run.metric(run.final, "call")):
         found["device"] += f"; latency on {fmt.plural(call['num_threads'], 'thread')}"
     for name in ("versions", "seeds"):

@@ -10,6 +10,7 @@ PLACE = 52
 SUFFIX = "_detectable"
 NAMES = {
     "kernel": "Kernel distance",
+    "frechet_infinity": "Fréchet distance at N = ∞",
     "fd_dinov2": "FD-DINOv2",
     "cmmd": "CMMD",
     "clip_score": "CLIP score",

@@ -85,9 +85,10 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
         ],
         "Quality": [
             (run.frechet_name, "lower is better", frechet),
+            (_named(run, "frechet_infinity"), "lower is better", partial(frechet, key="frechet_infinity")),
             (_named(run, "fd_dinov2"), "lower is better", partial(frechet, key="fd_dinov2")),
             ("Kernel distance", "lower is better", kernel),
-            (_named(run, "cmmd"), "lower is better", value("cmmd")),
+            (_named(run, "cmmd"), "lower is better", discrepancy("cmmd")),
             ("CLIP score", "higher is better", value("clip_score", ratio=True)),
             ("Precision", "share that looks real", value("precision", ratio=True)),
             ("Recall", "share of the real that is covered", value("recall", ratio=True)),
@@ -151,9 +152,21 @@ def frechet(run: RunData, subject: str, key: str = "frechet") -> Cell:
 
 
 def kernel(run: RunData, subject: str) -> Cell:
-    """Return the kernel distance of a subject with its interval, or in old runs the spread of its subsets."""
-    cell, std = value("kernel")(run, subject), run.metric(subject, "kernel_std")
+    """Return the kernel distance of a subject with its intervals, or in old runs the spread of its subsets."""
+    cell, std = discrepancy("kernel")(run, subject), run.metric(subject, "kernel_std")
     return cell if std is None or cell.detail else replace(cell, detail=(f"± {fmt.number(std)}",))
+
+
+def discrepancy(key: str) -> Show:
+    """Return what shows a discrepancy, of which differences make sense and ratios do not, with its intervals."""
+
+    def cell(run: RunData, subject: str) -> Cell:
+        found, bounds = value(key)(run, subject), run.metric(subject, f"{key}_difference_ci95")
+        if not bounds or subject == run.reference:
+            return found
+        return replace(found, detail=(*found.detail, f"difference, 95{fmt.THIN}% {fmt.span(bounds)}"))
+
+    return cell
 
 
 def _named(run: RunData, key: str) -> str:

@@ -1,0 +1,141 @@
+"""Observations that are written as they are made and read by rows: many samples in the memory of few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eval import cmmd, fid, kid, mmd, pairs, precision_recall
+from eval.cost import LiveBytes
+from eval.features import load_features
+from eval.observation import Observation, Rows
+from eval.run import look, measure_all, observations
+from eval.types import DATA, Context, Subject
+
+METRICS = ["fid", "kid", "precision_recall", "pairs"]
+
+
+class Means(nn.Module):
+    """Means of the 16 by 16 patches of an image: 12 features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def sample(ids: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + int(ids[0]))
+    return torch.randint(seed, 256, (len(ids), 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def context(count: int) -> Context:
+    return Context(
+        {"dense": Subject(sample=sample), "pruned": Subject(sample=lambda ids: sample(ids, 20))},
+        real=lambda: Rows(300, (sample(part, 3) for part in torch.arange(300).split(50))),
+        features=lambda: load_features(Means()),
+        num_samples=count,
+        batch_size=50,
+    )
+
+
+def evaluated(count: int, folder: Path | None, metrics: list[str] = METRICS) -> dict:
+    """Look at everything and compute all metrics, by way of files in `folder` if it is given."""
+    ctx = context(count)
+    seen: dict[str, dict[str, Observation]] = {}
+    for name in (DATA, *ctx.subjects):
+        seen[name] = {}
+        if folder is not None:
+            (folder / name).mkdir(parents=True)
+        for what in observations(metrics, name):
+            seen[name][what] = look(ctx, name, what, seen[name], folder and folder / name)
+    return measure_all(ctx, metrics, seen=seen)
+
+
+class Held(LiveBytes):
+    """Leaves out storages that safetensors maps from a file, which is what ``set_`` brings in here."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.set_.source_Storage:
+            found = func(*args, **(kwargs or {}))
+            self._known.add(found.untyped_storage())
+            return found
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def peak(count: int, folder: Path | None) -> int:
+    with Held() as live:
+        evaluated(count, folder)
+    return live.peak
+
+
+def test_many_samples_take_the_memory_of_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (fid, "CHUNK"),
+        (mmd, "ROWS"),
+        (mmd, "PARTNERS"),
+        (mmd, "QUADRATIC"),
+        (cmmd, "ROWS"),
+    ):
+        monkeypatch.setattr(module, name, 200)
+    monkeypatch.setattr(precision_recall, "CELLS", 1 << 16)
+    monkeypatch.setattr(fid, "WIDE", 0)  # fewer resamples
+    monkeypatch.setattr(kid, "SUBSETS", 3)
+    monkeypatch.setattr(kid, "SUBSET_SIZE", 100)
+    monkeypatch.setattr(pairs, "ROWS", 50)
+    few, many, held = (
+        peak(n, folder) for n, folder in ((250, tmp_path / "few"), (1200, tmp_path / "many"), (1200, None))
+    )
+    images = 1200 * 3 * 32 * 32
+    assert held > 2 * images  # both subjects' samples
+    # What grows are numbers by sample: indices of a resample, distances to the reference, reaches.
+    assert many - few < 1200 * 200 < images / 10
+    assert (tmp_path / "many" / "dense" / "samples.safetensors").stat().st_size > images
+
+
+def test_files_and_memory_give_the_same_figures(tmp_path: Path) -> None:
+    metrics = [*METRICS, "consistency"]
+    assert evaluated(60, tmp_path, metrics) == evaluated(60, None, metrics)
+
+
+def test_rows_are_written_as_safetensors_would(tmp_path: Path) -> None:
+    tensors = {
+        "bytes": Rows(
+            5, iter([torch.arange(6, dtype=torch.uint8).view(3, 2), torch.ones(2, 2, dtype=torch.uint8)])
+        ),
+        "numbers": torch.randn(4, 3, dtype=torch.float64),
+        "whole": torch.arange(3),
+        "half": torch.ones(1, 1, dtype=torch.bfloat16),
+        "one": torch.tensor(2.5),
+        "none": torch.empty(0, 4),
+    }
+    Observation(tensors, {"a": 1}).save(tmp_path, "x")
+    found = load_file(tmp_path / "x.safetensors")
+    assert found["bytes"].tolist() == [[0, 1], [2, 3], [4, 5], [1, 1], [1, 1]]
+    for name in ("numbers", "whole", "half", "one", "none"):
+        assert torch.equal(found[name], tensors[name])
+        assert found[name].dtype == tensors[name].dtype
+    assert Observation.load(tmp_path, "x").facts == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([torch.zeros(2, 3)], "2 rows came, 4 were to come"),
+        ([torch.zeros(2, 3), torch.zeros(3, 3)], "5 rows came, 4 were to come"),
+        (
+            [torch.zeros(2, 3), torch.zeros(2, 4)],
+            r"rows 2 and following are torch.float32 \(4,\), the ones before",
+        ),
+        ([torch.zeros(2, 3), torch.zeros(2, 3).double()], r"rows 2 and following are torch.float64 \(3,\)"),
+    ],
+)
+def test_rows_that_do_not_fit(batches: list[Tensor], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Rows(4, iter(batches)).held()
+    with pytest.raises(ValueError, match=message):
+        Observation({"x": Rows(4, iter(batches))}).save(tmp_path, "x")
+    assert not (tmp_path / "x.json").exists()  # which says that an observation is whole
