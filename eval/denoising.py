@@ -22,7 +22,7 @@ from torch import Tensor
 
 from eval.intervals import ratio_error, ratio_interval
 from eval.observation import Observation, Seen
-from eval.power import power_of_difference
+from eval.power import power_of_difference, power_of_ratio
 from eval.types import Context, Noised
 from eval.workers import side_by_side
 
@@ -120,6 +120,7 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
             "denoising_error": [float(error[rows].mean()) if bool(rows.any()) else None for rows in chosen],
             "denoising_error_mean": float(error.mean()),
             "denoising_error_ci95": _clustered(error, torch.ones_like(error), images),
+            **_paired(error, reference["error"], images),
         }
     return {
         **errors,
@@ -152,6 +153,19 @@ def _clustered(numerator: Tensor, denominator: Tensor, images: Tensor) -> list[f
     if float(denominator.sum()) <= 0:
         return None
     return ratio_interval(*_by_image(images, numerator, denominator))
+
+
+def _paired(error: Tensor, base: Tensor, images: Tensor) -> dict[str, Any]:
+    """Return the ratio of a denoising error to the reference's, on the same images and noise."""
+    ours, theirs = _by_image(images, error, base)
+    if min(float(ours.sum()), float(theirs.sum())) <= 0 or len(ours) < 2:
+        return {}
+    ratio, standard = ratio_error(ours, theirs)
+    return {
+        "denoising_error_ratio": ratio,
+        "denoising_error_ratio_ci95": ratio_interval(ours, theirs),
+        **power_of_ratio("denoising_error_mean", standard / ratio, len(ours)),
+    }
 
 
 def _told_apart(change: Tensor, power: Tensor, images: Tensor) -> dict[str, Any]:

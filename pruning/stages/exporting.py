@@ -28,6 +28,8 @@ from pruning.store import folder_bytes
 
 GOT = ("macs_ratio", "params_ratio", "removed", "low_rank_layers", "shared_modules")
 """Figures of the plan that a card shows, where there are such."""
+NAMED = ("frechet", "kernel", "fd_dinov2", "cmmd")
+"""Figures that are called after the network that they were measured with."""
 
 
 @partial(Stage, "export", after=("plan", "prune", "recover", "evaluate"), extra=whole_recipe)
@@ -99,7 +101,7 @@ def _base_folder(run: Run) -> Path | None:
 
 def _measurements(found: Mapping[str, Any]) -> dict[str, Measurement]:
     """Return what was measured of a model as far as a card has room for it, under names that a reader knows."""
-    names = {key: found.get(f"{key}_name", name) for key, name in FIGURES.items()}
+    names = FIGURES | {key: found[f"{key}_name"] for key in NAMED if f"{key}_name" in found}
     shown: dict[str, Measurement] = {}
     for key, name in names.items():
         value, bounds = found.get(key), interval(found, key)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eval.intervals import ratio_interval
 from eval.run import measure_all
 from eval.types import Context, Noised, Subject
 
@@ -117,3 +118,21 @@ def test_a_silent_reference_has_no_excess_error() -> None:
     result = measured(Context(subjects, noised=batches))["slim"]
     assert result["excess_error"] is None
     assert result["excess_error_ci95"] is None
+
+
+def test_the_ratio_of_denoising_errors_is_paired_by_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sample, target = (torch.randn(40, 1, 2, 2, generator=generator) for _ in range(2))
+    ids = torch.arange(40) // 2  # two rows an image
+    subjects = {
+        "dense": Subject(lambda call: call["sample"]),
+        "slim": Subject(lambda call: 1.2 * call["sample"] + 0.1),
+    }
+    found = measured(Context(subjects, noised=lambda: [Noised({"sample": sample}, target, 0, ids)]))
+    errors = [(x.double() - target.double()).square().mean((1, 2, 3)) for x in (sample, 1.2 * sample + 0.1)]
+    base, slim = (error.view(20, 2).sum(1) for error in errors)
+    assert found["slim"]["denoising_error_ratio"] == pytest.approx(float(slim.sum() / base.sum()), rel=1e-6)
+    assert found["slim"]["denoising_error_ratio_ci95"] == pytest.approx(ratio_interval(slim, base), rel=1e-5)
+    assert found["dense"]["denoising_error_ratio_ci95"] == [1, 1]
+    assert found["slim"]["denoising_error_mean_samples"] == 20
+    assert found["slim"]["denoising_error_mean_detectable"] > 0

@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.multimodal import clip_score as their_clip_score
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
-    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
@@ -30,8 +28,7 @@ from transformers import (
 from eval.networks import check_network, load_network
 from eval.run import measure_all, needs_of, networks_of
 from eval.types import Context, Subject
-from tests.models import randomise
-from tests.unit.tiny_pipelines import text_config, tokenizer
+from tests.unit.tiny_pipelines import tiny_clip, vision_config
 
 WORDS = ["a red cat", "a blue dog", "a cat of a dog", "red red red"]
 
@@ -41,30 +38,9 @@ def pictures(n: int, seed: int = 0, size: tuple[int, int] = (40, 48), low: int =
     return torch.randint(low, 256, (n, 3, *size), dtype=torch.uint8, generator=generator)
 
 
-def vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=30,
-        patch_size=10,
-        projection_dim=16,
-    )
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a tiny random CLIP with its processor."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=text_config().to_dict(), vision_config=vision_config().to_dict(), projection_dim=16
-    )
-    randomise(CLIPModel(config), seed=1, gain=2.0).save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
-    CLIPProcessor(image_processor=images, tokenizer=tokenizer(folder / "words")).save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,15 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -63,6 +68,27 @@ def text_config(width: int = 24, projection: int = 16) -> CLIPTextConfig:
         eos_token_id=53,
         pad_token_id=53,
     )
+
+
+def vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=30,
+        patch_size=10,
+        projection_dim=16,
+    )
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Write a tiny random CLIP with its processor to a folder, whose images and texts are of all likenesses."""
+    parts = {"text_config": text_config().to_dict(), "vision_config": vision_config().to_dict()}
+    randomise(CLIPModel(CLIPConfig(**parts, projection_dim=16)), seed=1, gain=2.0).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer(folder / "words")).save_pretrained(folder)
+    return folder
 
 
 def byte_tokenizer(length: int = 24) -> PreTrainedTokenizerFast:

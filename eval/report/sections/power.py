@@ -14,6 +14,7 @@ NAMES = {
     "fd_dinov2": "FD-DINOv2",
     "cmmd": "CMMD",
     "clip_score": "CLIP score",
+    "denoising_error_mean": "Denoising error",
     "precision": "Precision",
     "recall": "Recall",
     "density": "Density",

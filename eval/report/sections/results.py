@@ -109,7 +109,7 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
             (f"MSE to {dense}, same noise", small, value("mse", apart=True)),
             (f"Waveform error to {dense}, same noise", small, value("waveform_error", apart=True)),
             (f"Spectral error to {dense}, same noise", small, value("spectral_error", apart=True)),
-            ("Denoising error", "lower is better", value("denoising_error_mean", ratio=True)),
+            ("Denoising error", "lower is better", denoising),
             ("Excess error", small, value("excess_error", apart=True)),
         ],
         "Other": [(key.replace("_", " "), "", value(key)) for key in _unknown(run)],
@@ -146,6 +146,15 @@ def frechet(run: RunData, subject: str, key: str = "frechet") -> Cell:
     """Return a Fréchet distance of a subject with its intervals."""
     cell = value(key, ratio=True)(run, subject)
     ratio = run.metric(subject, f"{key}_ratio_ci95")
+    if not ratio or subject == run.reference:
+        return cell
+    return replace(cell, detail=(*cell.detail, f"ratio, 95{fmt.THIN}% {fmt.span(ratio)}"))
+
+
+def denoising(run: RunData, subject: str) -> Cell:
+    """Return the denoising error of a subject with its interval and that of its ratio, paired by image."""
+    cell = value("denoising_error_mean", ratio=True)(run, subject)
+    ratio = run.metric(subject, "denoising_error_ratio_ci95")
     if not ratio or subject == run.reference:
         return cell
     return replace(cell, detail=(*cell.detail, f"ratio, 95{fmt.THIN}% {fmt.span(ratio)}"))
