@@ -156,7 +156,8 @@ def tick(value: float) -> str:
     """Format a tick: as short as can be."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:,.10g}"
-    return fmt.number(value, 1)
+    digits = next((n for n in (1, 2) if math.isclose(float(f"{value:.{n}g}"), value)), 3)
+    return fmt.number(value, digits)
 
 
 def legend(entries: Sequence[tuple[str, str, str]], x: float, y: float) -> str:

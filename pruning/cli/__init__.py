@@ -36,6 +36,7 @@ Make diffusion models slimmer: sink-aware structured pruning for diffusers.
   sinkprune cp quickstart my.yaml                    a recipe of your own
   sinkprune run my.yaml prune.target.macs=0.6        any value can be overridden
   sinkprune report runs/*                            compare runs
+  sinkprune sweep my.yaml --grid prune.target.macs=0.4,0.6,0.8      several runs, compared
   sinkprune record my.yaml                           what its pipeline asks of its denoiser, on disk
 
 `run` does all stages, from calibrate to report; each stage is also a command, which does it and what it needs.
@@ -89,6 +90,17 @@ where it was. `sinkprune show FOLDER` says what it holds.
 
   sinkprune record my.yaml
   sinkprune record PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --prompts texts.txt --out calls num_inference_steps=20
+"""
+SWEEP = """\
+Do runs of one recipe that differ in some settings, and compare them on one page. What they have in common, such as the
+calibration and the dense model's samples, is done once. A sweep that was stopped goes on where it was.
+
+  sinkprune sweep my.yaml --grid prune.target.macs=0.4,0.5,0.6 score.criterion=probe_obs,magnitude
+  sinkprune sweep my.yaml --grid prune.target.macs=0.3..0.8 prune.scope=global,local --search 20
+
+A grid takes every combination. A search (Optuna) chooses so many of them, among ranges and values, where cost and
+quality have improved together before. With --jobs or --ray runs are done at the same time, all but their latencies,
+which are measured one run after the other at the end, on this machine.
 """
 SHOW = """\
 Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), recorded calls, or all values of
@@ -237,6 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
                 help="where to write a comparison (report.html beside the runs)",
             )
     _add_record(add("record", "keep what a pipeline asks of its denoiser", RECORD))
+    _add_sweep(add("sweep", "runs that differ in some settings, compared", SWEEP))
     show = add("show", "what a run, a checkpoint or a recording is", SHOW)
     show.add_argument(
         "target", metavar="TARGET", help="a run directory, a checkpoint, a recording, or a recipe"
@@ -292,6 +305,32 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
     pipeline.add_argument("--seed", type=int, metavar="S", help="of all draws (0)")
     pipeline.add_argument("--dtype", choices=DTYPES, help="type of the weights (float32)")
     pipeline.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, … (auto)")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser, more="; in all runs")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="KEY=A,B,…",
+        help="a setting and its values; for a search also KEY=LOW..HIGH",
+    )
+    parser.add_argument("--search", type=int, metavar="N", help="choose N runs instead of all")
+    parser.add_argument(
+        "--front", metavar="A,B", help="figures of summary.json that a search goes by (MACs left and quality)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="use a Ray cluster: its address, `auto` for that of this machine, `local` for one of its own",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="where the runs lie (runs/<name>-sweep)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs; do none")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pruning.cli import STAGE_HELP, tables
+from pruning.cli.comparing import with_report, write_comparison
 from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
 from pruning.cli.model import PLAN_OPTIONS, PRUNE_OPTIONS, names_model, plan_model, prune_model
 from pruning.cli.recording import record
+from pruning.cli.sweeping import sweep
 from pruning.errors import PruningError
-from pruning.files import write_errors, write_text
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
-from pruning.stages.folder import STAGES, RunFolder
+from pruning.stages.folder import RunFolder
 from pruning.stages.summary import measured, summary_of
-from pruning.store import OWNER, STORE, Store, folder_bytes
+from pruning.store import STORE, Store, folder_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -95,19 +96,8 @@ def report(arguments: argparse.Namespace, console: Console) -> Outcome:
         return run(arguments, console)
     if others:
         raise PruningError(f"{others[0]}: a comparison of runs takes no overrides")
-    runs = _with_report([Path(word) for word in named])
-    from eval.report import load_run, render
-
-    output = Path(arguments.output) if arguments.output else _beside(runs) / "report.html"
-    if output.suffix.lower() != ".html":
-        raise PruningError(f"cannot write {output}: a report is a page; choose a name that ends in .html")
-    try:
-        page = render([load_run(path) for path in runs])
-    except ValueError as error:  # eval knows no PruningError
-        raise PruningError(str(error)) from error
-    with write_errors("the report", output.parent, "A report that was there is whole"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, page)
+    runs = with_report([Path(word) for word in named])
+    output = write_comparison(runs, Path(arguments.output) if arguments.output else None)
     return Outcome({"runs": [str(path) for path in runs]}, [tables.comparison(runs)], str(output))
 
 
@@ -155,31 +145,6 @@ def clean(arguments: argparse.Namespace, console: Console) -> Outcome:
     )
 
 
-def _with_report(paths: list[Path]) -> list[Path]:
-    """Return the run directories that have a report; ``runs/*`` also names others, of which a warning is given.
-
-    Raises:
-        PruningError: If one is not there, or none has a report.
-    """
-    if missing := [path for path in paths if not path.exists()]:
-        raise PruningError(f"{missing[0]}: no such run directory; `sinkprune ls runs` lists those of ./runs")
-    found = [path for path in paths if (path / "report" / "data.json").is_file()]
-    for path in paths:
-        if path not in found and (path / OWNER).is_file():
-            logger.warning("%s has no report and is left out: %s", path, _unfinished(path))
-    if not found:
-        raise PruningError(f"{paths[0]} is not a run directory with a report; name runs that have one")
-    return found
-
-
-def _unfinished(path: Path) -> str:
-    """Say how far a run came, and what it would take to end it."""
-    done = RunFolder(path).done()
-    left = [name for name in STAGES if name not in done]
-    began = f"stopped after {done[-1]}" if done else "no stage is finished"
-    return f"{began}; `sinkprune run {path}` would still do {', '.join(left)}"
-
-
 def _ended(folder: RunFolder, last: str) -> Outcome:
     """Return the end of a run: the figures, if there are any, and where the last stage wrote."""
     result = dict(folder.manifest(last).get("result", {}))
@@ -219,18 +184,13 @@ def _renamed(text: str, stem: str) -> str:
     return text
 
 
-def _beside(runs: list[Path]) -> Path:
-    """Return the folder that holds the runs, or the working directory where they lie apart."""
-    parents = {path.resolve().parent for path in runs}
-    return runs[0].parent if len(parents) == 1 else Path()
-
-
 COMMANDS: dict[str, Command] = {
     **dict.fromkeys(("run", *STAGE_HELP), run),
     "plan": plan,
     "prune": prune,
     "report": report,
     "record": record,
+    "sweep": sweep,
     "show": show,
     "diff": diff,
     "ls": list_all,

@@ -218,7 +218,8 @@ class Streaming:
         self._before = self._before[1], piece
         following = self._after.get(self._before, self._in_order.get(piece))
         if following is not None and following not in self._stay:
-            read_ahead(filter(self._files.hold, following.weights().values()))
+            owns = map(self._wider.own, following.weights().values())
+            read_ahead(filter(self._files.hold, owns))
 
 
 class _Holder(Protocol):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,8 @@ import pytest
 from PIL import Image
 
 from eval.report import RunData, fmt, load_run, render, sections, svg
+from eval.report.compare import settings
+from eval.report.front import Point, on_front
 from eval.report.sections import (
     cuts,
     denoising,
@@ -252,12 +255,12 @@ def test_several_runs_share_an_axis_only_if_measured_alike(tmp_path: Path) -> No
     ):
         assert said in page.text
     plots = re.findall(r'<figure class="wide"><svg.*?</svg>', out.read_text(encoding="utf-8"))
+    plots = [plot for plot in plots if "Fréchet" in plot and "speed-up of one call (measured)" in plot]
     first, second = (plot for plot in plots if "(lower is better)" in plot)
     assert ">d0<" in first
     assert ">d1<" in first
     assert ">d2<" not in first
     assert ">d2<" in second
-    assert all("speed-up of one call (measured)" in text for text in (first, second))
     assert {f"#run{k}" for k in (1, 2, 3, 4, 5)} <= set(page.links) <= {f"#{name}" for name in page.ids}
 
 
@@ -318,8 +321,54 @@ def test_a_strong_line_is_promised_only_where_there_is_one(tmp_path: Path, steps
 def test_latencies_of_different_machines_fall_back_to_macs(tmp_path: Path) -> None:
     runs = [report_runs.digits_run(tmp_path / k, name=k, device=k) for k in ("here", "there")]
     page = read(build(runs, tmp_path / "r.html"))
-    assert "the MACs ratio, since latencies come from different set-ups" in page.text
-    assert "speed-up by MACs (dense / pruned)" in page.text
+    assert "The speed-up of one call (measured): no two runs were measured alike." in page.text
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert ">MACs, dense / slim<" in html
+    assert ">speed-up of one call (measured)<" not in html
+
+
+def test_any_cost_is_drawn_against_any_quality(tmp_path: Path) -> None:
+    runs = [
+        report_runs.digits_run(tmp_path / name, name=name, macs=macs)
+        for name, macs in (("a", 0.7), ("b", 0.5))
+    ]
+    html = build(runs, tmp_path / "r.html").read_text(encoding="utf-8")
+    shown = set(re.findall(r'<div class="view cost-(\w+) quality-(\w+)">', html))
+    assert {("call", "frechet"), ("macs", "frechet"), ("params", "excess_error")} <= shown
+    assert re.findall(r'id="(\w+-\w+)" checked', html) == ["cost-call", "quality-frechet"]
+    for cost, quality in shown:
+        assert f'id="cost-{cost}"' in html
+        assert f'id="quality-{quality}"' in html
+
+
+def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
+    texts = {
+        name: f"name: {name}\nprune:\n  target: {{macs: {macs}}}\n" for name, macs in (("a", 0.7), ("b", 0.5))
+    }
+    runs = [
+        report_runs.digits_run(tmp_path / name, name=name, recipe_yaml=text) for name, text in texts.items()
+    ]
+    found = settings([load_run(run) for run in runs])
+    assert {key: [cell.text for cell in cells] for key, cells in found.items()} == {
+        "prune.target.macs": ["0.7", "0.5"]
+    }
+
+
+def test_the_front_is_what_no_other_run_beats() -> None:
+    def point(x: float, y: float) -> Point:
+        return Point(Mock(), x, y, [y, y], None)
+
+    points = [
+        point(1.0, 1.0),
+        point(2.0, 2.0),
+        point(1.5, 2.5),
+        point(2.0, 3.0),
+        point(3.0, 2.0),
+        point(0.5, 1.0),
+    ]
+    assert [(found.x, found.y) for found in on_front(points)] == [(1.0, 1.0), (3.0, 2.0)]
+    twins = [point(1.0, 1.0), point(1.0, 1.0)]
+    assert len(on_front(twins)) == 2
 
 
 def test_runs_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:

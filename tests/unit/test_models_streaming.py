@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -198,6 +199,29 @@ def test_it_runs_in_a_wider_type_than_it_is_stored_in(name: str, tmp_path: Path,
             assert model.dtype == torch.float32
             assert {p.dtype for p in model.parameters()} == kinds
     assert model.dtype == torch.bfloat16
+
+
+def test_weights_that_are_brought_are_read_once(tmp_path: Path, monkeypatch):
+    dit().to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    monkeypatch.setattr(Wider, "_read", Mock(side_effect=AssertionError("read besides")))
+    with in_small_pieces(model, monkeypatch, dtype=torch.float32):
+        for _ in range(2):
+            assert torch.equal(model(**call(model)).sample, other(**call(model)).sample)
+
+
+def test_weights_that_nobody_brings_are_read_by_whoever_asks(tmp_path: Path, monkeypatch):
+    """HunyuanDiT's pooler works with the weights of its layers and does not call them."""
+    tiny = ZOO["hunyuan-dit"]
+    build(tiny).to(torch.bfloat16).save_pretrained(tmp_path)
+    model, other = map_denoiser(tmp_path), load_denoiser(tmp_path, dtype=torch.float32)
+    arguments = with_tuple(other, tiny.call(Draw(1)))
+    read = Mock(side_effect=Wider._read, autospec=True)
+    monkeypatch.setattr(Wider, "_read", lambda self, own: read(self, own))
+    monkeypatch.setattr(streaming, "PIECE", 1)
+    with torch.no_grad(), streamed(model, dtype=torch.float32):
+        assert torch.equal(model(**arguments)[0], other(**arguments)[0])
+    assert read.called
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
