@@ -38,7 +38,7 @@ from pruning.recording import conditions
 from pruning.stages import Run, run_recipe
 from pruning.store import Store
 from tests.models import dit, unet2d
-from tests.unit.tiny_pipelines import dit_latent, stable_diffusion
+from tests.unit.tiny_pipelines import dit_latent, stable_diffusion, tiny_clip
 
 NOISE_LEVELS = conditions.LEVELS
 STAGES = ("calibrate", "score", "plan", "prune", "recover", "evaluate", "export", "report")
@@ -278,6 +278,13 @@ def test_a_text_to_image_pipeline(workplace, features, captioned):
     data = json.loads(Path("runs/tiny/report/data.json").read_text())
     assert set(data["captions"]) == {"a red cat", "a blue dog"}
     assert data["sink_detection"] == {"mode": "ratio", "rho": 3.0}
+    network = f"evaluate.networks.clip={tiny_clip(workplace / 'clip')}"
+    run_recipe(
+        recipe, ["evaluate.guidance_scale=3.0", "evaluate.metrics=[clip_score]", network], until="evaluate"
+    )
+    scores = json.loads(Path("runs/tiny/evaluate/metrics.json").read_text())
+    assert all(0 <= found["clip_score"] <= 100 for found in scores.values())
+    assert "clip_score" in scores["dense"]
 
 
 def test_calibration_on_sampling_trajectories(workplace, features, captioned):
