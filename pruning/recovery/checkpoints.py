@@ -1,8 +1,9 @@
 """Checkpoints of a recovery run: safetensors and JSON, whole or not there at all.
 
-``<folder>/step-00000500/`` holds ``model.safetensors``, ``ema.safetensors``, ``optimizer.safetensors`` (AdamW's
-moments by parameter name) and ``state.json`` (step, losses, counters, and the fingerprint of what was run). It is
-written under a temporary name, flushed and renamed. There is no generator state: see `pruning.recovery.batches`.
+``<folder>/step-00000500/`` holds ``model.safetensors`` (the parameters that are trained, and buffers),
+``ema.safetensors``, ``optimizer.safetensors`` (AdamW's moments by parameter name) and ``state.json`` (step, losses,
+counters, and the fingerprint of what was run, with that of the weights that stay as they are). It is written under a
+temporary name, flushed and renamed. There is no generator state: see `pruning.recovery.batches`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TrainingState:
 
     Attributes:
         student: The unwrapped student.
-        ema: Its averaged weights, in the order of ``student.parameters()``.
+        ema: The averages of what is trained of it, in the order of `trained`.
         optimizer: AdamW over the trainable parameters.
         scaler: The gradient scaler of float16, or None.
         losses: Loss of every step so far; its length is the number of steps taken.
@@ -53,6 +54,11 @@ class TrainingState:
     scaler: Any = None
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained of the student, by name."""
+        return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
 
     @property
     def step(self) -> int:
@@ -132,10 +138,9 @@ def clear_temporaries(folder: Path) -> None:
 
 
 def checkpoint_bytes(student: nn.Module) -> int:
-    """Return about how large a checkpoint of `student` is: weights, averages and two moments."""
-    weights = sum(t.numel() * t.element_size() for t in stored_tensors(student).values())
+    """Return about how large a checkpoint of `student` is: what is trained, averages and two moments, and buffers."""
     trained = sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
-    return 2 * weights + 2 * trained
+    return 4 * trained + sum(buffer.nbytes for buffer in student.buffers())
 
 
 def fingerprint(
@@ -165,21 +170,27 @@ def fingerprint(
 
 def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a checkpoint by file, then by name, on the CPU."""
-    named = dict(state.student.named_parameters())
+    trained = state.trained
     moments = {
         f"{name}.{key}": value
-        for name, parameter in named.items()
+        for name, parameter in trained.items()
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
     found = {
-        "model": stored_tensors(state.student),
-        "ema": dict(zip(named, state.ema.shadow_params, strict=True)),
+        "model": _changing(state),
+        "ema": dict(zip(trained, state.ema.shadow_params, strict=True)),
         "optimizer": moments,
     }
     return {
         part: {name: tensor.detach().cpu().contiguous() for name, tensor in entries.items()}
         for part, entries in found.items()
     }
+
+
+def _changing(state: TrainingState) -> dict[str, Tensor]:
+    """Return what training changes of the student by name: trained parameters and stored buffers."""
+    held = {name for name, p in state.student.named_parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in stored_tensors(state.student).items() if name not in held}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -191,8 +202,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _restore(
     state: TrainingState, content: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    named = dict(state.student.named_parameters())
-    for name, tensor in stored_tensors(state.student).items():
+    named = state.trained
+    for name, tensor in _changing(state).items():
         tensor.copy_(tensors["model"][name])
     for name, shadow in zip(named, state.ema.shadow_params, strict=True):
         shadow.copy_(tensors["ema"][name])

@@ -109,7 +109,7 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     Raises:
         PruningError: If the loss or the gradient is not finite; the weights are then those before the step.
     """
-    settings, accelerator, parameters = run.settings, run.accelerator, list(run.state.student.parameters())
+    settings, accelerator, parameters = run.settings, run.accelerator, list(run.state.trained.values())
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate_at(settings, step)
     total = torch.zeros((), device=accelerator.device)

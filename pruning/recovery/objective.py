@@ -41,7 +41,7 @@ def training_step(
     Returns:
         A float32 scalar.
     """
-    output, rows = _answer(student, batch.call), len(batch.timesteps)
+    output, rows = call(student, batch.call), len(batch.timesteps)
     loss = torch.zeros(rows, device=batch.timesteps.device)
     if distill_weight < 1:
         assert batch.target is not None
@@ -51,15 +51,15 @@ def training_step(
     if distill_weight > 0 and teacher is not None:
         with torch.no_grad():
             first = next(p for p in teacher.parameters() if p.is_floating_point())
-            call = move(batch.call, first.device, first.dtype, batch.exact)
-            wanted = joined(_answer(teacher, call), rows)
+            moved = move(batch.call, first.device, first.dtype, batch.exact)
+            wanted = joined(call(teacher, moved), rows)
         loss = loss + distill_weight * _mean_square(joined(output, rows).float() - wanted.float())
     return (loss if weights is None else weights * loss).mean()
 
 
-def _answer(model: nn.Module, call: Mapping[str, Any]) -> Any:
+def call(model: nn.Module, arguments: Mapping[str, Any]) -> Any:
     """Return what a model, alone or wrapped for several processes, puts out for a call."""
-    return model(**with_tuple(getattr(model, "module", model), call))
+    return model(**with_tuple(getattr(model, "module", model), arguments))
 
 
 def _mean_square(difference: Tensor) -> Tensor:

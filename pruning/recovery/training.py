@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from pruning.recovery.checkpoints import (
 )
 from pruning.recovery.labels import hold_label_embeddings
 from pruning.recovery.loop import RecoveryProgress, Training, train
+from pruning.recovery.objective import call
+from pruning.recovery.parts import trained_parts
 from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
@@ -113,13 +115,21 @@ def train_back(
     used_teacher = teacher if settings.distill_weight else None
     place = Path(folder) if folder is not None else None
     identity = fingerprint(settings, seed, student, used_teacher, seen)
-    if place is not None and accelerator.is_main_process:
-        check_writable("recovery checkpoints", place, checkpoint_bytes(student))
-        clear_temporaries(place)
-    accelerator.wait_for_everyone()
     where = accelerator.device, accelerator.process_index, accelerator.num_processes
     share = Share(settings, seed, *where)
-    with _training(student, used_teacher, accelerator.device):
+
+    def answer() -> Any:  # the same on all processes
+        with closing(batches(replace(share, rank=0))(0, 1)) as first:
+            return call(student, next(first).call)
+
+    with (
+        _training(student, used_teacher, accelerator.device),
+        trained_parts(student, settings, seed, answer),
+    ):
+        if place is not None and accelerator.is_main_process:
+            check_writable("recovery checkpoints", place, checkpoint_bytes(student))
+            clear_temporaries(place)
+        accelerator.wait_for_everyone()
         model, optimizer, state = _prepared(student, settings, accelerator)
         run = Training(
             batches(share), share, accelerator, model, used_teacher, optimizer, state, place, identity
@@ -128,7 +138,7 @@ def train_back(
         if resumed_from and accelerator.is_main_process:
             logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, settings.steps)
         train(run, progress)
-        state.ema.copy_to(student.parameters())
+        state.ema.copy_to(state.trained.values())
     student.eval()
     speed = state.step * settings.batch_size / state.seconds if state.seconds > 0 else 0.0
     return RecoveryResult(
@@ -237,5 +247,5 @@ def _prepared(
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=fused)
     model = accelerator.prepare_model(student)
     prepared = accelerator.prepare_optimizer(optimizer)
-    ema = EMAModel(student.parameters(), decay=settings.ema_decay, foreach=True)
+    ema = EMAModel(trained, decay=settings.ema_decay, foreach=True)
     return model, prepared, TrainingState(student, ema, optimizer, accelerator.scaler)

@@ -17,6 +17,8 @@ COMPENSATIONS = ("none", "fold", "least_squares")
 NOISED, SAMPLING, RENOISED = PROVIDERS = ("noised", "sampling", "renoised")
 """What models are shown: images, calls recorded while the pipeline samples, or what it sampled, noised anew."""
 MAX_WARMUP = 50
+ALL, LORA, FEW = TRAINED = ("all", "lora", "norms_biases_head")
+"""What of the slim model is trained."""
 
 _SINK_WEIGHT = within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them")
 _PIPELINE_SAYS = "what ``pipeline`` says, else the default of the model's own pipeline"
@@ -346,6 +348,19 @@ class Recover(Section):
         "Recorded samples to train on, null takes 256; or images with captions, each of which is recorded, null takes "
         "at most 4096. Other images are all trained on.",
         at_least(1),
+    )
+    train: str = knob(
+        ALL,
+        "What of it is trained: ``all``; ``lora``: low-rank adapters of its linear and convolution layers, merged into "
+        "them at the end; ``norms_biases_head``: vectors, which are norms and biases, and the layers whose output is "
+        "the model's. The last two take optimizer memory for what they train alone.",
+        one_of(*TRAINED),
+    )
+    lora_rank: int = knob(16, "Rank of the adapters of ``train: lora``.", at_least(1))
+    lora_alpha: float | None = knob(
+        None,
+        "What adapters are multiplied by, times `lora_rank`; null is `lora_rank`, so that it is 1.",
+        above(0),
     )
     steps: int = knob(1000, "Optimizer steps.", at_least(1))
     batch_size: int = knob(
