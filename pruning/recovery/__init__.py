@@ -4,7 +4,7 @@ from pruning.recovery.blocks import BlocksResult, recover_blocks
 from pruning.recovery.loop import RecoveryProgress
 from pruning.recovery.recorded import checked_on_calls, recover_images, recover_recorded
 from pruning.recovery.training import RecoveryResult, check_split
-from pruning.recovery.twins import twins
+from pruning.recovery.twins import pairs, twins
 
 __all__ = [
     "BlocksResult",
@@ -12,6 +12,7 @@ __all__ = [
     "RecoveryResult",
     "check_split",
     "checked_on_calls",
+    "pairs",
     "recover_blocks",
     "recover_images",
     "recover_recorded",

@@ -98,7 +98,9 @@ def recover_blocks(
         )
     folder = Path(folder)
     check_writable("recovery by blocks", folder, 0)
-    settings = replace(settings, distill_weight=1.0, loss_weighting="uniform", label_dropout=0.0)
+    settings = replace(
+        settings, distill_weight=1.0, feature_weight=0.0, loss_weighting="uniform", label_dropout=0.0
+    )
     settings.check("recovery")
     if identity is None:
         seen = {"blocks": [vars(twin) for twin in blocks], "shown": source.digest(), "rows": source.rows}

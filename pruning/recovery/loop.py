@@ -19,6 +19,7 @@ from pruning.data import sample_generator
 from pruning.errors import PruningError
 from pruning.recovery.batches import MODULES, Batches, Share, TrainingBatch
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
+from pruning.recovery.features import Features
 from pruning.recovery.objective import training_step
 from pruning.settings import Recover
 
@@ -54,6 +55,7 @@ class Training:
         state: Student, averages, optimiser and counters.
         folder: Where checkpoints go, or None.
         identity: The fingerprint written into them.
+        features: What watches the blocks of both models, or None.
     """
 
     batches: Batches
@@ -65,6 +67,7 @@ class Training:
     state: TrainingState
     folder: Path | None
     identity: Mapping[str, Any]
+    features: Features | None = None
 
     @property
     def settings(self) -> Recover:
@@ -123,6 +126,8 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
                     run.teacher,
                     batch,
                     distill_weight=settings.distill_weight or 0.0,
+                    feature_weight=settings.feature_weight,
+                    features=run.features,
                     weights=batch.weights,
                 )
             accelerator.backward(loss)

@@ -35,6 +35,7 @@ from pruning.recovery.batches import (
 )
 from pruning.recovery.labels import DEFAULT_DROPOUT
 from pruning.recovery.training import Progress, RecoveryResult, checked, train_back
+from pruning.recovery.twins import Twin
 from pruning.recovery.weighting import min_snr
 from pruning.settings import Recover
 
@@ -51,6 +52,7 @@ def recover_recorded(
     denoiser: str | None = None,
     source: str = "points",
     samples: Sequence[int] | None = None,
+    features: Sequence[Twin] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
@@ -67,6 +69,8 @@ def recover_recorded(
         source: ``points``: the calls as they were made, with the dense model's answers. ``x0``: their latents made anew
             of the sample's end and fresh noise, with the target; see `recorded_batches`.
         samples: Which samples; None: all.
+        features: Result of `pairs`, where `feature_weight` is above 0; None: the blocks that both models have at the
+            same paths.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
@@ -87,7 +91,9 @@ def recover_recorded(
         return RecordedSource(calls, rows, source == "x0", share).batches
 
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
-    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
+    return train_back(
+        student, teacher, batches, seen, settings, seed, folder, device, progress, pairs=features
+    )
 
 
 def checked_on_calls(settings: Recover, source: str) -> Recover:
@@ -112,6 +118,7 @@ def recover_images(
     source: ImageCalls,
     settings: Recover,
     *,
+    features: Sequence[Twin] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
@@ -125,9 +132,12 @@ def recover_images(
 
     Args:
         student: The pruned denoiser; bfloat16 and float16 weights become float32 master weights.
-        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` 0.
+        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` and
+            `feature_weight` 0.
         source: Images and calls; where the model knows no call without a class or prompt, none is dropped.
         settings: How to train.
+        features: Result of `pairs`, where `feature_weight` is above 0; None: the blocks that both models have at the
+            same paths.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
@@ -159,7 +169,9 @@ def recover_images(
     images = {"name": source.name, "count": len(source.images)}
     seen = {"recording": dict(source.calls.head.identity), "images": images}
     settings = replace(settings, label_dropout=dropout)
-    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
+    return train_back(
+        student, teacher, batches, seen, settings, seed, folder, device, progress, pairs=features
+    )
 
 
 @dataclass(frozen=True)

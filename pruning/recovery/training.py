@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from pruning.recovery.checkpoints import (
     fingerprint,
     resume,
 )
+from pruning.recovery.features import Features, pairs_by_path
 from pruning.recovery.labels import hold_label_embeddings
 from pruning.recovery.loop import RecoveryProgress, Training, train
 from pruning.recovery.objective import call
 from pruning.recovery.parts import trained_parts
+from pruning.recovery.twins import Twin
 from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ def train_back(
     folder: str | Path | None,
     device: str | None,
     progress: Progress | None,
+    *,
+    pairs: Sequence[Twin] | None = None,
 ) -> RecoveryResult:
     """Train `student` in place on batches of any source; see `recover_images`.
 
@@ -108,11 +112,17 @@ def train_back(
         folder: Where checkpoints go.
         device: Kind of device.
         progress: Called after every step.
+        pairs: Blocks whose outputs are compared, where `settings.feature_weight` is above 0; None: those of the same
+            paths.
     """
     _check_models(student, teacher, settings)
     accelerator = _accelerator(settings, device)
     settings = replace(settings, mixed_precision=accelerator.mixed_precision)
-    used_teacher = teacher if settings.distill_weight else None
+    used_teacher = teacher if settings.distill_weight or settings.feature_weight else None
+    features = None
+    if used_teacher is not None and settings.feature_weight:
+        pairs = pairs_by_path(student, used_teacher) if pairs is None else pairs
+        seen, features = {**seen, "features": [vars(pair) for pair in pairs]}, Features(pairs)
     place = Path(folder) if folder is not None else None
     identity = fingerprint(settings, seed, student, used_teacher, seen)
     where = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -125,6 +135,7 @@ def train_back(
     with (
         _training(student, used_teacher, accelerator.device),
         trained_parts(student, settings, seed, answer),
+        features.watched(student, used_teacher) if features and used_teacher else nullcontext(),
     ):
         if place is not None and accelerator.is_main_process:
             check_writable("recovery checkpoints", place, checkpoint_bytes(student))
@@ -132,7 +143,16 @@ def train_back(
         accelerator.wait_for_everyone()
         model, optimizer, state = _prepared(student, settings, accelerator)
         run = Training(
-            batches(share), share, accelerator, model, used_teacher, optimizer, state, place, identity
+            batches(share),
+            share,
+            accelerator,
+            model,
+            used_teacher,
+            optimizer,
+            state,
+            place,
+            identity,
+            features,
         )
         resumed_from = resume(place, state, identity) if place is not None else 0
         if resumed_from and accelerator.is_main_process:
@@ -158,11 +178,13 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, settings: Recov
                 "recovery: this model also predicts a variance, which the data loss does not train; "
                 "set distill_weight above 0 to keep it, or sample with a scheduler of fixed variance"
             )
-        return
+        if not settings.feature_weight:
+            return
     if teacher is None:
+        asked = "distill_weight" if settings.distill_weight else "feature_weight"
         raise PruningError(
-            f"recovery: distill_weight={settings.distill_weight} needs the dense model as teacher; "
-            "pass it, or set distill_weight to 0"
+            f"recovery: {asked}={getattr(settings, asked)} needs the dense model as teacher; "
+            f"pass it, or set {asked} to 0"
         )
     mine = {id(p) for p in student.parameters()}
     if any(id(p) in mine for p in teacher.parameters()):

@@ -334,8 +334,8 @@ class Recover(Section):
         None,
         "``whole``: the slim model as one. ``blocks``: each cut block by itself, for `steps` steps, to put out what "
         "its dense twin does on the same input, which needs one block in memory and reads neither `distill_weight` nor "
-        "`loss_weighting` nor `label_dropout`; null takes ``whole``, and ``blocks`` where the models do not fit into "
-        "memory.",
+        "`feature_weight` nor `loss_weighting` nor `label_dropout`; null takes ``whole``, and ``blocks`` where the "
+        "models do not fit into memory.",
         one_of(*METHODS),
     )
     provider: str | None = knob(
@@ -379,6 +379,12 @@ class Recover(Section):
         "Weight of the distance to the dense model's output; the data loss has one minus it; null takes 0.5 where the "
         "data say what to answer, else 1.",
         within("[0, 1]"),
+    )
+    feature_weight: float = knob(
+        0.0,
+        "Weight of the distance to what the dense model's blocks put out, relative to its square; it comes on top of "
+        "the other two.",
+        at_least(0),
     )
     label_dropout: float | None = knob(
         None,

@@ -75,6 +75,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         return _by_blocks(run, folder)
     student = run.load_pruned("prune", torch.float32)
     how: dict[str, Any] = {
+        "features": recovery.pairs(run.meta, run.cut_plan) if section.feature_weight else None,
         "seed": run.recipe.seed,
         "folder": folder / SCRATCH / "checkpoints",
         "device": run.device.type,
@@ -82,7 +83,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     }
     provider = recovery_provider(run)
     if provider == NOISED:
-        teacher = run.dense if section.distill_weight != 0 else None
+        teacher = run.dense if section.distill_weight != 0 or section.feature_weight else None
         result = recovery.recover_images(student, teacher, _images(run), section, **how)
     else:
         count = trained_samples(run)

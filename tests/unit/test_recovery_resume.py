@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "all": {},
     "lora": {"train": "lora", "lora_rank": 4},
     "few": {"train": "norms_biases_head"},
+    "features": {"feature_weight": 0.5},
 }
 """Ways to train, by a short name."""
 

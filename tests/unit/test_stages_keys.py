@@ -94,6 +94,7 @@ TABLE: dict[str, tuple[Any, str]] = {
     "recover.schedule": ("constant", "recover"),
     "recover.weight_decay": (0.1, "recover"),
     "recover.distill_weight": (0.9, "recover"),
+    "recover.feature_weight": (0.1, "recover"),
     "recover.label_dropout": (0.2, "recover"),
     "recover.ema_decay": (0.9, "recover"),
     "recover.grad_clip": (None, "recover"),
