@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,7 +33,9 @@ from pruning.recovery.batches import (
     sample_order,
     step_draws,
 )
+from pruning.recovery.held_out import HeldOut, split
 from pruning.recovery.labels import DEFAULT_DROPOUT
+from pruning.recovery.loop import Validate
 from pruning.recovery.training import Progress, RecoveryResult, checked, train_back
 from pruning.recovery.twins import Twin
 from pruning.recovery.weighting import min_snr
@@ -57,6 +59,8 @@ def recover_recorded(
     folder: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    validate: Validate | None = None,
+    logs: str | Path | None = None,
 ) -> RecoveryResult:
     """Train `student` in place on recorded calls; all else is as for `recover_images`.
 
@@ -75,6 +79,9 @@ def recover_recorded(
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
         progress: Called after every step on process 0.
+        validate: Called at every evaluation on process 0, with the student, which has the averaged weights then, and
+            the steps taken; such as to sample with it.
+        logs: Folder in which a tracker may write.
 
     Raises:
         PruningError: As `recover_images`, and for names or numbers that do not fit the recording.
@@ -87,12 +94,28 @@ def recover_recorded(
     settings = checked_on_calls(settings, source)
     _check_weighting(calls, settings)
 
-    def batches(share: Share) -> Batches:
-        return RecordedSource(calls, rows, source == "x0", share).batches
+    def of(some: list[Row]) -> Callable[[Share], Batches]:
+        return lambda share: RecordedSource(calls, some, source == "x0", share).batches
 
+    numbers, held = split(sorted({row.sample for row in rows}), settings, seed)
+    held_rows = [row for row in rows if row.sample in {*held}]
+    rows = [row for row in rows if row.sample in {*numbers}]
+    held_out = HeldOut(len(held), of(held_rows)) if held else None
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
     return train_back(
-        student, teacher, batches, seen, settings, seed, folder, device, progress, pairs=features
+        student,
+        teacher,
+        of(rows),
+        seen,
+        settings,
+        seed,
+        folder,
+        device,
+        progress,
+        pairs=features,
+        held_out=held_out,
+        validate=validate,
+        logs=logs,
     )
 
 
@@ -123,6 +146,8 @@ def recover_images(
     folder: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    validate: Validate | None = None,
+    logs: str | Path | None = None,
 ) -> RecoveryResult:
     """Train `student` in place on noised images; at the end it holds the averaged (EMA) weights, float32, eval mode.
 
@@ -142,6 +167,9 @@ def recover_images(
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
         progress: Called after every step on process 0.
+        validate: Called at every evaluation on process 0, with the student, which has the averaged weights then, and
+            the steps taken; such as to sample with it.
+        logs: Folder in which a tracker may write.
 
     Raises:
         PruningError: For settings out of range, images that do not fit the recording, a folder that cannot be written
@@ -163,14 +191,28 @@ def recover_images(
     _ = source.positions  # what does not fit fails here
     _check_weighting(source.calls, settings)
 
-    def batches(share: Share) -> Batches:
-        return ImageSource(source, share).batches
+    def of(some: Sequence[int]) -> Callable[[Share], Batches]:
+        return lambda share: ImageSource(replace(source, images=some), share).batches
 
+    numbers, held = split(source.images, settings, seed)
+    held_out = HeldOut(len(held), of(held)) if held else None
     images = {"name": source.name, "count": len(source.images)}
     seen = {"recording": dict(source.calls.head.identity), "images": images}
     settings = replace(settings, label_dropout=dropout)
     return train_back(
-        student, teacher, batches, seen, settings, seed, folder, device, progress, pairs=features
+        student,
+        teacher,
+        of(numbers),
+        seen,
+        settings,
+        seed,
+        folder,
+        device,
+        progress,
+        pairs=features,
+        held_out=held_out,
+        validate=validate,
+        logs=logs,
     )
 
 

@@ -5,6 +5,7 @@ The sections of a recipe are the dataclasses that functions take. A new knob is 
 
 from pruning.settings.section import knobs_of as knobs_of
 from pruning.settings.section import type_words as type_words
+from pruning.settings.sections import ADAMW_8BIT as ADAMW_8BIT
 from pruning.settings.sections import ALL as ALL
 from pruning.settings.sections import COMPENSATIONS as COMPENSATIONS
 from pruning.settings.sections import DIGITS as DIGITS

@@ -17,6 +17,7 @@ COMPENSATIONS = ("none", "fold", "least_squares")
 NOISED, SAMPLING, RENOISED = PROVIDERS = ("noised", "sampling", "renoised")
 """What models are shown: images, calls recorded while the pipeline samples, or what it sampled, noised anew."""
 MAX_WARMUP = 50
+ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
 ALL, LORA, FEW = TRAINED = ("all", "lora", "norms_biases_head")
 """What of the slim model is trained."""
 
@@ -366,6 +367,11 @@ class Recover(Section):
     batch_size: int = knob(
         64, "Images per optimizer step, over all micro-batches and processes.", at_least(1)
     )
+    optimizer: str = knob(
+        ADAMW,
+        "``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory (package bitsandbytes).",
+        one_of(*OPTIMIZERS),
+    )
     learning_rate: float = knob(2e-4, "Peak learning rate (AdamW).", above(0))
     warmup_steps: int | None = knob(
         None, f"Steps of linear warm-up; null is a tenth of `steps`, at most {MAX_WARMUP}.", at_least(0)
@@ -403,10 +409,45 @@ class Recover(Section):
         "uniform", "``uniform`` or ``min_snr`` over timesteps.", one_of("uniform", "min_snr")
     )
     gradient_accumulation: int = knob(1, "Micro-batches per step and process.", at_least(1))
+    gradient_checkpointing: bool = knob(
+        False,
+        "Whether the slim model's blocks run once more in the backward pass, by the model's own method, so that their "
+        "activations take no memory meanwhile.",
+    )
     mixed_precision: str | None = knob(
         None,
         "``no``, ``bf16`` or ``fp16``; null takes what ``accelerate`` is set to.",
         one_of("no", "bf16", "fp16"),
+    )
+    eval_every: int = knob(
+        0,
+        "Steps between evaluations: the loss on held-out samples, from fixed noise with the averaged weights, before "
+        "the first step, every so many, and after the last; 0 is none.",
+        at_least(0),
+    )
+    held_out: int | None = knob(
+        None,
+        "Samples that are held out of training for evaluations; null takes a tenth, at most 64.",
+        at_least(1),
+    )
+    early_stop: int | None = knob(
+        None,
+        "Evaluations without a lower loss, after the warm-up, after which training ends; the result are the weights of "
+        "the lowest. null trains to the end and takes the last.",
+        at_least(1),
+    )
+    validation_images: int = knob(
+        0,
+        "Samples that the slim model makes at every evaluation, from the noise of ``evaluate``'s first ones, for the "
+        "report.",
+        at_least(0),
+    )
+    tracker: str | None = knob(
+        None,
+        "Who is told of every step, through accelerate: ``tensorboard`` (files in ``logs/`` of the run directory), "
+        "``wandb`` or ``trackio``; null is nobody.",
+        one_of("tensorboard", "wandb", "trackio"),
+        neutral=True,
     )
     checkpoint_every: int = knob(
         500, "Steps between checkpoints to resume from; 0 is only at the end.", at_least(0), neutral=True
@@ -422,11 +463,14 @@ class Recover(Section):
         return min(MAX_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     def mismatches(self) -> Iterator[Problem]:
-        """The warm-up fits into the steps, and the draws of all samples have numbers."""
+        """The warm-up fits into the steps, all samples have numbers, and there are evaluations for what needs them."""
         if self.warmup > self.steps:
             yield "warmup_steps", f"{self.warmup_steps} is more than steps, {self.steps}"
         if self.steps * self.batch_size >= 2**32:
             yield "steps", f"{self.steps} times batch_size {self.batch_size} must be less than 2^32 images"
+        for key in ("held_out", "early_stop", "validation_images"):
+            if getattr(self, key) and not self.eval_every:
+                yield key, f"{getattr(self, key)} needs evaluations; set eval_every, or leave it out"
 
 
 @section

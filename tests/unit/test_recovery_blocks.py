@@ -349,3 +349,14 @@ def test_what_a_block_is_judged_by_is_drawn_by_no_dropout(
     monkeypatch.setattr(block_training, "_error", judged)
     recovered(pair, tmp_path)
     assert training == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eval_every": 5}, {"gradient_checkpointing": True}, {"tracker": "tensorboard"}]
+)
+def test_settings_of_a_whole_model_are_refused(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    (key,) = changes
+    with pytest.raises(PruningError, match=rf"recovery by blocks: {key}: .* trained as a whole"):
+        recovered(pair, tmp_path, settings=replace(SETTINGS, **changes))

@@ -32,6 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"train": "lora", "lora_rank": 4},
     "few": {"train": "norms_biases_head"},
     "features": {"feature_weight": 0.5},
+    "early": {"eval_every": 2, "held_out": 4, "early_stop": 3},
+    "checkpointed": {"gradient_checkpointing": True, "train": "lora", "lora_rank": 2},
 }
 """Ways to train, by a short name."""
 
@@ -56,6 +58,7 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path, method)
     result = run(resumed, small(dropout=0.2), folder=tmp_path / "killed", **changes)
     assert result.resumed_from == 3
     assert result.losses == expected.losses  # bit for bit
+    assert result.evaluations == expected.evaluations
     assert [step for step, _ in result.losses] == list(range(1, 9))
     assert torch.equal(weights(resumed), weights(whole))
     assert not any(name.endswith(".tmp") for name in _names(tmp_path / "killed"))

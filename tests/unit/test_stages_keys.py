@@ -98,6 +98,9 @@ TABLE: dict[str, tuple[Any, str]] = {
     "recover.label_dropout": (0.2, "recover"),
     "recover.ema_decay": (0.9, "recover"),
     "recover.grad_clip": (None, "recover"),
+    "recover.optimizer": ("adamw8bit", "recover"),
+    "recover.gradient_checkpointing": (True, "recover"),
+    "recover.eval_every": (50, "recover"),
     "recover.loss_weighting": ("min_snr", "recover"),
     "recover.gradient_accumulation": (2, "recover"),
     "recover.mixed_precision": ("bf16", "recover"),
@@ -138,6 +141,9 @@ ELSEWHERE = {
     "prune.target.ratio": "excludes macs; tested below",
     "prune.depth.budget": "takes blocks; tested below",
     "prune.depth.samples": "counts where there is a budget; tested below",
+    "recover.held_out": "takes evaluations; tested below",
+    "recover.early_stop": "as recover.held_out",
+    "recover.validation_images": "as recover.held_out",
     "model.subfolder": "the model of these tests has no other; tested in test_stages_workspace",
     "model.revision": "as model.subfolder",
 }
@@ -180,6 +186,7 @@ def test_every_knob_is_neutral_or_in_the_table():
         "calibrate.memory_gb",
         "recover.checkpoint_every",
         "recover.keep_checkpoints",
+        "recover.tracker",
         "evaluate.batch_size",
     }
 
@@ -209,7 +216,12 @@ def test_low_rank_layers_depend_on_what_they_are_measured_on(base, key):
 def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     recipe, before = base
     value = value_at(dataclasses.asdict(recipe), key)
-    other = {"store": "x", "calibrate.checkpointing": True, "calibrate.memory_gb": 8.0}
+    other = {
+        "recover.tracker": "wandb",
+        "store": "x",
+        "calibrate.checkpointing": True,
+        "calibrate.memory_gb": 8.0,
+    }
     after = keys(
         replaced(
             recipe, key, other[key] if value is None else f"{value}x" if isinstance(value, str) else value + 1
@@ -217,6 +229,21 @@ def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     )
     changed = {name for name in before if after[name] != before[name]}
     assert changed <= {*PRINTED.split()}
+
+
+@pytest.mark.parametrize("key", ["held_out", "early_stop", "validation_images"])
+def test_evaluations_while_training_are_part_of_the_recovery(base, key):
+    recipe = replaced(base[0], "recover.eval_every", 50)
+    before, after = keys(recipe), keys(replaced(recipe, f"recover.{key}", 4))
+    assert {name for name in before if after[name] != before[name]} == {"recover", *PRINTED.split()}
+
+
+def test_validation_images_depend_on_how_is_sampled(base):
+    recipe = replaced(base[0], "recover.eval_every", 50)
+    shown = replaced(recipe, "recover.validation_images", 4)
+    for section, changes in ((recipe, False), (shown, True)):
+        after = keys(replaced(section, "evaluate.num_steps", 19))["recover"]
+        assert (after != keys(section)["recover"]) == changes
 
 
 @pytest.mark.parametrize("key", ["params", "ratio"])
