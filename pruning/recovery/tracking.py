@@ -63,3 +63,11 @@ def tell(accelerator: Accelerator, values: Mapping[str, float], step: int) -> No
     """Tell the trackers of a step."""
     if accelerator.trackers:
         accelerator.log(dict(values), step=step)
+
+
+def end(accelerator: Accelerator) -> None:
+    """Let the trackers write what they hold; `Accelerator.end_training` would also part the processes for good."""
+    for tracker in accelerator.trackers:
+        if accelerator.is_main_process or not tracker.main_process_only:
+            tracker.finish()
+    accelerator.trackers = []

@@ -32,7 +32,7 @@ from pruning.recovery.loop import RecoveryProgress, Training, Validate, train
 from pruning.recovery.objective import call
 from pruning.recovery.optimizers import check_optimizer, optimizer_of
 from pruning.recovery.parts import trained_parts
-from pruning.recovery.tracking import begin, tracked_by
+from pruning.recovery.tracking import begin, end, tracked_by
 from pruning.recovery.twins import Twin
 from pruning.settings import Recover
 
@@ -178,7 +178,7 @@ def train_back(
         try:
             train(run, progress)
         finally:
-            accelerator.end_training()
+            end(accelerator)
         state.ema.copy_to(state.trained.values())
         if state.best is not None:
             take(state.best, state.trained)

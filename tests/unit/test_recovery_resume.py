@@ -71,13 +71,14 @@ def test_two_processes_train_as_one_does_and_resume(tmp_path, method):
     expected = run(alone, small(), **METHODS[method])
     script = tmp_path / "two.py"
     script.write_text(
-        "import json, os, sys\n"
+        "import json, os, sys, torch\n"
         "from tests.unit.recovery_setup import run, small, weights\n"
         "folder, steps_to_live = sys.argv[1], int(sys.argv[2])\n"
         "def progress(info):\n"
         "    if info.step == steps_to_live: os.kill(os.getpid(), 9)\n"
         "student = small(1)\n"
         "result = run(student, small(), folder=folder, progress=progress, **json.loads(sys.argv[3]))\n"
+        "assert torch.distributed.is_initialized()\n"
         "told = [result.resumed_from, result.losses, weights(student).tolist()]\n"
         "open(f'{folder}.rank' + os.environ['RANK'], 'w').write(json.dumps(told))\n"
     )
