@@ -92,13 +92,16 @@ def recover_blocks(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise PruningError("recovery by blocks: it works in one process; start it without accelerate launch")
+    check_by_blocks(settings)
     if not blocks:
         raise PruningError(
             "recovery by blocks: no block of the model lost anything, so that none can be trained"
         )
     folder = Path(folder)
     check_writable("recovery by blocks", folder, 0)
-    settings = replace(settings, distill_weight=1.0, loss_weighting="uniform", label_dropout=0.0)
+    settings = replace(
+        settings, distill_weight=1.0, feature_weight=0.0, loss_weighting="uniform", label_dropout=0.0
+    )
     settings.check("recovery")
     if identity is None:
         seen = {"blocks": [vars(twin) for twin in blocks], "shown": source.digest(), "rows": source.rows}
@@ -131,6 +134,16 @@ def recover_blocks(
             remove(inputs[twin])
     kept = {twin.slim: places[twin] / WEIGHTS for twin in blocks if results[twin].kept}
     return BlocksResult(tuple(results[twin] for twin in blocks), _in_files(kept))
+
+
+def check_by_blocks(settings: Recover) -> None:
+    """Raise PruningError for settings that only a model trained as a whole can follow."""
+    for key in ("eval_every", "gradient_checkpointing", "tracker"):
+        if value := getattr(settings, key):
+            raise PruningError(
+                f"recovery by blocks: {key}: {value} is of a model that is trained as a whole; each block is judged by "
+                "inputs of its own that are held out. Leave it out, or set recover.method=whole"
+            )
 
 
 def _claim(folder: Path, identity: Mapping[str, Any]) -> None:

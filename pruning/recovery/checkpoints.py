@@ -1,8 +1,10 @@
 """Checkpoints of a recovery run: safetensors and JSON, whole or not there at all.
 
-``<folder>/step-00000500/`` holds ``model.safetensors``, ``ema.safetensors``, ``optimizer.safetensors`` (AdamW's
-moments by parameter name) and ``state.json`` (step, losses, counters, and the fingerprint of what was run). It is
-written under a temporary name, flushed and renamed. There is no generator state: see `pruning.recovery.batches`.
+``<folder>/step-00000500/`` holds ``model.safetensors`` (the parameters that are trained, and buffers),
+``ema.safetensors``, ``optimizer.safetensors`` (AdamW's moments by parameter name), ``best.safetensors`` (the averages
+of the best evaluation, where training may stop early) and ``state.json`` (step, losses, counters, and the fingerprint
+of what was run, with that of the weights that stay as they are). It is written under a temporary name, flushed and
+renamed. There is no generator state: see `pruning.recovery.batches`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _PREFIX = "step-"
 _TENSOR_FILES = ("model", "ema", "optimizer")
+_BEST = "best"
 
 
 @dataclass
@@ -40,11 +43,13 @@ class TrainingState:
 
     Attributes:
         student: The unwrapped student.
-        ema: Its averaged weights, in the order of ``student.parameters()``.
+        ema: The averages of what is trained of it, in the order of `trained`.
         optimizer: AdamW over the trainable parameters.
         scaler: The gradient scaler of float16, or None.
         losses: Loss of every step so far; its length is the number of steps taken.
-        seconds: Seconds spent training so far, checkpoints and loading left out.
+        seconds: Seconds spent training so far, checkpoints, loading and evaluations left out.
+        evaluations: (steps taken, held-out loss) of every evaluation so far.
+        best: Averages of the evaluation of the lowest loss by name, on the CPU, where they may be the result.
     """
 
     student: nn.Module
@@ -53,6 +58,13 @@ class TrainingState:
     scaler: Any = None
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained of the student, by name."""
+        return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
 
     @property
     def step(self) -> int:
@@ -79,8 +91,10 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
         "step": state.step,
         "losses": state.losses,
         "seconds": state.seconds,
+        "evaluations": state.evaluations,
         "ema_step": state.ema.optimization_step,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "best": state.best is not None,
         "fingerprint": dict(fingerprint),
     }
     final = folder / f"{_PREFIX}{state.step:08d}"
@@ -111,7 +125,8 @@ def resume(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -
             content = json.loads((path / "state.json").read_bytes())
             if content["format"] != FORMAT or len(content["losses"]) != content["step"]:
                 raise ValueError("state.json is of an unknown format")
-            tensors = {part: load_file(path / f"{part}.safetensors") for part in _TENSOR_FILES}
+            parts = (*_TENSOR_FILES, *([_BEST] if content.get("best") else []))
+            tensors = {part: load_file(path / f"{part}.safetensors") for part in parts}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("recovery: checkpoint %s is passed over: %s", path, error)
             continue
@@ -132,10 +147,9 @@ def clear_temporaries(folder: Path) -> None:
 
 
 def checkpoint_bytes(student: nn.Module) -> int:
-    """Return about how large a checkpoint of `student` is: weights, averages and two moments."""
-    weights = sum(t.numel() * t.element_size() for t in stored_tensors(student).values())
+    """Return about how large a checkpoint of `student` is: what is trained, averages and two moments, and buffers."""
     trained = sum(p.numel() * 4 for p in student.parameters() if p.requires_grad)
-    return 2 * weights + 2 * trained
+    return 4 * trained + sum(buffer.nbytes for buffer in student.buffers())
 
 
 def fingerprint(
@@ -165,21 +179,28 @@ def fingerprint(
 
 def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a checkpoint by file, then by name, on the CPU."""
-    named = dict(state.student.named_parameters())
+    trained = state.trained
     moments = {
-        f"{name}.{key}": value
-        for name, parameter in named.items()
+        f"{name}.{key}": value.clone() if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in trained.items()
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
     found = {
-        "model": stored_tensors(state.student),
-        "ema": dict(zip(named, state.ema.shadow_params, strict=True)),
+        "model": _changing(state),
+        "ema": dict(zip(trained, state.ema.shadow_params, strict=True)),
         "optimizer": moments,
+        **({_BEST: state.best} if state.best is not None else {}),
     }
     return {
         part: {name: tensor.detach().cpu().contiguous() for name, tensor in entries.items()}
         for part, entries in found.items()
     }
+
+
+def _changing(state: TrainingState) -> dict[str, Tensor]:
+    """Return what training changes of the student by name: trained parameters and stored buffers."""
+    held = {name for name, p in state.student.named_parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in stored_tensors(state.student).items() if name not in held}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -191,16 +212,19 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _restore(
     state: TrainingState, content: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    named = dict(state.student.named_parameters())
-    for name, tensor in stored_tensors(state.student).items():
+    named = state.trained
+    for name, tensor in _changing(state).items():
         tensor.copy_(tensors["model"][name])
     for name, shadow in zip(named, state.ema.shadow_params, strict=True):
         shadow.copy_(tensors["ema"][name])
     for name, value in tensors["optimizer"].items():
         parameter_name, key = name.rsplit(".", 1)
         parameter = named[parameter_name]
-        state.optimizer.state[parameter][key] = value.to(parameter.device)
+        is_count = value.ndim == 0 and not value.is_floating_point()  # which AdamW8bit counts its steps in
+        state.optimizer.state[parameter][key] = int(value) if is_count else value.to(parameter.device)
     state.ema.optimization_step = content["ema_step"]
     if state.scaler is not None and content["scaler"] is not None:
         state.scaler.load_state_dict(content["scaler"])
     state.losses, state.seconds = content["losses"], content["seconds"]
+    state.evaluations = [(step, loss) for step, loss in content["evaluations"]]
+    state.best = dict(tensors[_BEST]) if _BEST in tensors else None

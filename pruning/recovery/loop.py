@@ -19,7 +19,11 @@ from pruning.data import sample_generator
 from pruning.errors import PruningError
 from pruning.recovery.batches import MODULES, Batches, Share, TrainingBatch
 from pruning.recovery.checkpoints import TrainingState, write_checkpoint
+from pruning.recovery.features import Features
+from pruning.recovery.held_out import best_of, is_over
+from pruning.recovery.labels import hold_label_embeddings
 from pruning.recovery.objective import training_step
+from pruning.recovery.tracking import tell
 from pruning.settings import Recover
 
 
@@ -32,12 +36,18 @@ class RecoveryProgress:
         steps: Steps asked for.
         loss: Loss of this step, the mean over its samples.
         images_per_second: Images trained on a second since this process started or resumed.
+        held_out: Loss of the last evaluation, or None.
     """
 
     step: int
     steps: int
     loss: float
     images_per_second: float
+    held_out: float | None = None
+
+
+Validate = Callable[[nn.Module, int], None]
+"""Is given the student, in evaluation mode with the averaged weights, and the steps taken."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,9 @@ class Training:
         state: Student, averages, optimiser and counters.
         folder: Where checkpoints go, or None.
         identity: The fingerprint written into them.
+        features: What watches the blocks of both models, or None.
+        held_out: Batches that evaluations show, and how many steps of them, or None.
+        validate: Is called at every evaluation on process 0, with the student and the steps taken.
     """
 
     batches: Batches
@@ -65,6 +78,9 @@ class Training:
     state: TrainingState
     folder: Path | None
     identity: Mapping[str, Any]
+    features: Features | None = None
+    held_out: tuple[Batches, int] | None = None
+    validate: Validate | None = None
 
     @property
     def settings(self) -> Recover:
@@ -73,7 +89,7 @@ class Training:
 
 
 def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) -> None:
-    """Take the steps that are left, up to the number asked or the time limit, saving on the way and at the end.
+    """Take the steps that are left, up to the number asked, the time limit or an early stop, saving on the way.
 
     Raises:
         PruningError: If a loss or gradient is not finite, or a checkpoint cannot be written.
@@ -82,22 +98,80 @@ def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) ->
     seconds_before, resumed_from = state.seconds, state.step
     saved = resumed_from
     limit = math.inf if settings.max_seconds is None else settings.max_seconds
+    if run.held_out and not state.step:
+        tell(run.accelerator, {"held_out_loss": _evaluate(run, run.held_out)}, 0)
     with closing(run.batches(state.step, settings.steps)) as batches:
-        while state.step < settings.steps and state.seconds < limit:
+        while (
+            state.step < settings.steps and state.seconds < limit and not is_over(state.evaluations, settings)
+        ):
             step, began = state.step, time.perf_counter()
             loss = optimizer_step(run, step, islice(batches, settings.gradient_accumulation))
             elapsed = time.perf_counter() - began
             loss, elapsed = _agree(run.accelerator, loss, elapsed)
             state.losses.append(loss)
             state.seconds += elapsed
+            told = {"loss": loss, "learning_rate": learning_rate_at(settings, step)}
+            if run.held_out and state.step % settings.eval_every == 0:
+                told["held_out_loss"] = _evaluate(run, run.held_out)
+            tell(run.accelerator, told, state.step)
             if progress is not None and run.accelerator.is_main_process:
                 images = (state.step - resumed_from) * settings.batch_size
                 speed = images / max(state.seconds - seconds_before, 1e-9)
-                progress(RecoveryProgress(state.step, settings.steps, loss, speed))
+                held_out = state.evaluations[-1][1] if state.evaluations else None
+                progress(RecoveryProgress(state.step, settings.steps, loss, speed, held_out))
             if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                 saved = _save(run)
+    if run.held_out and state.evaluations[-1][0] != state.step:
+        tell(run.accelerator, {"held_out_loss": _evaluate(run, run.held_out)}, state.step)
+        saved = -1
     if saved != state.step:
         _save(run)
+
+
+@torch.no_grad()
+def _evaluate(run: Training, held_out: tuple[Batches, int]) -> float:
+    """Note the loss on what is held out with the averaged weights; keep these if they are the best, if asked to."""
+    state, trained = run.state, list(run.state.trained.values())
+    make, steps = held_out
+    total, count = torch.zeros((), device=run.accelerator.device), 0
+    state.ema.store(trained)
+    state.ema.copy_to(trained)
+    state.student.eval()
+    try:
+        with closing(make(0, steps)) as batches:
+            for batch in batches:
+                total, count = total + loss_of(run, batch), count + 1
+        loss, _ = _agree(run.accelerator, float(total) / count, 0.0)
+        if not math.isfinite(loss):
+            raise PruningError(
+                f"recovery: the held-out loss is {loss} after step {state.step}; look for NaN in the model or the "
+                "held-out samples, or lower learning_rate"
+            )
+        state.evaluations.append((state.step, loss))
+        if run.settings.early_stop and best_of(state.evaluations) == len(state.evaluations) - 1:
+            state.best = {name: p.detach().to("cpu", copy=True) for name, p in state.trained.items()}
+        if run.validate is not None and run.accelerator.is_main_process:
+            run.validate(state.student, state.step)
+    finally:
+        state.ema.restore(trained)
+        state.student.train()
+        hold_label_embeddings(state.student)
+    run.accelerator.wait_for_everyone()
+    return loss
+
+
+def loss_of(run: Training, batch: TrainingBatch) -> Tensor:
+    """Return the loss of a micro-batch, in the precision of the run."""
+    with run.accelerator.autocast():
+        return training_step(
+            run.model,
+            run.teacher,
+            batch,
+            distill_weight=run.settings.distill_weight or 0.0,
+            feature_weight=run.settings.feature_weight,
+            features=run.features,
+            weights=batch.weights,
+        )
 
 
 def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -> float:
@@ -109,7 +183,7 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     Raises:
         PruningError: If the loss or the gradient is not finite; the weights are then those before the step.
     """
-    settings, accelerator, parameters = run.settings, run.accelerator, list(run.state.student.parameters())
+    settings, accelerator, parameters = run.settings, run.accelerator, list(run.state.trained.values())
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate_at(settings, step)
     total = torch.zeros((), device=accelerator.device)
@@ -117,14 +191,7 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
         # Dropout modules can only draw from the global generator; the caller restores it.
         torch.manual_seed(sample_generator(run.share.seed, batch.position, MODULES).initial_seed())
         with accelerator.accumulate(run.model):
-            with accelerator.autocast():
-                loss = training_step(
-                    run.model,
-                    run.teacher,
-                    batch,
-                    distill_weight=settings.distill_weight or 0.0,
-                    weights=batch.weights,
-                )
+            loss = loss_of(run, batch)
             accelerator.backward(loss)
         total = total + loss.detach() / settings.gradient_accumulation
     norm: Any = accelerator.clip_grad_norm_(parameters, settings.grad_clip or math.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,8 +33,11 @@ from pruning.recovery.batches import (
     sample_order,
     step_draws,
 )
+from pruning.recovery.held_out import HeldOut, split
 from pruning.recovery.labels import DEFAULT_DROPOUT
+from pruning.recovery.loop import Validate
 from pruning.recovery.training import Progress, RecoveryResult, checked, train_back
+from pruning.recovery.twins import Twin
 from pruning.recovery.weighting import min_snr
 from pruning.settings import Recover
 
@@ -51,10 +54,13 @@ def recover_recorded(
     denoiser: str | None = None,
     source: str = "points",
     samples: Sequence[int] | None = None,
+    features: Sequence[Twin] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    validate: Validate | None = None,
+    logs: str | Path | None = None,
 ) -> RecoveryResult:
     """Train `student` in place on recorded calls; all else is as for `recover_images`.
 
@@ -67,10 +73,15 @@ def recover_recorded(
         source: ``points``: the calls as they were made, with the dense model's answers. ``x0``: their latents made anew
             of the sample's end and fresh noise, with the target; see `recorded_batches`.
         samples: Which samples; None: all.
+        features: Result of `pairs`, where `feature_weight` is above 0; None: the blocks that both models have at the
+            same paths.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind; None takes what accelerate finds.
         progress: Called after every step on process 0.
+        validate: Called at every evaluation on process 0, with the student, which has the averaged weights then, and
+            the steps taken; such as to sample with it.
+        logs: Folder in which a tracker may write.
 
     Raises:
         PruningError: As `recover_images`, and for names or numbers that do not fit the recording.
@@ -83,11 +94,29 @@ def recover_recorded(
     settings = checked_on_calls(settings, source)
     _check_weighting(calls, settings)
 
-    def batches(share: Share) -> Batches:
-        return RecordedSource(calls, rows, source == "x0", share).batches
+    def of(some: list[Row]) -> Callable[[Share], Batches]:
+        return lambda share: RecordedSource(calls, some, source == "x0", share).batches
 
+    numbers, held = split(sorted({row.sample for row in rows}), settings, seed)
+    held_rows = [row for row in rows if row.sample in {*held}]
+    rows = [row for row in rows if row.sample in {*numbers}]
+    held_out = HeldOut(len(held), of(held_rows)) if held else None
     seen = {"recording": dict(calls.head.identity), "rows": len(rows), "source": source}
-    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
+    return train_back(
+        student,
+        teacher,
+        of(rows),
+        seen,
+        settings,
+        seed,
+        folder,
+        device,
+        progress,
+        pairs=features,
+        held_out=held_out,
+        validate=validate,
+        logs=logs,
+    )
 
 
 def checked_on_calls(settings: Recover, source: str) -> Recover:
@@ -112,10 +141,13 @@ def recover_images(
     source: ImageCalls,
     settings: Recover,
     *,
+    features: Sequence[Twin] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    validate: Validate | None = None,
+    logs: str | Path | None = None,
 ) -> RecoveryResult:
     """Train `student` in place on noised images; at the end it holds the averaged (EMA) weights, float32, eval mode.
 
@@ -125,13 +157,19 @@ def recover_images(
 
     Args:
         student: The pruned denoiser; bfloat16 and float16 weights become float32 master weights.
-        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` 0.
+        teacher: The dense denoiser, in any dtype, moved to the student's device; None only with `distill_weight` and
+            `feature_weight` 0.
         source: Images and calls; where the model knows no call without a class or prompt, none is dropped.
         settings: How to train.
+        features: Result of `pairs`, where `feature_weight` is above 0; None: the blocks that both models have at the
+            same paths.
         seed: Of every draw.
         folder: Where checkpoints go; None writes none.
         device: ``cpu`` or the accelerator's kind, e.g. ``cuda``; None takes what accelerate finds.
         progress: Called after every step on process 0.
+        validate: Called at every evaluation on process 0, with the student, which has the averaged weights then, and
+            the steps taken; such as to sample with it.
+        logs: Folder in which a tracker may write.
 
     Raises:
         PruningError: For settings out of range, images that do not fit the recording, a folder that cannot be written
@@ -153,13 +191,29 @@ def recover_images(
     _ = source.positions  # what does not fit fails here
     _check_weighting(source.calls, settings)
 
-    def batches(share: Share) -> Batches:
-        return ImageSource(source, share).batches
+    def of(some: Sequence[int]) -> Callable[[Share], Batches]:
+        return lambda share: ImageSource(replace(source, images=some), share).batches
 
+    numbers, held = split(source.images, settings, seed)
+    held_out = HeldOut(len(held), of(held)) if held else None
     images = {"name": source.name, "count": len(source.images)}
     seen = {"recording": dict(source.calls.head.identity), "images": images}
     settings = replace(settings, label_dropout=dropout)
-    return train_back(student, teacher, batches, seen, settings, seed, folder, device, progress)
+    return train_back(
+        student,
+        teacher,
+        of(numbers),
+        seen,
+        settings,
+        seed,
+        folder,
+        device,
+        progress,
+        pairs=features,
+        held_out=held_out,
+        validate=validate,
+        logs=logs,
+    )
 
 
 @dataclass(frozen=True)

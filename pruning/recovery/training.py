@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.errors import PruningError
 from pruning.files import check_writable
@@ -25,8 +25,15 @@ from pruning.recovery.checkpoints import (
     fingerprint,
     resume,
 )
+from pruning.recovery.features import Features, pairs_by_path
+from pruning.recovery.held_out import HeldOut, best_of
 from pruning.recovery.labels import hold_label_embeddings
-from pruning.recovery.loop import RecoveryProgress, Training, train
+from pruning.recovery.loop import RecoveryProgress, Training, Validate, train
+from pruning.recovery.objective import call
+from pruning.recovery.optimizers import check_optimizer, optimizer_of
+from pruning.recovery.parts import trained_parts
+from pruning.recovery.tracking import begin, end, tracked_by
+from pruning.recovery.twins import Twin
 from pruning.settings import Recover
 
 logger = logging.getLogger(__name__)
@@ -53,9 +60,11 @@ class RecoveryResult:
     Attributes:
         losses: (step, loss) of every optimiser step, steps counted from 1.
         images_per_second: Images trained on a second, checkpoints left out.
-        steps: Optimiser steps taken; fewer than asked only where `max_seconds` ended the run.
+        steps: Optimiser steps taken; fewer than asked only where `max_seconds` or `early_stop` ended the run.
         resumed_from: Step of the checkpoint that this process started from; 0 for a fresh start.
-        seconds: Seconds spent training, checkpoints left out.
+        seconds: Seconds spent training, checkpoints and evaluations left out.
+        evaluations: (steps taken, held-out loss) of every evaluation.
+        best_step: With `early_stop`, steps after which the weights were what they are now.
     """
 
     losses: list[tuple[int, float]]
@@ -63,6 +72,8 @@ class RecoveryResult:
     steps: int
     resumed_from: int
     seconds: float
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int | None = None
 
 
 def checked(settings: Recover, *, has_targets: bool) -> Recover:
@@ -93,6 +104,11 @@ def train_back(
     folder: str | Path | None,
     device: str | None,
     progress: Progress | None,
+    *,
+    pairs: Sequence[Twin] | None = None,
+    held_out: HeldOut | None = None,
+    validate: Validate | None = None,
+    logs: str | Path | None = None,
 ) -> RecoveryResult:
     """Train `student` in place on batches of any source; see `recover_images`.
 
@@ -106,34 +122,85 @@ def train_back(
         folder: Where checkpoints go.
         device: Kind of device.
         progress: Called after every step.
+        pairs: Blocks whose outputs are compared, where `settings.feature_weight` is above 0; None: those of the same
+            paths.
+        held_out: What evaluations show, where `settings.eval_every` is above 0.
+        validate: Called at every evaluation on process 0.
+        logs: Where a tracker may write.
     """
     _check_models(student, teacher, settings)
-    accelerator = _accelerator(settings, device)
+    check_optimizer(settings)
+    accelerator = _accelerator(settings, device, None if logs is None else Path(logs))
     settings = replace(settings, mixed_precision=accelerator.mixed_precision)
-    used_teacher = teacher if settings.distill_weight else None
+    used_teacher = teacher if settings.distill_weight or settings.feature_weight else None
+    features = None
+    if used_teacher is not None and settings.feature_weight:
+        pairs = pairs_by_path(student, used_teacher) if pairs is None else pairs
+        seen, features = {**seen, "features": [vars(pair) for pair in pairs]}, Features(pairs)
     place = Path(folder) if folder is not None else None
     identity = fingerprint(settings, seed, student, used_teacher, seen)
-    if place is not None and accelerator.is_main_process:
-        check_writable("recovery checkpoints", place, checkpoint_bytes(student))
-        clear_temporaries(place)
-    accelerator.wait_for_everyone()
     where = accelerator.device, accelerator.process_index, accelerator.num_processes
     share = Share(settings, seed, *where)
-    with _training(student, used_teacher, accelerator.device):
+
+    def answer() -> Any:  # the same on all processes
+        with closing(batches(replace(share, rank=0))(0, 1)) as first:
+            return call(student, next(first).call)
+
+    with (
+        _training(student, used_teacher, accelerator.device),
+        _checkpointed(student, settings),
+        trained_parts(student, settings, seed, answer),
+        features.watched(student, used_teacher) if features and used_teacher else nullcontext(),
+    ):
+        if place is not None and accelerator.is_main_process:
+            check_writable("recovery checkpoints", place, checkpoint_bytes(student))
+            clear_temporaries(place)
+        accelerator.wait_for_everyone()
         model, optimizer, state = _prepared(student, settings, accelerator)
         run = Training(
-            batches(share), share, accelerator, model, used_teacher, optimizer, state, place, identity
+            batches(share),
+            share,
+            accelerator,
+            model,
+            used_teacher,
+            optimizer,
+            state,
+            place,
+            identity,
+            features,
+            held_out=None if held_out is None else held_out.of(share),
+            validate=validate,
         )
         resumed_from = resume(place, state, identity) if place is not None else 0
         if resumed_from and accelerator.is_main_process:
             logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, settings.steps)
-        train(run, progress)
-        state.ema.copy_to(student.parameters())
+        begin(accelerator, settings)
+        try:
+            train(run, progress)
+        finally:
+            end(accelerator)
+        state.ema.copy_to(state.trained.values())
+        if state.best is not None:
+            take(state.best, state.trained)
     student.eval()
     speed = state.step * settings.batch_size / state.seconds if state.seconds > 0 else 0.0
+    best = best_of(state.evaluations) if settings.early_stop else None
     return RecoveryResult(
-        list(enumerate(state.losses, start=1)), speed, state.step, resumed_from, state.seconds
+        list(enumerate(state.losses, start=1)),
+        speed,
+        state.step,
+        resumed_from,
+        state.seconds,
+        state.evaluations,
+        None if best is None else state.evaluations[best][0],
     )
+
+
+@torch.no_grad()
+def take(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Give parameters the values of the same names."""
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module | None, settings: Recover) -> None:
@@ -148,11 +215,13 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, settings: Recov
                 "recovery: this model also predicts a variance, which the data loss does not train; "
                 "set distill_weight above 0 to keep it, or sample with a scheduler of fixed variance"
             )
-        return
+        if not settings.feature_weight:
+            return
     if teacher is None:
+        asked = "distill_weight" if settings.distill_weight else "feature_weight"
         raise PruningError(
-            f"recovery: distill_weight={settings.distill_weight} needs the dense model as teacher; "
-            "pass it, or set distill_weight to 0"
+            f"recovery: {asked}={getattr(settings, asked)} needs the dense model as teacher; "
+            f"pass it, or set {asked} to 0"
         )
     mine = {id(p) for p in student.parameters()}
     if any(id(p) in mine for p in teacher.parameters()):
@@ -171,13 +240,15 @@ def check_split(settings: Recover, processes: int) -> None:
         )
 
 
-def _accelerator(settings: Recover, device: str | None) -> Accelerator:
+def _accelerator(settings: Recover, device: str | None, logs: Path | None) -> Accelerator:
     """Make the Accelerator and check that this run fits it."""
+    tracked = tracked_by(settings, logs)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
             cpu=device == "cpu",
             gradient_accumulation_steps=settings.gradient_accumulation,
+            **tracked,
         )
     except ValueError as error:
         raise PruningError(
@@ -220,6 +291,29 @@ def _training(student: nn.Module, teacher: nn.Module | None, device: torch.devic
                 teacher.train(teaching)
 
 
+def check_checkpointing(model: nn.Module | type, settings: Recover) -> None:
+    """Raise PruningError if blocks of the model, or of models of that class, cannot run again where that is asked."""
+    if settings.gradient_checkpointing and not getattr(model, "_supports_gradient_checkpointing", False):
+        cls = model if isinstance(model, type) else type(model)
+        raise PruningError(
+            f"recovery: gradient_checkpointing: {cls.__name__} has no method for it; set it to false"
+        )
+
+
+@contextmanager
+def _checkpointed(student: Any, settings: Recover) -> Iterator[None]:
+    """Let blocks run again in the backward pass, if asked."""
+    check_checkpointing(student, settings)
+    if not settings.gradient_checkpointing or student.is_gradient_checkpointing:
+        yield
+        return
+    student.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        student.disable_gradient_checkpointing()
+
+
 _WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
 """What accelerate hangs on a prepared model."""
 
@@ -229,13 +323,8 @@ def _prepared(
 ) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:
     """Return the student and its optimiser as accelerate prepares them, and what changes while training."""
     trained = [p for p in student.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    fused = accelerator.device.type in ("cpu", "cuda") or None
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=fused)
+    optimizer = optimizer_of(trained, settings, accelerator.device)
     model = accelerator.prepare_model(student)
     prepared = accelerator.prepare_optimizer(optimizer)
-    ema = EMAModel(student.parameters(), decay=settings.ema_decay, foreach=True)
+    ema = EMAModel(trained, decay=settings.ema_decay, foreach=True)
     return model, prepared, TrainingState(student, ema, optimizer, accelerator.scaler)

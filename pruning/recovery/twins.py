@@ -40,6 +40,15 @@ def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
         dense: The dense model, on the meta device or not; it is not changed.
         plan: What the slim model was cut by.
     """
+    return _found(dense, plan, unchanged=False)
+
+
+def pairs(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
+    """Return all blocks of a slim model, and what each was in the dense model; as for `twins`."""
+    return _found(dense, plan, unchanged=True)
+
+
+def _found(dense: nn.Module, plan: PruningPlan, *, unchanged: bool) -> list[Twin]:
     slim = copy.deepcopy(dense).to("meta")
     groups = find_groups(slim)
     blocks = _closed(slim, listed_blocks(slim), plan.completed(groups).cuts(groups))
@@ -51,7 +60,7 @@ def twins(dense: nn.Module, plan: PruningPlan) -> list[Twin]:
     for name, tensor in slim.state_dict(keep_vars=True).items():
         source = origins.of(tensor).name
         dense_path = next((path for path in blocks if source.startswith(f"{path}.")), None)
-        if dense_path is None or shapes.get(source) == tensor.shape:
+        if dense_path is None or (shapes.get(source) == tensor.shape and not unchanged):
             continue
         rest = source.removeprefix(dense_path)
         if name.endswith(rest):

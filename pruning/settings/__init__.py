@@ -5,9 +5,12 @@ The sections of a recipe are the dataclasses that functions take. A new knob is 
 
 from pruning.settings.section import knobs_of as knobs_of
 from pruning.settings.section import type_words as type_words
+from pruning.settings.sections import ADAMW_8BIT as ADAMW_8BIT
+from pruning.settings.sections import ALL as ALL
 from pruning.settings.sections import COMPENSATIONS as COMPENSATIONS
 from pruning.settings.sections import DIGITS as DIGITS
 from pruning.settings.sections import DTYPES as DTYPES
+from pruning.settings.sections import LORA as LORA
 from pruning.settings.sections import NO_DATA as NO_DATA
 from pruning.settings.sections import NOISED as NOISED
 from pruning.settings.sections import RENOISED as RENOISED

@@ -18,6 +18,9 @@ COMPENSATIONS = ("none", "fold", "least_squares")
 NOISED, SAMPLING, RENOISED = PROVIDERS = ("noised", "sampling", "renoised")
 """What models are shown: images, calls recorded while the pipeline samples, or what it sampled, noised anew."""
 MAX_WARMUP = 50
+ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
+ALL, LORA, FEW = TRAINED = ("all", "lora", "norms_biases_head")
+"""What of the slim model is trained."""
 
 _SINK_WEIGHT = within("[-100, 1]", "1 drops sinks, 0 leaves them, -1 doubles them")
 _PIPELINE_SAYS = "what ``pipeline`` says, else the default of the model's own pipeline"
@@ -334,8 +337,8 @@ class Recover(Section):
         None,
         "``whole``: the slim model as one. ``blocks``: each cut block by itself, for `steps` steps, to put out what "
         "its dense twin does on the same input, which needs one block in memory and reads neither `distill_weight` nor "
-        "`loss_weighting` nor `label_dropout`; null takes ``whole``, and ``blocks`` where the models do not fit into "
-        "memory.",
+        "`feature_weight` nor `loss_weighting` nor `label_dropout`; null takes ``whole``, and ``blocks`` where the "
+        "models do not fit into memory.",
         one_of(*METHODS),
     )
     provider: str | None = knob(
@@ -349,9 +352,27 @@ class Recover(Section):
         "at most 4096. Other images are all trained on.",
         at_least(1),
     )
+    train: str = knob(
+        ALL,
+        "What of it is trained: ``all``; ``lora``: low-rank adapters of its linear and convolution layers, merged into "
+        "them at the end; ``norms_biases_head``: vectors, which are norms and biases, and the layers whose output is "
+        "the model's. The last two take optimizer memory for what they train alone.",
+        one_of(*TRAINED),
+    )
+    lora_rank: int = knob(16, "Rank of the adapters of ``train: lora``.", at_least(1))
+    lora_alpha: float | None = knob(
+        None,
+        "What adapters are multiplied by, times `lora_rank`; null is `lora_rank`, so that it is 1.",
+        above(0),
+    )
     steps: int = knob(1000, "Optimizer steps.", at_least(1))
     batch_size: int = knob(
         64, "Images per optimizer step, over all micro-batches and processes.", at_least(1)
+    )
+    optimizer: str = knob(
+        ADAMW,
+        "``adamw``, or ``adamw8bit``, whose moments take a quarter of the memory (package bitsandbytes).",
+        one_of(*OPTIMIZERS),
     )
     learning_rate: float = knob(2e-4, "Peak learning rate (AdamW).", above(0))
     warmup_steps: int | None = knob(
@@ -366,6 +387,12 @@ class Recover(Section):
         "Weight of the distance to the dense model's output; the data loss has one minus it; null takes 0.5 where the "
         "data say what to answer, else 1.",
         within("[0, 1]"),
+    )
+    feature_weight: float = knob(
+        0.0,
+        "Weight of the distance to what the dense model's blocks put out, relative to its square; it comes on top of "
+        "the other two.",
+        at_least(0),
     )
     label_dropout: float | None = knob(
         None,
@@ -384,10 +411,45 @@ class Recover(Section):
         "uniform", "``uniform`` or ``min_snr`` over timesteps.", one_of("uniform", "min_snr")
     )
     gradient_accumulation: int = knob(1, "Micro-batches per step and process.", at_least(1))
+    gradient_checkpointing: bool = knob(
+        False,
+        "Whether the slim model's blocks run once more in the backward pass, by the model's own method, so that their "
+        "activations take no memory meanwhile.",
+    )
     mixed_precision: str | None = knob(
         None,
         "``no``, ``bf16`` or ``fp16``; null takes what ``accelerate`` is set to.",
         one_of("no", "bf16", "fp16"),
+    )
+    eval_every: int = knob(
+        0,
+        "Steps between evaluations: the loss on held-out samples, from fixed noise with the averaged weights, before "
+        "the first step, every so many, and after the last; 0 is none.",
+        at_least(0),
+    )
+    held_out: int | None = knob(
+        None,
+        "Samples that are held out of training for evaluations; null takes a tenth, at most 64.",
+        at_least(1),
+    )
+    early_stop: int | None = knob(
+        None,
+        "Evaluations without a lower loss, after the warm-up, after which training ends; the result are the weights of "
+        "the lowest. null trains to the end and takes the last.",
+        at_least(1),
+    )
+    validation_images: int = knob(
+        0,
+        "Samples that the slim model makes at every evaluation, from the noise of ``evaluate``'s first ones, for the "
+        "report.",
+        at_least(0),
+    )
+    tracker: str | None = knob(
+        None,
+        "Who is told of every step, through accelerate: ``tensorboard`` (files in ``logs/`` of the run directory), "
+        "``wandb`` or ``trackio``; null is nobody.",
+        one_of("tensorboard", "wandb", "trackio"),
+        neutral=True,
     )
     checkpoint_every: int = knob(
         500, "Steps between checkpoints to resume from; 0 is only at the end.", at_least(0), neutral=True
@@ -403,11 +465,14 @@ class Recover(Section):
         return min(MAX_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     def mismatches(self) -> Iterator[Problem]:
-        """The warm-up fits into the steps, and the draws of all samples have numbers."""
+        """The warm-up fits into the steps, all samples have numbers, and there are evaluations for what needs them."""
         if self.warmup > self.steps:
             yield "warmup_steps", f"{self.warmup_steps} is more than steps, {self.steps}"
         if self.steps * self.batch_size >= 2**32:
             yield "steps", f"{self.steps} times batch_size {self.batch_size} must be less than 2^32 images"
+        for key in ("held_out", "early_stop", "validation_images"):
+            if getattr(self, key) and not self.eval_every:
+                yield key, f"{getattr(self, key)} needs evaluations; set eval_every, or leave it out"
 
 
 @section

@@ -31,7 +31,15 @@ from pruning.models import (
     sample_shape,
     takes_pixels,
 )
-from pruning.recovery import check_split, checked_on_calls
+from pruning.recovery import (
+    check_by_blocks,
+    check_checkpointing,
+    check_optimizer,
+    check_split,
+    check_tracker,
+    checked_on_calls,
+)
+from pruning.recovery.held_out import split
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named, value_of
 from pruning.sampling.arguments import STEPS
 from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
@@ -51,6 +59,7 @@ from pruning.stages.showing import (
     is_recorded,
     recovery_provider,
     source_of,
+    trained_samples,
     training_samples,
 )
 
@@ -92,6 +101,8 @@ def check_recovery(run: Run) -> None:
     """Check that the processes can share the training, and that its inputs can give what its loss needs."""
     section, processes, provider = run.recipe.recover, run.ranks.count, recovery_provider(run)
     check_split(section, processes)
+    check_tracker(section)
+    check_optimizer(section)
     if (
         method_of(run) == BLOCKS
     ):  # whose twins say what to answer, whatever the loss of a whole model is made of
@@ -101,8 +112,12 @@ def check_recovery(run: Run) -> None:
                 f"recover.method: {asked}: blocks are trained in one process, and {processes} were launched; start "
                 "one, or set recover.method=whole"
             )
-    elif provider != NOISED:
+        check_by_blocks(section)
+        return
+    check_checkpointing(type(run.meta), section)
+    if provider != NOISED:
         checked_on_calls(section, source_of(provider))
+        split(range(trained_samples(run)), section, run.recipe.seed)
 
 
 def look_ahead(run: Run) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from eval.run import check_medium
 from pruning.errors import PruningError, named
 from pruning.export import check_export
@@ -17,7 +19,7 @@ from pruning.stages.sampling import arguments_of, pipeline_around
 
 def rehearse(run: Run, stages: Sequence[str]) -> None:
     """Try what the last stages will do after those that are still to run; a PruningError names one that would fail."""
-    for stage, attempt in (("evaluate", _evaluate), ("export", _export)):
+    for stage, attempt in (("recover", _recover), ("evaluate", _evaluate), ("export", _export)):
         if stage not in stages or stages[0] == stage:
             continue
         try:
@@ -26,12 +28,23 @@ def rehearse(run: Run, stages: Sequence[str]) -> None:
             raise PruningError(f"stage {stage!r} would stop at this: {error}") from error
 
 
-def _evaluate(run: Run) -> None:
-    """See by one sample of the dense model whether the metrics can judge such, and whether there is room for all."""
+def _recover(run: Run) -> None:
+    """See by one sample of the dense model whether there can be validation images."""
+    section = run.recipe.recover
+    if section.enabled and section.validation_images:
+        _one_sample(run)
+
+
+def _one_sample(run: Run) -> Tensor:
     section = run.recipe.evaluate
     pipeline = pipeline_around(run, run.dense, section.sampler)
     given = run.inputs(run.recipe.data.eval_split, 1)[0]
-    one = rehearse_sample(pipeline, given, seed=run.recipe.seed, arguments=arguments_of(run, section))
+    return rehearse_sample(pipeline, given, seed=run.recipe.seed, arguments=arguments_of(run, section))
+
+
+def _evaluate(run: Run) -> None:
+    """See by one sample of the dense model whether the metrics can judge such, and whether there is room for all."""
+    section, one = run.recipe.evaluate, _one_sample(run)
     with named("evaluate.metrics"):
         check_medium(section.metrics, one)
     check_room(run, SUBJECTS * section.num_samples * one.nbytes)

@@ -27,6 +27,7 @@ from pruning.stages.evaluation import SAMPLE, SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
 from pruning.stages.planning import cuts_of
+from pruning.stages.recovering import LOSSES, VALIDATION
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.smaller_forms import REPORT as SMALLER_FORMS
@@ -46,11 +47,15 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report from them."""
     sites = _write_sinks(run, folder / SINKS)
     (folder / SAMPLES).write_bytes((run.result("evaluate").folder / SAMPLES).read_bytes())
+    validation = run.result("recover").folder / VALIDATION
+    if validation.is_file():
+        (folder / VALIDATION).write_bytes(validation.read_bytes())
     heads = _heads(run)
     data = {
         "format": FORMAT,
         **_data(run),
         **({"sinks": SINKS, "sink_sites": sites} if sites else {}),
+        **({"validation": VALIDATION} if validation.is_file() else {}),
         "sink_detection": {key: getattr(run.recipe.calibrate.sink_weights, key) for key in ("mode", "rho")},
         "diagnostics": {"heads": heads, "bounds": HEAD_BOUNDS},
         "folding": write_folding(run, heads, folder / HEADS),
@@ -95,7 +100,7 @@ def _data(run: Run) -> dict[str, Any]:
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
         "smaller_forms": read_json(run.result("plan").folder / SMALLER_FORMS),
-        "recovery": read_json(run.result("recover").folder / "losses.json"),
+        "recovery": read_json(run.result("recover").folder / LOSSES),
         "samples": SAMPLES,
         "sample": read_json(run.result("evaluate").folder / SAMPLE),
         "warnings": [*caveats(run), *unseen(run.stats)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -89,7 +90,7 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def _main(folder: str) -> None:
+def _main(folder: str, changes: str) -> None:
     """Run with dropout in the model, and die while the optimiser's moments of step 6 are being written."""
     write = checkpoints.save_file
 
@@ -100,8 +101,8 @@ def _main(folder: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints.save_file = save_file
-    run(small(seed=1, dropout=0.2), small(dropout=0.2), folder=folder)
+    run(small(seed=1, dropout=0.2), small(dropout=0.2), folder=folder, **json.loads(changes))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

@@ -318,6 +318,42 @@ def test_a_strong_line_is_promised_only_where_there_is_one(tmp_path: Path, steps
     assert ("line s2" in recovery.curve(curve["steps"], curve["loss"])) == strong
 
 
+def test_held_out_losses_are_drawn_and_the_one_taken_is_named(tmp_path: Path) -> None:
+    curve = {"steps": [1, 2, 3, 4], "loss": [0.4, 0.3, 0.2, 0.1]}
+    held_out = {"steps": [0, 2, 4], "loss": [0.5, 0.25, 0.3]}
+    page = read(
+        build([edited(tmp_path / "a", {"recovery": {**curve, "held_out": held_out}})], tmp_path / "a.html")
+    )
+    assert "Dots: the same loss on samples that are not trained on, with the averaged weights." in page.text
+    taken = {**curve, "held_out": held_out, "best_step": 2}
+    page = read(build([edited(tmp_path / "b", {"recovery": taken})], tmp_path / "b.html"))
+    assert "the weights after step 2, where it is lowest, are the result." in page.text
+    drawn = recovery.curve(curve["steps"], curve["loss"], [(0, 0.5), (2, 0.25), (4, 0.3)], best=2)
+    assert drawn.count('class="dot s3"') == 5  # three evaluations, two marks of the legend
+    assert "after step 2: 0.250 held out" in drawn
+    assert "Held out from 0.500 to 0.300" in drawn
+    assert "Dots" not in read(build([edited(tmp_path / "c", {"recovery": curve})], tmp_path / "c.html")).text
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_validation_images_stand_above_the_dense_models(tmp_path: Path, same: bool) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (9, 4, 1, 8, 8), np.uint8)  # (E, K, C, H, W)
+    dense = rng.integers(0, 255, (4, 1, 8, 8 if same else 4), np.uint8)
+    files = {
+        "validation.safetensors": {"steps": np.arange(9) * 100, "pictures": pictures},
+        "samples.safetensors": {"dense": dense, "pruned": dense},
+    }
+    entries = {"recovery": {"steps": [1], "loss": [0.5]}, "validation": "validation.safetensors"}
+    entries |= {"name": "x", "title": "x", "subjects": ["dense", "pruned"], "samples": "samples.safetensors"}
+    page = read(build([report_runs.write(tmp_path, entries, files)], tmp_path / "r.html"))
+    assert "What the averaged weights made from the same noise, by steps taken" in page.text
+    assert ("at the bottom the dense model" in page.text) == same
+    for words in ("as it was cut", "step 200", "step 800"):
+        assert words in page.text
+    assert "step 100" not in page.text  # six of nine
+
+
 def test_latencies_of_different_machines_fall_back_to_macs(tmp_path: Path) -> None:
     runs = [report_runs.digits_run(tmp_path / k, name=k, device=k) for k in ("here", "there")]
     page = read(build(runs, tmp_path / "r.html"))

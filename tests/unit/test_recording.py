@@ -27,6 +27,7 @@ from pruning.recording.cutting import points_of
 from pruning.recording.decoding import DECODING, Decoding
 from pruning.recording.trees import copied, decoded, encoded
 from pruning.recovery import recover_recorded
+from pruning.recovery.recorded import RecordedSource
 from pruning.settings import Recover
 from tests.pipelines import PIPELINES
 
@@ -218,6 +219,34 @@ def test_recovery_goes_on_where_it_was_stopped(flux: tuple[Any, RecordedCalls], 
     assert rest.resumed_from == 3
     assert rest.losses == whole.losses
     assert whole.losses[-1][1] < whole.losses[0][1]
+
+
+@pytest.mark.parametrize("source", ["points", "x0"])
+def test_whole_samples_are_held_out(flux: tuple[Any, RecordedCalls], source: str, monkeypatch):
+    pipeline, calls = flux
+    shown: dict[int, set[int]] = {}
+    build = RecordedSource.build
+
+    def watch(self: RecordedSource, position: int, count: int) -> Any:
+        batch = build(self, position, count)
+        shown.setdefault(self.share.seed, set()).update(batch.sample_ids.tolist())
+        return batch
+
+    monkeypatch.setattr(RecordedSource, "build", watch)
+    student = PIPELINES["flux"].build().transformer
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(0.9)
+    settings = Recover(eval_every=3, held_out=1, train="lora", feature_weight=0.1, **SMALL)
+    found = recover_recorded(
+        student, pipeline.transformer, calls, settings, source=source, device="cpu", seed=2
+    )
+    assert found.evaluations[-1][1] < found.evaluations[0][1]
+    trained = shown.pop(2)
+    (held,) = shown.values()
+    assert trained
+    assert len(held) == 1
+    assert not trained & held
 
 
 def test_points_have_no_data_loss(flux: tuple[Any, RecordedCalls]):

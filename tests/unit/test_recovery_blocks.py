@@ -95,6 +95,20 @@ def test_blocks_get_better_and_nothing_else_changes(
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.mark.parametrize("train", ["lora", "norms_biases_head"])
+def test_of_each_block_only_a_part_may_be_trained(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, train: str
+) -> None:
+    settings = replace(SETTINGS, train=train, lora_rank=2, learning_rate=1e-2)
+    found = recovered(pair, tmp_path, settings=settings)
+    assert any(block.kept and block.after < block.before for block in found.blocks)
+    slim = pair[1].state_dict()
+    assert {*found.changed} <= {*slim}
+    moved = [name for name, value in found.changed.items() if not torch.equal(value, slim[name])]
+    assert moved
+    assert all(name.endswith(".weight") for name in moved) == (train == "lora")
+
+
 def test_a_killed_recovery_goes_on_as_if_it_had_not_been(
     pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path
 ) -> None:
@@ -335,3 +349,14 @@ def test_what_a_block_is_judged_by_is_drawn_by_no_dropout(
     monkeypatch.setattr(block_training, "_error", judged)
     recovered(pair, tmp_path)
     assert training == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eval_every": 5}, {"gradient_checkpointing": True}, {"tracker": "tensorboard"}]
+)
+def test_settings_of_a_whole_model_are_refused(
+    pair: tuple[nn.Module, nn.Module, list[Twin]], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    (key,) = changes
+    with pytest.raises(PruningError, match=rf"recovery by blocks: {key}: .* trained as a whole"):
+        recovered(pair, tmp_path, settings=replace(SETTINGS, **changes))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,25 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path):
+METHODS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "lora": {"train": "lora", "lora_rank": 4},
+    "few": {"train": "norms_biases_head"},
+    "features": {"feature_weight": 0.5},
+    "early": {"eval_every": 2, "held_out": 4, "early_stop": 3},
+    "checkpointed": {"gradient_checkpointing": True, "train": "lora", "lora_rank": 2},
+}
+"""Ways to train, by a short name."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path, method):
+    changes = METHODS[method]
     whole = small(seed=1, dropout=0.2)
-    expected = run(whole, small(dropout=0.2))
+    expected = run(whole, small(dropout=0.2), **changes)
 
     command = [sys.executable, "-m", "tests.unit.recovery_setup", str(tmp_path / "killed")]
+    command += [json.dumps(changes)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -40,27 +55,31 @@ def test_a_killed_run_goes_on_with_the_same_losses_and_weights(tmp_path):
     assert any(name.endswith(".tmp") for name in left)
 
     resumed = small(seed=1, dropout=0.2)
-    result = run(resumed, small(dropout=0.2), folder=tmp_path / "killed")
+    result = run(resumed, small(dropout=0.2), folder=tmp_path / "killed", **changes)
     assert result.resumed_from == 3
     assert result.losses == expected.losses  # bit for bit
+    assert result.evaluations == expected.evaluations
     assert [step for step, _ in result.losses] == list(range(1, 9))
     assert torch.equal(weights(resumed), weights(whole))
     assert not any(name.endswith(".tmp") for name in _names(tmp_path / "killed"))
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_resume(tmp_path):
-    expected = run(small(1), small())
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_as_one_does_and_resume(tmp_path, method):
+    alone = small(1)
+    expected = run(alone, small(), **METHODS[method])
     script = tmp_path / "two.py"
     script.write_text(
-        "import json, os, sys\n"
+        "import json, os, sys, torch\n"
         "from tests.unit.recovery_setup import run, small, weights\n"
         "folder, steps_to_live = sys.argv[1], int(sys.argv[2])\n"
         "def progress(info):\n"
         "    if info.step == steps_to_live: os.kill(os.getpid(), 9)\n"
         "student = small(1)\n"
-        "result = run(student, small(), folder=folder, progress=progress)\n"
-        "told = [result.resumed_from, result.losses, weights(student).sum().item()]\n"
+        "result = run(student, small(), folder=folder, progress=progress, **json.loads(sys.argv[3]))\n"
+        "assert torch.distributed.is_initialized()\n"
+        "told = [result.resumed_from, result.losses, weights(student).tolist()]\n"
         "open(f'{folder}.rank' + os.environ['RANK'], 'w').write(json.dumps(told))\n"
     )
     environment = {
@@ -79,7 +98,7 @@ def test_two_processes_train_as_one_does_and_resume(tmp_path):
             "--nproc_per_node=2",
             str(script),
         ]
-        command += [str(folder), str(steps_to_live)]
+        command += [str(folder), str(steps_to_live), json.dumps(METHODS[method])]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
 
     assert launch(tmp_path / "two", 5) != 0
@@ -88,6 +107,7 @@ def test_two_processes_train_as_one_does_and_resume(tmp_path):
     assert told == other
     assert told[0] == 3
     assert [loss for _, loss in told[1]] == pytest.approx([loss for _, loss in expected.losses], rel=1e-4)
+    torch.testing.assert_close(torch.tensor(told[2]), weights(alone), rtol=1e-3, atol=2e-5)
 
 
 def test_a_finished_run_is_taken_from_its_last_checkpoint(tmp_path):

@@ -84,6 +84,9 @@ TABLE: dict[str, tuple[Any, str]] = {
     "recover.provider": ("renoised", "recover"),
     "recover.method": ("blocks", "recover"),
     "recover.num_samples": (255, "recover"),
+    "recover.train": ("lora", "recover"),
+    "recover.lora_rank": (4, "recover"),
+    "recover.lora_alpha": (8.0, "recover"),
     "recover.steps": (151, "recover"),
     "recover.batch_size": (32, "recover"),
     "recover.learning_rate": (1e-3, "recover"),
@@ -91,9 +94,13 @@ TABLE: dict[str, tuple[Any, str]] = {
     "recover.schedule": ("constant", "recover"),
     "recover.weight_decay": (0.1, "recover"),
     "recover.distill_weight": (0.9, "recover"),
+    "recover.feature_weight": (0.1, "recover"),
     "recover.label_dropout": (0.2, "recover"),
     "recover.ema_decay": (0.9, "recover"),
     "recover.grad_clip": (None, "recover"),
+    "recover.optimizer": ("adamw8bit", "recover"),
+    "recover.gradient_checkpointing": (True, "recover"),
+    "recover.eval_every": (50, "recover"),
     "recover.loss_weighting": ("min_snr", "recover"),
     "recover.gradient_accumulation": (2, "recover"),
     "recover.mixed_precision": ("bf16", "recover"),
@@ -138,6 +145,9 @@ ELSEWHERE = {
     "prune.target.ratio": "excludes macs; tested below",
     "prune.depth.budget": "takes blocks; tested below",
     "prune.depth.samples": "counts where there is a budget; tested below",
+    "recover.held_out": "takes evaluations; tested below",
+    "recover.early_stop": "as recover.held_out",
+    "recover.validation_images": "as recover.held_out",
     "model.subfolder": "the model of these tests has no other; tested in test_stages_workspace",
     "model.revision": "as model.subfolder",
 }
@@ -180,6 +190,7 @@ def test_every_knob_is_neutral_or_in_the_table():
         "calibrate.memory_gb",
         "recover.checkpoint_every",
         "recover.keep_checkpoints",
+        "recover.tracker",
         "evaluate.batch_size",
         "evaluate.protocol",
     }
@@ -212,6 +223,7 @@ def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     value = value_at(dataclasses.asdict(recipe), key)
     other = {
         "evaluate.protocol": "quick",
+        "recover.tracker": "wandb",
         "store": "x",
         "calibrate.checkpointing": True,
         "calibrate.memory_gb": 8.0,
@@ -223,6 +235,21 @@ def test_a_neutral_knob_changes_no_result_but_what_prints_it(base, key):
     )
     changed = {name for name in before if after[name] != before[name]}
     assert changed <= {*PRINTED.split()}
+
+
+@pytest.mark.parametrize("key", ["held_out", "early_stop", "validation_images"])
+def test_evaluations_while_training_are_part_of_the_recovery(base, key):
+    recipe = replaced(base[0], "recover.eval_every", 50)
+    before, after = keys(recipe), keys(replaced(recipe, f"recover.{key}", 4))
+    assert {name for name in before if after[name] != before[name]} == {"recover", *PRINTED.split()}
+
+
+def test_validation_images_depend_on_how_is_sampled(base):
+    recipe = replaced(base[0], "recover.eval_every", 50)
+    shown = replaced(recipe, "recover.validation_images", 4)
+    for section, changes in ((recipe, False), (shown, True)):
+        after = keys(replaced(section, "evaluate.num_steps", 19))["recover"]
+        assert (after != keys(section)["recover"]) == changes
 
 
 @pytest.mark.parametrize("key", ["params", "ratio"])

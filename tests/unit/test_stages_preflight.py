@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +18,7 @@ from eval.classifier import SmallClassifier, save_classifier
 from pruning import checkpoint
 from pruning.errors import PruningError
 from pruning.recipe import Recipe
+from pruning.recovery import optimizers, tracking
 from pruning.settings import Depth, Networks
 from pruning.stages import placement, preflight, room, smaller_forms
 from pruning.stages.calibration import wanted
@@ -301,6 +302,38 @@ def test_a_target_out_of_reach_is_refused_and_the_least_is_named(recipe):
     target = dataclasses.replace(recipe.prune.target, macs=0.05)
     with pytest.raises(PruningError, match=r"target 0\.05 of the dense MACs: .*the least reachable is"):
         check(change(recipe, prune__target=target))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tracker": "wandb"},
+            r"recover\.tracker: 'wandb' needs the package 'wandb', which is not installed",
+        ),
+        ({"optimizer": "adamw8bit"}, r"recover\.optimizer: 'adamw8bit' needs the package 'bitsandbytes'"),
+        (
+            {"gradient_checkpointing": True},
+            "gradient_checkpointing: DiTTransformer2DModel has no method for it",
+        ),
+        (
+            {"method": "blocks", "eval_every": 9},
+            "recovery by blocks: eval_every: 9 is of a model that is trained",
+        ),
+        (
+            {"provider": "sampling", "num_samples": 4, "eval_every": 1, "held_out": 4},
+            "held_out: 4 of 4 samples leave none to train on",
+        ),
+    ],
+)
+def test_training_that_cannot_be_is_refused_before_it_starts(recipe, monkeypatch, changes, message):
+    for module in (tracking, optimizers):
+        monkeypatch.setattr(module, "find_spec", lambda package: None)
+    monkeypatch.setattr(DiTTransformer2DModel, "_supports_gradient_checkpointing", False)
+    wrong = change(recipe, **{f"recover__{key}": value for key, value in changes.items()})
+    check(change(wrong, recover__enabled=False))
+    with pytest.raises(PruningError, match=message):
+        check(wrong)
 
 
 def test_a_batch_that_cannot_be_split_is_refused(recipe):

@@ -66,7 +66,7 @@ def section(run: RunData) -> Section | None:
     labels, prompts = tensors.get("labels"), run.data.get("captions") or []
     total, _, height, width = images[run.reference].shape
     sample = run.entry("sample")
-    columns = _columns(max(height, width), sample.get("medium"))
+    columns = side_by_side(max(height, width), sample.get("medium"))
     chosen = choose(total, labels, BANDS * columns)
     captions = [prompts[i] if i < len(prompts) else "" if labels is None else str(labels[i]) for i in chosen]
     columns = min(columns, len(chosen))
@@ -90,7 +90,7 @@ def section(run: RunData) -> Section | None:
     return Section(body, "Samples from the same noise", link="Samples")
 
 
-def _columns(side: int, medium: str | None) -> int:
+def side_by_side(side: int, medium: str | None) -> int:
     """Return how many samples stand side by side."""
     if medium == VIDEO:
         return 2
