@@ -152,8 +152,9 @@ def _rows(context: Context) -> dict[str, list[dict[str, Any]]]:
     assert context.call is not None
     asked = [(mode, size) for mode in options.modes for size in (options.batch_size, *options.batch_sizes)]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in subjects} if asked else {}
+    not_here: set[str] = set()
     for mode, size in dict.fromkeys(asked):
-        if (mode, size) == ("eager", options.batch_size):
+        if (mode, size) == ("eager", options.batch_size) or mode in not_here:
             continue
         call, runs, why = context.call(size), {}, None
         for name, subject in subjects.items():
@@ -163,7 +164,9 @@ def _rows(context: Context) -> dict[str, list[dict[str, Any]]]:
                 runs[name] = MODES[mode](subject.predict, call, get_parameter_device(subject.model))
             except Exception as error:  # compilers fail in any way; the other rows stand
                 why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-                why = str(error) if isinstance(error, NotHere) else why
+                if isinstance(error, NotHere):  # then for no size, which one row says
+                    why = str(error)
+                    not_here.add(mode)
                 break
         row = {"mode": mode, "batch_size": size, "skipped": why}
         if why is None:

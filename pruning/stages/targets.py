@@ -347,6 +347,7 @@ def _compared(subject: Measured, plan: PruningPlan, costs: Costs) -> dict[str, R
             interval, row["coverage"] = median_interval(ratios)
             row["interval"] = [end * scale for end in interval]
             row |= {"rounds": len(ratios), "measured_dense": statistics.median(times["dense"])}
+            row["clock"] = "wall" if clock_for(subject.device, subject.threads) is None else "thread"
             predicted = cost.total(bare)
         elif row["cost"] == "memory":
             assert cost is not None

@@ -204,7 +204,7 @@ def test_a_target_of_time_from_recipe_to_report(workplace, features, monkeypatch
         (row["mode"], row["batch_size"]): row["skipped"] for row in data["metrics"]["pruned"]["latency_rows"]
     }
     assert told[("eager", 1)] is None
-    assert told[("cuda_graphs", 1)] == "CUDA graphs need a CUDA GPU, and the models are on cpu"
+    assert told[("cuda_graphs", 2)] == "CUDA graphs need a CUDA GPU, and the models are on cpu"
     page = Path("runs/tiny/report/report.html").read_text()
     assert "<h2>Targets</h2>" in page
     assert "One call, eager, batch 1" in page

@@ -526,7 +526,7 @@ def test_further_rows_of_latency_stand_among_the_speeds(tmp_path: Path) -> None:
         label: cells
         for label, _, cells in results.results(load_run(edited(tmp_path, {"metrics": metrics})))["Speed"]
     }
-    compiled, skipped = found["One call, compiled, batch 1"], found["One call, cuda graphs, batch 1"]
+    compiled, skipped = found["One call, compiled, batch 1"], found["One call, CUDA graphs, batch 1"]
     assert [cell.text for cell in compiled] == [fmt.seconds(0.02), fmt.seconds(0.01)]
     assert compiled[1].ratio.startswith("2.00×")
     assert "1.90× to 2.10×" in compiled[1].detail[1].replace(fmt.THIN, " ")

@@ -154,7 +154,8 @@ def _latency(which: str) -> Show:
 def _row_labels(run: RunData) -> list[str]:
     """Return the names of the further rows of latency: how a call is made, and of how many samples."""
     rows = run.metric(run.reference, "latency_rows") or []
-    return [f"One call, {row['mode'].replace('_', ' ')}, batch {row['batch_size']}" for row in rows]
+    names = {"cuda_graphs": "CUDA graphs"}
+    return [f"One call, {names.get(row['mode'], row['mode'])}, batch {row['batch_size']}" for row in rows]
 
 
 def _row(number: int) -> Show:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from eval.report import fmt
@@ -60,6 +60,13 @@ def _evaluated(run: RunData, row: Mapping[str, Any]) -> str:
     return fmt.MISSING
 
 
+def _clock(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Say by which clock the plan was measured, where it was another one."""
+    if not any(row.get("clock") == "thread" for row in rows):
+        return ""
+    return " Table and plan were measured by the processor time of the one thread, which other processes disturb less."
+
+
 def _notes(found: Mapping[str, Any]) -> Iterator[str]:
     rows = found["targets"].values()
     if any(row["cost"] == "latency" for row in rows):
@@ -67,7 +74,7 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
             "Predicted: from a table of the layers' times at several widths, measured on this device inside calls of "
             "the model. Measured: the plan carried out on a copy of the dense model, which took turns with it in one "
             "process, before anything was refitted or trained; small figures are a 95 % interval. Gap: measured by "
-            "predicted. Evaluated: the model that the run ends with."
+            f"predicted. Evaluated: the model that the run ends with, by the clock on the wall.{_clock(rows)}"
         )
     if first := found.get("first"):
         missed = ", ".join(
