@@ -3,7 +3,7 @@
 Two timings from two processes cannot be divided: clocks, caches and neighbours differ. So each round times every
 subject once, one after the other (A B C, B C A, C A B, …: each is first equally often), and the speed-up is the
 median over rounds of (reference's time / subject's time in the same round). The clock is that of
-`torch.utils.benchmark`, which waits for the accelerator.
+`torch.utils.benchmark`, which waits for the accelerator. While it runs, the heap keeps its pages (`eval.steady`).
 
 This compares subjects with each other and is observed of none alone, so it is measured anew for every set of subjects.
 """
@@ -26,10 +26,12 @@ from diffusers.models.modeling_utils import get_parameter_device, get_parameter_
 
 from eval.intervals import median_interval
 from eval.observation import Seen
+from eval.steady import steady_heap
 from eval.types import Context
 
 NEEDS = ("predict", "call", "latency", "model")
 MIN_RUN_S = 0.05  # least time of one timed block of calls, in seconds
+Predict = Callable[[Mapping[str, Any]], Any]
 WARMUP = 2  # untimed calls of every subject before the first round
 
 
@@ -64,15 +66,16 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in names}
     torch.set_num_threads(num_threads)
     try:
-        warm = {name: timer.repeat(warmup, number=1) for name, timer in timers.items()}
-        number = {name: max(1, math.ceil(min_run_s / s[-1])) if s else 1 for name, s in warm.items()}
-        for index in range(rounds):
-            first = index % len(names)
-            for name in names[first:] + names[:first]:
-                if number[name] > 1:
-                    timers[name].timeit(1)
-                times[name].append(timers[name].timeit(number[name]) / number[name])
-            progress(index + 1)
+        with steady_heap():
+            warm = {name: timer.repeat(warmup, number=1) for name, timer in timers.items()}
+            number = {name: max(1, math.ceil(min_run_s / s[-1])) if s else 1 for name, s in warm.items()}
+            for index in range(rounds):
+                first = index % len(names)
+                for name in names[first:] + names[:first]:
+                    if number[name] > 1:
+                        timers[name].timeit(1)
+                    times[name].append(timers[name].timeit(number[name]) / number[name])
+                progress(index + 1)
     finally:
         torch.set_num_threads(threads)
     return times
@@ -131,16 +134,105 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     else:
         keys = ("sampling", "speedup_sampling", "speedup_sampling_ci95", "speedup_sampling_coverage")
         sampling = {name: dict.fromkeys(keys) for name in subjects}
-    return {name: results[name] | sampling[name] for name in subjects}
+    rows = _rows(context)
+    return {
+        name: results[name] | sampling[name] | ({"latency_rows": rows[name]} if rows else {})
+        for name in subjects
+    }
+
+
+def _rows(context: Context) -> dict[str, list[dict[str, Any]]]:
+    """Return by subject one row for each mode and batch size that is asked beside an eager call of `batch_size`.
+
+    A row has ``mode``, ``batch_size`` and ``skipped``, why it was not measured (None if it was), else what `summary`
+    says and the speed-up to the reference in the same mode.
+    """
+    options, subjects = context.latency, context.subjects
+    assert options is not None
+    assert context.call is not None
+    asked = [(mode, size) for mode in options.modes for size in (options.batch_size, *options.batch_sizes)]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in subjects} if asked else {}
+    not_here: set[str] = set()
+    for mode, size in dict.fromkeys(asked):
+        if (mode, size) == ("eager", options.batch_size) or mode in not_here:
+            continue
+        call, runs, why = context.call(size), {}, None
+        for name, subject in subjects.items():
+            assert subject.predict is not None
+            assert subject.model is not None
+            try:
+                runs[name] = MODES[mode](subject.predict, call, get_parameter_device(subject.model))
+            except Exception as error:  # compilers fail in any way; the other rows stand
+                why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                if isinstance(error, NotHere):  # then for no size, which one row says
+                    why = str(error)
+                    not_here.add(mode)
+                break
+        row = {"mode": mode, "batch_size": size, "skipped": why}
+        if why is None:
+            found = _timed(context, "call", runs, rounds=options.rounds, warmup=WARMUP, batch_size=size)
+            for name, values in found.items():
+                rows[name].append(row | values.pop("call") | {"skipped": None} | values)
+        else:
+            for own in rows.values():
+                own.append(row)
+        if mode == "compiled":
+            torch.compiler.reset()  # what was compiled holds the models
+    return rows if any(rows.values()) else {}
+
+
+class NotHere(Exception):
+    """A mode that this machine cannot run; the text says why."""
+
+
+def _eager(predict: Predict, call: Mapping[str, Any], device: torch.device) -> Callable[[], Any]:
+    return partial(predict, call)
+
+
+def _compiled(predict: Predict, call: Mapping[str, Any], device: torch.device) -> Callable[[], Any]:
+    """Return the call compiled by `torch.compile` for these shapes, after a first run, which compiles it."""
+    run = partial(torch.compile(predict, dynamic=False), call)
+    run()
+    return run
+
+
+def _cuda_graphs(predict: Predict, call: Mapping[str, Any], device: torch.device) -> Callable[[], Any]:
+    """Return the call as a CUDA graph, which the GPU runs without the CPU; arguments stay where they are."""
+    if device.type != "cuda":
+        raise NotHere(f"CUDA graphs need a CUDA GPU, and the models are on {device.type}")
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):  # capturing must not meet first calls of libraries
+        for _ in range(3):
+            predict(call)
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        predict(call)
+    return graph.replay
+
+
+MODES: dict[str, Callable[[Predict, Mapping[str, Any], torch.device], Callable[[], Any]]] = {
+    "eager": _eager,
+    "compiled": _compiled,
+    "cuda_graphs": _cuda_graphs,
+}
+"""How a call is made: each takes a subject's prediction and the arguments, and returns what is timed."""
 
 
 def _timed(
-    context: Context, what: str, runs: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int
+    context: Context,
+    what: str,
+    runs: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int,
+    batch_size: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time one kind of run of every subject and return its numbers, with the circumstances recorded."""
     options = context.latency
     assert options is not None
-    threads = options.num_threads or torch.get_num_threads()
+    size, threads = batch_size or options.batch_size, options.num_threads or torch.get_num_threads()
     times = interleave(
         runs,
         rounds=rounds,
@@ -154,9 +246,9 @@ def _timed(
         assert model is not None
         ratio, interval, coverage = speedup(times[context.reference], values)
         results[name] = {
-            what: summary(values, options.batch_size)
+            what: summary(values, size)
             | {
-                "batch_size": options.batch_size,
+                "batch_size": size,
                 "num_threads": threads,
                 "dtype": str(get_parameter_dtype(model)).removeprefix("torch."),
                 "device": device_name(get_parameter_device(model)),

@@ -63,6 +63,8 @@ class LatencyOptions:
         rounds: Rounds of the denoiser call; every subject is timed once per round.
         sampling_rounds: Rounds of whole sampling runs; 0 leaves them out, six are the least for a 95 % interval.
         num_threads: CPU threads; None takes what torch uses now.
+        modes: How calls are made, of `eval.latency.MODES`; each is a row besides.
+        batch_sizes: Further batch sizes of one call, each a row besides, in every mode.
 
     Raises:
         ValueError: Naming the first option that cannot be.
@@ -72,6 +74,8 @@ class LatencyOptions:
     rounds: int
     sampling_rounds: int
     num_threads: int | None
+    modes: Sequence[str] = ("eager",)
+    batch_sizes: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         _check_least(self, batch_size=1, rounds=1, sampling_rounds=0, num_threads=1)

@@ -14,6 +14,9 @@ from eval.report.warnings import warnings
 
 WORDS = {"macs": "MACs", "params": "parameters", "ratio": "prunable parameters removed", "hit": "target hit"}
 
+AMOUNTS = {"latency_ms": "ms", "memory_gb": "GB"}
+"""Targets that are no shares, and their units."""
+
 BODY = template(
     """
 <dl class="tiles">
@@ -195,9 +198,11 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the entries of `asked` or `got` as label and text; null is left out."""
     found = []
     for key, value in values.items():
-        name = key.removesuffix("_ratio")
+        name = key.removesuffix("_ratio") if key not in AMOUNTS else key.rpartition("_")[0]
         if isinstance(value, bool):
             text = "yes" if value else "no"
+        elif key in AMOUNTS:
+            text = f"{value:g} {AMOUNTS[key]}"
         elif isinstance(value, (int, float)):
             text = fmt.percent(value)
         elif isinstance(value, str):

@@ -9,6 +9,8 @@ from eval.report.data import RunData
 
 SMALL_N = 10_000  # below this the bias of the Fréchet distance at finite N matters
 SPEEDUP_SHARE = 0.9  # measured speed-up that is expected, as a share of the MACs ratio
+MEASURED_WITHIN = 0.03
+"""A target of time or memory is met if what is measured exceeds it by no more than this, relative."""
 NOISY_SPREAD = 0.1  # interquartile range over median from which a latency counts as noisy
 
 
@@ -32,6 +34,12 @@ def _frechet(run: RunData) -> Iterator[str]:
 
 
 def _missed(run: RunData) -> Iterator[str]:
+    if targets := run.entry("targets").get("targets"):
+        for row in targets.values():
+            if row["measured"] > row["goal"] * (1 + MEASURED_WITHIN):
+                said = row["said"].get("measured") or row["said"]["predicted"]
+                yield f"Target missed: {row['asked']} was asked, {said} was measured of the plan."
+        return
     reason = "the nearest plan that round_to, minimum units and limits allow"
     tolerance = run.entry("asked").get("tolerance")
     for key, name in (("macs", "MACs"), ("params", "parameters")) if tolerance else ():

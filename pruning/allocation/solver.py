@@ -3,21 +3,25 @@
 All groups go down their ladders (`pruning.allocation.ladder`) in steps, and the steps of all groups are sorted by
 price. The plan is the start of this list after which the cost comes nearest to the goal: its length is found by
 bisection, for the cost falls with every step, and then single later steps are tried where one was too coarse.
+Bounds on time or memory, and several at once, are `pruning.allocation.several`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pruning.allocation.budget import TOLERANCE, check_limits, sizes
 from pruning.allocation.cost import CostModel
+from pruning.allocation.costs import Bound, Cost, as_asked, costs_of
 from pruning.allocation.ladder import Ladder, global_prices, have_a_zero, local_prices
+from pruning.allocation.several import by_knapsack, explain, in_order, largest_share, refuse
 from pruning.errors import PruningError
 from pruning.groups.experts import EXPERTS
 from pruning.settings import Prune, Target
@@ -40,6 +44,7 @@ def allocate(
     *,
     start: PruningPlan | None = None,
     blocks: Sequence[str] | None = None,
+    measured: Mapping[str, Cost] | None = None,
 ) -> PruningPlan:
     """Decide which units stay so that the target is hit; deterministic.
 
@@ -54,9 +59,13 @@ def allocate(
             target, but for a ratio, which is of the units alone.
         blocks: Paths of the blocks that go, which is decided then, limits or not; the units outside them make up the
             rest. None: scores decide on blocks, too.
+        measured: The costs that a target of time (``latency``) or memory (``memory``) bounds, by key.
 
     Returns:
         The plan; ``meta`` holds what was asked and what was got, in global scope also whether scores were divided.
+        Under bounds on time or memory, or several at once, also ``targets``: of each its goal, what the plan comes to
+        by prediction, and what the dense model does; ``goal`` and ``got`` are of the one that binds; and ``solver``:
+        the method and, of a knapsack, how much of all scores goes, the bound of its relaxation and the gap between.
 
     Raises:
         PruningError: If the target lies below what the limits allow (the message names the least feasible).
@@ -72,10 +81,13 @@ def allocate(
     decided = replace(start, removed_blocks=tuple(blocks or ())).completed(groups)
     left = groups if blocks is None else [group for group in groups if group.kind != "blocks"]
     left = [group for group in left if not decided.removes(group.module)]
-    ladders = [Ladder.of(g, scores, sizes(g, settings), costs[g.name]) for g in left]
+    bounds = [] if target.is_counted_alone else _bounds(target, groups, cost, start, measured or {})
+    ladders = [Ladder.of(g, scores, _known(bounds, g, sizes(g, settings)), costs[g.name]) for g in left]
     how = {}
     if scores and scope == "global":
         how = {"per_cost": settings.per_cost and have_a_zero(ladders, scores)}
+    if bounds:
+        return _under(bounds, ladders, decided, settings, how, cost)
     steps = _steps(global_prices(ladders, **how) if how else local_prices(ladders))
     total = cost.macs if target.measure == "macs" else cost.params
     goal = _goal(target, groups, cost, start)
@@ -102,6 +114,100 @@ def allocate(
         "params": {"dense": cost.params(), "plan": cost.params(plan)},
     }
     return replace(plan, meta=meta)
+
+
+def _under(
+    bounds: Sequence[Bound],
+    ladders: Sequence[Ladder],
+    decided: PruningPlan,
+    settings: Prune,
+    how: dict[str, bool],
+    cost: CostModel,
+) -> PruningPlan:
+    """Return the plan under which all bounds hold; see `allocate`."""
+
+    def planned(rungs: Rungs) -> PruningPlan:
+        return _plan(decided, ladders, rungs, sizes_only=True)
+
+    prices = global_prices(ladders, **how) if how else local_prices(ladders)
+    found = in_order(ladders, _steps(prices).tolist(), bounds, planned)
+    if how.get("per_cost"):
+        found = by_knapsack(ladders, bounds, planned, decided, found and found.rungs) or found
+    if found is None:
+        refuse(bounds, planned([len(ladder.sizes) - 1 for ladder in ladders]))
+    assert found is not None
+    plan = _plan(decided, ladders, found.rungs)
+    worst = largest_share(bounds, plan)
+    binding = max(bounds, key=lambda bound: bound.share(plan))
+    hit = 1 - TOLERANCE <= worst <= 1 + TOLERANCE
+    if not hit and ladders:
+        explain(bounds, plan)
+    meta = {
+        "asked": str(settings.target),
+        "target": settings.target.given,
+        "scope": settings.scope,
+        **how,
+        "hit": hit,
+        "goal": binding.goal,
+        "got": binding.cost.total(plan),
+        "targets": {bound.key: _row(bound, plan, binds=bound is binding) for bound in bounds},
+        "solver": found.solver,
+        "macs": {"dense": cost.macs(), "plan": cost.macs(plan)},
+        "params": {"dense": cost.params(), "plan": cost.params(plan)},
+    }
+    return replace(plan, meta=meta)
+
+
+def _row(bound: Bound, plan: PruningPlan, *, binds: bool) -> dict[str, Any]:
+    """Return what a plan says of a target (JSON types); ``said`` in words."""
+    row: dict[str, Any] = {
+        "asked": bound.asked,
+        "cost": bound.cost.key,
+        "unit": bound.cost.unit,
+        "goal": bound.goal,
+        "predicted": float(bound.cost.total(plan)),
+        "dense": float(bound.cost.total()),
+        "binds": binds,
+    }
+    return {**row, "said": {"predicted": as_asked(row, row["predicted"])}}
+
+
+def _known(bounds: Sequence[Bound], group: PrunableGroup, sizes: Sequence[int]) -> Sequence[int]:
+    """Return the sizes whose costs are known, all where these are none but the dense one."""
+    for bound in bounds:
+        if (known := bound.cost.known(group)) is not None:
+            left = [size for size in sizes if size in known]
+            sizes = left if len(left) > 1 else sizes
+    return sizes
+
+
+def _bounds(
+    target: Target,
+    groups: Sequence[PrunableGroup],
+    cost: CostModel,
+    start: PruningPlan,
+    measured: Mapping[str, Cost],
+) -> list[Bound]:
+    """Return what the target bounds, and by how much."""
+    costs, words, found = costs_of(cost, measured), target.words(), []
+    of = {"latency": "latency", "latency_ms": "latency", "memory_gb": "memory", "ratio": "params"}
+    for key, value in target.given.items():
+        kind = of.get(key, key)
+        if kind not in costs:
+            raise PruningError(
+                f"target {words[key]}: no {'table of times' if kind == 'latency' else 'model of memory'} was given, "
+                "which belongs to a device; a recipe measures it (prune.target)"
+            )
+        if key == "ratio":
+            goal = _goal(Target(ratio=value), groups, cost, start)
+        elif key == "latency_ms":
+            goal = value / 1e3
+        elif key == "memory_gb":
+            goal = value * 1e9
+        else:
+            goal = value * costs[kind].total()
+        found.append(Bound(key, words[key], costs[kind], float(goal)))
+    return found
 
 
 def _check(

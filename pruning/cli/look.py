@@ -55,7 +55,8 @@ def _show_run(path: Path) -> Outcome:
     drawn = [facts(about), tables.stages(folder)]
     plan = folder.manifest("plan").get("result")
     if plan:
-        drawn.append(facts(plan, title="\nplan"))
+        short = {key: value for key, value in plan.items() if key not in ("targets", "solver")}
+        drawn += [facts(short, title="\nplan"), *tables.targets(plan)]
     if metrics := measured(folder):
         drawn.append(tables.subjects(metrics))
     data = {

@@ -53,6 +53,47 @@ def subjects(metrics: dict[str, dict[str, Any]]) -> Table:
     return table(columns, rows, title="", caption=f"Fréchet: {name}" if name else None)
 
 
+def targets(plan: dict[str, Any]) -> list[Table]:
+    """Return the targets of a plan with what was predicted and measured; nothing where MACs or parameters are counted.
+
+    `plan` is what `plan_figures` says.
+    """
+    if not (found := plan.get("targets")):
+        return []
+    rows = []
+    for row in found.values():
+        said = row["said"]
+        measured = " ".join(part for part in (said.get("measured"), _within(said.get("interval"))) if part)
+        rows.append(
+            (
+                row["asked"],
+                said["predicted"],
+                measured or "–",
+                said.get("gap", "–"),
+                "yes" if row["binds"] else "",
+            )
+        )
+    return [
+        table(
+            ("target", "predicted", "measured", "gap", "binds"),
+            rows,
+            "\ntargets",
+            _solver(plan.get("solver")),
+        )
+    ]
+
+
+def _within(interval: str | None) -> str:
+    return f"({interval})" if interval else ""
+
+
+def _solver(found: dict[str, Any] | None) -> str | None:
+    """Say how good the plan is, where that is known."""
+    if not found or "gap" not in found:
+        return None
+    return f"scores that go: {100 * found['gap']:.2g} % above the bound of the relaxed knapsack"
+
+
 def dry_run(found: dict[str, Any]) -> list[Table]:
     """Return what may be cut by kind, and the size to be had."""
     plan = found["plan"]
@@ -67,6 +108,7 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
     return [
         table(("group", "units", "would stay"), groups),
         _kinds(found["kinds"], title, caption=searched),
+        *targets(plan),
         _dense_and_slim(found, plan, {"file": (found["bytes"], plan["bytes"])}),
     ]
 

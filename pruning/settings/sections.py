@@ -14,6 +14,7 @@ NO_DATA = "none"
 """The source of data where samples are made from class labels, or from nothing."""
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTINGS = ("off", "on", "permuted", "influence", "influence_permuted", "guided")
+LATENCY_MODES = ("eager", "compiled", "cuda_graphs")
 COMPENSATIONS = ("none", "fold", "least_squares")
 NOISED, SAMPLING, RENOISED = PROVIDERS = ("noised", "sampling", "renoised")
 """What models are shown: images, calls recorded while the pipeline samples, or what it sampled, noised anew."""
@@ -192,7 +193,7 @@ class Score(Section):
 
 @section
 class Target(Section):
-    """How slim the model shall be; exactly one of the three."""
+    """How slim the model shall be; where several are given, all of them hold."""
 
     macs: float | None = knob(
         None, "Fraction of the dense multiply-accumulates that remain; 0.5 is half.", _REMAINS
@@ -203,24 +204,60 @@ class Target(Section):
         "Fraction of the prunable parameters that are removed.",
         within("[0, 1)", "it is the fraction that goes"),
     )
+    latency: float | None = knob(
+        None,
+        "Fraction of the time of a dense call that remains, on the run's device, measured as `evaluate.latency` says "
+        "(its `batch_size` and `threads`).",
+        _REMAINS,
+    )
+    latency_ms: float | None = knob(
+        None, "The time of such a call in milliseconds.", within("(0, 1e9]", "it is in milliseconds")
+    )
+    memory_gb: float | None = knob(
+        None,
+        "Peak of memory of a call of one sample, weights included, in 10^9 bytes.",
+        within("(0, 1e6]", "it is in GB"),
+    )
+
+    @property
+    def given(self) -> dict[str, float]:
+        """Those that are given, by name."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    @property
+    def is_counted_alone(self) -> bool:
+        """Whether one of `macs`, `params` and `ratio` is all that is asked."""
+        return len(self.given) == 1 and not self.given.keys() & {"latency", "latency_ms", "memory_gb"}
 
     @property
     def measure(self) -> str:
-        """What is counted: ``macs`` or ``params``."""
+        """What is counted: ``macs`` or ``params``; of several targets, by the first."""
         return "macs" if self.macs is not None else "params"
 
+    @property
+    def measures_time(self) -> bool:
+        """Whether time is to be measured."""
+        return self.latency is not None or self.latency_ms is not None
+
+    def words(self) -> dict[str, str]:
+        """Return each target that is given in words, by its name."""
+        said = {
+            "macs": "{:g} of the dense MACs",
+            "params": "{:g} of the dense parameters",
+            "ratio": "pruning ratio {:g}",
+            "latency": "{:g} of the dense latency",
+            "latency_ms": "{:g} ms a call",
+            "memory_gb": "{:g} GB in a call",
+        }
+        return {key: said[key].format(value) for key, value in self.given.items()}
+
     def __str__(self) -> str:
-        if self.ratio is not None:
-            return f"pruning ratio {self.ratio:g}"
-        kept = self.macs if self.macs is not None else self.params
-        return f"{kept:g} of the dense {'MACs' if self.measure == 'macs' else 'parameters'}"
+        return " and ".join(self.words().values())
 
     def mismatches(self) -> Iterator[Problem]:
-        """Exactly one must be given."""
-        given = {key: value for key, value in vars(self).items() if value is not None}
-        if len(given) != 1:
-            found = " and ".join(f"{key}={value}" for key, value in given.items()) or "none"
-            yield "", f"exactly one of macs, params and ratio must be given, found {found}"
+        """At least one must be given."""
+        if not self.given:
+            yield "", f"at least one of {', '.join(vars(self))} must be given, found none"
 
 
 @section
@@ -316,6 +353,12 @@ class Prune(Section):
         """There must be something to cut, and blocks where sets of them are searched."""
         if not self.kinds:
             yield "kinds", "is empty; name at least one kind of group"
+        elif self.depth.budget and not self.target.is_counted_alone:
+            yield (
+                "depth.budget",
+                f"{self.depth.budget} sets of blocks are to be measured, which is done under one target of macs, "
+                f"params or ratio, and the target is {self.target}; leave depth.budget out",
+            )
         elif self.depth.budget and "blocks" not in self.kinds:
             yield (
                 "depth.budget",
@@ -483,6 +526,19 @@ class Latency(Section):
     runs: int = knob(15, "Rounds of one call; every model is timed once per round, in turns.", at_least(1))
     sampling_runs: int = knob(6, "Rounds of a whole sampling run; 0 leaves it out.", at_least(0))
     threads: int | None = knob(None, "CPU threads; null takes what torch would.", at_least(1))
+    modes: list[str] = knob(
+        ["eager"],
+        "How calls are made, each a row of the results: ``eager``, ``compiled`` (`torch.compile`) and ``cuda_graphs``; "
+        "one that cannot be had on the machine is left out, with the reason.",
+        one_of(*LATENCY_MODES),
+    )
+    batch_sizes: list[int] = knob(
+        [], "Further batch sizes of one call, each a row of the results in every mode.", at_least(1)
+    )
+
+    def mismatches(self) -> Iterator[Problem]:
+        """No mode is named twice."""
+        yield from _twice("modes", self.modes)
 
 
 @section

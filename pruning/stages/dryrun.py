@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from pruning.errors import PruningError
-from pruning.stages import smaller_forms
+from pruning.stages import smaller_forms, targets
 from pruning.stages.caveats import caveats
 from pruning.stages.depth import effort
 from pruning.stages.outlook import kinds_of, sizes
@@ -37,7 +37,8 @@ def dry_run(run: Run) -> dict[str, Any]:
     check_call(run)
     scored = _has_scores(run)
     start = smaller_forms.assumed(run, smaller_forms.LIKELY)
-    plan = make_plan(run, run.scores if scored else None, start)
+    costs = targets.costs_for(run, measure=False)
+    plan = make_plan(run, run.scores if scored else None, start, costs)
     cuts = cuts_of(plan, run.groups)
     if start is not None and start.ranks:
         logger.warning(

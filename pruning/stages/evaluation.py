@@ -133,6 +133,8 @@ def _context(run: Run, subjects: dict[str, Subject]) -> Context:
             rounds=latency.runs,
             sampling_rounds=latency.sampling_runs,
             num_threads=latency.threads,
+            modes=latency.modes,
+            batch_sizes=latency.batch_sizes,
         ),
         seed=run.recipe.seed,
         progress=run.bars,

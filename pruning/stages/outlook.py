@@ -58,7 +58,7 @@ def outlook(
     order = sorted(KINDS, key=lambda kind: (kind == "blocks", kind))  # blocks hold the others
     groups = sorted(find_groups(model), key=lambda group: order.index(group.kind))
     cost, words, note = _cost(model, groups)
-    if settings is not None and settings.target.measure == "macs" and note:
+    if settings is not None and settings.target.macs is not None and note:
         raise PruningError(f"target {settings.target}: {note}; ask for a share of the parameters, or a ratio")
     start = _start(model, groups, modulation_rank, share_embedders)
     nothing = settings is None and not (start.ranks or start.shared)
@@ -143,7 +143,7 @@ def _asked_ratios(
     groups: Sequence[PrunableGroup], cost: CostModel, settings: Prune | None, plan: PruningPlan | None
 ) -> dict[str, float]:
     """Return by kind the share of its units that the target asks for; empty without one."""
-    if plan is None or settings is None:
+    if plan is None or settings is None or not settings.target.is_counted_alone:
         return {}
     measure = settings.target.measure
     chosen = [group for group in groups if group.kind in settings.kinds]

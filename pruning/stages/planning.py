@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning.allocation import allocate
+from pruning.allocation import Cost, allocate
 from pruning.files import write_json
-from pruning.stages import depth, smaller_forms
+from pruning.stages import depth, smaller_forms, targets
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash, lies_in
@@ -29,13 +29,20 @@ READS = (
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return smaller_forms.depends_on(run) | depth.depends_on(run)
+    return smaller_forms.depends_on(run) | depth.depends_on(run) | targets.depends_on(run)
 
 
 @partial(Stage, "plan", after=("score",), reads=READS, extra=_settings)
 def plan(run: Run, folder: Path) -> dict[str, Any]:
-    """Decide which weights take a smaller form and which units stay; which blocks, by measuring them if asked."""
-    found, searched = make_plan(run, run.scores, smaller_forms.decide(run, folder)), {}
+    """Decide which weights take a smaller form and which units stay; which blocks, by measuring them if asked.
+
+    Under a target of time or memory the plan is measured before it is believed.
+    """
+    start, searched = smaller_forms.decide(run, folder), {}
+    if targets.is_measured(run.recipe.prune.target):
+        found = targets.measured_plan(run, folder, lambda costs: make_plan(run, run.scores, start, costs))
+    else:
+        found = make_plan(run, run.scores, start)
     if run.recipe.prune.depth.budget:
         with hushed():  # what the scores' own plan misses has been said
             found, trace = depth.search(run, found, run.scores)
@@ -45,10 +52,16 @@ def plan(run: Run, folder: Path) -> dict[str, Any]:
     return {**plan_figures(found, run.groups), **searched}
 
 
-def make_plan(run: Run, scores: Scores | None, start: PruningPlan | None = None) -> PruningPlan:
-    """Return the plan for `scores`, or the uniform one for None; blocks go by their scores, nothing is measured.
+def make_plan(
+    run: Run,
+    scores: Scores | None,
+    start: PruningPlan | None = None,
+    costs: Mapping[str, Cost] | None = None,
+) -> PruningPlan:
+    """Return the plan for `scores`, or the uniform one for None; blocks go by their scores, no plan is measured.
 
-    `start` has the weights that take a smaller form.
+    `start` has the weights that take a smaller form; `costs` are those that the target bounds and that are not counted,
+    of the run if None.
 
     Raises:
         PruningError: If the target lies below what kinds, rounding and limits allow, or a limit matches nothing.
@@ -56,7 +69,8 @@ def make_plan(run: Run, scores: Scores | None, start: PruningPlan | None = None)
     section = run.recipe.prune
     settings = section if scores is not None else replace(section, scope="local")
     start = start or PruningPlan(base_hash=config_hash(run.meta.config))
-    return allocate(run.groups, scores, run.cost, settings, start=start)
+    costs = targets.costs_for(run) if costs is None else costs
+    return allocate(run.groups, scores, run.cost, settings, start=start, measured=costs)
 
 
 def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:
@@ -69,6 +83,8 @@ def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, An
         "params_ratio": params["plan"] / params["dense"],
         "macs": macs["plan"] if macs["dense"] else None,
         "params": params["plan"],
+        **({"targets": plan.meta["targets"]} if "targets" in plan.meta else {}),
+        **({"solver": plan.meta["solver"]} if "solver" in plan.meta else {}),
         **({"low_rank_layers": len(plan.ranks)} if plan.ranks else {}),
         **({"shared_modules": len(plan.served_by())} if plan.shared else {}),
         "removed": {

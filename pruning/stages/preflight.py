@@ -43,7 +43,7 @@ from pruning.recovery.held_out import split
 from pruning.sampling import PixelPipeline, check_sampler, scheduler_named, value_of
 from pruning.sampling.arguments import STEPS
 from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
-from pruning.stages import smaller_forms
+from pruning.stages import smaller_forms, targets
 from pruning.stages.calibration import check_guidance, timestep_weights
 from pruning.stages.caveats import caveats
 from pruning.stages.folder import STAGES
@@ -92,6 +92,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         _warn(look_ahead(run))
     check_room(run, needed_bytes(run, stages))
     check_weights(run, stages)
+    check_measured_target(run, stages)
     if stages:
         rehearse(run, stages)
         _warn(caveats(run))
@@ -223,8 +224,9 @@ def check_model(run: Run) -> None:
     missing = [kind for kind in kinds if all(g.kind != kind for g in run.groups)]
     if missing and kinds != Prune().kinds:  # of the default ones few models have all
         logger.info("prune.kinds: %s has no groups of kind %s", type(run.meta).__name__, ", ".join(missing))
-    with hushed():  # how near the uniform plan comes says nothing of the real one
-        make_plan(run, None, smaller_forms.assumed(run, 0))
+    if not targets.is_measured(run.recipe.prune.target):
+        with hushed():  # how near the uniform plan comes says nothing of the real one
+            make_plan(run, None, smaller_forms.assumed(run, 0))
     with named("score.criterion"):
         check_kinds(run.recipe.score.criterion, run.groups)
         _check_attention(run)
@@ -375,6 +377,13 @@ def check_weights(run: Run, stages: Sequence[str]) -> None:
             f"data.resolution: {asked} pixels become {asked / scale:g} x {asked / scale:g} latents ({scale} pixels "
             f"each), but the model samples {height} x {width}; use {height * scale}, or leave it out"
         )
+
+
+def check_measured_target(run: Run, stages: Sequence[str]) -> None:
+    """Check that a target of time or memory can be met; the layers are timed for it, which the plan needs anyway."""
+    if "plan" in stages and targets.is_measured(run.recipe.prune.target):
+        with hushed():
+            make_plan(run, None, smaller_forms.assumed(run, 0))
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.smaller_forms import REPORT as SMALLER_FORMS
 from pruning.stages.stage import Stage, versions, whole_recipe
+from pruning.stages.targets import TARGETS
 from pruning.types import CalibrationStats
 
 SITE = ("sink_mass", "key_mass", "sink_indicator", "relative_mass", "visible_keys")
@@ -99,6 +100,7 @@ def _data(run: Run) -> dict[str, Any]:
         "subjects": list(metrics),
         "metrics": metrics,
         "cuts": cuts_of(plan, run.groups),
+        "targets": read_json(run.result("plan").folder / TARGETS),
         "smaller_forms": read_json(run.result("plan").folder / SMALLER_FORMS),
         "recovery": read_json(run.result("recover").folder / LOSSES),
         "samples": SAMPLES,

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from pruning import checkpoint, models
-from pruning.allocation import CostModel
+from pruning.allocation import Cost, CostModel
 from pruning.calibration import load_stats
 from pruning.calibration.tensors import read_tensors
 from pruning.data import (
@@ -70,6 +70,7 @@ class Run:
         uses: Names of the shared results that the stage at work has asked for.
         lasting: Those that all stages use from then on.
         redoing: The stage at work is done anew, and so are the shared results that it asks for.
+        costs: What was measured or traced for the target, by key; see `pruning.stages.targets`.
         batch_faults: By section, why its samples are made one a call; None where they are not.
     """
 
@@ -87,6 +88,7 @@ class Run:
         self.ranks = Ranks(self.folder.path, cpu=device_named(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
         self.placement = Placement(self)
+        self.costs: dict[str, Cost] = {}
         self.batch_faults: dict[str, str | None] = {}
         self._images: dict[str, ImageData] = {}
         self._prompts: dict[str, Prompts] = {}

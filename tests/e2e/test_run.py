@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -38,6 +39,7 @@ from pruning.recording import conditions
 from pruning.stages import Run, run_recipe
 from pruning.store import Store
 from tests.models import dit, unet2d
+from tests.unit.test_allocation_targets import table
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion, tiny_clip
 
 NOISE_LEVELS = conditions.LEVELS
@@ -179,6 +181,33 @@ def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch, caplog):
         nothing.setattr("pruning.store.store.Store.make", lambda *a, **k: 1 / 0)
         assert run_recipe(recipe) == summary
     assert {stage: done.stat().st_mtime_ns for stage, done in after.items()} == before
+
+
+def test_a_target_of_time_from_recipe_to_report(workplace, features, monkeypatch):
+    def by_hand(model, groups, inputs, *, threads, progress):
+        meta = {"batch_size": 4, "threads": threads, "layers": 6, "kinds_of_layers": 2, "calls": 1}
+        return dataclasses.replace(table(model, groups), meta={**meta, "layers_share": 0.8})
+
+    monkeypatch.setattr("pruning.stages.targets.measure_table", by_hand)
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    recipe = write_recipe(workplace, features[1])
+    rows = ["evaluate.latency.batch_sizes=[1]", "evaluate.latency.modes=[eager, cuda_graphs]"]
+    asked = ["prune.target={latency: 0.8, params: 0.95}", *rows]
+    summary = run_recipe(recipe, asked)
+    assert summary["asked"] == "0.95 of the dense parameters and 0.8 of the dense latency"
+    data = json.loads(Path("runs/tiny/report/data.json").read_text())
+    found = data["targets"]["targets"]
+    assert found.keys() == {"latency", "params"}
+    assert found["latency"]["rounds"] >= 11
+    assert found["latency"]["said"].keys() == {"predicted", "measured", "interval", "gap"}
+    told = {
+        (row["mode"], row["batch_size"]): row["skipped"] for row in data["metrics"]["pruned"]["latency_rows"]
+    }
+    assert told[("eager", 1)] is None
+    assert told[("cuda_graphs", 2)] == "CUDA graphs need a CUDA GPU, and the models are on cpu"
+    page = Path("runs/tiny/report/report.html").read_text()
+    assert "<h2>Targets</h2>" in page
+    assert "One call, eager, batch 1" in page
 
 
 def test_a_unet_with_classes_and_without_recovery(workplace, features):

@@ -160,10 +160,6 @@ def test_bad_configs(workplace, capsys, text, message):
     [
         (["nowhere.json"], "nowhere.json"),
         (["sd3.json", "--macs", "2"], "plan: target.macs: 2.0 is not in (0, 1]"),
-        (
-            ["sd3.json", "--macs", "0.7", "--ratio", "0.3"],
-            "exactly one of macs, params and ratio must be given",
-        ),
         (["sd3.json", "--macs", "0.01"], "the least reachable is"),
         (["sd3.json", "--macs", "0.7", "--kinds", "haeds"], "haeds"),
         (["sd3.json", "--macs", "0.7", "--kinds", ""], "plan: kinds: is empty"),

@@ -138,6 +138,74 @@ def test_sampling_that_is_not_asked_or_not_possible(clock: Clock) -> None:
     assert result(sampling=True, able=False)["speedup_sampling"] is None
 
 
+def test_modes_and_batch_sizes_are_rows(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    compiled = lambda predict, call, device: lambda: (predict(call), clock.run("", 0)())  # noqa: E731
+    monkeypatch.setitem(latency.MODES, "compiled", compiled)
+    options = LatencyOptions(
+        **OPTIONS | {"modes": ["eager", "compiled", "cuda_graphs"], "batch_sizes": [1, 8], "rounds": 7}
+    )
+    context = Context(subjects(clock, sampling=False), call=lambda n: sizes.append(n) or {}, latency=options)
+    result = measured(context)
+    rows = result["slim"]["latency_rows"]
+    named = [(row["mode"], row["batch_size"]) for row in rows]
+    assert named[:2] == [("eager", 1), ("eager", 8)]
+    assert named[2:5] == [("compiled", 4), ("compiled", 1), ("compiled", 8)]
+    assert [row["skipped"] for row in rows[:5]] == [None] * 5
+    assert [(row["median_s"], row["images_per_s"], row["speedup_call"]) for row in rows[:2]] == [
+        (1.0, 1.0, 3.0),
+        (1.0, 8.0, 3.0),
+    ]
+    assert rows[0]["speedup_call_ci95"] == [3.0, 3.0]
+    assert [row["skipped"] for row in rows[5:]] == ["CUDA graphs need a CUDA GPU, and the models are on cpu"]
+    assert result["dense"]["latency_rows"][0]["speedup_call"] == 1.0
+    assert result["slim"]["call"]["batch_size"] == 4
+
+
+def test_a_mode_that_fails_is_left_out_with_its_reason(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setitem(latency.MODES, "compiled", fails)
+    options = LatencyOptions(**OPTIONS | {"modes": ["compiled"]})
+    context = Context(subjects(clock, sampling=False), call=lambda n: {}, latency=options)
+    (row,) = measured(context)["slim"]["latency_rows"]
+    assert row == {"mode": "compiled", "batch_size": 4, "skipped": "RuntimeError: no compiler here"}
+
+
+@pytest.mark.slow
+def test_a_compiled_call_is_the_same_call() -> None:
+    layer = nn.Linear(3, 2).eval()
+    inputs = torch.ones(1, 3)
+    try:
+        run = latency.MODES["compiled"](lambda call: layer(call["x"]), {"x": inputs}, torch.device("cpu"))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {error}")
+    with torch.no_grad():
+        assert torch.allclose(run(), layer(inputs), atol=1e-6)
+
+
+def test_without_further_rows_there_are_none(clock: Clock) -> None:
+    options = LatencyOptions(**OPTIONS)
+    result = measured(Context(subjects(clock, sampling=False), call=lambda n: {}, latency=options))
+    assert "latency_rows" not in result["slim"]
+
+
+def test_the_heap_keeps_its_pages_while_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval import steady
+
+    calls: list[tuple[int, int]] = []
+    fake = (lambda option, value: calls.append((option, value)) or 1, lambda pad: calls.append((0, pad)) or 1)
+    monkeypatch.setattr(steady, "_allocator", lambda: fake)
+    with steady.steady_heap() as kept:
+        assert kept
+        assert dict(calls) == steady.KEPT
+    assert dict(calls) == {**steady.USUAL, 0: 0}
+    monkeypatch.setattr(steady, "_allocator", lambda: None)
+    with steady.steady_heap() as kept:
+        assert not kept
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

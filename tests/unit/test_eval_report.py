@@ -31,8 +31,10 @@ from eval.report.sections import (
     samples,
     sinks,
     smaller_forms,
+    targets,
 )
 from eval.report.sites import Site, read_sites
+from eval.report.summary import facts as summary_facts
 from eval.report.summary import headline, summary, verdict
 from eval.report.warnings import warnings
 from tests.fixtures import report_runs
@@ -543,6 +545,80 @@ def test_a_speedup_and_its_true_coverage(tmp_path: Path) -> None:
 def test_a_target_that_the_plan_calls_missed_is_warned_of(tmp_path: Path) -> None:
     run = load_run(edited(tmp_path, {"asked": {"ratio": 0.3}, "got": {"ratio": 0.2, "hit": False}}))
     assert any(text.startswith("Target missed; this is the nearest plan") for text in warnings(run))
+
+
+def target(asked: str, cost: str, **values: Any) -> dict[str, Any]:
+    """A target of a plan as the stage writes it."""
+    said = {
+        "predicted": "0.598 of dense",
+        "measured": "0.621 of dense",
+        "interval": "0.61 to 0.63",
+        "gap": "+3.8 %",
+    }
+    found = {"asked": asked, "cost": cost, "goal": 0.6, "predicted": 0.598, "measured": 0.621, "binds": True}
+    return {**found, "said": said, **values}
+
+
+def test_targets_are_shown_as_predicted_measured_and_evaluated(tmp_path: Path) -> None:
+    rows = {
+        "latency": target("0.6 of the dense latency", "latency"),
+        "memory_gb": target(
+            "2 GB in a call", "memory", goal=2e9, measured=1.9e9, binds=False, method="live tensors"
+        ),
+        "macs": target("0.9 of the dense MACs", "macs", measured=0.5, said={"predicted": "0.5 of dense"}),
+    }
+    first = {"latency": target("0.6 of the dense latency", "latency", said={"gap": "+9 %"})}
+    metrics = {
+        "dense": {"call": report_runs.latency(0.1), "macs": 100, "peak_memory_bytes": 3e9},
+        "pruned": {
+            "call": report_runs.latency(0.0615),
+            "speedup_call": 1.6,
+            "macs": 50,
+            "peak_memory_bytes": 1.91e9,
+        },
+    }
+    asked = {"latency": 0.6, "memory_gb": 2.0, "latency_ms": 40.0}
+    run = load_run(
+        edited(tmp_path, {"metrics": metrics, "asked": asked, "targets": {"targets": rows, "first": first}})
+    )
+    shown = targets.section(run)
+    assert shown is not None
+    body = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", str(shown.body)))
+    assert "0.6 of the dense latency 0.598 of dense 0.621 of dense 0.61 to 0.63 +3.8 % 0.625 of dense" in body
+    assert "2 GB in a call (does not bind)" in body
+    assert "1.91 GB" in body
+    assert "0.9 of the dense MACs 0.5 of dense – – 0.500 of dense" in body.replace(fmt.MISSING, "–")
+    assert "prediction was wrong (0.6 of the dense latency by +9 %)" in body
+    assert "Memory: of a call of one sample; live tensors." in body
+    missed = [text for text in warnings(run) if text.startswith("Target missed")]
+    assert missed == [
+        "Target missed: 0.6 of the dense latency was asked, 0.621 of dense was measured of the plan."
+    ]
+    told = dict(summary_facts(run.entry("asked")))
+    assert told["memory"] == "2 GB"
+    assert told["latency"] == "40 ms"
+    assert targets.section(load_run(edited(tmp_path, {}))) is None
+
+
+def test_further_rows_of_latency_stand_among_the_speeds(tmp_path: Path) -> None:
+    row = {**report_runs.latency(0.02), "mode": "compiled", "batch_size": 1, "skipped": None}
+    dense = {**row, "speedup_call": 1.0, "speedup_call_ci95": [1.0, 1.0], "speedup_call_coverage": 0.97}
+    slim = {**row, "median_s": 0.01, "speedup_call": 2.0, "speedup_call_ci95": [1.9, 2.1]}
+    graphs = {"mode": "cuda_graphs", "batch_size": 1, "skipped": "no GPU is here"}
+    metrics = {
+        "dense": {"latency_rows": [dense, graphs]},
+        "pruned": {"latency_rows": [{**slim, "speedup_call_coverage": 0.97}, graphs]},
+    }
+    found = {
+        label: cells
+        for label, _, cells in results.results(load_run(edited(tmp_path, {"metrics": metrics})))["Speed"]
+    }
+    compiled, skipped = found["One call, compiled, batch 1"], found["One call, CUDA graphs, batch 1"]
+    assert [cell.text for cell in compiled] == [fmt.seconds(0.02), fmt.seconds(0.01)]
+    assert compiled[1].ratio.startswith("2.00×")
+    assert "1.90× to 2.10×" in compiled[1].detail[1].replace(fmt.THIN, " ")
+    assert [cell.text for cell in skipped] == ["not measured"] * 2
+    assert skipped[0].detail == ("no GPU is here",)
 
 
 @pytest.mark.parametrize(("tolerance", "missed"), [(0.01, True), (0.05, False), (None, False)])

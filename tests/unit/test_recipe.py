@@ -122,7 +122,10 @@ def test_text_that_utf8_cannot_write_is_refused(write):
             "recover: null is .*; its keys are enabled, method, .*, steps, .*; recover.enabled=false switches it off",
         ),
         ("recover=", "recover: null is not a mapping"),
-        ("prune.target=null", "prune.target: null is not a mapping; its keys are macs, params, ratio$"),
+        (
+            "prune.target=null",
+            "prune.target: null is not a mapping; its keys are macs, params, ratio, latency, latency_ms, memory_gb$",
+        ),
         ("prune={target: ~}", "prune.target: null is not a mapping"),
     ],
 )
@@ -431,8 +434,10 @@ def test_recipes_for_the_digits_can_be_copied_for_other_data(name):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({}, "exactly one of macs, params and ratio must be given, found none"),
-        ({"macs": 0.5, "ratio": 0.5}, "found macs=0.5 and ratio=0.5"),
+        ({}, "at least one of macs, params, ratio, latency, latency_ms, memory_gb must be given, found none"),
+        ({"latency": 1.5}, "1.5 is not in (0, 1]; it is the fraction that remains"),
+        ({"latency_ms": 0.0}, "0.0 is not in (0, 1e9]; it is in milliseconds"),
+        ({"memory_gb": -1.0}, "-1.0 is not in (0, 1e6]; it is in GB"),
         ({"params": 0.0}, "not in (0, 1]"),
         ({"ratio": 1.0}, "not in [0, 1)"),
     ],

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from pruning.recipe import Recipe, load_recipe
 from pruning.settings import Limit, knobs_of
@@ -69,6 +70,11 @@ TABLE: dict[str, tuple[Any, str]] = {
     "score.weighting": ("permuted", "calibrate score prune"),
     "prune.kinds": (["ffn_channels"], "first_pass calibrate score plan"),
     "prune.target.macs": (0.6, "plan"),
+    "prune.target.params": (0.6, "plan"),
+    "prune.target.ratio": (0.1, "plan"),
+    "prune.target.latency": (0.6, "plan"),
+    "prune.target.latency_ms": (60.0, "plan"),
+    "prune.target.memory_gb": (0.1, "plan"),
     "prune.scope": ("local", "plan"),
     "prune.round_to": (8, "plan"),
     "prune.min_units": (2, "plan"),
@@ -121,6 +127,8 @@ TABLE: dict[str, tuple[Any, str]] = {
     "evaluate.latency.runs": (9, "evaluate"),
     "evaluate.latency.sampling_runs": (0, "evaluate"),
     "evaluate.latency.threads": (None, "evaluate"),
+    "evaluate.latency.modes": (["eager", "compiled"], "evaluate"),
+    "evaluate.latency.batch_sizes": ([1], "evaluate"),
     "export.formats": ([], ""),
     "export.dtype": ("float32", "evaluate cost"),
     "export.max_shard_size": ("1GB", ""),
@@ -132,6 +140,9 @@ PLANNED = (
     "prune.target.macs",
     "prune.target.params",
     "prune.target.ratio",
+    "prune.target.latency",
+    "prune.target.latency_ms",
+    "prune.target.memory_gb",
     "prune.scope",
     "prune.round_to",
     "prune.min_units",
@@ -141,8 +152,6 @@ PLANNED = (
 """Keys that any plan depends on."""
 
 ELSEWHERE = {
-    "prune.target.params": "excludes macs; tested below",
-    "prune.target.ratio": "excludes macs; tested below",
     "prune.depth.budget": "takes blocks; tested below",
     "prune.depth.samples": "counts where there is a budget; tested below",
     "recover.held_out": "takes evaluations; tested below",
@@ -259,6 +268,23 @@ def test_another_kind_of_target_is_another_plan(base, key):
     assert plan != before["plan"]
 
 
+MEASURED = ("model.dtype", "evaluate.latency.batch_size", "evaluate.latency.threads")
+"""Keys that a plan depends on whose target is measured, beside those of any plan."""
+
+
+@pytest.mark.parametrize("target", ["latency=0.6", "latency_ms=50", "memory_gb=0.1"])
+def test_a_target_that_is_measured_depends_on_how(target, monkeypatch):
+    recipe = load_recipe("quickstart", [f"prune.target.{target}"])
+    before = keys(recipe)
+    timed = MEASURED if target.startswith("latency") else MEASURED[:1]
+    for key in (*MEASURED, "evaluate.latency.runs", "evaluate.latency.modes"):
+        changed = keys(replaced(recipe, key, TABLE[key][0]))["plan"] != before["plan"]
+        expected = key in timed and not (key == "evaluate.latency.threads" and torch.get_num_threads() == 1)
+        assert changed == expected, key
+    monkeypatch.setattr(Run, "device_name", "cuda:0 (another card)")
+    assert keys(recipe)["plan"] != before["plan"]
+
+
 SEARCHED = (*PLANNED, *CALIBRATION_SHOWN)
 """Keys that a plan depends on whose blocks are searched, beside those of the search itself."""
 
@@ -266,9 +292,9 @@ SEARCHED = (*PLANNED, *CALIBRATION_SHOWN)
 def test_a_search_of_blocks_depends_on_what_it_is_shown():
     recipe = load_recipe("quickstart", ["prune.kinds=[ffn_channels, blocks]", "prune.depth.budget=5"])
     before = keys(recipe)
-    flips = {
-        key: value for key, (value, _) in TABLE.items() if key not in ("calibrate.provider", "prune.kinds")
-    }
+    alone = [key for key in TABLE if key.startswith("prune.target.") and key != "prune.target.macs"]
+    left_out = ("calibrate.provider", "prune.kinds", *alone)
+    flips = {key: value for key, (value, _) in TABLE.items() if key not in left_out}
     flips |= {"prune.depth.budget": 6, "prune.depth.samples": 8}
     for key, value in flips.items():
         changed = keys(replaced(recipe, key, value))["plan"] != before["plan"]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from eval.report import fmt
-from eval.report.data import RunData
+from eval.report.data import LEVEL, RunData
 from eval.report.html import Section, template
 
 PLACE = 10
@@ -81,6 +81,7 @@ def results(run: RunData) -> dict[str, list[tuple[str, str, list[Cell]]]]:
         ],
         "Speed": [
             ("One denoiser call", "median", _latency("call")),
+            *((label, "median", _row(number)) for number, label in enumerate(_row_labels(run))),
             ("Whole sampling run", "median", _latency("sampling")),
         ],
         "Quality": [
@@ -194,6 +195,29 @@ def _latency(which: str) -> Show:
             if interval := run.speedup_interval(subject, which):
                 lines.append(f"speed-up, {interval}")
         return Cell(fmt.seconds(found["median_s"]), tuple(lines), fast)
+
+    return cell
+
+
+def _row_labels(run: RunData) -> list[str]:
+    """Return the names of the further rows of latency: how a call is made, and of how many samples."""
+    rows = run.metric(run.reference, "latency_rows") or []
+    names = {"cuda_graphs": "CUDA graphs"}
+    return [f"One call, {names.get(row['mode'], row['mode'])}, batch {row['batch_size']}" for row in rows]
+
+
+def _row(number: int) -> Show:
+    def cell(run: RunData, subject: str) -> Cell:
+        row = run.metric(subject, "latency_rows")[number]
+        if row["skipped"] is not None:
+            return Cell("not measured", (row["skipped"],) if subject == run.reference else ())
+        lines, fast = [f"IQR {fmt.seconds(row['iqr_s'])}"], ""
+        if subject != run.reference:
+            fast = f"{fmt.times(row['speedup_call'])} speed"
+            if row["speedup_call_coverage"] >= LEVEL:
+                low, high = row["speedup_call_ci95"]
+                lines.append(f"speed-up, 95{fmt.THIN}% {fmt.times(low)} to {fmt.times(high)}")
+        return Cell(fmt.seconds(row["median_s"]), tuple(lines), fast)
 
     return cell
 
