@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix
 
-FIRST, NEAR, ROUNDS, NODES = 17, 4, 50, 10_000
+FIRST, NEAR, ROUNDS, NODES = 17, 4, 50, 1_000
 """Sizes of a group to begin with; neighbours of a wanted size that are considered; rounds; nodes of the search."""
 ALL = 2_000
 """With so many sizes in all, each is considered."""
-PRECISION = 1e-4
+PRECISION = 1e-3
 """By how much, relative, the search may stay above its own bound."""
 FAR = 4.0
 """Losses beyond so many times that of a known solution are all alike."""
@@ -66,7 +66,7 @@ def solve(items: Sequence[Item], need: NDArray[np.float64], ceiling: float | Non
     Deterministic. Sums that are met by the dense model are left out. `ceiling` is the loss of some solution, if one is
     known: what loses far more is no part of the best, and the numbers of the program are then of one size.
     """
-    bind = need > 0
+    bind = _binding(items, need)
     if not bind.any():
         return Solution([0] * len(items), 0.0, 0.0)
     scale = need[bind]
@@ -106,6 +106,16 @@ def solve(items: Sequence[Item], need: NDArray[np.float64], ceiling: float | Non
         return None
     gone = sum(float(item.loss[rung]) for item, rung in zip(items, rungs, strict=True))
     return Solution(rungs, gone, max(0.0, min(bound * whole, gone)))
+
+
+def _binding(items: Sequence[Item], need: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which sums can decide: more is needed than the dense model has, and no other sum asks for more of less."""
+    found = np.zeros(len(need), dtype=bool)
+    gives = np.concatenate([item.freed for item in items], axis=1) if items else np.zeros((len(need), 0))
+    for row in np.argsort(-need, kind="stable"):
+        if need[row] > 0:
+            found[row] = not any(np.all(gives[other] <= gives[row]) for other in np.flatnonzero(found))
+    return found
 
 
 def _spread(count: int) -> set[int]:

@@ -15,7 +15,7 @@ import torch
 from eval.cost import peak_memory
 from pruning.allocation import CostModel, Curve, LatencyTable, MemoryModel, allocate, moments_of
 from pruning.allocation.costs import Counted
-from pruning.allocation.knapsack import Item, solve
+from pruning.allocation.knapsack import Item, _binding, solve
 from pruning.allocation.latency import evenness
 from pruning.errors import PruningError
 from pruning.groups import KINDS, find_groups
@@ -133,6 +133,12 @@ def test_what_lies_in_a_block_that_goes_is_not_chosen():
     assert found is not None
     assert found.rungs == [1, 0]
     assert solve([block, inner], np.array([10.5])) is None
+
+
+def test_a_sum_that_another_implies_is_left_out():
+    items = [Item(np.array([0.0, 1.0]), np.array([[0.0, 2.0], [0.0, 3.0], [0.0, 1.0], [0.0, 9.0]]))]
+    need = np.array([1.0, 0.5, 0.9, -1.0])  # the second gives more and needs less; the third gives less
+    assert _binding(items, need).tolist() == [True, False, True, False]
 
 
 def test_a_large_knapsack_is_near_its_bound():
