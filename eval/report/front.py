@@ -97,9 +97,14 @@ def _data(run: RunData) -> Hashable:
     return run.data.get("data")
 
 
-def _featured(run: RunData) -> Hashable:
-    """Return what has to agree for two distances of features to be comparable."""
-    return (_data(run), *(run.metric(run.final, f"frechet_{key}") for key in MEASURED_ON))
+def _featured(distance: str) -> Callable[[RunData], Hashable]:
+    """Return what says what has to agree for two distances of features to be comparable."""
+    return lambda run: (_data(run), *(run.metric(run.final, f"{distance}_{key}") for key in MEASURED_ON))
+
+
+def _by_network(key: str) -> Callable[[RunData], Hashable]:
+    """Return what says on which data and with which network something was measured."""
+    return lambda run: (_data(run), run.metric(run.final, key))
 
 
 def _timed(run: RunData) -> Hashable:
@@ -126,9 +131,28 @@ COSTS: Mapping[str, Cost] = {
 }
 QUALITIES: Mapping[str, Quality] = {
     "frechet": Quality(
-        "Fréchet distance", "frechet", _featured, lambda run: run.frechet_name, has_dense=True
+        "Fréchet distance", "frechet", _featured("frechet"), lambda run: run.frechet_name, has_dense=True
+    ),
+    "fd_dinov2": Quality(
+        "DINOv2",
+        "fd_dinov2",
+        _featured("fd_dinov2"),
+        lambda run: run.metric(run.reference, "fd_dinov2_name") or "Fréchet distance on DINOv2 features",
+        has_dense=True,
     ),
     "excess_error": Quality("excess error", "excess_error", _data),
+    "pair_pixels": Quality(
+        "pixels of pairs", "pair_pixels", _data, lambda run: "error of pairs of the same noise, pixels"
+    ),
+    "pair_features": Quality(
+        "features of pairs",
+        "pair_features",
+        _by_network("pair_network"),
+        lambda run: "error of pairs of the same noise, features",
+    ),
+    "lpips": Quality(
+        "LPIPS", "lpips", _by_network("lpips_name"), lambda run: "LPIPS to the dense model's samples"
+    ),
     "mse": Quality("squared error", "mse", _data, lambda run: "squared error to the dense model's samples"),
     "ssim": Quality(
         "SSIM lost", "ssim", _data, lambda run: "1 − SSIM to the dense model's samples", lost=True

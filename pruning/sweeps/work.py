@@ -115,10 +115,11 @@ def on_ray(address: str, jobs: int) -> Iterator[Submit]:
     except ImportError as error:
         raise PruningError("--ray needs Ray: pip install 'sinkprune[ray]'") from error
     try:
+        _knock(address)
         ray.init(
             address=None if address == "local" else address, log_to_driver=False, include_dashboard=False
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PruningError(
             f"--ray {address}: there is no such cluster ({str(error).splitlines()[0]}); `ray start` makes one, and "
             "--ray local one on this machine for the time of the sweep"

@@ -148,7 +148,14 @@ def small_run(scope: str = "global") -> Any:
     recipe = Recipe(name="small", score=Score(criterion="magnitude"), prune=prune, seed=3)
     weights = dict(model.named_parameters())
     run = SimpleNamespace(
-        recipe=recipe, dense=model, weights=weights, meta=model, groups=groups, stats=stats, cost=cost
+        recipe=recipe,
+        dense=model,
+        weights=weights,
+        meta=model,
+        groups=groups,
+        stats=stats,
+        cost=cost,
+        costs={},
     )
     scores = score(weights, groups, criterion="magnitude", seed=3)
     run.plan = allocate(groups, scores, cost, Prune(target=Target(macs=0.7), scope=scope))

@@ -85,7 +85,7 @@ def test_what_needs_a_quiet_machine_is_left_out_side_by_side(tmp_path: Path):
     one = sweep.point({"seed": "1"})
     task = sweep.task(one, jobs=2)
     assert task.until == "evaluate"
-    assert task.words[-1] == "evaluate.metrics=[fid,kid,consistency,denoising,cost]"
+    assert task.words[-1] == "evaluate.metrics=[fid,kid,pairs,consistency,denoising,cost]"
     assert sweep.task(one).until is None
     timed = Sweep("quickstart", ["evaluate.metrics=[latency]"], tmp_path)
     assert timed.task(timed.point({"seed": "1"}), jobs=2).until == "recover"
@@ -139,21 +139,14 @@ def test_a_search_finds_the_front_and_goes_on(tmp_path: Path):
 def test_a_search_goes_past_runs_that_fail_but_not_past_missing_figures(tmp_path: Path):
     pytest.importorskip("optuna")
     sweep, axes = Sweep("quickstart", folder=tmp_path), [Axis("score.criterion", ("probe_obs", "magnitude"))]
-    submit = in_place_of_runs(
-        tmp_path, lambda settings: {"macs_ratio": 0.5, "excess_error": 0.1}, ("criterion-magnitude",)
-    )
+    figures = {"macs_ratio": 0.5, "excess_error": 0.1}
+    submit = in_place_of_runs(lambda settings: figures, failing="criterion-magnitude")
     found = search(sweep, axes, 6, submit)
     assert {one.name for one in found} == {"criterion-probe_obs"}
-    with pytest.raises(
-        PruningError, match=r"summary.json has no number 'frechet_ratio'.*it has macs_ratio, excess_error"
-    ):
-        search(
-            Sweep("quickstart", folder=tmp_path / "other"),
-            axes,
-            3,
-            in_place_of_runs(tmp_path, lambda settings: {"macs_ratio": 0.5, "excess_error": 0.1}),
-            front=["macs_ratio", "frechet_ratio"],
-        )
+    other, submit = Sweep("quickstart", folder=tmp_path / "other"), in_place_of_runs(lambda settings: figures)
+    said = r"summary\.json has no number 'frechet_ratio'.*it has macs_ratio, excess_error"
+    with pytest.raises(PruningError, match=said):
+        search(other, axes, 3, submit, front=["macs_ratio", "frechet_ratio"])
 
 
 def test_what_a_search_goes_by():
