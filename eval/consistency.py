@@ -99,17 +99,28 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     results: dict[str, dict[str, Any]] = {}
     for name in context.subjects:
         samples = seen[name]["samples"].tensors["samples"]
-        if samples.shape != reference.shape:
-            raise ValueError(
-                f"subject {name!r}, metric 'consistency': {medium}s of shape {tuple(samples.shape)} cannot be compared "
-                f"with the reference's {tuple(reference.shape)}; sample all subjects at one size"
-            )
+        check_alike(name, "consistency", f"{medium}s", samples, reference)
         pairs = list(zip(samples.split(context.batch_size), reference.split(context.batch_size), strict=True))
         results[name] = {} if medium == SOUND else {"ssim_window": ssim_window(*reference.shape[-2:])[0]}
         for key, measure in MEASURES[medium].items():
             values = torch.cat([measure(a, b) for a, b in pairs])
-            results[name] |= {key: float(values.mean()), f"{key}_ci95": mean_interval(values)}
-            if key not in LIKENESSES and len(values) > 1:
-                error = float(values.std()) / len(values) ** 0.5
-                results[name] |= power_of_difference(key, error, float(values.mean()), len(values))
+            results[name] |= mean_of(key, values, power=key not in LIKENESSES)
     return results
+
+
+def check_alike(name: str, metric: str, what: str, ours: Tensor, reference: Tensor) -> None:
+    """Raise ValueError if what a subject shows has not the shape of what the reference shows."""
+    if ours.shape != reference.shape:
+        raise ValueError(
+            f"subject {name!r}, metric {metric!r}: {what} of shape {tuple(ours.shape)} cannot be compared with the "
+            f"reference's {tuple(reference.shape)}; sample all subjects at one size"
+        )
+
+
+def mean_of(key: str, values: Tensor, *, power: bool = True) -> dict[str, Any]:
+    """Return the mean of a distance of samples to the reference's under `key`, its interval, and its power if asked."""
+    found: dict[str, Any] = {key: float(values.mean()), f"{key}_ci95": mean_interval(values)}
+    if power and len(values) > 1:
+        error = float(values.std()) / len(values) ** 0.5
+        found |= power_of_difference(key, error, found[key], len(values))
+    return found

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from eval.consistency import over_frames
-from eval.intervals import mean_interval
+from eval.consistency import check_alike, mean_of, over_frames
 from eval.media import IMAGE, VIDEO, medium_of
 from eval.observation import Seen
-from eval.power import power_of_difference
 from eval.types import Context
 
 READS = ("samples",)
@@ -30,11 +28,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     results: dict[str, dict[str, Any]] = {}
     for name in context.subjects:
         samples = seen[name]["samples"].tensors["samples"]
-        if samples.shape != reference.shape:
-            raise ValueError(
-                f"subject {name!r}, metric 'lpips': samples of shape {tuple(samples.shape)} cannot be compared with "
-                f"the reference's {tuple(reference.shape)}; sample all subjects at one size"
-            )
+        check_alike(name, "lpips", "samples", samples, reference)
         values = []
         for ours, theirs in zip(
             samples.split(context.batch_size), reference.split(context.batch_size), strict=True
@@ -47,9 +41,6 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
                 values.append(network.distances(ours, theirs))
             context.progress(f"LPIPS of {name}", sum(map(len, values)), len(samples))
         found = torch.cat(values)
-        results[name] = {"lpips": float(found.mean()), "lpips_ci95": mean_interval(found)}
-        results[name] |= {"lpips_name": network.name, "lpips_mode": network.mode}
-        if len(found) > 1:
-            error = float(found.std()) / len(found) ** 0.5
-            results[name] |= power_of_difference("lpips", error, float(found.mean()), len(found))
+        names = {"lpips_name": network.name, "lpips_mode": network.mode}
+        results[name] = mean_of("lpips", found) | names
     return results

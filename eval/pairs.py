@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.consistency import check_alike
 from eval.intervals import ratio_error, ratio_interval
 from eval.media import IMAGE
 from eval.observation import Seen
@@ -58,11 +59,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
         reference = seen[context.reference][what].tensors[tensor]
         for name, result in results.items():
             ours = seen[name][what].tensors[tensor]
-            if ours.shape != reference.shape:
-                raise ValueError(
-                    f"subject {name!r}, metric 'pairs': {tensor} of shape {tuple(ours.shape)} cannot be compared with "
-                    f"the reference's {tuple(reference.shape)}; sample all subjects at one size"
-                )
+            check_alike(name, "pairs", tensor, ours, reference)
             apart, spread = _pairs(ours, reference, values)
             if float(spread.sum()) <= 0:
                 continue
