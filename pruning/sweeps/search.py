@@ -118,8 +118,11 @@ def _study(folder: Path, axes: Sequence[Axis], front: Sequence[str], seed: int) 
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY))),
         study_name="sinkprune",
         directions=["maximize" if _more_is_better(name) else "minimize" for name in front],
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, 2 * len(axes))),
         load_if_exists=True,
+    )
+    # A search that goes on draws what it has not drawn.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.trials), n_startup_trials=max(4, 2 * len(axes))
     )
     of = json.loads(json.dumps({"front": list(front), "axes": [vars(axis) for axis in axes]}))
     if study.user_attrs.get("of", of) != of:
