@@ -26,7 +26,8 @@ def sweep(arguments: argparse.Namespace, console: Console) -> Outcome:
     if trials is None:
         if front:
             raise PruningError("--front is what a search goes by; use it with --search N")
-        points = [work.point(settings) for settings in grid(axes)]
+        for settings in grid(axes):
+            work.point(settings)
         if arguments.dry_run:
             return Outcome(work.so_far(), [_planned(work)])
     elif arguments.dry_run:
@@ -35,14 +36,13 @@ def sweep(arguments: argparse.Namespace, console: Console) -> Outcome:
         )
     else:
         front_of(work.metrics, front, jobs)
+    shared = jobs > 1 or arguments.ray is not None
     with on_ray(arguments.ray, jobs) if arguments.ray else here(jobs) as submit:
         if trials is not None:
             search(work, axes, trials, submit, jobs=jobs, front=front)
-            points = [*work.points.values()]
-        elif jobs > 1 or arguments.ray:
-            points = work.side_by_side(points, submit, jobs)
-    if trials is None or jobs > 1 or arguments.ray:
-        work.alone(points)
+        elif shared:
+            work.side_by_side(submit, jobs)
+    work.alone(again=shared)  # what was done beside others was not timed
     found = [one.run_dir for one in work.succeeded()]
     page = write_comparison(found, work.folder / "report.html") if found else None
     if failed := [name for name, done in work.done.items() if done.status]:

@@ -65,18 +65,25 @@ class Sweep:
             )
         return known
 
-    def side_by_side(self, points: Sequence[Point], submit: Submit, jobs: int) -> list[Point]:
-        """Do runs at the same time, all but what needs a quiet machine; return those that did not fail."""
-        tasks = {submit(self.task(one, jobs)): one for one in points}
+    def side_by_side(self, submit: Submit, jobs: int) -> None:
+        """Do all runs at the same time, all but what needs a quiet machine."""
+        tasks = {submit(self.task(one, jobs)): one for one in self.points.values()}
         for number, future in enumerate(as_completed(tasks), 1):
-            self.note(tasks[future], future.result(), f"{number} of {len(points)}, latency aside")
-        return [one for one in points if self.done[one.name].status == 0]
+            self.note(tasks[future], future.result(), f"{number} of {len(tasks)}, latency aside")
 
-    def alone(self, points: Sequence[Point]) -> None:
-        """Do runs to their ends, one after the other on this machine."""
+    def alone(self, *, again: bool = False) -> None:
+        """Do the runs that were not done yet to their ends, one after the other on this machine.
+
+        With `again` also those that were done, of which only what is missing is made; never those that failed.
+        """
+        left = [
+            one
+            for name, one in self.points.items()
+            if (ended := self.done.get(name)) is None or (again and ended.status == 0)
+        ]
         with here(1) as submit:
-            for number, one in enumerate(points, 1):
-                self.note(one, submit(self.task(one)).result(), f"{number} of {len(points)}")
+            for number, one in enumerate(left, 1):
+                self.note(one, submit(self.task(one)).result(), f"{number} of {len(left)}")
 
     def task(self, one: Point, jobs: int = 1) -> Task:
         """Return what is to be done for a run while `jobs` of them are done: the whole of it if it is alone."""

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -136,6 +137,15 @@ def test_a_search_finds_the_front_and_goes_on(tmp_path: Path):
         search(Sweep("quickstart", folder=tmp_path), AXES[:1], 3, submit)
 
 
+def test_a_search_that_goes_on_draws_other_runs(tmp_path: Path):
+    pytest.importorskip("optuna")
+    submit = in_place_of_runs(figures_of)
+    for trials in (2, 4):
+        sweep = Sweep("quickstart", folder=tmp_path)
+        search(sweep, AXES, trials, submit)
+    assert len(sweep.points) == 4
+
+
 def test_a_search_goes_past_runs_that_fail_but_not_past_missing_figures(tmp_path: Path):
     pytest.importorskip("optuna")
     sweep, axes = Sweep("quickstart", folder=tmp_path), [Axis("score.criterion", ("probe_obs", "magnitude"))]
@@ -157,6 +167,20 @@ def test_what_a_search_goes_by():
         front_of(["cost"], [], 1)
     with pytest.raises(PruningError, match="latency_speedup cannot be measured while 2 runs share a machine"):
         front_of([], ["latency_speedup", "mse_pruned"], 2)
+
+
+@pytest.mark.parametrize(("again", "left"), [(False, ["seed-3"]), (True, ["seed-1", "seed-3"])])
+def test_what_is_done_alone(tmp_path: Path, monkeypatch, again: bool, left: list[str]):
+    """Also the runs of an earlier search, of which this one only knows that they are there; not those that failed."""
+    sweep, done = Sweep("quickstart", folder=tmp_path), []
+    for seed in "123":
+        sweep.point({"seed": seed})
+    sweep.done |= {"seed-1": Done(0, "", 1.0), "seed-2": Done(2, "error: no luck", 1.0)}
+    submit = in_place_of_runs(lambda settings: done.append(settings["name"]) or {})
+    monkeypatch.setattr("pruning.sweeps.sweep.here", lambda jobs: nullcontext(submit))
+    sweep.alone(again=again)
+    assert done == left
+    assert [one.name for one in sweep.succeeded()] == ["seed-1", "seed-3"]
 
 
 def test_a_run_that_is_stopped_is_ended(tmp_path: Path):
