@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruning.products import product
+
 STRIP = 2**22
 """Elements of a matrix that are made at once in passing."""
 
@@ -144,11 +146,11 @@ class Symmetric:
     @classmethod
     def product(cls, x: Tensor, weight: Tensor) -> Symmetric:
         """Return the sum of ``w x x^T`` over rows x (R, n) with weights w (R,)."""
+        n, lines = x.shape[1], x.T.contiguous()
 
         def part(rows: slice, columns: slice) -> Tensor:
-            return (x[:, rows] * weight[:, None]).T @ x[:, columns]
+            return product(lines[rows] * weight, lines[columns])
 
-        n = x.shape[1]
         return cls(n, x.device, part, max(MIN_ROWS, -(-n // STRIPS)))
 
     @property

@@ -25,7 +25,7 @@ from pruning.types import CalibrationStats, PrunableGroup, Scores
 
 logger = logging.getLogger(__name__)
 
-WORKING = 2  # times the largest moment is what scoring a group needs
+WORKING = 1.5  # times the largest moment in float64 is what scoring a group needs
 
 ScoreFn = Callable[..., Tensor]
 
@@ -174,7 +174,7 @@ def score(
 
     def jobs() -> Iterator[tuple[int, Callable[[], Tensor]]]:
         for group in left:
-            need, generator = WORKING * moment_bytes(group, seen), _generator(seed, group.name)
+            need, generator = int(WORKING * moment_bytes(group, seen)), _generator(seed, group.name)
             place = with_room(device, need)
             yield need, partial(score_group, criterion, group, weights, seen, generator, place)
 

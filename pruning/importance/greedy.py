@@ -26,10 +26,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PENDING = 128  # columns that are removed before A and W are downdated
+from pruning.cholesky import solve, subtract_gram
+from pruning.products import product
+
+PENDING = 192  # columns that are removed before A and W are downdated
 CANDIDATES = 2  # units that are followed for each one that a batch removes
-STRIP = 512  # rows of A that are downdated at once
-NARROW = 64  # and that are copied at once
+NARROW = 64  # rows of A that are copied to the other side of the diagonal at once
 
 
 def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[int], list[float]]:
@@ -71,30 +73,13 @@ def greedy_removal(columns: Tensor, inverse: Tensor, units: int) -> tuple[list[i
     return order, costs
 
 
-def invert(upper: Tensor) -> Tensor:
-    """Return the inverse of ``U^T U`` in the place of the upper triangular U, ``(P, P)``.
-
-    Panel by panel from the last: with ``U_1 = [U_11 U_12]`` and the inverse A_22 of what is below known, and
-    ``X = U_11^-1 U_12``, it is ``A_12 = -X A_22`` and ``A_11 = (U_11^T U_11)^-1 + X A_22 X^T``. That has the fewest
-    operations, nearly all of them in large products.
-    """
-    for start in reversed(range(0, len(upper), STRIP)):
-        here, after = slice(start, start + STRIP), slice(start + STRIP, None)
-        x = _solve(upper[here, here], upper[here, after], upper=True)
-        upper[here, here] = torch.cholesky_inverse(upper[here, here], upper=True)
-        torch.mm(x, upper[after, after], out=upper[here, after]).neg_()
-        upper[here, here].addmm_(upper[here, after], x.T, alpha=-1)
-        upper[after, here] = upper[here, after].T
-    return upper
-
-
 def _batch(inverse: Tensor, rows: Tensor, names: Tensor, u: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the places of the units that go next, in order; ``l`` (b u, P) and ``v^T`` (b u, C) of each."""
     by_name = names.argsort()  # of equals, the first goes
     count = min(max(1, PENDING // u), len(names))
     inner = _diagonal_blocks(inverse, u).contiguous()  # (n, u, u)
     if count == 1:
-        whitened = _solve(torch.linalg.cholesky(inner), rows.unflatten(0, (-1, u)))
+        whitened = solve(torch.linalg.cholesky(inner), rows.unflatten(0, (-1, u)))
         chosen = by_name[torch.linalg.vector_norm(whitened, dim=(1, 2))[by_name].argmin()][None]
     else:
         blocks = _gram_blocks(rows, u)  # (n, u, u)
@@ -102,14 +87,14 @@ def _batch(inverse: Tensor, rows: Tensor, names: Tensor, u: int) -> tuple[Tensor
         ranked = _costs(inner, blocks, everyone)[by_name].argsort(stable=True)
         candidates = by_name[ranked[: CANDIDATES * count].sort().values]
         c = _columns_of(candidates, u)
-        chosen = candidates[_choose(_square(inverse, c), rows[c] @ rows[c].T, u, count)]
+        chosen = candidates[_choose(_square(inverse, c), product(rows[c], rows[c]), u, count)]
 
     r = _columns_of(chosen, u)
     factor = torch.linalg.cholesky(_square(inverse, r))
-    left, moved = _solve(factor, inverse[r]), _solve(factor, rows[r])
+    left, moved = solve(factor, inverse[r]), solve(factor, rows[r])
     if count > 1 and len(candidates) < len(names):
         others = everyone.index_fill(0, candidates, False)
-        hold = _hold(inner, blocks, others, left, moved, moved @ rows.T)
+        hold = _hold(inner, blocks, others, left, moved, product(moved, rows))
         chosen, left, moved = chosen[:hold], left[: hold * u], moved[: hold * u]
     return chosen, left, moved
 
@@ -132,10 +117,10 @@ def _choose(inverse: Tensor, gram: Tensor, u: int, count: int) -> list[int]:
         mine, done = slice(g * u, (g + 1) * u), (len(chosen) - 1) * u
         before, pulled = left[:done], pull[:done]
         factor = torch.linalg.cholesky(inner[g])
-        lead = _solve(factor, inverse[mine] - before[:, mine].T @ before)
+        lead = solve(factor, inverse[mine] - before[:, mine].T @ before)
         overlap = gram[mine] - before[:, mine].T @ pulled - pulled[:, mine].T @ before
-        overlap = _solve(factor, overlap)
-        squares = _solve(factor, overlap[:, mine].T)  # v^T v
+        overlap = solve(factor, overlap)
+        squares = solve(factor, overlap[:, mine].T)  # v^T v
         left[done : done + u], pull[done : done + u] = lead, overlap - squares @ lead / 2
         _downdate_blocks(inner, blocks, left[done : done + u], pull[done : done + u])
 
@@ -181,11 +166,6 @@ def _costs(inner: Tensor, blocks: Tensor, counted: Tensor) -> Tensor:
     return costs.clamp_(min=0).masked_fill_(~counted, torch.inf)
 
 
-def _solve(factor: Tensor, rows: Tensor, *, upper: bool = False) -> Tensor:
-    """Return ``T^-1 X`` for a triangular T, lower unless `upper`; from the right, which is faster for X by rows."""
-    return torch.linalg.solve_triangular(factor.mT, rows.mT, upper=not upper, left=False).mT
-
-
 def _downdate_blocks(inner: Tensor, blocks: Tensor, left: Tensor, pull: Tensor) -> None:
     """Take a removal, its l and p (u, n u), off the diagonal blocks ``(n, u, u)`` of A and K."""
     by_unit = inner.shape[:2]
@@ -229,9 +209,7 @@ def _moves(gone: Tensor, count: int) -> Iterator[tuple[int, int]]:
 
 def _downdate(inverse: Tensor, left: Tensor) -> None:
     """Take ``l^T l`` off A in place: half of a symmetric product is computed, the other half copied."""
-    for start in range(0, len(inverse), STRIP):
-        stop = start + STRIP
-        inverse[start:stop, start:].addmm_(left[:, start:stop].T, left[:, start:], alpha=-1)
+    subtract_gram(inverse, left)
     for start in range(0, len(inverse), NARROW):
         stop = start + NARROW
         inverse[stop:, start:stop] = inverse[start:stop, stop:].T

@@ -7,8 +7,7 @@ over the calibration rows. A unit owns ``u = P / G`` neighbouring columns.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,10 +15,6 @@ from torch import Tensor
 from pruning.errors import PruningError
 from pruning.on_demand import Rows
 from pruning.types import CalibrationStats, PrunableGroup, matrix_of, parameter_path
-
-logger = logging.getLogger(__name__)
-
-EPSILON = torch.finfo(torch.float64).eps
 
 MOMENT = "input_moment"
 
@@ -154,8 +149,9 @@ def covariance(
     mean: Tensor,
     these: Tensor | None = None,
     those: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Return ``E[x_a x_b] - m_a m_b`` of the rows that enter the consumer, a new tensor ``(these, those)``, float64.
+    """Return ``E[x_a x_b] - m_a m_b`` of the rows that enter the consumer, a new tensor ``(these, those)``.
 
     No more is held than is asked for, and the moment as it was gathered.
 
@@ -165,18 +161,20 @@ def covariance(
         mean: What is taken off, m ``(P,)`` float64: the mean of the rows, or zeros for moments about zero.
         these: Columns a; None for all.
         those: Columns b; None for all.
+        dtype: Of the result; the differences are made in float64.
     """
     width = len(mean)
     rows, moment = moment_by_rows(group, stats, width)
     these = torch.arange(width) if these is None else these
     across = mean if those is None else mean[those]
-    found = torch.empty(len(these), len(across), dtype=torch.float64)
+    found = torch.empty(len(these), len(across), dtype=dtype)
     for start in range(0, width, PART_ROWS):
         places = ((these >= start) & (these < start + PART_ROWS)).nonzero().squeeze(1)
         if len(places):
             part = moment[start : start + PART_ROWS].to("cpu", torch.float64)[these[places] - start]
             part = part if those is None else part.index_select(1, those)
-            found[places] = part.div_(rows).addr_(mean[these[places]], across, alpha=-1)
+            part.div_(rows).addr_(mean[these[places]], across, alpha=-1)
+            found[places] = part.to(dtype)
     return found
 
 
@@ -192,45 +190,6 @@ def with_room(device: torch.device, need: int) -> torch.device:
     return (
         torch.device("cpu") if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < need else device
     )
-
-
-def ridge_cholesky(
-    read: Callable[[], Tensor], ridge: float, floor: float, where: str
-) -> tuple[Tensor, float, float]:
-    """Factorise ``matrix + gamma I`` with ``gamma = ridge * max(mean(diag), floor)``, raising `ridge` if it fails.
-
-    Args:
-        read: Returns the matrix, symmetric, ``(n, n)`` float64, positive semi-definite but for rounding. What it
-            returns is overwritten by the factor; it is called again when `ridge` is raised.
-        ridge: Share of the mean diagonal, at least 0.
-        floor: Positive scale for a matrix that is zero but for rounding.
-        where: What the matrix belongs to, for messages.
-
-    Returns:
-        The lower Cholesky factor, the ridge used and gamma.
-
-    Raises:
-        PruningError: If the matrix holds NaN or infinity, or no ridge up to 1e8 times the asked one (at least 1)
-            helps.
-    """
-    limit = max(1.0, ridge * 1e8)
-    while ridge <= limit:
-        factor = read().mT  # by columns, as LAPACK factorises in place
-        scale = max(float(factor.diagonal().mean()), floor)
-        factor.diagonal().add_(ridge * scale)
-        info = torch.empty((), dtype=torch.int32, device=factor.device)
-        torch.linalg.cholesky_ex(factor, out=(factor, info))
-        # A pivot of rounding size solves to nonsense without an error.
-        if int(info) == 0 and float(factor.diagonal().min()) ** 2 > len(factor) * EPSILON * scale:
-            return factor, ridge, ridge * scale
-        if not bool(read().isfinite().all()):
-            raise PruningError(
-                f"{where}: the covariance holds NaN or infinity; the calibration data or model is broken"
-            )
-        raised = max(ridge * 10, 1e-8)
-        logger.warning("%s: the covariance is singular with ridge %g; raised to %g", where, ridge, raised)
-        ridge = raised
-    raise PruningError(f"{where}: the covariance cannot be factorised with any ridge up to {limit:g}")
 
 
 def rounding_floor(mean: Tensor) -> float:

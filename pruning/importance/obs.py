@@ -1,11 +1,10 @@
 """Set OBS: the error that is left when the kept columns make up for the removed ones, in greedy order.
 
-The covariance is factorised in float64. Beyond `SINGLE` columns the inverse and the greedy removal (see `greedy.py`)
-are in float32, which halves time and memory: the ridge bounds what is lost, and the order is that of float64 but for
-units whose costs are equal to about 1e-5.
+A wide covariance is worked on in float32 (`cholesky.precision`), which halves time and memory: the ridge bounds what is
+lost, and the order is that of float64 but for units whose costs are equal to about a thousandth.
 
-Memory beyond the statistics: one P x P matrix in float64, one and a half where P is larger than `SINGLE`
-(a convolution of 1280 channels with 3 x 3 kernels has P = 11520: 1.6 GB).
+Memory beyond the statistics: one P x P matrix, in float32 where it is wide (a convolution of 1280 channels with 3 x 3
+kernels has P = 11520: 0.5 GB).
 """
 
 from __future__ import annotations
@@ -13,20 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruning.cholesky import invert, precision, ridge_cholesky
 from pruning.importance.base import criterion
-from pruning.importance.greedy import greedy_removal, invert
+from pruning.importance.greedy import greedy_removal
 from pruning.importance.moments import (
     Weights,
     consumer_columns,
     covariance,
     per_row,
-    ridge_cholesky,
     rounding_floor,
 )
 from pruning.types import CalibrationStats, PrunableGroup
 
 RIDGE = 0.01  # gamma = RIDGE * mean(diag Sigma), as in the least-squares compensation
-SINGLE = 2048
 
 
 @criterion("obs", needs=("input_moment", "input_sum", "row_weight"), on_device=True)
@@ -44,7 +42,7 @@ def obs(
     lowest units follows the greedy order of that group.
     """
     columns = consumer_columns(group, weights)  # (C, P)
-    dtype = torch.float32 if columns.shape[1] > SINGLE else torch.float64
+    dtype = precision(columns.shape[1], RIDGE)
     inverse = _inverse(group, stats, columns.shape[1], dtype, device)
     order, costs = greedy_removal(columns.to(device, dtype), inverse, group.num_units)
     return _rank_scores(order, costs)
@@ -56,12 +54,12 @@ def _inverse(
     """Return ``(Sigma + gamma I)^-1``, ``(P, P)``; `width` is P."""
     mean = per_row(group, stats, "input_sum", (width,))
     factor, _, _ = ridge_cholesky(
-        lambda: covariance(group, stats, mean).to(device),
+        lambda: covariance(group, stats, mean, dtype=dtype).to(device),
         RIDGE,
         rounding_floor(mean),
         f"group {group.name!r}",
     )
-    return invert(factor.mT.to(dtype))
+    return invert(factor)
 
 
 def _rank_scores(order: list[int], costs: list[float]) -> Tensor:

@@ -45,7 +45,7 @@ from pruning.surgery.least_squares import Change, change_at, in_stack
 from pruning.threads import side_by_side
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, matrix_of, parameter_path
 
-WORKING = 1.5  # times the largest moment is what a group needs
+WORKING = 1.25  # times the largest moment in float64 is what a group needs
 
 NEEDS = {
     "none": frozenset[str](),

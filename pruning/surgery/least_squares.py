@@ -1,6 +1,7 @@
 """What makes up for removed units at one consumer: new columns of its weight and what its bias gains.
 
-The mathematics of docs/scores.md section 5 (see `compensation.py`), in float64; nothing is edited here. Of the P x P
+The mathematics of docs/scores.md section 5 (see `compensation.py`), in float64, or float32 where the covariance is
+wide (`cholesky.precision`); nothing is edited here. Of the P x P
 moment only the parts are held that are needed: with 30 % of the columns removed, half of it.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruning.cholesky import precision, ridge_cholesky
 from pruning.importance.moments import (
     MOMENT,
     Weights,
@@ -20,7 +22,6 @@ from pruning.importance.moments import (
     no_rows,
     parameter,
     per_row,
-    ridge_cholesky,
     rounding_floor,
 )
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, parameter_path
@@ -68,8 +69,10 @@ def change_at(
     """
     if no_rows(group, stats):
         return Change()
-    columns = consumer_columns(group, weights).to(device)  # (C, P)
+    columns = consumer_columns(group, weights)  # (C, P)
     width = columns.shape[1]
+    dtype = torch.float64 if ridge is None else precision(width, ridge)
+    columns = columns.to(device, dtype)
     gone = removed_columns(group, plan, width).to(device)
     mean = per_row(group, stats, "input_sum", (width,))
     # Without a bias the mean is not made up for, so moments are those about zero.
@@ -77,22 +80,22 @@ def change_at(
     mean = mean.to(device)
 
     def sigma(these: Tensor, those: Tensor) -> Tensor:
-        return covariance(group, stats, about, these.cpu(), those.cpu()).to(device)
+        return covariance(group, stats, about, these.cpu(), those.cpu(), dtype).to(device)
 
     removed = gone.nonzero().squeeze(1)
     own = columns[:, removed]
-    shift, before, after = own @ mean[removed], None, None
+    shift, before, after = own.double() @ mean[removed], None, None
     if stats.has(group.name, MOMENT):
-        after = float((own @ sigma(removed, removed) * own).sum().clamp(min=0))
+        after = float((own @ sigma(removed, removed) * own).double().sum().clamp(min=0))
         before = after + (0.0 if in_stack(group) else float(shift.square().sum()))
     if ridge is None:
         return Change(None, _to_bias(group, shift), None, before, after)
     assert after is not None
     update, used, gain = explain(columns, sigma, gone, ridge, rounding_floor(mean), f"group {group.name!r}")
     columns[:, ~gone] += update
-    dtype = parameter(weights, group.read_by.path, group).dtype
-    shift = _to_bias(group, shift - update @ mean[~gone])
-    return Change(columns.to("cpu", dtype), shift, used, before, max(after - gain, 0.0))
+    own_dtype = parameter(weights, group.read_by.path, group).dtype
+    shift = _to_bias(group, shift - update.double() @ mean[~gone])
+    return Change(columns.to("cpu", own_dtype), shift, used, before, max(after - gain, 0.0))
 
 
 def in_stack(group: PrunableGroup) -> bool:
@@ -113,8 +116,8 @@ def explain(
     """Let the kept columns stand in for the removed ones, as far as they predict them.
 
     Args:
-        columns: W, ``(C, P)`` float64.
-        sigma: Covariance of the rows.
+        columns: W, ``(C, P)``, float32 or float64.
+        sigma: Covariance of the rows, in the same dtype.
         gone: Which columns go, bool ``(P,)``.
         ridge: As in `ridge_cholesky`, as are `floor` and `where`.
         floor: Variance below which there is nothing but rounding.
@@ -126,10 +129,10 @@ def explain(
     kept, removed = (~gone).nonzero().squeeze(1), gone.nonzero().squeeze(1)
     wanted = columns[:, removed] @ sigma(removed, kept)  # (C, K)
     factor, used, gamma = ridge_cholesky(lambda: sigma(kept, kept), ridge, floor, where)
-    update = torch.linalg.solve_triangular(factor.mT, wanted, upper=True, left=False)
-    update = torch.linalg.solve_triangular(factor, update, upper=False, left=False)  # (C, K)
+    update = torch.linalg.solve_triangular(factor, wanted, upper=True, left=False)
+    update = torch.linalg.solve_triangular(factor.mT, update, upper=False, left=False)  # (C, K)
     # tr(dW Sigma_KK dW^T) is tr(dW wanted) - gamma ||dW||^2, as dW solves the system.
-    gain = float((update * wanted).sum() + gamma * update.square().sum())
+    gain = float((update * wanted).double().sum() + gamma * update.double().square().sum())
     return update, used, gain
 
 

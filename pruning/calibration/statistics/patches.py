@@ -12,18 +12,19 @@ a_x = b_x, a corner where both are. The result is that of ``unfold`` exactly, ro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
 
 from pruning.calibration.seeing import Image
 from pruning.calibration.triangle import STRIP, Symmetric
+from pruning.products import product
 
-TAPS = list(product(range(3), range(3)))
-ALL, UPPER = list(product(TAPS, TAPS)), list(combinations_with_replacement(TAPS, 2))
+TAPS = list(itertools.product(range(3), range(3)))
+ALL, UPPER = list(itertools.product(TAPS, TAPS)), list(itertools.combinations_with_replacement(TAPS, 2))
 """Pairs of taps, and those of which the others are the transposes where both sides are the same channels."""
 EDGE = {0: -1, 2: 0}
 """Row or column that no output reads, by tap."""
@@ -98,7 +99,7 @@ def _sum(x: Tensor, u: Tensor) -> Tensor:
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     """Return the sum of left_c right_c' over samples and positions, (C, C')."""
-    return left.transpose(0, 1).flatten(1) @ right.transpose(0, 1).flatten(1).T
+    return product(left.transpose(0, 1).flatten(1), right.transpose(0, 1).flatten(1))
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
