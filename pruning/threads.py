@@ -1,11 +1,10 @@
-"""How many threads torch works in: jobs side by side, one each, as many at once as memory allows; or one at all."""
+"""How many threads torch works in: jobs side by side, one each, as many at once as memory allows."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,20 +12,6 @@ import torch
 from pruning.memory import spare_bytes
 
 T = TypeVar("T")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch work in one thread meanwhile.
-
-    In several, each of many short steps ends by waiting for all; on a busy machine one of them is often not running.
-    """
-    allowed = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(allowed)
 
 
 def side_by_side(

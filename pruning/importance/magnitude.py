@@ -10,7 +10,7 @@ from pruning.importance.base import criterion
 from pruning.importance.moments import Weights, parameter
 from pruning.types import CalibrationStats, ParamSlice, PrunableGroup, inside, slices_of
 
-ACCUMULATOR = 2**18  # elements; fits the cache of one core
+ACCUMULATOR = 2**17  # elements; fits the cache of one core
 
 
 @criterion("magnitude", blocks="magnitude", experts="magnitude", whole=True)
@@ -50,12 +50,26 @@ def _unit_sq_norms(weight: Tensor, where: ParamSlice, units: int) -> Tensor:
     part = weight.narrow(where.dim, where.offset, units * where.unit_size)
     dtype = torch.promote_types(part.dtype, torch.float32)
     if where.dim == 0:
-        others = list(range(1, part.ndim))
-        norms = torch.linalg.vector_norm(part, dim=others, dtype=dtype) if others else part.abs()
-        squares = norms.to("cpu", torch.float64).square()
+        squares = _row_squares(part, dtype).cpu()
     else:
         squares = _column_squares(part.transpose(1, where.dim).flatten(1), dtype).cpu()
     return squares.unflatten(0, (units, -1)).sum(1)
+
+
+def _row_squares(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sums of squares of the rows of ``(R, ...)``, ``(R,)`` float64; narrow types are widened in blocks."""
+    if part.ndim == 1:
+        return part.double().square()
+    norms = torch.empty(len(part), dtype=dtype, device=part.device)
+    others = list(range(1, part.ndim))
+    if part.dtype == dtype:
+        torch.linalg.vector_norm(part, dim=others, out=norms)
+        return norms.double().square()
+    rows = max(1, ACCUMULATOR // part[0].numel())
+    wide = torch.empty(min(rows, len(part)), *part.shape[1:], dtype=dtype, device=part.device)
+    for block, found in zip(part.split(rows), norms.split(rows), strict=True):
+        torch.linalg.vector_norm(wide[: len(block)].copy_(block), dim=others, out=found)
+    return norms.double().square()
 
 
 def _column_squares(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,7 +80,8 @@ def _column_squares(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """
     rows = max(1, min(len(matrix), ACCUMULATOR // matrix.shape[1]))
     sums = torch.zeros(rows, matrix.shape[1], dtype=dtype, device=matrix.device)
+    wide = torch.empty_like(sums)
     for block in matrix.split(rows):
-        block = block.to(dtype)
+        block = block if block.dtype == dtype else wide[: len(block)].copy_(block)
         sums[: len(block)].addcmul_(block, block)
     return sums.sum(0, dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from pruning.surgery.smaller_forms import RANKS, SHARED, Smaller, record
 from pruning.surgery.stages import drop_stage, with_a_stage_less
 from pruning.surgery.stock import as_stock
 from pruning.surgery.storage import Cutter
-from pruning.threads import one_thread
+from pruning.threads import side_by_side
 from pruning.types import (
     LENGTH,
     PRUNING_KEY,
@@ -75,8 +76,7 @@ def apply_with(
     check_plan(model, groups, plan)
     key = _previous_key(model, plan)
     removed = plan.cuts(groups)
-    with one_thread():
-        touched = cut_parameters(model, removed, cutter)
+    touched = cut_parameters(model, removed, cutter)
     for group, units in removed.items():
         for attribute in (size for size in group.attributes if size.name != LENGTH):
             module = model.get_submodule(attribute.module)
@@ -128,24 +128,33 @@ def shrink(module: nn.Module, attribute: ModuleAttribute, units: int) -> None:
 def cut_parameters(
     model: nn.Module, removed: Mapping[PrunableGroup, Sequence[int]], cutter: Cuts | None = None
 ) -> defaultdict[str, set[str]]:
-    """Cut all parameters; return the touched module paths (with an empty set of attributes each)."""
-    dropped: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    """Cut all parameters, modules side by side; return the touched paths (with an empty set of attributes each)."""
+    dropped: dict[str, dict[str, dict[int, list[Tensor]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for group, units in removed.items():
         for part in slices_of(group):
-            dropped[part.path][part.dim].append(part.indices(units))
-    touched: defaultdict[str, set[str]] = defaultdict(set)
+            owner, _, name = part.path.rpartition(".")
+            dropped[owner][name][part.dim].append(part.indices(units))
     cutter = cutter or Cutter()
-    for path, by_dim in dropped.items():
-        owner, _, name = path.rpartition(".")
-        module = model.get_submodule(owner)
+    jobs = (
+        (0, partial(_cut_module, model.get_submodule(owner), own, cutter)) for owner, own in dropped.items()
+    )
+    for _ in side_by_side(jobs):
+        pass
+    return defaultdict(set, {owner: set() for owner in dropped})
+
+
+def _cut_module(
+    module: nn.Module, dropped: Mapping[str, Mapping[int, Sequence[Tensor]]], cutter: Cuts
+) -> None:
+    for name, by_dim in dropped.items():
         sizes = module.get_parameter(name).shape
         cutter.cut(module, name, {dim: _kept(sizes[dim], indices) for dim, indices in by_dim.items()})
-        sync_sizes(module)
-        touched[owner] |= set()
-    return touched
+    sync_sizes(module)
 
 
-def _kept(size: int, dropped: list[Tensor]) -> Tensor:
+def _kept(size: int, dropped: Sequence[Tensor]) -> Tensor:
     mask = torch.ones(size, dtype=torch.bool)
     mask[torch.cat(dropped)] = False
     return mask

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+import threading
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +24,10 @@ PIECE = 1 << 21  # bytes of source moved at a time; fits into the processor's ca
 
 
 class Cutter:
-    """Cuts parameters out of their modules, one after the other, sharing one scratch buffer."""
+    """Cuts parameters out of their modules; those that a thread cuts share one scratch buffer."""
 
     def __init__(self) -> None:
-        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._own = threading.local()
         probe = nn.Linear(1, 1)
         self._alone = _references(probe, "weight")
 
@@ -74,16 +76,30 @@ class Cutter:
     def _gather(self, blocks: Tensor, dim: int, kept: Tensor) -> Tensor:
         shape = [*blocks.shape[:dim], len(kept), *blocks.shape[dim + 1 :]]
         nbytes = math.prod(shape) * blocks.element_size()
-        if self._scratch.nbytes < nbytes:
-            self._scratch = torch.empty(nbytes, dtype=torch.uint8)
-        out = self._scratch[:nbytes].view(blocks.dtype).view(shape)
-        return torch.index_select(blocks, dim, kept, out=out).flatten()
+        scratch = getattr(self._own, "scratch", None)
+        if scratch is None or scratch.nbytes < nbytes:
+            self._own.scratch = scratch = torch.empty(nbytes, dtype=torch.uint8)
+        out = scratch[:nbytes].view(blocks.dtype).view(shape)
+        return _select(blocks, dim, kept, out).flatten()
 
 
 def take(value: Tensor, dim: int, mask: Tensor) -> Tensor:
     """Return the entries of `value` along `dim` where `mask` is set, as a new contiguous tensor."""
     blocks, kept = _in_blocks(value, dim, mask)
-    return blocks.index_select(dim, kept).flatten(dim, dim + 1)
+    shape = [*blocks.shape[:dim], len(kept), *blocks.shape[dim + 1 :]]
+    return _select(blocks, dim, kept, blocks.new_empty(shape)).flatten(dim, dim + 1)
+
+
+def _select(value: Tensor, dim: int, index: Tensor, out: Tensor) -> Tensor:
+    """Do what `torch.index_select` does; on CPU that takes short elements one by one at a quarter of NumPy's speed."""
+    if value.device.type != "cpu" or value.element_size() > 2:
+        return torch.index_select(value, dim, index, out=out)
+    bits = torch.int8 if value.element_size() == 1 else torch.int16
+    source, target = value.detach().view(bits).numpy(), out.view(bits).numpy()
+    np.take(
+        source, index.numpy(), axis=dim, out=target, mode="clip"
+    )  # else NumPy makes a copy to check first
+    return out
 
 
 def _in_blocks(value: Tensor, dim: int, mask: Tensor) -> tuple[Tensor, Tensor]:

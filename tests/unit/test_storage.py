@@ -137,3 +137,16 @@ def test_a_graph_that_saved_the_weight_stays_right():
     expected = torch.autograd.grad(loss, x, retain_graph=True)[0]
     assert not reuses(module)
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.int8, torch.bfloat16, torch.float32])
+def test_entries_are_taken_whatever_their_size_and_order(dim, dtype):
+    value = (torch.arange(12 * 12 * 3).view(12, 12, 3) % 7).to(dtype)
+    mask = MASK if dim < 2 else torch.tensor([True, False, True])
+    for given in (value, value.transpose(0, 1)):
+        found = storage.take(given, dim, mask)
+        assert found.dtype == dtype
+        assert found.is_contiguous()
+        expected = given.float().index_select(dim, mask.nonzero().flatten())
+        assert torch.equal(found.float(), expected)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pruning import threads
-from pruning.threads import one_thread, side_by_side
+from pruning.threads import side_by_side
 
 
 def test_results_come_in_the_order_of_the_jobs():
@@ -69,14 +69,3 @@ def test_what_a_job_raises_reaches_the_caller_and_no_further_job_starts():
     with pytest.raises(ValueError, match="broken"):
         list(side_by_side(((0, lambda k=k: job(k)) for k in range(20)), threads=1))
     assert len(started) < 5
-
-
-def test_one_thread_and_then_as_before():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(KeyError, match="1"), one_thread():
-            raise KeyError(torch.get_num_threads())
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
