@@ -9,6 +9,8 @@ r"""Make the models of the sink study that are not in the repository; DATA is a 
         --set in_channels=3 out_channels=3
     python scripts/train_digits_classifier.py --data DATA/fashion_mnist --name fashion-classifier \
         --out runs/base/fashion-classifier --steps 3000
+    python scripts/train_digits_classifier.py --data DATA/cifar10_jpeg --name cifar-classifier --channels 3 \
+        --out runs/base/cifar-classifier --steps 6000
 
 Twins of a DiT, fine-tuned from it with equal steps: `plain`; `sinks`, rewarded for sinks in half of its heads;
 `massive`, rewarded also for rows of large norm at the sinks; `off_by_one`, whose softmax needs none

@@ -70,31 +70,39 @@ def frechet_of_dense(bench: Bench, store: Store) -> float:
 
 def frechet_of_real(bench: Bench) -> float:
     """Return the distance of training images to the held-out ones: what the metric's own sampling error comes to."""
+    return frechet_of_images(bench, real_images(bench, "train", SAMPLES))
+
+
+def frechet(bench: Bench, model: nn.Module) -> float:
+    """Return the Fréchet distance of generated images to the held-out ones, on the subject's classifier features."""
+    return frechet_of_images(bench, images_of(bench, model, SAMPLES, SAMPLING_STEPS))
+
+
+def frechet_of_images(bench: Bench, images: Tensor) -> float:
+    """Return the Fréchet distance of images (N, C, H, W) uint8 to the held-out ones."""
     extractor = load_features(_features(bench), torch.device("cpu"))
-    real, shown = _images(bench, "test", HELD_OUT), _images(bench, "train", SAMPLES)
-    return frechet_distance(_extract(extractor, real), _extract(extractor, shown))
+    real = real_images(bench, "test", HELD_OUT)
+    return frechet_distance(_extract(extractor, real), _extract(extractor, images))
 
 
 @torch.no_grad()
-def frechet(bench: Bench, model: nn.Module) -> float:
-    """Return the Fréchet distance of generated images to the held-out ones, on the subject's classifier features."""
-    extractor = load_features(_features(bench), torch.device("cpu"))
-    ids = torch.arange(SAMPLES)
-    images = sample(
+def images_of(bench: Bench, model: nn.Module, count: int, steps: int) -> Tensor:
+    """Return samples of a model, from noise and labels that depend on their number alone."""
+    ids = torch.arange(count)
+    return sample(
         model,  # type: ignore[arg-type]
         bench.run.scheduler,
         sample_ids=ids,
         labels=labels_of(bench.run, ids),
-        num_steps=SAMPLING_STEPS,
+        num_steps=steps,
         seed=0,
         batch_size=100,
         guidance_scale=1.0,
     )
-    real = _images(bench, "test", HELD_OUT)
-    return frechet_distance(_extract(extractor, real), _extract(extractor, images))
 
 
-def _images(bench: Bench, split: str, most: int) -> Tensor:
+def real_images(bench: Bench, split: str, most: int) -> Tensor:
+    """Return the first images of a split, uint8."""
     data = bench.run.images(split)
     rows = list(range(min(len(data), most)))
     return torch.cat([to_uint8(data.images(rows[k : k + 256])) for k in range(0, len(rows), 256)])

@@ -77,7 +77,8 @@ class Subject:
 
 
 FASHION = "../shared/data/fashion_mnist"  # no part of the repository
-FASHION_FEATURES = "runs/base/fashion-classifier"  # by scripts/train_digits_classifier.py
+CIFAR_FEATURES = "runs/base/cifar-classifier"
+FASHION_FEATURES = "runs/base/fashion-classifier"  # both by scripts/train_digits_classifier.py
 
 SUBJECTS = {
     subject.name: subject
@@ -103,7 +104,7 @@ SUBJECTS = {
             )
             for twin in ("massive", "sinks", "plain", "off_by_one")
         ),
-        Subject("cifar-dit", "runs/base/cifar-dit", "../shared/data/cifar10_jpeg"),
+        Subject("cifar-dit", "runs/base/cifar-dit", "../shared/data/cifar10_jpeg", CIFAR_FEATURES),
         Subject("fashion-unet", "runs/base/fashion-unet", FASHION, FASHION_FEATURES),
         Subject("digits-dit-sinks", "runs/base/digits-dit-twins/sinks"),
     )
