@@ -2,9 +2,10 @@
 
 ``<folder>/step-00000500/`` holds ``model.safetensors`` (the parameters that are trained, and buffers),
 ``ema.safetensors``, ``optimizer.safetensors`` (AdamW's moments by parameter name), ``best.safetensors`` (the averages
-of the best evaluation, where training may stop early) and ``state.json`` (step, losses, counters, and the fingerprint
-of what was run, with that of the weights that stay as they are). It is written under a temporary name, flushed and
-renamed. There is no generator state: see `pruning.recovery.batches`.
+of the best evaluation, where training may stop early), ``lengths.safetensors`` (those of which other lengths are made,
+where any are asked for) and ``state.json`` (step, losses, counters, and the fingerprint of what was run, with that of
+the weights that stay as they are). It is written under a temporary name, flushed and renamed. There is no generator
+state: see `pruning.recovery.batches`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from pruning.errors import PruningError
 from pruning.files import write_errors, written_whole
 from pruning.models.stored import stored_tensors, weights_digest
+from pruning.recovery.lengths import Lengths
 from pruning.settings import Recover, knobs_of
 from pruning.store import changes_in_words
 
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 _PREFIX = "step-"
 _TENSOR_FILES = ("model", "ema", "optimizer")
-_BEST = "best"
+_BEST, _LENGTHS = "best", "lengths"
 
 
 @dataclass
@@ -50,6 +52,7 @@ class TrainingState:
         seconds: Seconds spent training so far, checkpoints, loading and evaluations left out.
         evaluations: (steps taken, held-out loss) of every evaluation so far.
         best: Averages of the evaluation of the lowest loss by name, on the CPU, where they may be the result.
+        lengths: Averages from which others are made at the end, or None.
     """
 
     student: nn.Module
@@ -60,6 +63,7 @@ class TrainingState:
     seconds: float = 0.0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
+    lengths: Lengths | None = None
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -95,6 +99,7 @@ def write_checkpoint(folder: Path, state: TrainingState, fingerprint: Mapping[st
         "ema_step": state.ema.optimization_step,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
         "best": state.best is not None,
+        "lengths": state.lengths is not None,
         "fingerprint": dict(fingerprint),
     }
     final = folder / f"{_PREFIX}{state.step:08d}"
@@ -125,7 +130,7 @@ def resume(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -
             content = json.loads((path / "state.json").read_bytes())
             if content["format"] != FORMAT or len(content["losses"]) != content["step"]:
                 raise ValueError("state.json is of an unknown format")
-            parts = (*_TENSOR_FILES, *([_BEST] if content.get("best") else []))
+            parts = (*_TENSOR_FILES, *(part for part in (_BEST, _LENGTHS) if content.get(part)))
             tensors = {part: load_file(path / f"{part}.safetensors") for part in parts}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("recovery: checkpoint %s is passed over: %s", path, error)
@@ -190,6 +195,7 @@ def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
         "ema": dict(zip(trained, state.ema.shadow_params, strict=True)),
         "optimizer": moments,
         **({_BEST: state.best} if state.best is not None else {}),
+        **({_LENGTHS: state.lengths.named()} if state.lengths is not None else {}),
     }
     return {
         part: {name: tensor.detach().cpu().contiguous() for name, tensor in entries.items()}
@@ -228,3 +234,5 @@ def _restore(
     state.losses, state.seconds = content["losses"], content["seconds"]
     state.evaluations = [(step, loss) for step, loss in content["evaluations"]]
     state.best = dict(tensors[_BEST]) if _BEST in tensors else None
+    for name, average in state.lengths.named().items() if state.lengths is not None else ():
+        average.copy_(tensors[_LENGTHS][name])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from pruning.recovery.checkpoints import TrainingState, write_checkpoint
 from pruning.recovery.features import Features
 from pruning.recovery.held_out import best_of, is_over
 from pruning.recovery.labels import hold_label_embeddings
+from pruning.recovery.lengths import BY_DECAY
 from pruning.recovery.objective import training_step
 from pruning.recovery.tracking import tell
 from pruning.settings import Recover
@@ -128,35 +129,79 @@ def train(run: Training, progress: Callable[[RecoveryProgress], None] | None) ->
         _save(run)
 
 
-@torch.no_grad()
 def _evaluate(run: Training, held_out: tuple[Batches, int]) -> float:
     """Note the loss on what is held out with the averaged weights; keep these if they are the best, if asked to."""
-    state, trained = run.state, list(run.state.trained.values())
-    make, steps = held_out
-    total, count = torch.zeros((), device=run.accelerator.device), 0
-    state.ema.store(trained)
-    state.ema.copy_to(trained)
-    state.student.eval()
-    try:
-        with closing(make(0, steps)) as batches:
-            for batch in batches:
-                total, count = total + loss_of(run, batch), count + 1
-        loss, _ = _agree(run.accelerator, float(total) / count, 0.0)
-        if not math.isfinite(loss):
-            raise PruningError(
-                f"recovery: the held-out loss is {loss} after step {state.step}; look for NaN in the model or the "
-                "held-out samples, or lower learning_rate"
-            )
+    state = run.state
+    averages = dict(zip(state.trained, state.ema.shadow_params, strict=True))
+    with using(run, averages):
+        loss = _held_out_loss(run, held_out)
         state.evaluations.append((state.step, loss))
         if run.settings.early_stop and best_of(state.evaluations) == len(state.evaluations) - 1:
             state.best = {name: p.detach().to("cpu", copy=True) for name, p in state.trained.items()}
         if run.validate is not None and run.accelerator.is_main_process:
             run.validate(state.student, state.step)
+    if state.lengths is not None and state.step:
+        state.lengths.store(state.step)
+    run.accelerator.wait_for_everyone()
+    return loss
+
+
+def losses_of_lengths(run: Training) -> dict[str, float]:
+    """Return the held-out loss of the averages that training ended with, and of those of each length, by name.
+
+    The student has the weights of the lowest of them then.
+    """
+    state, held_out = run.state, run.held_out
+    assert held_out is not None
+    assert state.lengths is not None
+    steps = [step for step, _ in state.evaluations if step]
+    chosen = best_of(state.evaluations) if run.settings.early_stop else len(state.evaluations) - 1
+    assert chosen is not None
+    found = {BY_DECAY: state.evaluations[chosen][1]}
+    for length in run.settings.ema_lengths if steps else ():
+        averages = state.lengths.combined(length, steps)
+        with using(run, averages):
+            found[f"{length:g}"] = _held_out_loss(run, held_out)
+        if min(found, key=found.__getitem__) == f"{length:g}":
+            state.best = averages
+    return found
+
+
+@contextmanager
+def using(run: Training, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the student have other values of what is trained, in evaluation mode."""
+    state, trained = run.state, run.state.trained
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    take(values, trained)
+    state.student.eval()
+    try:
+        yield
     finally:
-        state.ema.restore(trained)
+        take(before, trained)
         state.student.train()
         hold_label_embeddings(state.student)
-    run.accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def take(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Give parameters the values of the same names."""
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
+@torch.no_grad()
+def _held_out_loss(run: Training, held_out: tuple[Batches, int]) -> float:
+    make, steps = held_out
+    total, count = torch.zeros((), device=run.accelerator.device), 0
+    with closing(make(0, steps)) as batches:
+        for batch in batches:
+            total, count = total + loss_of(run, batch), count + 1
+    loss, _ = _agree(run.accelerator, float(total) / count, 0.0)
+    if not math.isfinite(loss):
+        raise PruningError(
+            f"recovery: the held-out loss is {loss} after step {run.state.step}; look for NaN in the model or the "
+            "held-out samples, or lower learning_rate"
+        )
     return loss
 
 
@@ -202,6 +247,8 @@ def optimizer_step(run: Training, step: int, batches: Iterable[TrainingBatch]) -
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.state.ema.step(parameters)
+    if run.state.lengths is not None:
+        run.state.lengths.step(parameters, step + 1)
     return loss_value
 
 

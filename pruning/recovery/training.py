@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.errors import PruningError
 from pruning.files import check_writable
@@ -28,7 +28,8 @@ from pruning.recovery.checkpoints import (
 from pruning.recovery.features import Features, pairs_by_path
 from pruning.recovery.held_out import HeldOut, best_of
 from pruning.recovery.labels import hold_label_embeddings
-from pruning.recovery.loop import RecoveryProgress, Training, Validate, train
+from pruning.recovery.lengths import Lengths
+from pruning.recovery.loop import RecoveryProgress, Training, Validate, losses_of_lengths, take, train
 from pruning.recovery.objective import call
 from pruning.recovery.optimizers import check_optimizer, optimizer_of
 from pruning.recovery.parts import trained_parts
@@ -49,6 +50,9 @@ _DATA_PARALLEL = (
 
 Progress = Callable[[RecoveryProgress], None]
 
+AVERAGES = "averages"
+"""Folder, beside the checkpoints, of averages from which those of other lengths are made."""
+
 HALF = 0.5
 """Weight of distillation where the data say what to answer and nothing else is asked."""
 
@@ -64,7 +68,9 @@ class RecoveryResult:
         resumed_from: Step of the checkpoint that this process started from; 0 for a fresh start.
         seconds: Seconds spent training, checkpoints and evaluations left out.
         evaluations: (steps taken, held-out loss) of every evaluation.
-        best_step: With `early_stop`, steps after which the weights were what they are now.
+        best_step: With `early_stop`, steps after which the averages by `ema_decay` were the best.
+        lengths: With `ema_lengths`, the held-out loss by length, and that of the averages by `ema_decay`; the lowest
+            are the result.
     """
 
     losses: list[tuple[int, float]]
@@ -74,6 +80,7 @@ class RecoveryResult:
     seconds: float
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
+    lengths: dict[str, float] | None = None
 
 
 def checked(settings: Recover, *, has_targets: bool) -> Recover:
@@ -157,6 +164,9 @@ def train_back(
             clear_temporaries(place)
         accelerator.wait_for_everyone()
         model, optimizer, state = _prepared(student, settings, accelerator)
+        if settings.ema_lengths and held_out is not None:
+            averages = None if place is None else place / AVERAGES
+            state.lengths = Lengths.of(state.trained, averages, writes=accelerator.is_main_process)
         run = Training(
             batches(share),
             share,
@@ -175,8 +185,11 @@ def train_back(
         if resumed_from and accelerator.is_main_process:
             logger.info("%-9s resumed at step %d of %d", "recover", resumed_from, settings.steps)
         begin(accelerator, settings)
+        lengths = None
         try:
             train(run, progress)
+            if state.lengths is not None:
+                lengths = losses_of_lengths(run)
         finally:
             end(accelerator)
         state.ema.copy_to(state.trained.values())
@@ -193,14 +206,8 @@ def train_back(
         state.seconds,
         state.evaluations,
         None if best is None else state.evaluations[best][0],
+        lengths,
     )
-
-
-@torch.no_grad()
-def take(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Give parameters the values of the same names."""
-    for name, value in values.items():
-        parameters[name].copy_(value)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module | None, settings: Recover) -> None:

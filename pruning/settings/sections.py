@@ -449,6 +449,13 @@ class Recover(Section):
         "n)); 0 is none.",
         within("[0, 1)"),
     )
+    ema_lengths: list[float] = knob(
+        [],
+        "Further averages, each of a length that is a share of the training (the standard deviation of what its steps "
+        "count; 0.05 to 0.15 are usual), made at the end from what was kept at every evaluation; of them and the one "
+        "of `ema_decay` that of the lowest held-out loss is the result. Needs `eval_every`.",
+        within("[0.01, 0.25]"),
+    )
     grad_clip: float | None = knob(1.0, "Largest global norm of the gradient; null is no clipping.", above(0))
     loss_weighting: str = knob(
         "uniform", "``uniform`` or ``min_snr`` over timesteps.", one_of("uniform", "min_snr")
@@ -513,7 +520,7 @@ class Recover(Section):
             yield "warmup_steps", f"{self.warmup_steps} is more than steps, {self.steps}"
         if self.steps * self.batch_size >= 2**32:
             yield "steps", f"{self.steps} times batch_size {self.batch_size} must be less than 2^32 images"
-        for key in ("held_out", "early_stop", "validation_images"):
+        for key in ("held_out", "early_stop", "validation_images", "ema_lengths"):
             if getattr(self, key) and not self.eval_every:
                 yield key, f"{getattr(self, key)} needs evaluations; set eval_every, or leave it out"
 

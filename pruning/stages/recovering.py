@@ -24,6 +24,7 @@ from pruning.files import remove, write_json, written_whole
 from pruning.models.widening import widened
 from pruning.recording.images import ImageCalls
 from pruning.recovery.blocks import BlocksResult
+from pruning.recovery.lengths import BY_DECAY
 from pruning.sampling import PixelPipeline
 from pruning.settings import NOISED
 from pruning.stages.imaging import ASKED, image_calls
@@ -127,6 +128,7 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
             )
             run.release_pipeline()
     best = dict(result.evaluations).get(result.best_step or -1)
+    average = _average(result)
     return {
         "enabled": True,
         "steps": result.steps,
@@ -134,7 +136,13 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         "last_loss": result.losses[-1][1] if result.losses else None,
         "seconds_training": round(result.seconds, 1),
         **({"best_step": result.best_step, "held_out_loss": best} if result.best_step is not None else {}),
+        **({"average": average} if average else {}),
     }
+
+
+def _average(result: recovery.RecoveryResult) -> str | None:
+    """Return the name of the average that was taken of those of several lengths, if there were any."""
+    return min(result.lengths, key=result.lengths.__getitem__) if result.lengths else None
 
 
 def _told(result: recovery.RecoveryResult) -> dict[str, Any]:
@@ -148,7 +156,9 @@ def _told(result: recovery.RecoveryResult) -> dict[str, Any]:
             "steps": [step for step, _ in result.evaluations],
             "loss": [loss for _, loss in result.evaluations],
         }
-    if result.best_step is not None:
+    if result.lengths is not None:
+        told["lengths"] = result.lengths
+    if result.best_step is not None and _average(result) in (None, BY_DECAY):
         told["best_step"] = result.best_step
     return told
 

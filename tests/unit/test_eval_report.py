@@ -337,6 +337,18 @@ def test_held_out_losses_are_drawn_and_the_one_taken_is_named(tmp_path: Path) ->
     assert "Dots" not in read(build([edited(tmp_path / "c", {"recovery": curve})], tmp_path / "c.html")).text
 
 
+def test_averages_of_several_lengths_are_listed_with_the_one_taken(tmp_path: Path) -> None:
+    curve = {"steps": [1, 2], "loss": [0.4, 0.3], "held_out": {"steps": [0, 2], "loss": [0.5, 0.25]}}
+    page = build(
+        [edited(tmp_path, {"recovery": {**curve, "lengths": {"ema_decay": 0.25, "0.1": 0.24}}})],
+        tmp_path / "a.html",
+    )
+    assert [*TAKEN.findall(page.read_text())] == [("ema_decay", "0.250", "no"), ("σ = 0.1", "0.240", "yes")]
+
+
+TAKEN = re.compile(r'<th scope="row" class="path">(ema_decay|σ[^<]*)</th><td>([^<]*)</td><td>(yes|no)</td>')
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_validation_images_stand_above_the_dense_models(tmp_path: Path, same: bool) -> None:
     rng = np.random.default_rng(0)

@@ -140,7 +140,9 @@ def test_a_graph_that_saved_the_weight_stays_right():
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.int8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.bool, torch.int8, torch.bfloat16, torch.float32]
+)
 def test_entries_are_taken_whatever_their_size_and_order(dim, dtype):
     value = (torch.arange(12 * 12 * 3).view(12, 12, 3) % 7).to(dtype)
     mask = MASK if dim < 2 else torch.tensor([True, False, True])

@@ -28,6 +28,11 @@ BODY = template(
 {%- endif %}.
 {%- endif %}</p>
 <figure class="wide">{{ figure }}</figure>
+{% if lengths %}
+<p class="soft">Averages of other lengths, shares of the training, made at its end; that of the lowest held-out loss is the
+result.</p>
+{{ lengths }}
+{% endif %}
 {% if rows %}
 <p class="soft">What the averaged weights made from the same noise, by steps taken
 {%- if dense %}; at the bottom the {{ dense }} model{% endif %}.</p>
@@ -60,7 +65,9 @@ def section(run: RunData) -> Section | None:
     table = PATHS(names=("cut", "trained", "taken"), rows=rows) if rows else None
     held_out, best = run.entry("recovery").get("held_out") or {}, run.entry("recovery").get("best_step")
     evaluations = [*zip(held_out.get("steps", []), held_out.get("loss", []), strict=True)]
+    lengths = run.entry("recovery").get("lengths") or {}
     body = BODY(
+        lengths=_lengths(lengths) if lengths else None,
         smoothed=len(loss) >= 2 * WINDOWS,
         held_out=bool(evaluations),
         best=best,
@@ -70,6 +77,19 @@ def section(run: RunData) -> Section | None:
         **_pictures(run),
     )
     return Section(body, "Recovery")
+
+
+def _lengths(found: Mapping[str, float]) -> Markup:
+    """Return a table of the held-out losses by length of the average."""
+    best = min(found, key=found.__getitem__)
+    rows = [
+        (
+            name if name == "ema_decay" else f"σ = {name}",
+            [fmt.number(loss), "yes" if name == best else "no"],
+        )
+        for name, loss in found.items()
+    ]
+    return PATHS(names=("held-out loss", "taken"), rows=rows)
 
 
 def _pictures(run: RunData) -> dict[str, Any]:
