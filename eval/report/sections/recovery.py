@@ -29,8 +29,8 @@ BODY = template(
 {%- endif %}</p>
 <figure class="wide">{{ figure }}</figure>
 {% if lengths %}
-<p class="soft">Averages of other lengths, shares of the training, made at its end; that of the lowest held-out loss is the
-result.</p>
+<p class="soft">Averages of other lengths, shares of the training, made at its end; that of the lowest held-out loss
+is the result.</p>
 {{ lengths }}
 {% endif %}
 {% if rows %}
