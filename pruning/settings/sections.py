@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from pruning.settings.protocols import PROTOCOLS
@@ -46,6 +47,12 @@ class Model(Section):
     variant: str | None = knob(None, "Weight variant, e.g. ``fp16``.")
     dtype: str = knob(
         "float32", "Type the weights are held in: float32, bfloat16 or float16.", one_of(*DTYPES)
+    )
+    start: str | None = knob(
+        None,
+        "Folder of a slim denoiser of the same class, such as ``recover/model`` of another run, that is cut further in "
+        "the place of `source`'s own. That stays the dense model, from which recovery learns and with which evaluation "
+        "compares; ``prune.target`` is a share of what is cut.",
     )
     null_class: str = knob(
         "auto",
@@ -345,12 +352,22 @@ class Prune(Section):
         "share of its output's variance on held-out images, where that saves parameters; null keeps them whole.",
         within("(0, 1)", "it is a share of the variance"),
     )
+    earlier: list[float] = knob(
+        [],
+        "Prune, train, prune: targets of earlier rounds in what `target` says (``macs`` or ``params``, shares of the "
+        "dense model), falling towards it. In each the model is calibrated, cut and trained for `earlier_steps`, with "
+        "the dense model as teacher; the next goes on from there.",
+        within("(0, 1)"),
+    )
+    earlier_steps: int = knob(200, "Optimizer steps in each earlier round.", at_least(1))
     share_embedders: bool = knob(
         False, "Let embedders that every block repeats, weight for weight, be one; what the model says stays."
     )
 
     def mismatches(self) -> Iterator[Problem]:
         """There must be something to cut, and blocks where sets of them are searched."""
+        if self.earlier:
+            yield from self._rounds()
         if not self.kinds:
             yield "kinds", "is empty; name at least one kind of group"
         elif self.depth.budget and not self.target.is_counted_alone:
@@ -364,6 +381,22 @@ class Prune(Section):
                 "depth.budget",
                 f"{self.depth.budget} sets of blocks are to be measured, but no blocks may go: kinds is "
                 f"{', '.join(self.kinds)}; add blocks to it, or leave depth.budget out",
+            )
+
+    def _rounds(self) -> Iterator[Problem]:
+        """Earlier rounds have targets of the same kind as the last, each below the one before."""
+        if self.target.given.keys() not in ({"macs"}, {"params"}):
+            yield (
+                "earlier",
+                f"{self.earlier} needs one target, of macs or params, and the target is {self.target}",
+            )
+            return
+        (last,) = self.target.given.values()
+        goals = [*self.earlier, last]
+        if any(after >= before for before, after in itertools.pairwise(goals)):
+            yield (
+                "earlier",
+                f"{self.earlier} must fall from round to round and end above the target, {last:g}",
             )
 
 

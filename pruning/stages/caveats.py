@@ -16,9 +16,15 @@ def caveats(run: Run) -> list[str]:
     features = expanded(resolve_source(recipe.features)).resolve()
     told = (
         (
-            run.meta.config.get(PRUNING_KEY) is not None,
+            recipe.model.start is None and run.meta.config.get(PRUNING_KEY) is not None,
             f"Pruned before: the model {recipe.model.source!r} is a pruned one already. What is called dense here is "
             "that model, and every ratio (MACs, parameters, speed, quality) is to it, not to the one it was cut from.",
+        ),
+        (
+            recipe.model.start is not None,
+            f"Cut before: what is cut here is {recipe.model.start!r}, slim already. The target and the units that stay "
+            "are shares of that; MACs, parameters, speed and quality of the result are compared with the dense model "
+            f"{recipe.model.source!r}.",
         ),
         (
             data.eval_split == data.split,

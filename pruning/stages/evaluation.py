@@ -83,7 +83,7 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     What a subject shows by itself is looked up in the store; only latency is measured in turns, anew for every run.
     """
     stages = {"pruned": "prune"} | ({"recovered": "recover"} if run.recipe.recover.enabled else {})
-    found = {"dense": run.dense} | {name: run.load_pruned(stage) for name, stage in stages.items()}
+    found = {"dense": run.reference} | {name: run.load_pruned(stage) for name, stage in stages.items()}
     hashes = {name: run.result(stage).output_hash for name, stage in stages.items()}
     hashes["dense"] = run.workspace.hashes["model"]
     subjects = {name: _subject(run, model) for name, model in found.items()}

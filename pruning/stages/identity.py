@@ -19,7 +19,7 @@ KNOWN_BY = ("variant", "subfolder", "null_class")
 
 
 def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
-    """Return source and hash of the dense model.
+    """Return source and hash of the dense model, and of the slim one that is cut in its place, if any.
 
     A local model is known by the content of all files that loading may read: those of the whole pipeline, for its
     autoencoder and its text encoders shape what is measured, or those of a bare denoiser and its scheduler. One on the
@@ -33,6 +33,9 @@ def model_identity(recipe: Recipe, hashes: Hashes) -> dict[str, Any]:
         }
     else:
         files = {section.source: section.revision}
+    if section.start is not None:
+        start = Path(resolve_source(section.start))
+        files |= {f"start/{path.name}": hashes.of(path) for path in _files(start, None)}
     named = {key: getattr(section, key) for key in KNOWN_BY}
     return {"source": section.source, **named, "hash": hash_of([files, *named.values()])}
 

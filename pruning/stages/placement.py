@@ -64,13 +64,20 @@ class Placement:
         Not where they are changed between calls, block by block: what they are changed to needs the run's type.
         """
         only_read = self._run.recipe.prune.selection == "one_shot"
-        stored = models.stored_type(**self._source) if self.streams and only_read else None
+        stored = models.stored_type(**self.source) if self.streams and only_read else None
         return stored in MAPPABLE and stored.itemsize < self._run.dtype.itemsize
 
     @property
-    def _source(self) -> dict[str, Any]:
+    def dense_source(self) -> dict[str, Any]:
+        """Where the dense model is, as loading takes it."""
         section = self._run.recipe.model
         return {key: getattr(section, key) for key in ("source", "subfolder", "revision", "variant")}
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the model is that is cut: the dense one, or the slim one that a recipe starts from."""
+        start = self._run.recipe.model.start
+        return self.dense_source if start is None else {"source": start}
 
     @cached_property
     def stored(self) -> dict[str, Any]:
@@ -79,9 +86,9 @@ class Placement:
         Where the source holds another type, they are converted once, from file to file.
         """
         run, section = self._run, self._run.recipe.model
-        if self.widens or models.stored_type(**self._source) == run.dtype:
-            return self._source
-        names = {key: value for key, value in self._source.items() if key != "source"}
+        if self.widens or models.stored_type(**self.source) == run.dtype:
+            return self.source
+        names = {key: value for key, value in self.source.items() if key != "source"}
 
         def convert(folder: Path) -> None:
             logger.info("%-9s the weights are converted to %s on the disk", "model", section.dtype)
@@ -90,7 +97,7 @@ class Placement:
                 target=folder / MODEL,
                 dtype=run.dtype,
                 progress=lambda done, total: run.bars("converting", done, total),
-                **self._source,
+                **self.source,
             )
 
         key = Key("converted", {"dtype": section.dtype, **names}, run.workspace.hashes)

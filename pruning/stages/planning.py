@@ -70,7 +70,11 @@ def make_plan(
     settings = section if scores is not None else replace(section, scope="local")
     start = start or PruningPlan(base_hash=config_hash(run.meta.config))
     costs = targets.costs_for(run) if costs is None else costs
-    return allocate(run.groups, scores, run.cost, settings, start=start, measured=costs)
+    plan = allocate(run.groups, scores, run.cost, settings, start=start, measured=costs)
+    if run.recipe.model.start is None:
+        return plan
+    asked = plan.meta["asked"].replace("of the dense", "of the slim model's")
+    return replace(plan, meta={**plan.meta, "asked": asked})
 
 
 def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:

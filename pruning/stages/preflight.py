@@ -78,6 +78,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_device(run)
     if "evaluate" in stages:
         check_metric_names(run)
+    if run.recipe.model.start is not None:
+        check_start(run)
     check_call(run)
     check_model(run)
     check_steps(run)
@@ -96,6 +98,35 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if stages:
         rehearse(run, stages)
         _warn(caveats(run))
+
+
+def check_start(run: Run) -> None:
+    """Check that the slim model that is cut further is of the dense one, and is trained as one."""
+    start, recover = run.recipe.model.start, run.recipe.recover
+    slim, dense = run.meta, run.reference_meta
+    if type(slim) is not type(dense):
+        raise PruningError(
+            f"model.start: {start!r} is a {type(slim).__name__}, and the dense model {run.recipe.model.source!r} a "
+            f"{type(dense).__name__}; it must be of the same class"
+        )
+    if run.placement.streams:
+        raise PruningError(
+            f"model.start: {start!r}: the models do not fit into the memory (calibrate.memory_gb), and a slim model "
+            "that is cut further cannot stay in its files"
+        )
+    if not recover.enabled:
+        return
+    if method_of(run) == BLOCKS:
+        raise PruningError(
+            f"recover.method: {BLOCKS} trains each block after its twin in the model that was cut, which is slim "
+            "already (model.start); set recover.method=whole"
+        )
+    lost = {name for name, _ in dense.named_modules()} - {name for name, _ in slim.named_modules()}
+    if recover.feature_weight and lost:
+        raise PruningError(
+            f"recover.feature_weight: {recover.feature_weight:g} compares blocks, and {start!r} (model.start) has lost "
+            f"some of the dense model's, such as {min(lost)!r}; set it to 0"
+        )
 
 
 def check_recovery(run: Run) -> None:

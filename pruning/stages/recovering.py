@@ -112,13 +112,13 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
     }
     provider = recovery_provider(run)
     if provider == NOISED:
-        teacher = run.dense if section.distill_weight != 0 or section.feature_weight else None
+        teacher = run.reference if section.distill_weight != 0 or section.feature_weight else None
         result = recovery.recover_images(student, teacher, _images(run), section, **how)
     else:
         count = trained_samples(run)
         calls = recorded(run, count)
         where = {"denoiser": component(run), "source": source_of(provider), "samples": range(count)}
-        result = recovery.recover_recorded(student, run.dense, calls, section, **where, **how)
+        result = recovery.recover_recorded(student, run.reference, calls, section, **where, **how)
     if run.ranks.is_first:
         checkpoint.save(student, folder / MODEL)
         write_json(folder / LOSSES, _told(result))

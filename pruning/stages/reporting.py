@@ -72,7 +72,9 @@ def _data(run: Run) -> dict[str, Any]:
     """Return everything but what only the pictures show."""
     recipe, plan, metrics = run.recipe, run.cut_plan, run.metrics
     manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
-    target = {key: value for key, value in vars(recipe.prune.target).items() if value is not None}
+    share = {key: run.share_of_dense(key) for key in ("macs", "params")}
+    target = {key: value * share.get(key, 1.0) for key, value in recipe.prune.target.given.items()}
+    got = manifests["plan"]["result"]
     prompts = prompts_of(run, recipe.data.eval_split, SHOWN_SAMPLES)
     return {
         "name": recipe.name,
@@ -90,7 +92,10 @@ def _data(run: Run) -> dict[str, Any]:
             "compensation": recipe.prune.compensation,
             "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
         },
-        "got": {key: manifests["plan"]["result"][key] for key in ("macs_ratio", "params_ratio", "hit")},
+        "got": {
+            **{f"{key}_ratio": got[f"{key}_ratio"] and got[f"{key}_ratio"] * share[key] for key in share},
+            "hit": got["hit"],
+        },
         "recipe_yaml": to_yaml(recipe),
         "device": manifests["evaluate"]["device"],
         "versions": versions(),

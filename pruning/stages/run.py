@@ -147,11 +147,10 @@ class Run:
 
     @cached_property
     def meta(self) -> ModelMixin:
-        """The dense model on the meta device; what stands for "no class" is settled."""
+        """The model that is cut, on the meta device; what stands for "no class" is settled."""
         section = self.recipe.model
-        model = models.load_meta_denoiser(
-            section.source, subfolder=section.subfolder, revision=section.revision
-        )
+        where = {key: value for key, value in self.placement.source.items() if key != "variant"}
+        model = models.load_meta_denoiser(**where)
         if not self.offline and (models.has_open_null_class(model) or section.null_class != "auto"):
             data = self.open_images(self.recipe.data.split, image_shape(model)) if self.has_images else None
             label, why = find_null_class(model, data, section.null_class)
@@ -183,19 +182,26 @@ class Run:
         """What plans cost, for one sample."""
         return CostModel.trace(self.meta, models.example_call(self.meta, 1), self.all_groups)
 
+    def share_of_dense(self, measure: str) -> float:
+        """Return which share of the dense model's ``macs`` or ``params`` the model has that is cut; 1 if it is that."""
+        if self.recipe.model.start is None:
+            return 1.0
+        whole = self.reference_meta
+        dense = CostModel.trace(whole, models.example_call(whole, 1), find_groups(whole))
+        return getattr(self.cost, measure)() / getattr(dense, measure)()
+
     @property
-    def _weights(self) -> dict[str, Any]:
-        """How weights are loaded."""
-        names = {key: getattr(self.recipe.model, key) for key in ("revision", "variant")}
-        return {"dtype": self.dtype, "device": self.device, **names}
+    def _held(self) -> dict[str, Any]:
+        """Type and place of weights."""
+        return {"dtype": self.dtype, "device": self.device}
 
     def load_dense(self) -> ModelMixin:
-        """Load the dense model anew, for who changes it."""
-        section = self.recipe.model
+        """Load the model that is cut anew, for who changes it."""
         if self.placement.streams:
-            model = self.placement.streamed(**self.placement.stored)
-        else:
-            model = models.load_denoiser(section.source, subfolder=section.subfolder, **self._weights)
+            return self._settled(self.placement.streamed(**self.placement.stored))
+        return self._settled(models.load_denoiser(**self.placement.source, **self._held))
+
+    def _settled(self, model: ModelMixin) -> ModelMixin:
         models.set_null_class(model, models.null_class(self.meta))
         return model
 
@@ -210,8 +216,23 @@ class Run:
 
     @cached_property
     def dense(self) -> ModelMixin:
-        """The dense model; not to be changed."""
+        """The model that is cut, whole; not to be changed."""
         return self.load_dense()
+
+    @cached_property
+    def reference_meta(self) -> ModelMixin:
+        """The model of `reference` on the meta device."""
+        if self.recipe.model.start is None:
+            return self.meta
+        where = {key: value for key, value in self.placement.dense_source.items() if key != "variant"}
+        return models.load_meta_denoiser(**where)
+
+    @cached_property
+    def reference(self) -> ModelMixin:
+        """What recovery learns from and evaluation compares with: the dense model, also where a slim one is cut."""
+        if self.recipe.model.start is None:
+            return self.dense
+        return self._settled(models.load_denoiser(**self.placement.dense_source, **self._held))
 
     def load_pruned(self, stage: str = "prune", dtype: torch.dtype | None = None) -> ModelMixin:
         """Load the model that `stage` (``prune`` or ``recover``) wrote, in evaluation mode.
@@ -236,10 +257,7 @@ class Run:
     @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
         """The pipeline around the dense model, or None for a bare denoiser."""
-        section = self.recipe.model
-        return models.load_pipeline(
-            section.source, subfolder=section.subfolder, denoiser=self.dense, **self._weights
-        )
+        return models.load_pipeline(**self.placement.dense_source, denoiser=self.dense, **self._held)
 
     def release_pipeline(self) -> None:
         """Let go of what is around the dense model, text encoders and autoencoder, until it is asked for again."""

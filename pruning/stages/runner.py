@@ -15,11 +15,13 @@ from pruning.stages.cutting import prune
 from pruning.stages.evaluation import evaluate
 from pruning.stages.exporting import export
 from pruning.stages.folder import STAGES
+from pruning.stages.placement import MODEL
 from pruning.stages.planning import plan
 from pruning.stages.preflight import preflight
 from pruning.stages.progress import without_library_bars
 from pruning.stages.recovering import recover
 from pruning.stages.reporting import report
+from pruning.stages.rounds import LAST, rounds_of, share_left, started
 from pruning.stages.run import Run
 from pruning.stages.scoring import score
 from pruning.stages.stage import Stage
@@ -73,6 +75,8 @@ def run_stages(
 
     With `say_earlier`, only `until` was asked for: it is said which stages before it will be run, too.
     """
+    if run.recipe.prune.earlier:
+        run = _after_rounds(run, fresh=fresh)
     names = STAGES[: _position(until) + 1] if until else STAGES
     if start and start not in names:
         _position(start)
@@ -105,6 +109,25 @@ def run_stages(
                 why = "made with other settings or of earlier results, kept in the store until `sinkprune clean`"
                 logger.info("%s no longer shows %s: %s", run.folder.path, ", ".join(gone), why)
         return write_summary(run.folder)
+
+
+def _after_rounds(run: Run, *, fresh: bool) -> Run:
+    """Do the earlier rounds of a run, as far as they are not done; return the run that goes on from there."""
+    if run.ranks.is_first:
+        preflight(run, STAGES)
+    recipes, left, start = rounds_of(run.recipe), 1.0, run.recipe.model.start
+    for number, recipe in enumerate(recipes, start=1):
+        own = Run(started(recipe, start, left) if start else recipe, progress=run.bars.enabled)
+        if run.ranks.is_first:
+            logger.info(
+                "round %d of %d: %s, in %s", number, len(recipes) + 1, recipe.prune.target, own.folder.path
+            )
+        run_stages(own, until=LAST, fresh=fresh)
+        left, start = left * share_left(own), str(own.folder.path / LAST / MODEL)
+    assert start is not None
+    if run.ranks.is_first:
+        logger.info("round %d of %d: %s", len(recipes) + 1, len(recipes) + 1, run.recipe.prune.target)
+    return Run(started(run.recipe, start, left), progress=run.bars.enabled)
 
 
 def due(run: Run, names: Sequence[str], *, touch: bool = True) -> Sequence[str]:
