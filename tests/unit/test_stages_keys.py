@@ -157,6 +157,10 @@ ELSEWHERE = {
     "recover.held_out": "takes evaluations; tested below",
     "recover.early_stop": "as recover.held_out",
     "recover.validation_images": "as recover.held_out",
+    "recover.ema_lengths": "as recover.held_out",
+    "prune.earlier": "makes runs of their own; tested in e2e/test_rounds",
+    "prune.earlier_steps": "as prune.earlier",
+    "model.start": "needs a slim model; tested in e2e/test_rounds",
     "model.subfolder": "the model of these tests has no other; tested in test_stages_workspace",
     "model.revision": "as model.subfolder",
 }
