@@ -114,13 +114,20 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
     bucket, images = tensors["bucket"], tensors["sample_ids"]
     change, power = _squares(tensors["prediction"], reference["prediction"])
     chosen = [bucket == b for b in range(int(bucket.max()) + 1)]
+
+    def intervals(numerator: Tensor, denominator: Tensor) -> list[list[float] | None]:
+        return [_clustered(numerator[rows], denominator[rows], images[rows]) for rows in chosen]
+
     errors: dict[str, Any] = {}
     if (error := tensors.get("error")) is not None:
+        base = reference["error"]
         errors = {
             "denoising_error": [float(error[rows].mean()) if bool(rows.any()) else None for rows in chosen],
+            "denoising_error_by_bucket_ci95": intervals(error, torch.ones_like(error)),
+            "denoising_error_ratio_by_bucket_ci95": intervals(error, base),
             "denoising_error_mean": float(error.mean()),
             "denoising_error_ci95": _clustered(error, torch.ones_like(error), images),
-            **_paired(error, reference["error"], images),
+            **_paired(error, base, images),
         }
     return {
         **errors,
@@ -130,6 +137,7 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
         "excess_error_ci95": _clustered(change, power, images),
         **_told_apart(change, power, images),
         "excess_error_by_bucket": [_share(change[rows], power[rows]) for rows in chosen],
+        "excess_error_by_bucket_ci95": intervals(change, power),
     }
 
 

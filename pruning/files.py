@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,36 @@ _ADVICE = {
 
 LONGEST = 180
 """Bytes of a file's name: systems allow 255, and a temporary name beside it is longer."""
+
+
+MACHINE_PATH = re.compile(
+    r"""file:/+[^\s"'`]+"""
+    r"""|\b[A-Za-z]:\\[^\s"'`|]+"""
+    r"""|(?<![\w/.<~\\])(?:~\w*)?/[\w@+][\w.@+\-]*(?:/[\w.@+\-]+)*/?"""
+)
+"""A path from the root, from a home folder or from a drive within a text; no part of an address on the web."""
+
+
+def machine_paths(text: str) -> list[str]:
+    """Return the paths of a text that mean something on one machine alone, each once."""
+    return list(dict.fromkeys(MACHINE_PATH.findall(text)))
+
+
+def without_folders(value: Any) -> Any:
+    """Return JSON types in whose texts a path of this machine is the name of its file or folder alone."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if (found := MACHINE_PATH.match(value)) and not re.search(r"[\n:]", value[found.end() :]):
+        return _last(value)  # one path, perhaps with spaces in it
+    return MACHINE_PATH.sub(lambda found: _last(found[0]), value)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def file_name(name: str) -> str:

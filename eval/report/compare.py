@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import yaml
 from markupsafe import Markup
 
 from eval.report import fmt
-from eval.report.data import RunData
+from eval.report.data import RunData, leaves
 from eval.report.front import COSTS, QUALITIES, not_compared, views
 from eval.report.html import template
 from eval.report.sections.results import Cell, frechet, kernel
@@ -92,7 +91,7 @@ def comparison(runs: Sequence[RunData]) -> Markup:
 
 def settings(runs: Sequence[RunData]) -> dict[str, list[Cell]]:
     """Return columns of what was set in one run and not in another, by the names of the settings."""
-    known = [dict(_leaves(yaml.safe_load(run.data.get("recipe_yaml") or "") or {})) for run in runs]
+    known = [dict(leaves(yaml.safe_load(run.data.get("recipe_yaml") or "") or {})) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in known for key in one) if key not in NAMES]
     found = {key: [one.get(key) for one in known] for key in keys}
     differ = {key: values for key, values in found.items() if len({json.dumps(v) for v in values}) > 1}
@@ -100,14 +99,6 @@ def settings(runs: Sequence[RunData]) -> dict[str, list[Cell]]:
         key: [Cell(fmt.MISSING if value is None else str(value)) for value in differ[key]]
         for key in list(differ)[:MOST_SETTINGS]
     }
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def columns(runs: Sequence[RunData]) -> dict[str, list[Cell]]:

@@ -7,7 +7,7 @@ their format is checked: directories may be old. One that is missing or null lea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,3 +127,12 @@ def load_run(path: Path) -> RunData:
             "report stage of that run again"
         )
     return RunData(data, file.parent)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what lies at the ends of nested mappings, by dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from eval.report.compare import comparison
 from eval.report.data import RunData
@@ -23,8 +29,16 @@ def render(runs: Sequence[RunData]) -> str:
     names = [run.name for run in runs]
     runs = [_named_by_folder(run) if names.count(run.name) > 1 else run for run in runs]
     compared = comparison(runs) if len(runs) > 1 else ""
-    page = ENVIRONMENT.get_template("page.html.j2")
-    return page.render(views=[_view(run) for run in runs], comparison=compared)
+    page, views = ENVIRONMENT.get_template("page.html.j2"), [_view(run) for run in runs]
+    script, digest = slider() if any("samples" in view["sections"] for view in views) else ("", "")
+    return page.render(views=views, comparison=compared, script=script, script_hash=digest)
+
+
+@cache
+def slider() -> tuple[Markup, str]:
+    """Return the one script of a page, and the hash by which the page lets it run and no other."""
+    text = (Path(__file__).parent / "templates" / "slider.js").read_text(encoding="utf-8")
+    return Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def _named_by_folder(run: RunData) -> RunData:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from eval.report import fmt
 from eval.report.data import RunData
 from eval.report.html import template
+from eval.report.provenance import note, noted
 from eval.report.warnings import warnings
 
 WORDS = {"macs": "MACs", "params": "parameters", "ratio": "prunable parameters removed", "hit": "target hit"}
@@ -39,6 +40,12 @@ BODY = template(
 
 def summary(run: RunData) -> Markup:
     """Return the top of a run's report as HTML."""
+    watched, read = noted(run)
+    shown = _top(watched)
+    return shown + note(run, read)
+
+
+def _top(run: RunData) -> Markup:
     return BODY(
         tiles=_tiles(run),
         verdict=verdict(run),

@@ -38,6 +38,7 @@ Make diffusion models slimmer: sink-aware structured pruning for diffusers.
   sinkprune report runs/*                            compare runs
   sinkprune sweep my.yaml --grid prune.target.macs=0.4,0.6,0.8      several runs, compared
   sinkprune record my.yaml                           what its pipeline asks of its denoiser, on disk
+  sinkprune push runs/quickstart --repo ORG/NAME     the slim model with its card to a model hub
 
 `run` does all stages, from calibrate to report; each stage is also a command, which does it and what it needs.
 """
@@ -101,6 +102,13 @@ calibration and the dense model's samples, is done once. A sweep that was stoppe
 A grid takes every combination. A search (Optuna) chooses so many of them, among ranges and values, where cost and
 quality have improved together before. With --jobs or --ray runs are done at the same time, all but their latencies,
 which are measured one run after the other at the end, on this machine.
+"""
+PUSH = """\
+Put the slim model of a finished run on a model hub, with a card that says what was pruned, how, what it costs and what
+it gains. What is sent lies in RUN/push; paths of this machine are no part of it. Who you are says the token that
+`hf auth login` keeps, or HF_TOKEN. A repository that is there must be empty or hold an earlier push.
+
+  sinkprune push runs/quickstart --repo my-group/slim-digits --dry-run
 """
 SHOW = """\
 Show a run (stages, figures, what was cut), a checkpoint (what it is and what was cut), recorded calls, or all values of
@@ -250,6 +258,14 @@ def build_parser() -> argparse.ArgumentParser:
             )
     _add_record(add("record", "keep what a pipeline asks of its denoiser", RECORD))
     _add_sweep(add("sweep", "runs that differ in some settings, compared", SWEEP))
+    push = add("push", "the slim model of a run to a model hub", PUSH)
+    push.add_argument("run", metavar="RUN", help="a run directory, exported")
+    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where to; made if it is not there")
+    push.add_argument("--private", action="store_true", help="nobody else may see it")
+    push.add_argument(
+        "--license", metavar="NAME", help="as the hub calls it, e.g. apache-2.0 (that of the base model)"
+    )
+    push.add_argument("--dry-run", action="store_true", help="lay out what would be sent; ask no network")
     show = add("show", "what a run, a checkpoint or a recording is", SHOW)
     show.add_argument(
         "target", metavar="TARGET", help="a run directory, a checkpoint, a recording, or a recipe"

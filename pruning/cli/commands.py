@@ -16,6 +16,7 @@ from pruning.cli.console import Console, Outcome, facts
 from pruning.cli.lean import lean
 from pruning.cli.look import diff, list_all, show
 from pruning.cli.model import PLAN_OPTIONS, PRUNE_OPTIONS, names_model, plan_model, prune_model
+from pruning.cli.pushing import push
 from pruning.cli.recording import record
 from pruning.cli.sweeping import sweep
 from pruning.errors import PruningError
@@ -191,6 +192,7 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "record": record,
     "sweep": sweep,
+    "push": push,
     "show": show,
     "diff": diff,
     "ls": list_all,

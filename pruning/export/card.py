@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from torch import nn
 
+from pruning.files import without_folders
 from pruning.types import PRUNING_KEY, config_of
 
 TEXT_SETTINGS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
 """Entries of a denoiser's config that say how wide the text is that it listens to."""
+
+LICENCE = ("license", "license_name", "license_link")
+"""What a card on the hub says of a licence."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 
@@ -30,9 +34,12 @@ Measurement = tuple[float, Sequence[float] | None]
 class Facts:
     """What a card says beside what the model says itself; everything may be left out.
 
+    Of paths a card says the last part alone: a card is for others, and folders are of one machine.
+
     Attributes:
         title: Heading; else the model's class.
         base_model: Hub id or path of the dense model.
+        licence: What the dense model's card says of its licence: ``license``, ``license_name``, ``license_link``.
         data: What it was calibrated and trained on.
         asked: Target and settings.
         got: What came of it: ratios of MACs and parameters, units removed.
@@ -45,6 +52,7 @@ class Facts:
 
     title: str = ""
     base_model: str = ""
+    licence: Mapping[str, str] = field(default_factory=dict)
     data: str = ""
     asked: Mapping[str, Any] = field(default_factory=dict)
     got: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +80,7 @@ def model_card(
         part: The denoiser's folder.
         whole_pipeline: Whether the folder is a whole pipeline.
     """
+    facts = replace(facts, **{one.name: without_folders(getattr(facts, one.name)) for one in fields(facts)})
     title = _one_line(facts.title) or type(model).__name__
     return _TEMPLATE.render(
         facts=facts,
@@ -89,9 +98,10 @@ def model_card(
 
 
 def _metadata(model: nn.Module, title: str, facts: Facts) -> ModelCardData:
-    """Return what the hub reads: base model (only if it is on the hub, nothing else is taken) and results."""
+    """Return what the hub reads: base model and data (only if they are on the hub), licence, results with intervals."""
     text = any(config_of(model).get(key) for key in TEXT_SETTINGS)
     data = _one_line(facts.data) or "unknown"
+    licence: dict[str, Any] = {key: facts.licence.get(key) for key in LICENCE}
     results = [
         EvalResult(
             task_type="text-to-image" if text else "unconditional-image-generation",
@@ -100,13 +110,16 @@ def _metadata(model: nn.Module, title: str, facts: Facts) -> ModelCardData:
             metric_type=_slug(name),
             metric_name=name,
             metric_value=value,
+            metric_args={"ci95": [*interval]} if interval else None,
         )
         for found in list(facts.metrics.values())[-1:]
-        for name, (value, _) in found.items()
+        for name, (value, interval) in found.items()
     ]
     return ModelCardData(
         library_name="diffusers",
         base_model=facts.base_model if _HUB_ID.fullmatch(facts.base_model) else None,
+        datasets=[data] if _HUB_ID.fullmatch(data) else None,
+        **licence,
         tags=["sinkprune", "structured-pruning"],
         model_name=title if results else None,
         eval_results=results or None,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import ModelMixin
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 
 from pruning.errors import shown
 from pruning.export import ExportRequest, Facts
 from pruning.export import export as write_export
-from pruning.export.card import Measurement
+from pruning.export.card import LICENCE, Measurement
+from pruning.files import expanded
 from pruning.models import resolve_source
 from pruning.recipe import to_yaml
 from pruning.sampling import value_of
@@ -25,6 +28,8 @@ from pruning.stages.sampling import arguments_of
 from pruning.stages.stage import Stage, versions, whole_recipe
 from pruning.stages.summary import interval
 from pruning.store import folder_bytes
+
+logger = logging.getLogger(__name__)
 
 GOT = ("macs_ratio", "params_ratio", "removed", "low_rank_layers", "shared_modules")
 """Figures of the plan that a card shows, where there are such."""
@@ -52,11 +57,12 @@ def request_of(
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> ExportRequest:
     """Return what is asked of the exporters, with figures of ``plan`` and ``recover``, metrics by subject."""
-    recipe, section = run.recipe, run.recipe.evaluate
+    recipe, section, base = run.recipe, run.recipe.evaluate, _base_folder(run)
     card = Facts(
         title=recipe.title or recipe.name,
-        base_model=recipe.model.source,
-        data=recipe.data.source,
+        base_model=_public(recipe.model.source),
+        licence=_licence(base),
+        data=_public(recipe.data.source),
         asked={
             "target": figures["plan"]["asked"],
             "criterion": recipe.score.criterion,
@@ -73,7 +79,29 @@ def request_of(
         recipe=to_yaml(recipe),
         versions=versions(),
     )
-    return ExportRequest(model, run.scheduler, recipe.export, card, _base_folder(run))
+    return ExportRequest(model, run.scheduler, recipe.export, card, base)
+
+
+def _public(source: str) -> str:
+    """Return what others know a source by: of a file or folder that is here, its name alone, which is no hub id."""
+    path = expanded(source)
+    return path.name if path.exists() else source
+
+
+def _licence(base: Path | None) -> dict[str, str]:
+    """Return what the card of the dense model says of its licence, nothing if it has none that can be read."""
+    if base is None or not (base / "README.md").is_file():
+        return {}
+    try:
+        said = ModelCard.load(base / "README.md", ignore_metadata_errors=True).data.to_dict()
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:  # somebody else's card must not cost the run its export
+        logger.warning("%s cannot be read, so that the licence is not known (%s)", base / "README.md", error)
+        return {}
+    return {key: said[key] for key in LICENCE if isinstance(said.get(key), str)}
 
 
 def _call_words(run: Run) -> list[str]:

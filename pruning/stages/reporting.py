@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,14 @@ from pruning.stages.depth import DEPTH
 from pruning.stages.evaluation import SAMPLE, SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
+from pruning.stages.layers import layer_costs
 from pruning.stages.planning import cuts_of
 from pruning.stages.recovering import LOSSES, VALIDATION
 from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.smaller_forms import REPORT as SMALLER_FORMS
 from pruning.stages.stage import Stage, versions, whole_recipe
+from pruning.stages.summary import origin
 from pruning.stages.targets import TARGETS
 from pruning.types import CalibrationStats
 
@@ -46,35 +49,25 @@ DATA, SINKS, HEADS, PAGE = "data.json", "sinks.safetensors", "heads.safetensors"
 )
 def report(run: Run, folder: Path) -> dict[str, Any]:
     """Write ``data.json`` and its tensors, and draw the report from them."""
-    sites = _write_sinks(run, folder / SINKS)
-    (folder / SAMPLES).write_bytes((run.result("evaluate").folder / SAMPLES).read_bytes())
-    validation = run.result("recover").folder / VALIDATION
-    if validation.is_file():
-        (folder / VALIDATION).write_bytes(validation.read_bytes())
-    heads = _heads(run)
-    data = {
-        "format": FORMAT,
-        **_data(run),
-        **({"sinks": SINKS, "sink_sites": sites} if sites else {}),
-        **({"validation": VALIDATION} if validation.is_file() else {}),
-        "sink_detection": {key: getattr(run.recipe.calibrate.sink_weights, key) for key in ("mode", "rho")},
-        "diagnostics": {"heads": heads, "bounds": HEAD_BOUNDS},
-        "folding": write_folding(run, heads, folder / HEADS),
-        "criteria": criteria_cuts(run),
-        "depth": read_json(run.result("plan").folder / DEPTH),
-    }
+    data: dict[str, Any] = {"format": FORMAT}
+    sources: dict[str, list[str]] = {}
+    for part in PARTS:
+        run.seen.clear()
+        found = part(run, folder)
+        data |= found
+        sources |= dict.fromkeys(found, sorted(run.seen))
+    data |= {"sources": sources, "provenance": _provenance(run)}
     write_json(folder / DATA, data)
     write_text(folder / PAGE, render([RunData(data, folder)]))
-    return {"page": PAGE, "attention_sites": len(sites)}
+    return {"page": PAGE, "attention_sites": len(data["sink_sites"] or ())}
 
 
-def _data(run: Run) -> dict[str, Any]:
-    """Return everything but what only the pictures show."""
-    recipe, plan, metrics = run.recipe, run.cut_plan, run.metrics
-    manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
-    share = {key: run.share_of_dense(key) for key in ("macs", "params")}
-    target = {key: value * share.get(key, 1.0) for key, value in recipe.prune.target.given.items()}
-    got = manifests["plan"]["result"]
+# Each part gathers some entries of the data. What it asks of the stages meanwhile is what they come from, so that an
+# entry which comes from elsewhere is a part by itself.
+
+
+def _about(run: Run, folder: Path) -> dict[str, Any]:
+    recipe = run.recipe
     prompts = prompts_of(run, recipe.data.eval_split, SHOWN_SAMPLES)
     return {
         "name": recipe.name,
@@ -83,35 +76,112 @@ def _data(run: Run) -> dict[str, Any]:
         "model": recipe.model.source,
         "data": _data_words(run),
         "held_out": recipe.data.eval_split != recipe.data.split,
-        "asked": {
-            **target,
-            "tolerance": TOLERANCE,
-            "scope": recipe.prune.scope,
-            "criterion": recipe.score.criterion,
-            "weighting": manifests["score"]["result"]["weighting"],
-            "compensation": recipe.prune.compensation,
-            "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
-        },
-        "got": {
-            **{f"{key}_ratio": got[f"{key}_ratio"] and got[f"{key}_ratio"] * share[key] for key in share},
-            "hit": got["hit"],
-        },
         "recipe_yaml": to_yaml(recipe),
-        "device": manifests["evaluate"]["device"],
         "versions": versions(),
-        "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "seeds": {"seed": recipe.seed},
         "protocol": _protocol_words(run),
-        "subjects": list(metrics),
-        "metrics": metrics,
-        "cuts": cuts_of(plan, run.groups),
-        "targets": read_json(run.result("plan").folder / TARGETS),
-        "smaller_forms": read_json(run.result("plan").folder / SMALLER_FORMS),
-        "recovery": read_json(run.result("recover").folder / LOSSES),
-        "samples": SAMPLES,
-        "sample": read_json(run.result("evaluate").folder / SAMPLE),
-        "warnings": [*caveats(run), *unseen(run.stats)],
-        **({"captions": prompts} if prompts else {}),
+        "captions": prompts or None,
+        "sink_detection": {key: getattr(recipe.calibrate.sink_weights, key) for key in ("mode", "rho")},
+    }
+
+
+def _asked(run: Run, folder: Path) -> dict[str, Any]:
+    recipe = run.recipe
+    asked = {
+        **{key: value * _of_dense(run, key) for key, value in recipe.prune.target.given.items()},
+        "tolerance": TOLERANCE,
+        "scope": recipe.prune.scope,
+        "criterion": recipe.score.criterion,
+        "weighting": run.result("score").figures["weighting"],
+        "compensation": recipe.prune.compensation,
+        "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
+    }
+    return {"asked": asked}
+
+
+def _got(run: Run, folder: Path) -> dict[str, Any]:
+    figures = run.result("plan").figures
+    ratios = {key: figures[f"{key}_ratio"] for key in COUNTED}
+    left = {f"{key}_ratio": ratio and ratio * _of_dense(run, key) for key, ratio in ratios.items()}
+    return {"got": {**left, "hit": figures["hit"]}}
+
+
+def _of_dense(run: Run, key: str) -> float:
+    """Return by what a share of the model that is cut is to be multiplied, to be one of the dense model."""
+    return run.share_of_dense(key) if key in COUNTED else 1.0
+
+
+def _measured(run: Run, folder: Path) -> dict[str, Any]:
+    return {"subjects": list(run.metrics), "metrics": run.metrics}
+
+
+def _circumstances(run: Run, folder: Path) -> dict[str, Any]:
+    manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
+    return {
+        "device": manifests["evaluate"]["device"],
+        "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
+    }
+
+
+def _pictures(run: Run, folder: Path) -> dict[str, Any]:
+    (folder / SAMPLES).write_bytes(run.file("evaluate", SAMPLES).read_bytes())
+    return {"samples": SAMPLES, "sample": read_json(run.file("evaluate", SAMPLE))}
+
+
+def _validation(run: Run, folder: Path) -> dict[str, Any]:
+    found = run.file("recover", VALIDATION)
+    if found.is_file():
+        (folder / VALIDATION).write_bytes(found.read_bytes())
+    return {"validation": VALIDATION if found.is_file() else None}
+
+
+def _sinks(run: Run, folder: Path) -> dict[str, Any]:
+    sites = _write_sinks(run, folder / SINKS)
+    return {"sinks": SINKS if sites else None, "sink_sites": sites or None}
+
+
+def _diagnosed(run: Run, folder: Path) -> dict[str, Any]:
+    heads = _heads(run)
+    return {
+        "diagnostics": {"heads": heads, "bounds": HEAD_BOUNDS},
+        "folding": write_folding(run, heads, folder / HEADS),
+    }
+
+
+COUNTED = ("macs", "params")
+
+Part = Callable[[Run, Path], dict[str, Any]]
+PARTS: tuple[Part, ...] = (
+    _about,
+    _asked,
+    _got,
+    _measured,
+    _circumstances,
+    lambda run, folder: {"cuts": cuts_of(run.cut_plan, run.groups)},
+    lambda run, folder: {"targets": read_json(run.file("plan", TARGETS))},
+    lambda run, folder: {"smaller_forms": read_json(run.file("plan", SMALLER_FORMS))},
+    lambda run, folder: {"recovery": read_json(run.file("recover", LOSSES))},
+    lambda run, folder: {"warnings": [*caveats(run), *unseen(run.stats)]},
+    lambda run, folder: {"criteria": criteria_cuts(run)},
+    lambda run, folder: {"depth": read_json(run.file("plan", DEPTH))},
+    lambda run, folder: {"layers": layer_costs(run)},
+    _pictures,
+    _validation,
+    _sinks,
+    _diagnosed,
+)
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """Return of each stage how its result came about, the settings that it depends on, and the hashes of its files."""
+    manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
+    return {
+        name: {
+            **origin(manifest),
+            "settings": manifest["config"],
+            "files": {file: entry["sha256"] for file, entry in manifest["artefacts"].items()},
+        }
+        for name, manifest in manifests.items()
     }
 
 

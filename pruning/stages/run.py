@@ -40,7 +40,7 @@ from pruning.stages.placement import MODEL, Placement
 from pruning.stages.progress import Bars
 from pruning.stages.ranks import Ranks
 from pruning.stages.workspace import Workspace
-from pruning.store import Key, Result
+from pruning.store import MANIFEST, Key, Result
 from pruning.types import CalibrationStats, PrunableGroup, PruningPlan, Scores
 
 T = TypeVar("T")
@@ -71,6 +71,8 @@ class Run:
         lasting: Those that all stages use from then on.
         redoing: The stage at work is done anew, and so are the shared results that it asks for.
         costs: What was measured or traced for the target, by key; see `pruning.stages.targets`.
+        seen: What has been read of the stages' results, ``stage/file``; who wants to know where something comes from
+            empties it before.
         batch_faults: By section, why its samples are made one a call; None where they are not.
     """
 
@@ -84,6 +86,7 @@ class Run:
         self.uses: set[str] = set()
         self.lasting: set[str] = set()
         self.redoing = False
+        self.seen: set[str] = set()
         self._results: dict[str, Result] = {}
         self.ranks = Ranks(self.folder.path, cpu=device_named(recipe.device).type == "cpu")
         self.bars = Bars(progress and self.ranks.is_first)
@@ -96,6 +99,17 @@ class Run:
 
     def result(self, stage: str) -> Result:
         """Return the result of a stage that this run uses; if it has not been run, that is a PruningError."""
+        self.seen.add(f"{stage}/{MANIFEST}")
+        return self._result(stage)
+
+    def file(self, stage: str, name: str) -> Path:
+        """Return where a stage wrote a file, or would have."""
+        path = self._result(stage).folder / name
+        if path.exists():
+            self.seen.add(f"{stage}/{name}")
+        return path
+
+    def _result(self, stage: str) -> Result:
         return self._results.get(stage) or self.folder.whole(stage)
 
     def use(self, stage: str, result: Result) -> None:
@@ -374,9 +388,9 @@ class Run:
 
     def _read(self, stage: str, name: str, load: Callable[[Path], T]) -> T:
         """Return what `load` makes of an artefact, read once for each result of the stage."""
-        result = self.result(stage)
+        result, path = self._result(stage), self.file(stage, name)
         if self._loaded.get((stage, name), (None,))[0] != result:
-            self._loaded[stage, name] = result, load(result.folder / name)
+            self._loaded[stage, name] = result, load(path)
         return self._loaded[stage, name][1]
 
 

@@ -21,6 +21,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
     pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
     stages, those included that were reused. An interval is None where the rounds were too few for one of 95 %.
     ``ssim_pruned``, ``mse_recovered`` and so on, with their intervals, are there where they were measured.
+    ``provenance`` says of each stage which result it was, and how it came about.
     """
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
@@ -53,9 +54,16 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
         "asked": plan.get("asked"),
         "hit": plan.get("hit"),
         "seconds_by_stage": seconds,
+        "provenance": {stage: origin(folder.manifest(stage)) for stage in seconds},
     }
     write_json(folder.path / SUMMARY, summary)
     return summary
+
+
+def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stage's manifest says of how its result came about; its name is that in the store."""
+    known = {key: manifest[key] for key in ("finished", "seed", "device", "versions") if key in manifest}
+    return {"result": f"{manifest['kind']}/{manifest['id']}", **known}
 
 
 def _consistency(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

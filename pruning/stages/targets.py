@@ -150,6 +150,11 @@ def _table(run: Run, *, measure: bool) -> LatencyTable | None:
     return LatencyTable.from_json(read_json(found.folder / TABLE) or {}, run.all_groups)
 
 
+def layer_table(run: Run) -> LatencyTable | None:
+    """Return the times of the layers that the target was planned by; None where it asks for no time."""
+    return _table(run, measure=False) if run.recipe.prune.target.measures_time else None
+
+
 def table_key(run: Run) -> Key:
     """Return what a table of layers depends on: shapes, device, type, threads, batch and versions; not on weights."""
     config = {

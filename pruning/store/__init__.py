@@ -8,6 +8,7 @@ from pruning.store.hashes import hash_of as hash_of
 from pruning.store.locks import holder as holder
 from pruning.store.locks import locked as locked
 from pruning.store.result import BESIDE as BESIDE
+from pruning.store.result import MANIFEST as MANIFEST
 from pruning.store.result import SCRATCH as SCRATCH
 from pruning.store.result import Key as Key
 from pruning.store.result import Result as Result

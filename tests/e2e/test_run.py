@@ -139,7 +139,33 @@ def check_complete(run: Path, macs: float) -> dict:
         assert (run / "report" / data["folding"]["file"]).is_file()
     page = (run / "report" / "report.html").read_text()
     assert "<svg" in page
+    check_provenance(run, data, summary)
     return summary
+
+
+def check_provenance(run: Path, data: dict, summary: dict) -> None:
+    """Check that what the report shows names the files that it is from, and these the stages that wrote them."""
+    of = data["sources"]
+    assert of["metrics"] == ["evaluate/metrics.json"]
+    assert of["cuts"] == ["prune/plan.json"]
+    assert of["recovery"] == ["recover/losses.json"]
+    assert of["title"] == []
+    assert {"calibrate/stats", "prune/plan.json"} <= set(of["diagnostics"])
+    assert {"plan/plan.json", "score/scores.safetensors"} <= set(of["layers"])
+    for file in {file for files in of.values() for file in files}:
+        assert (run / file).exists(), file
+        assert file.partition("/")[0] in data["provenance"]
+    for stage, said in data["provenance"].items():
+        manifest = json.loads((run / stage / "manifest.json").read_text())
+        assert said["result"] == f"{manifest['kind']}/{manifest['id']}"
+        assert said["settings"] == manifest["config"]
+        assert said["files"].keys() == manifest["artefacts"].keys()
+        assert summary["provenance"][stage].items() <= said.items()
+    freed = sum(row["freed"]["params"] for row in data["layers"]["rows"])
+    assert freed == pytest.approx(
+        data["layers"]["dense"]["params"] - data["layers"]["plan"]["params"], rel=0.05
+    )
+    assert "Which layers pay most" in (run / "report" / "report.html").read_text()
 
 
 def test_a_dit_from_recipe_to_report(workplace, features, monkeypatch, caplog):
@@ -570,6 +596,14 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     out = capsys.readouterr()
     assert "Fréchet distance on random features" in out.out
     assert "score     unchanged, reused" in out.err
+
+    assert main(["push", "runs/tiny", "--repo", "me/tiny", "--dry-run"]) == 0
+    out = capsys.readouterr()
+    assert "nothing has been sent" in out.out
+    assert "the card states no licence" in out.err
+    card = Path("runs/tiny/push/README.md").read_text()
+    assert str(workplace) not in card
+    assert "args:" in card  # the interval of a distance
 
     assert main(["report", "runs/tiny", "runs/other"]) == 0
     assert capsys.readouterr().out.endswith("runs/report.html\n")

@@ -73,12 +73,23 @@ def test_help_imports_nothing_heavy():
 
 def test_every_command_explains_itself(capsys):
     parser = build_parser()
-    for command in ("run", *STAGE_HELP, "record", "sweep", "show", "diff", "ls", "cp", "clean"):
+    for command in ("run", *STAGE_HELP, "record", "sweep", "push", "show", "diff", "ls", "cp", "clean"):
         with pytest.raises(SystemExit) as end:
             parser.parse_args([command, "--help"])
         assert end.value.code == 0
     assert tuple(STAGE_HELP) == STAGES
-    assert set(commands.COMMANDS) == {"run", *STAGES, "record", "sweep", "show", "diff", "ls", "cp", "clean"}
+    assert set(commands.COMMANDS) == {
+        "run",
+        *STAGES,
+        "record",
+        "sweep",
+        "push",
+        "show",
+        "diff",
+        "ls",
+        "cp",
+        "clean",
+    }
     out = capsys.readouterr().out
     assert "usage: sinkprune run" in out
     assert "or more run directories" in " ".join(out.split())

@@ -58,6 +58,33 @@ def test_intervals_are_clustered_by_image() -> None:
     assert result["denoising_error_ci95"] == pytest.approx([2 - 12.706205, 2 + 12.706205], rel=1e-6)
 
 
+def test_every_bucket_has_its_interval_over_its_own_images() -> None:
+    # In a bucket dense errs by 1 and 2 (images 0 and 1), slim by 2 and 2; in bucket 2 all twice as far; 1 is empty.
+    def noised() -> Iterator[Noised]:
+        for bucket, far in ((0, 1.0), (2, 2.0)):
+            sample = far * torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1)
+            slim = far * torch.tensor([2.0, 2.0]).reshape(2, 1, 1, 1)
+            yield Noised({"sample": sample, "slim": slim}, torch.zeros(2, 1, 1, 1), bucket, torch.arange(2))
+
+    subjects = {
+        name: Subject(lambda call, key=key: call[key])
+        for name, key in (("dense", "sample"), ("slim", "slim"))
+    }
+    found = measured(Context(subjects, noised=noised))
+    for bucket, far in ((0, 1.0), (2, 4.0)):
+        errors = torch.tensor([1.0, 4.0]) * far, torch.tensor([4.0, 4.0]) * far
+        change = torch.tensor([1.0, 0.0]) * far
+        for subject, error in zip(("dense", "slim"), errors, strict=True):
+            own = found[subject]["denoising_error_by_bucket_ci95"][bucket]
+            assert own == pytest.approx(ratio_interval(error, torch.ones(2)))
+        paired = found["slim"]["denoising_error_ratio_by_bucket_ci95"][bucket]
+        assert paired == pytest.approx(ratio_interval(errors[1], errors[0]))
+        excess = found["slim"]["excess_error_by_bucket_ci95"][bucket]
+        assert excess == pytest.approx(ratio_interval(change, errors[0]))
+    for key in ("denoising_error", "denoising_error_ratio", "excess_error"):
+        assert found["slim"][f"{key}_by_bucket_ci95"][1] is None
+
+
 def test_batch_size_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     sample, target = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -62,7 +63,8 @@ class Page(HTMLParser):
         self.links += [given["href"] or ""] if "href" in given else []
         self.sources += [given["src"] or ""] if "src" in given else []
         assert not any(name.startswith("on") for name in given)
-        assert tag not in ("script", "link", "iframe", "object")
+        assert tag not in ("link", "iframe", "object")
+        assert tag != "script" or not given  # neither a source nor a type
         if tag not in VOID:
             self.open.append(tag)
 
@@ -73,7 +75,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"style", "title"} & set(self.open):
+        if not {"style", "title", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -157,6 +159,32 @@ def test_page_loads_nothing_from_elsewhere(digits: Path, tmp_path: Path) -> None
     text = out.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?://|url\(|@import|//cdn", text)
     assert "default-src 'none'" in text
+
+
+def test_the_one_script_is_the_one_that_may_run(digits: Path, tmp_path: Path) -> None:
+    text = build([digits], tmp_path / "report.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
+    )
+    assert 'class="slider" hidden' in text  # without scripts: the pictures side by side, and no dead handle
+    assert re.findall(r'<option value="(.*?)">(.*?)</option>', text) == [
+        ("0 1", "dense | pruned"),
+        ("0 2", "dense | recovered"),
+        ("1 2", "pruned | recovered"),
+    ]
+    of = re.findall(r'data-of="(\d)".*?\n.*?\n\s*alt="(\w+), sample (\d+), ', text)
+    assert of == [
+        (str(place), name, str(sample))
+        for place, name in enumerate(("dense", "pruned", "recovered"))
+        for sample in range(1, 11)
+    ]
+    several = build([digits, digits], tmp_path / "two.html").read_text(encoding="utf-8")
+    assert several.count("<script>") == 1
+    bare = build([report_runs.bare_run(tmp_path / "bare")], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<script" not in bare
+    assert "script-src" not in bare
 
 
 def test_what_was_not_measured_has_no_empty_sections(tmp_path: Path) -> None:
@@ -664,6 +692,30 @@ def test_a_bucket_without_an_error_is_a_gap(tmp_path: Path) -> None:
     assert lines == [1, 1, 1, 1]  # buckets 0 to 1 and 3 to 4 of each
 
 
+def test_the_excess_error_by_timestep_is_drawn_with_its_intervals(tmp_path: Path) -> None:
+    slim = {
+        "excess_error_by_bucket": [0.02, None, 0.01],
+        "excess_error_by_bucket_ci95": [[0.015, 0.025], None, [-0.001, 0.021]],
+        "denoising_images": 64,
+    }
+    metrics = {"dense": {"excess_error_by_bucket": [0.0, None, 0.0]}, "pruned": slim}
+    found = denoising.section(load_run(edited(tmp_path / "x", {"metrics": metrics})))
+    assert found is not None
+    assert found.heading == "Excess error by timestep"
+    assert "over 64 images" in found.body
+    (drawn,) = (
+        ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", str(found.body), re.DOTALL)
+    )
+    tips = [tip.text for tip in drawn.findall(".//{*}title")]
+    assert tips == [
+        "pruned, bucket 0: 0.0200 (0.0150 to 0.0250)",
+        "pruned, bucket 2: 0.0100 (-0.00100 to 0.0210)",
+    ]
+    strokes = [line for line in drawn.findall("{*}line") if "whisker" in line.attrib["class"]]
+    assert len(strokes) == 2
+    assert all(50 <= float(line.attrib[end]) <= 232 for line in strokes for end in ("y1", "y2"))
+
+
 def test_more_models_than_marks_are_drawn(tmp_path: Path) -> None:
     body = errors_by_bucket(tmp_path, [[0.4, 0.3 + 0.01 * k] for k in range(8)])
     assert "model7, bucket 1" in body
@@ -803,7 +855,9 @@ def test_small_images_are_kept_pixel_for_pixel_and_classes_come_in_order(tmp_pat
     assert found is not None
     assert re.findall(r'class="cap" title="(\d)"', found.body) == ["0", "1", "2", "0", "1", "2"]
     images = re.findall(
-        r'<img class="crisp" src="(\S+)".*?alt="(\w+), sample (\d), (\d)">', found.body, re.DOTALL
+        r'<img class="crisp" data-of="\d" src="(\S+)".*?alt="(\w+), sample (\d), (\d)">',
+        found.body,
+        re.DOTALL,
     )
     assert [image[1:] for image in images[:2]] == [("dense", "1", "0"), ("dense", "2", "1")]
     png = Image.open(io.BytesIO(base64.b64decode(images[0][0].partition(",")[2])))

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import RunData, fmt
+from eval.report import RunData, fmt, load_run, sections
 from eval.report.drift import drift, figure
-from eval.report.sections import criteria, folding
+from eval.report.sections import criteria, folding, layers
 from eval.report.sites import Site
 from tests.fixtures import report_runs
 from tests.fixtures.report_runs import build
@@ -228,3 +228,113 @@ def test_sets_of_blocks_stand_beside_the_sum(tmp_path: Path) -> None:
 def test_without_a_search_nothing_is_said_of_sets(tmp_path: Path, found: Any) -> None:
     html = build([pictured(tmp_path / "run", depth=found)], tmp_path / "out.html").read_text()
     assert "Which blocks go together" not in html
+
+
+def layered(**change: Any) -> dict[str, Any]:
+    def row(module: str, kind: str, kept: int, macs: float, score: float) -> dict[str, Any]:
+        freed = {
+            "macs": macs,
+            "params": 2 * macs,
+            **({"seconds": macs / 1e6} if "seconds" in found["dense"] else {}),
+        }
+        place = {"group": f"{module}:{kind}", "module": module, "kind": kind}
+        return {**place, "kept": kept, "total": 8, "freed": freed, "score": score}
+
+    found = {"dense": {"macs": 1000.0, "params": 4000.0}, "plan": {"macs": 500.0, "params": 3000.0}}
+    found |= {"criterion": "probe_obs", "comparable": True, "errors": True, **change}
+    rows = [
+        row("blocks.0.ff", "ffn_channels", 4, 100.0, 6.0),
+        row("blocks.1.ff", "ffn_channels", 2, 300.0, 1.0),
+        row("blocks.2.attn", "attention_heads", 0, 50.0, 2.0),
+        row("blocks.3.attn", "attention_heads", 7, 50.0, 1.0),
+    ]
+    return {**found, "rows": change.get("rows", rows)}
+
+
+def layers_of(path: Path, **change: Any) -> str:
+    entries = {"name": "x", "title": "x", "subjects": ["dense", "pruned"], "layers": layered(**change)}
+    found = layers.section(load_run(report_runs.write(path, entries)))
+    assert found is not None
+    return str(found.body).replace(fmt.THIN, " ").replace("&#39;", "'")
+
+
+def test_layers_stand_by_what_they_gave_with_the_error_that_they_paid(tmp_path: Path) -> None:
+    body = layers_of(tmp_path)
+    assert "1 layer of 4 gave 60 % of what was freed of the MACs (in all 50 % of the dense model's)." in body
+    assert "60 % of the predicted error came from blocks.0.ff, which gave 20 % of what was freed." in body
+    lines = re.findall(r'class="path">(.*?)</th>(.*?)</tr>', body)
+    cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in lines}
+    assert list(cells) == ["blocks.1.ff", "blocks.0.ff", "blocks.2.attn", "blocks.3.attn"]
+    assert cells["blocks.0.ff"] == ["4 of 8", "100 (10 %)", "200 (5 %)", "60 %", "3.0"]
+    assert cells["blocks.2.attn"][0] == "gone"
+    widths = [float(width) for width in re.findall(r"<i style=\"width:([\d.]+)%\">", body)]
+    assert widths[::2] == [100, 33.3, 16.7, 16.7]  # MACs freed, of the most
+    assert widths[1::2] == [16.7, 100, 33.3, 16.7]  # predicted error
+    assert "no exact measure" not in body
+    assert "<details>" not in body
+
+
+def test_time_comes_first_where_it_is_known_and_scores_that_are_no_errors_are_not_shown(
+    tmp_path: Path,
+) -> None:
+    body = layers_of(
+        tmp_path, dense={"macs": 1e3, "params": 4e3, "seconds": 2e-3}, plan={"seconds": 1e-3}, errors=False
+    )
+    assert "of what was freed of the time of a call (in all 50 % of the dense model's)" in body
+    assert "predicted error" not in body
+    assert "Scores of the criterion probe_obs are no errors" in body
+    assert "300 µs (15 %)" in body
+    assert body.count("<i ") == 4
+
+
+def test_many_layers_are_folded_and_a_criterion_of_layers_says_so(tmp_path: Path) -> None:
+    many = [{**row, "module": f"m{k}.{row['module']}"} for k in range(10) for row in layered()["rows"]]
+    body = layers_of(tmp_path, rows=many, comparable=False)
+    assert "All 40 layers that gave something" in body
+    assert body.count("<i ") == 2 * layers.MOST_BARS
+    assert "no exact measure of what the model" in body
+    assert "and 7 more" in body
+
+
+def test_a_section_says_which_files_its_entries_were_gathered_from(tmp_path: Path) -> None:
+    stage = {
+        "result": "plan/0a1b",
+        "finished": "2026-05-04T10:31:00",
+        "seed": 3,
+        "device": "cpu (2 cores)",
+        "versions": {"torch": "2.15"},
+        "settings": {
+            "prune.target": {"macs": 0.5, "params": None},
+            "prune.kinds": ["ffn_channels", "f" * 64],
+        },
+    }
+    entries = {
+        "name": "x",
+        "title": "x",
+        "subjects": ["dense", "pruned"],
+        "layers": layered(),
+        "cuts": [{"module": "a", "kind": "ffn_channels", "kept": 1, "total": 2, "removed": False}],
+        "sources": {"layers": ["plan/plan.json", "score/scores.safetensors"], "cuts": ["prune/plan.json"]},
+        "provenance": {
+            "plan": stage,
+            "score": {**stage, "result": "score/2c"},
+            "prune": {**stage, "result": "prune/3d"},
+        },
+    }
+    run = load_run(report_runs.write(tmp_path, entries))
+    shown = sections.sections(run)
+    body = str(shown["cuts"].body).replace(fmt.THIN, " ")
+    assert body.count("Where this comes from") == 1
+    for said in (
+        "<b>plan/plan.json</b> · result plan/0a1b · seed 3 · cpu (2 cores) · 2026-05-04 10:31:00",
+        "<b>score/scores.safetensors</b> · result score/2c",
+        "<b>prune/plan.json</b> · result prune/3d",
+        "prune.target.macs 0.5 · prune.kinds [&#34;ffn_channels&#34;, &#34;ffffffffffff…&#34;]",
+        "<p>torch 2.15</p>",
+    ):
+        assert said in body, said
+    assert "Where this comes from" not in str(
+        shown["measured"].body
+    )  # it reads nothing of what is known here
+    bare = load_run(report_runs.bare_run(tmp_path / "bare"))
+    assert "Where this comes from" not in str(sections.sections(bare)["measured"].body)

@@ -111,11 +111,18 @@ def test_no_text_breaks_the_front_matter(text):
     assert f"# {' '.join(text.split())}" in card.splitlines()
 
 
-@pytest.mark.parametrize("source", ["bundled:models/digits-dit", "/home/me/model", "model"])
-def test_a_base_model_that_is_no_hub_id_stays_out_of_the_front_matter(source):
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("bundled:models/digits-dit", "bundled:models/digits-dit"),
+        ("/home/me/model", "model"),
+        ("model", "model"),
+    ],
+)
+def test_a_base_model_that_is_no_hub_id_stays_out_of_the_front_matter(source, said):
     card = _card({"base_model": source})
     assert "base_model" not in _front(card)
-    assert f"copy of `{source}`" in card
+    assert f"copy of `{said}`" in card
 
 
 def test_a_pruned_model_says_how_it_is_loaded_and_how_large_it_is():

@@ -34,10 +34,12 @@ from pruning.stages.criteria import (
     with_squares,
 )
 from pruning.stages.heads import choose_heads, image_grid, write_folding
-from pruning.types import CalibrationStats, PruningPlan
+from pruning.stages.layers import layer_costs
+from pruning.types import CalibrationStats, PruningPlan, Scores
 from tests import zoo
 from tests.models import dit, unet2d
 from tests.unit.calibration_setup import held, noised
+from tests.unit.test_allocation_targets import table
 
 
 @pytest.mark.parametrize("build", [dit, unet2d])
@@ -209,3 +211,68 @@ def test_without_a_head_to_draw_the_reason_is_said(tmp_path: Path) -> None:
     [note] = write_folding(run, [row], tmp_path / "heads.safetensors").values()
     assert "where in the image a token lies is not known" in note
     assert not list(tmp_path.iterdir())
+
+
+def layered_run(groups_of: Any = None, **plan: Any) -> Any:
+    """What `layer_costs` asks of a run: a tiny DiT whose score of unit k of any group is k + 1."""
+    run = small_run()
+    run.groups = list(find_groups(run.dense, groups_of or ["attention_heads", "ffn_channels"]))
+    run.cost = CostModel.trace(run.dense, example_call(run.dense, 1), find_groups(run.dense))
+    values = {g.name: torch.arange(1.0, g.num_units + 1, dtype=torch.float64) for g in run.groups}
+    run.scores = Scores(values, {"criterion": "probe_obs"})
+    run.plan = PruningPlan(**plan)
+    return run
+
+
+def test_every_layer_says_what_it_gave_and_what_its_scores_predicted() -> None:
+    heads, channels = "transformer_blocks.0.attn1:attention_heads", "transformer_blocks.1.ff:ffn_channels"
+    run = layered_run(kept={heads: (1, 3), channels: tuple(range(2, 32))})
+    found = layer_costs(run)
+    rows = {row["group"]: row for row in found["rows"]}
+    assert rows.keys() == {heads, channels}
+    units = {measure: run.cost.unit_costs(measure) for measure in ("macs", "params")}
+    totals = {group.name: group.num_units for group in run.groups}
+    for name, gone, said in ((heads, totals[heads] - 2, 1 + 3), (channels, totals[channels] - 30, None)):
+        row = rows[name]
+        assert row["total"] - row["kept"] == gone
+        for measure in ("macs", "params"):
+            assert row["freed"][measure] == pytest.approx(units[measure][name] * gone, rel=1e-3)
+        assert row["score"] == (
+            said if said is not None else sum(run.scores.values[name]) - sum(range(3, 33))
+        )
+    assert found["dense"] == {"macs": run.cost.macs(), "params": run.cost.params()}
+    assert found["plan"]["macs"] == run.cost.macs(run.plan)
+    assert found["comparable"]
+    assert found["errors"]
+
+
+def test_of_a_removed_block_the_block_alone_is_a_layer() -> None:
+    kinds = ["attention_heads", "ffn_channels", "blocks"]
+    block = "transformer_blocks.1"
+    run = layered_run(kinds, removed_blocks=(block,))
+    [row] = layer_costs(run)["rows"]
+    assert (row["module"], row["kind"], row["kept"], row["score"]) == (block, "blocks", 0, 1.0)
+    assert row["freed"]["params"] == run.cost.params() - run.cost.params(run.plan)
+
+
+def test_scores_below_zero_are_no_errors_and_without_a_cut_there_is_nothing_to_say() -> None:
+    heads = "transformer_blocks.0.attn1:attention_heads"
+    run = layered_run(kept={heads: (1, 3)})
+    run.scores.values[heads] -= 10
+    run.scores.meta["criterion"] = "flap"
+    found = layer_costs(run)
+    assert not found["errors"]
+    assert not found["comparable"]
+    run.plan = PruningPlan()
+    assert layer_costs(run) == {}
+
+
+def test_where_the_target_had_the_layers_timed_each_says_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = "transformer_blocks.0.attn1:attention_heads"
+    run = layered_run(kept={heads: (1, 3)})
+    timed = table(run.dense, list(find_groups(run.dense)))
+    monkeypatch.setattr("pruning.stages.layers.layer_table", lambda run: timed)
+    found = layer_costs(run)
+    assert found["dense"]["seconds"] == timed.total()
+    assert found["rows"][0]["freed"]["seconds"] == pytest.approx(timed.total() - timed.total(run.plan))
+    assert found["rows"][0]["freed"]["seconds"] > 0

@@ -12,7 +12,7 @@ from eval.report.data import RunData
 from eval.report.html import Section, template
 from eval.report.sections.cuts import beginnings, kind_words, stage_name
 
-PLACE, WITHIN = 31, "cuts"
+PLACE, WITHIN = 32, "cuts"
 ROW = 20
 GAP = 18  # between kinds
 WIDTH = 900

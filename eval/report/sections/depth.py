@@ -9,7 +9,7 @@ from eval.report import fmt
 from eval.report.data import RunData
 from eval.report.html import Section, template
 
-PLACE, WITHIN = 32, "cuts"
+PLACE, WITHIN = 33, "cuts"
 
 BODY = template(
     """

@@ -1,4 +1,7 @@
-"""Samples: what every subject makes from the same noise, one below the other.
+"""Samples: what every subject makes from the same noise, one below the other, and two of them under one handle.
+
+The handle is `slider.js`, which lays the pictures of the first band over each other; without scripts the band is all
+that is shown.
 
 A run keeps one picture per sample (`eval.media.pictures`) and says in ``sample`` of what: ``medium`` and ``shape``.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -31,7 +35,19 @@ BODY = template(
 <p class="soft">A column is one noise{{ shared }}. What changes down a column is what pruning changed.
 {{ shown }} of {{ '{:,}'.format(total) }} kept samples, {{ order }}, not hand-picked
 {%- if scaled %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.{{ said_of_all }}</p>
+<div class="slider" hidden style="--ratio:{{ '%.3f' | format(width / height) }}">
+<p class="choice"><label>Under one handle <select>
+{%- for left, right in pairs %}
+<option value="{{ left }} {{ right }}">{{ subjects[left] }} | {{ subjects[right] }}</option>
+{%- endfor %}</select></label></p>
+<div class="stage"></div>
+<label class="handle"><span class="end"></span>
+<input type="range" min="0" max="100" value="50" aria-label="Where one picture ends and the other begins">
+<span class="end"></span></label>
+<h3>Side by side</h3>
+</div>
 {% for start in range(0, shown, columns) %}
+{% set first = loop.first %}
 {% set said = captions[start:start + columns] %}
 <div class="band{% if not crisp %} wide{% endif %}"
   style="--n:{{ columns }};grid-template-columns:max-content repeat({{ columns }},1fr)">
@@ -43,10 +59,12 @@ BODY = template(
 {{ blank * (columns - said | length) }}
 {% endif %}
 {% for subject, row in uris.items() %}
+{% set of = loop.index0 %}
 <span class="who">{{ subject }}</span>
 {% for caption in said %}
 {% set uri = row[start + loop.index0] %}
-<img{% if crisp %} class="crisp"{% endif %} src="{{ uri }}" width="{{ width }}" height="{{ height }}"
+<img{% if crisp %} class="crisp"{% endif %}{% if first %} data-of="{{ of }}"{% endif %} src="{{ uri }}"
+  width="{{ width }}" height="{{ height }}"
   alt="{{ subject }}, sample {{ start + loop.index }}{% if caption %}, {{ caption }}{% endif %}">
 {% endfor %}
 {{ blank * (columns - said | length) }}
@@ -74,6 +92,8 @@ def section(run: RunData) -> Section | None:
     uris = {name: [data_uri(pixels[i], most) for i in chosen] for name, pixels in images.items()}
     body = BODY(
         uris=uris,
+        subjects=run.subjects,
+        pairs=list(combinations(range(len(run.subjects)), 2)),
         captions=captions,
         shared=" and one class" if labels is not None else " and one prompt" if prompts else "",
         order="the first of each class" if labels is not None else "in the order they were drawn",

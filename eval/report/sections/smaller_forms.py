@@ -9,7 +9,7 @@ from eval.report import fmt
 from eval.report.data import RunData
 from eval.report.html import PATHS, Section, template
 
-PLACE, WITHIN = 33, "cuts"
+PLACE, WITHIN = 34, "cuts"
 SHOWN = 12
 """Layers up to which all are listed at once."""
 
