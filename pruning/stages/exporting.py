@@ -59,7 +59,7 @@ def request_of(
         data=recipe.data.source,
         asked={
             "target": figures["plan"]["asked"],
-            "criterion": recipe.score.criterion,
+            "criterion": figures["plan"].get("candidates", {}).get("chosen", recipe.score.criterion),
             "compensation": recipe.prune.compensation,
         },
         got={key: figures["plan"][key] for key in GOT if key in figures["plan"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from pruning.stages.depth import DEPTH
 from pruning.stages.evaluation import SAMPLE, SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
+from pruning.stages.judging import CANDIDATES
 from pruning.stages.planning import cuts_of
 from pruning.stages.recovering import LOSSES, VALIDATION
 from pruning.stages.run import Run
@@ -62,6 +64,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
         "folding": write_folding(run, heads, folder / HEADS),
         "criteria": criteria_cuts(run),
         "depth": read_json(run.result("plan").folder / DEPTH),
+        "candidates": read_json(run.result("plan").folder / CANDIDATES),
     }
     write_json(folder / DATA, data)
     write_text(folder / PAGE, render([RunData(data, folder)]))
@@ -90,7 +93,7 @@ def _data(run: Run) -> dict[str, Any]:
             "compensation": recipe.prune.compensation,
             "recovery": f"{recipe.recover.steps} steps" if recipe.recover.enabled else "none",
         },
-        "got": {key: manifests["plan"]["result"][key] for key in ("macs_ratio", "params_ratio", "hit")},
+        "got": _got(manifests["plan"]["result"]),
         "recipe_yaml": to_yaml(recipe),
         "device": manifests["evaluate"]["device"],
         "versions": versions(),
@@ -108,6 +111,12 @@ def _data(run: Run) -> dict[str, Any]:
         "warnings": [*caveats(run), *unseen(run.stats)],
         **({"captions": prompts} if prompts else {}),
     }
+
+
+def _got(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the plan came to, and which of several candidates it is."""
+    found = {key: plan[key] for key in ("macs_ratio", "params_ratio", "hit")}
+    return found | ({"candidate": plan["candidates"]["chosen"]} if "candidates" in plan else {})
 
 
 def _protocol_words(run: Run) -> str | None:
