@@ -1,26 +1,26 @@
 r"""Compare the plan that is chosen among several candidates with the recipe's own plan, on samples that neither saw.
 
     python -m scripts.bench_candidates --terrain FOLDER --further fashion-dit=MODEL@DATA
-        [--models digits-dit digits-unet] [--candidates 8] [--samples 64] [--held-out 256] [--seeds 0 1 2]
-        [--work runs/bench-candidates] [--out docs/benchmarks/candidates.json]
+        [--models digits-dit digits-unet] [--candidates 8] [--calibration 64] [--samples 32] [--held-out 128]
+        [--seeds 0 1 2] [--blocks] [--work runs/bench-candidates] [--out docs/benchmarks/candidates.json]
 
 Recipes are the bundled `quickstart` (digits-dit), `digits-unet` and `terrain` (FOLDER: of scripts/build_terrain.py),
-and `quickstart` on a further class-conditional MODEL and its image DATA; each with the widths that it cuts, and with
-whole blocks beside them. For each, and each seed of calibration, two runs share one calibration: one plan
-(``prune.candidates=1``) and the best of several, each measured on `--samples` of the training split that calibration
-did not see. Both are cut, with least squares and without training, and judged by the excess error on `--held-out`
-samples of the evaluation split, |eps - eps_dense|^2 / |eps_dense|^2; the ratio of both is over pairs of samples. The
-terrain model has a quarter of these samples, and one seed. What is done is kept in `--work`: the same command goes on
+and `quickstart` on a further class-conditional MODEL and its image DATA; with `--blocks` also with whole blocks beside
+the widths that it cuts. For each, and each seed of calibration, two runs share one calibration on `--calibration`
+samples: one plan (``prune.candidates=1``) and the best of several, each measured on `--samples` of the training split
+that calibration did not see. Both are cut, with least squares and without training, and judged by the excess error on
+`--held-out` samples of the evaluation split, |eps - eps_dense|^2 / |eps_dense|^2; the ratio of both is over pairs of
+samples. The terrain model has a quarter of these samples. What is done is kept in `--work`: the same command goes on
 after a kill. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def cell(name: str, blocks: bool, seed: int, args: argparse.Namespace) -> dict[s
     overrides = [
         f"seed={seed}",
         "device=cpu",
+        f"calibrate.num_samples={args.calibration // few}",
         f"prune.candidate_samples={args.samples // few}",
         f"store={args.work}/store",
         "recover.enabled=false",
@@ -143,9 +144,11 @@ def main() -> None:
     parser.add_argument("--terrain", metavar="FOLDER")
     parser.add_argument("--further", nargs="*", default=[], metavar="NAME=MODEL@DATA")
     parser.add_argument("--candidates", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--held-out", type=int, default=256)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--calibration", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--held-out", type=int, default=128)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--blocks", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-candidates"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -159,27 +162,22 @@ def main() -> None:
         model, _, data = rest.partition("@")
         args.sources[name] = [f"model.source={model}", f"data.source={data}"]
     rows = []
-    for name in dict.fromkeys([*args.models, *args.sources]):
-        for blocks in (False, True):
-            for seed in args.seeds[:1] if name == "terrain" else args.seeds:
-                row = cell(name, blocks, seed, args)
-                rows.append(row)
-                print(
-                    "{model} {kinds} seed {seed}: single {single:.5f}, {chosen}: {best:.5f}, ratio {ratio:.3f} "
-                    "{ratio_ci95}".format(**row),
-                    flush=True,
-                )
-    widths = [row for row in rows if "blocks" not in row["kinds"]]
-    mixed = [row for row in rows if "blocks" in row["kinds"]]
-    for row in rows:
-        del row["asked"]
-    result = {
-        "widths": median_of(widths),
-        "with_blocks": median_of(mixed),
-        "rows": rows,
-        **{key: getattr(args, key) for key in ("candidates", "samples", "held_out", "seeds")},
-    }
-    conclude(json.loads(json.dumps(result)), args.out)
+    names = dict.fromkeys([*args.models, *args.sources])
+    for blocks, seed, name in product((False, True)[: 1 + args.blocks], args.seeds, names):
+        row = cell(name, blocks, seed, args)
+        rows.append(row)
+        print(
+            "{model} {kinds} seed {seed}: single {single:.5f}, {chosen}: {best:.5f}, ratio {ratio:.3f} "
+            "{ratio_ci95}".format(**row),
+            flush=True,
+        )
+    sizes = ("candidates", "calibration", "samples", "held_out", "seeds")
+    result: dict[str, Any] = {key: getattr(args, key) for key in sizes}
+    result["widths"] = median_of([row for row in rows if "blocks" not in row["kinds"]])
+    if args.blocks:
+        result["with_blocks"] = median_of([row for row in rows if "blocks" in row["kinds"]])
+    result["rows"] = [{key: value for key, value in row.items() if key != "asked"} for row in rows]
+    conclude(result, args.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,13 +11,13 @@ from pruning.allocation.costs import Cost
 from pruning.allocation.solver import allocate, prunable
 from pruning.errors import PruningError
 from pruning.settings import Prune, Target
-from pruning.settings.candidates import ALLOCATIONS, Candidate
+from pruning.settings.candidates import ALLOCATIONS, HEADS, Candidate
 from pruning.types import PrunableGroup, PruningPlan, Scores
 
 
 def candidate_settings(settings: Prune, candidate: Candidate) -> Prune:
     """Return the section ``prune`` as a candidate changes it."""
-    return replace(settings, **ALLOCATIONS[candidate.allocation])
+    return replace(settings, **ALLOCATIONS[candidate.allocation].settings)
 
 
 def candidate_plan(
@@ -45,11 +44,14 @@ def candidate_plan(
     Raises:
         PruningError: If the target cannot be met in this way, or scores that are to be mixed or tempered go below zero.
     """
-    settings = candidate_settings(settings, candidate)
-    units = cost.unit_costs(settings.target.measure)
+    settings, how = candidate_settings(settings, candidate), ALLOCATIONS[candidate.allocation]
     mixed = scores[0] if len(scores) == 1 else mix(scores)
-    if candidate.tempers:
-        mixed = tempered(mixed, groups, units)
+    if how.temper:
+        mixed = tempered(mixed, groups, cost.unit_costs(settings.target.measure), how.temper)
+    if how.heads != 1:
+        heads = {group.name for group in groups if group.kind == HEADS}
+        values = {name: value * how.heads if name in heads else value for name, value in mixed.values.items()}
+        mixed = Scores(values, dict(mixed.meta))
     blocks = None
     if candidate.depth is not None:
         blocks = blocks_freeing(candidate.depth, groups, mixed, cost, settings)
@@ -70,18 +72,20 @@ def mix(scores: Sequence[Scores]) -> Scores:
     return Scores(values, {**scores[0].meta, "criterion": criteria})
 
 
-def tempered(scores: Scores, groups: Sequence[PrunableGroup], unit_costs: Mapping[str, float]) -> Scores:
-    """Return scores with the differences between groups halved, in logarithms.
+def tempered(
+    scores: Scores, groups: Sequence[PrunableGroup], unit_costs: Mapping[str, float], by: float
+) -> Scores:
+    """Return scores with smaller differences between groups, ``score / price^by`` with the price of the group.
 
-    A group's scores are divided by the square root of its price, the sum of its scores by the sum of its costs:
-    undivided they rank all units against each other, divided by the price itself every group would be worth the same.
-    Scores say what the removal of a unit costs in the dense model; they know nothing of what it costs in a model that
-    has lost most of a layer already, so that plans that follow them to the letter take too much from few layers.
+    The price is the sum of a group's scores by the sum of its costs. Scores say what the removal of a unit does to the
+    dense model, not to one that has lost most of a layer already; a plan that follows them to the letter may take too
+    much from few layers.
 
     Args:
         scores: At least 0.
         groups: Of the units.
         unit_costs: Of a unit of each group, by name.
+        by: From 0, which changes nothing, to 1, after which a cost is worth the same in all groups.
 
     Raises:
         PruningError: If scores go below zero, or are all zero.
@@ -91,7 +95,7 @@ def tempered(scores: Scores, groups: Sequence[PrunableGroup], unit_costs: Mappin
     for group in groups:
         price = float(values[group.name].sum()) / max(1.0, unit_costs[group.name] * group.num_units)
         if price > 0:
-            values[group.name] = values[group.name] / math.sqrt(price)
+            values[group.name] = values[group.name] / price**by
     return Scores(values, dict(scores.meta))
 
 

@@ -7,23 +7,43 @@ own. A further candidate is one line of `CANDIDATES`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 RECIPE = "as in the recipe"
-TEMPERED = "tempered"
-ALLOCATIONS: Mapping[str, Mapping[str, Any]] = {
-    RECIPE: {},
-    "global": {"scope": "global", "per_cost": True},
-    "undivided": {"scope": "global", "per_cost": False},
-    TEMPERED: {"scope": "global", "per_cost": True},
-    "uniform": {"scope": "local"},
-}
-"""How units are ranked, by name: what that sets in the section ``prune``.
+HEADS = "attention_heads"
 
-``global``: all against each other by score per cost; ``undivided``: by score; ``uniform``: the same share of every
-group; ``tempered``: half-way between the first and the last, see `pruning.allocation.candidates.tempered`.
-"""
+
+@dataclass(frozen=True)
+class Allocation:
+    """How units are ranked.
+
+    Attributes:
+        settings: What it sets in the section ``prune``.
+        temper: By how much differences between groups are reduced, from 0 (not at all) to 1 (all groups are worth the
+            same); see `pruning.allocation.candidates.tempered`.
+        heads: What scores of attention heads are multiplied by; below 1 more heads go and fewer channels.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    temper: float = 0.0
+    heads: float = 1.0
+
+
+GLOBAL = {"scope": "global", "per_cost": True}
+ALLOCATIONS: Mapping[str, Allocation] = {
+    RECIPE: Allocation(),
+    "global": Allocation(GLOBAL),
+    "undivided": Allocation({"scope": "global", "per_cost": False}),
+    "tempered 1/8": Allocation(GLOBAL, temper=0.125),
+    "tempered 1/4": Allocation(GLOBAL, temper=0.25),
+    "tempered 1/2": Allocation(GLOBAL, temper=0.5),
+    "more heads": Allocation(GLOBAL, heads=0.5),
+    "fewer heads": Allocation(GLOBAL, heads=2.0),
+    "tempered 1/4, more heads": Allocation(GLOBAL, temper=0.25, heads=0.5),
+    "uniform": Allocation({"scope": "local"}),
+}
+"""Ways to rank units by name; ``more heads``: more of them go."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +66,6 @@ class Candidate:
         return self == Candidate()
 
     @property
-    def tempers(self) -> bool:
-        """Whether differences between groups are halved."""
-        return self.allocation == TEMPERED
-
-    @property
     def depth_words(self) -> str:
         """What is asked of blocks, in words."""
         if self.depth is None:
@@ -65,22 +80,28 @@ class Candidate:
 
 CANDIDATES: Sequence[Candidate] = (
     Candidate(),
-    Candidate(allocation=TEMPERED),
-    Candidate(depth=0.0),
-    Candidate(("obs", "probe"), TEMPERED),
-    Candidate(depth=0.25),
-    Candidate(("probe_obs", "taylor"), "global"),
-    Candidate(allocation=TEMPERED, depth=0.0),
-    Candidate(allocation="uniform"),
-    Candidate(depth=0.5),
     Candidate(("probe_obs",), "global"),
+    Candidate(allocation="tempered 1/4"),
+    Candidate(depth=0.0),
+    Candidate(allocation="tempered 1/4, more heads"),
+    Candidate(depth=0.25),
+    Candidate(allocation="tempered 1/8"),
+    Candidate(allocation="tempered 1/4", depth=0.0),
+    Candidate(allocation="tempered 1/2"),
+    Candidate(allocation="undivided"),
+    Candidate(("probe_obs", "probe"), "tempered 1/4"),
     Candidate(("obs",), "uniform"),
-    Candidate(("probe",), "global"),
-    Candidate(("obs",), "undivided"),
+    Candidate(depth=0.5),
+    Candidate(allocation="more heads"),
+    Candidate(allocation="fewer heads"),
+    Candidate(allocation="uniform"),
+    Candidate(("probe",), "tempered 1/2"),
+    Candidate(("obs", "probe"), "global"),
     Candidate(depth=0.75),
-    Candidate(("probe",), TEMPERED),
-    Candidate(("fluctuation",), "uniform"),
+    Candidate(("probe_obs", "taylor"), "global"),
     Candidate(("taylor",), "global"),
+    Candidate(("fluctuation",), "uniform"),
     Candidate(("magnitude",), "uniform"),
 )
-"""All candidates, in the order in which they are tried."""
+"""All candidates, in the order in which they are tried. Up to the taylor ones none needs statistics that the default
+criterion and least squares do not."""

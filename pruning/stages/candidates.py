@@ -9,7 +9,7 @@ from pruning.calibration import find
 from pruning.errors import PruningError
 from pruning.importance import check_kinds, needs_of
 from pruning.settings import SAMPLING, Prune
-from pruning.settings.candidates import CANDIDATES, Candidate
+from pruning.settings.candidates import ALLOCATIONS, CANDIDATES, HEADS, Candidate
 from pruning.stages.run import Run
 
 
@@ -45,10 +45,10 @@ def targetless(run: Run, criterion: str) -> str | None:
 
 def _what_it_does(run: Run, candidate: Candidate) -> tuple[Any, ...]:
     """Return what tells a candidate from others in this run."""
-    section = candidate_settings(run.recipe.prune, candidate)
+    section, how = candidate_settings(run.recipe.prune, candidate), ALLOCATIONS[candidate.allocation]
+    both = {HEADS} < {group.kind for group in run.groups}  # else there is nothing to weigh heads against
     ranked = (section.scope, section.per_cost or section.scope == "local")
-    tempers = candidate.allocation if candidate.tempers else ""
-    return criteria_of(run, candidate), ranked, tempers, candidate.depth
+    return criteria_of(run, candidate), ranked, how.temper, how.heads if both else 1.0, candidate.depth
 
 
 def _applies(run: Run, candidate: Candidate) -> bool:

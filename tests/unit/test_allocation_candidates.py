@@ -44,8 +44,8 @@ def test_criteria_of_the_list_read_no_attention_and_no_weighted_rows():
 
 def test_names_say_what_a_candidate_is():
     assert Candidate().named("obs") == "obs, as in the recipe"
-    mixed = Candidate(("obs", "probe"), "tempered", 0.25)
-    assert mixed.named("sink") == "obs + probe, tempered, 25 % by blocks"
+    mixed = Candidate(("obs", "probe"), "tempered 1/2", 0.25)
+    assert mixed.named("sink") == "obs + probe, tempered 1/2, 25 % by blocks"
     assert Candidate(depth=0.0).named("obs") == "obs, as in the recipe, no blocks"
 
 
@@ -61,22 +61,33 @@ def test_mixed_scores_are_shares_of_their_sums():
     assert found.meta["criterion"] == "c + c"
 
 
-def test_tempered_scores_keep_the_order_within_and_halve_the_difference_between_groups():
+@pytest.mark.parametrize("by", [0.25, 0.5, 1.0])
+def test_tempered_scores_keep_the_order_within_and_reduce_differences_between_groups(by):
     groups = [group for group in find_groups(dit(num_layers=1)) if group.kind != "blocks"]
     a, b = (group.name for group in groups)
-    units = {groups[0].name: groups[0].num_units, groups[1].name: groups[1].num_units}
-    scores = Scores(
-        {
-            a: torch.full((groups[0].num_units,), 1.0, dtype=torch.float64),
-            b: torch.full((groups[1].num_units,), 100.0, dtype=torch.float64),
-        }
-    )
+    values = {
+        a: torch.ones(groups[0].num_units, dtype=torch.float64),
+        b: torch.full((groups[1].num_units,), 100.0, dtype=torch.float64),
+    }
     costs = {a: 1.0, b: 4.0}  # prices per unit of cost: 1 and 25
-    found = tempered(scores, groups, costs)
+    found = tempered(Scores(values), groups, costs, by)
     assert float(found.values[a][0]) == pytest.approx(1.0)
-    assert float(found.values[b][0]) == pytest.approx(100 / 5)  # by the root of its price
-    assert float(scores.values[b][0]) == 100
-    assert units
+    assert float(found.values[b][0]) == pytest.approx(100 / 25**by)
+    assert float(values[b][0]) == 100
+
+
+def test_more_heads_go_where_their_scores_count_less():
+    groups, cost = priced(dit(num_layers=6))
+    groups = [group for group in groups if group.kind != "blocks"]
+    settings = Prune(kinds=["attention_heads", "ffn_channels"], target=Target(macs=0.6))
+    costs = cost.unit_costs("macs")
+    drawn = random_scores(groups).values
+    scores = Scores({group.name: drawn[group.name] * costs[group.name] for group in groups})
+    left = {}
+    for name in ("global", "more heads", "fewer heads"):
+        plan = candidate_plan(groups, [scores], cost, settings, Candidate(allocation=name))
+        left[name] = sum(len(plan.kept_units(group)) for group in groups if group.kind == "attention_heads")
+    assert left["more heads"] < left["global"] < left["fewer heads"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +98,7 @@ def test_scores_without_a_zero_are_not_mixed_or_tempered(change, message):
     scores = random_scores(groups)
     strange = Scores({name: change(value) for name, value in scores.values.items()}, {"criterion": "flap"})
     with pytest.raises(PruningError, match=rf"scores of flap {message}, so that they cannot be tempered"):
-        tempered(strange, groups, cost.unit_costs("macs"))
+        tempered(strange, groups, cost.unit_costs("macs"), 0.5)
     with pytest.raises(PruningError, match=rf"scores of flap {message}, so that they cannot be added"):
         mix([scores, strange])
 
