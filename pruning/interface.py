@@ -278,10 +278,11 @@ def allocate(
     """
     settings = replace(settings or Prune(), target=Target(macs=macs, params=params, ratio=ratio))
     settings.check("allocate")
-    if settings.modulation_error is not None or settings.share_embedders or settings.depth.budget:
+    for_recipes = settings.modulation_error is not None or settings.share_embedders or settings.depth.budget
+    if for_recipes or settings.candidates > 1:
         raise PruningError(
-            "allocate: modulation_error, share_embedders and depth are for recipes; from Python use modulation_forms, "
-            "PruningPlan.shared and choose_blocks"
+            "allocate: modulation_error, share_embedders, depth and candidates are for recipes; from Python use "
+            "modulation_forms, PruningPlan.shared, choose_blocks and allocation.candidates.candidate_plan"
         )
     cost = CostModel.trace(model, models.example_call(model, 1), find_groups(model))
     start = PruningPlan(base_hash=config_hash(config_of(model)), ranks=dict(ranks or {}))

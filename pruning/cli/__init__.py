@@ -116,8 +116,9 @@ a recipe.
 """
 DIFF = "Show the values in which two recipes differ, and for two runs also the figures."
 LS = """\
-List the bundled recipes, the criteria, the kinds of groups, the metrics, the runs under ./runs, the results that are
-kept for them, or all settings of a recipe; without WHAT: recipes, criteria and runs.
+List the bundled recipes, the candidates that a run may choose among, the criteria, the kinds of groups, the metrics,
+the runs under ./runs, the results that are kept for them, or all settings of a recipe; without WHAT: recipes, criteria
+and runs.
 """
 CLEAN = """\
 Remove results that no run directory uses, and what interrupted or damaged work left in the store. What a run uses
@@ -274,7 +275,7 @@ def build_parser() -> argparse.ArgumentParser:
     diff.add_argument("left", metavar="LEFT", help="a recipe or a run directory")
     diff.add_argument("right", metavar="RIGHT", help="another")
     listing = add("ls", "recipes, criteria, runs, settings and more", LS)
-    what = ("recipes", "criteria", "kinds", "metrics", "results", "runs", "settings")
+    what = ("recipes", "candidates", "criteria", "kinds", "metrics", "results", "runs", "settings")
     listing.add_argument("what", nargs="?", metavar="WHAT", choices=what, help=f"one of {', '.join(what)}")
     listing.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="for runs and results: where they lie (runs)"

@@ -21,6 +21,7 @@ from pruning.models.sources import DENOISER_FOLDERS
 from pruning.recipe import Recipe, bundled_recipes, find_recipe, load_recipe, to_yaml
 from pruning.registry import names_of
 from pruning.settings import knobs_of, type_words
+from pruning.settings.candidates import CANDIDATES
 from pruning.stages.folder import RunFolder
 from pruning.stages.summary import measured, summary_of
 from pruning.store import OWNER, STORE, Store, changes
@@ -55,8 +56,8 @@ def _show_run(path: Path) -> Outcome:
     drawn = [facts(about), tables.stages(folder)]
     plan = folder.manifest("plan").get("result")
     if plan:
-        short = {key: value for key, value in plan.items() if key not in ("targets", "solver")}
-        drawn += [facts(short, title="\nplan"), *tables.targets(plan)]
+        short = {key: value for key, value in plan.items() if key not in ("targets", "solver", "candidates")}
+        drawn += [facts(short, title="\nplan"), *tables.targets(plan), *tables.candidates(plan)]
     if metrics := measured(folder):
         drawn.append(tables.subjects(metrics))
     data = {
@@ -145,10 +146,11 @@ def diff(arguments: argparse.Namespace, console: Console) -> Outcome:
 
 
 def list_all(arguments: argparse.Namespace, console: Console) -> Outcome:
-    """List recipes, criteria and runs; or one of these or of kinds, metrics, results and settings."""
+    """List recipes, criteria and runs; or one of these or of candidates, kinds, metrics, results and settings."""
     folder = Path(arguments.folder) if arguments.folder else None
     listings: dict[str, Callable[[], Listing]] = {
         "recipes": _recipes,
+        "candidates": _candidates,
         "criteria": lambda: _meanings(names_of("criterion")),
         "kinds": lambda: _meanings(names_of("group kind")),
         "metrics": _metrics,
@@ -166,6 +168,15 @@ def list_all(arguments: argparse.Namespace, console: Console) -> Outcome:
 
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def _candidates() -> Listing:
+    own = "the recipe's"
+    rows = [
+        (str(number), " + ".join(one.criteria) or own, one.allocation, one.depth_words)
+        for number, one in enumerate(CANDIDATES, start=1)
+    ]
+    return ("number", "criterion", "allocation", "depth"), rows
 
 
 def _recipes() -> Listing:

@@ -83,6 +83,21 @@ def targets(plan: dict[str, Any]) -> list[Table]:
     ]
 
 
+def candidates(plan: dict[str, Any]) -> list[Table]:
+    """Return what a choice among candidates came to; nothing where there was none. `plan` as for `targets`."""
+    if not (found := plan.get("candidates")):
+        return []
+    columns = ("candidates", "plans", "chosen", "excess error", "of the recipe's own")
+    row = (
+        str(found["asked"]),
+        str(found["measured"]),
+        found["chosen"],
+        text_of(found["excess_error"]),
+        text_of(found["ratio"]),
+    )
+    return [table(columns, [row], "\ncandidates")]
+
+
 def _within(interval: str | None) -> str:
     return f"({interval})" if interval else ""
 
@@ -105,9 +120,13 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
         f"which blocks go is then searched (prune.depth): up to {depth['sets']:,} sets of blocks are measured, "
         f"{depth['forwards']:,} forwards of one sample"
     )
+    tried = found["candidates"] and (
+        f"{len(found['candidates'])} candidates are then measured (prune.candidates): {'; '.join(found['candidates'])}"
+    )
+    said = "\n".join(text for text in (searched, tried) if text) or None
     return [
         table(("group", "units", "would stay"), groups),
-        _kinds(found["kinds"], title, caption=searched),
+        _kinds(found["kinds"], title, caption=said),
         *targets(plan),
         _dense_and_slim(found, plan, {"file": (found["bytes"], plan["bytes"])}),
     ]

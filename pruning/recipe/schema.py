@@ -56,7 +56,7 @@ class Recipe(Section):
         return DIGITS_FEATURES if self.data.source == DIGITS else "inception"
 
     def mismatches(self) -> Iterator[Problem]:
-        """Guided rows need a guided sampler; sets of blocks are measured on noised images."""
+        """Guided rows need a guided sampler, and one criterion; sets of blocks are measured on noised images."""
         if self.prune.depth.budget and self.calibrate.provider != "noised":
             yield (
                 "prune.depth.budget",
@@ -65,6 +65,12 @@ class Recipe(Section):
             )
         if self.score.weighting != "guided":
             return
+        if self.prune.candidates > 1:
+            yield (
+                "prune.candidates",
+                f"{self.prune.candidates} plans are to be made, by criteria that read gradients among others, but "
+                "score.weighting is 'guided', under which rows alone are seen; leave one of them out",
+            )
         if self.calibrate.provider != "sampling":
             yield (
                 "score.weighting",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from pruning.settings.candidates import CANDIDATES
 from pruning.settings.protocols import PROTOCOLS
 from pruning.settings.rules import above, at_least, matches, one_of, registered, within
 from pruning.settings.section import Problem, Section, knob, section
@@ -328,6 +329,18 @@ class Prune(Section):
         "``sink_mass``) are compared undivided.",
     )
     depth: Depth = knob(Depth, "Choosing blocks by measuring sets of them.")
+    candidates: int = knob(
+        1,
+        "Plans for the same target that are carried out on a copy of the dense model and measured, the best of which "
+        "goes on: other criteria, other ways to rank units and, where `kinds` has blocks, other shares of depth and "
+        "width; 1 is the recipe's own plan alone. ``sinkprune ls candidates`` lists them.",
+        within(f"[1, {len(CANDIDATES)}]", "so many are known"),
+    )
+    candidate_samples: int = knob(
+        64,
+        "Samples, none of which calibration saw, on which each of several plans is measured, at every timestep bucket.",
+        at_least(2),
+    )
     compensation: str = knob(
         "least_squares",
         "``none``, ``fold`` (the mean goes into the bias) or ``least_squares``.",
@@ -365,11 +378,17 @@ class Prune(Section):
     )
 
     def mismatches(self) -> Iterator[Problem]:
-        """There must be something to cut, and blocks where sets of them are searched."""
+        """There must be something to cut, blocks where sets of them are searched, and one shot for several plans."""
         if self.earlier:
             yield from self._rounds()
         if not self.kinds:
             yield "kinds", "is empty; name at least one kind of group"
+        elif self.candidates > 1 and self.selection != "one_shot":
+            yield (
+                "candidates",
+                f"{self.candidates} plans are to be measured as they would be cut in one shot, but selection is "
+                f"{self.selection!r}, which chooses other units; set selection=one_shot, or leave candidates out",
+            )
         elif self.depth.budget and not self.target.is_counted_alone:
             yield (
                 "depth.budget",

@@ -21,6 +21,7 @@ from pruning.errors import PruningError
 from pruning.groups.experts import EXPERTS
 from pruning.importance import CRITERIA, DIAGNOSTIC_NEEDS, needs_of
 from pruning.settings import SAMPLING
+from pruning.stages.candidates import further_criteria
 from pruning.stages.caveats import unseen
 from pruning.stages.run import STATS, Run
 from pruning.stages.sampling import sampler, steps_of
@@ -62,9 +63,10 @@ class Wanted(NamedTuple):
 
 
 def wanted(run: Run) -> Wanted:
-    """Return what the recipe's criteria, its compensation and the report need."""
+    """Return what the recipe's criteria, those of its candidates, its compensation and the report need."""
     recipe = run.recipe
-    needs, variants = needs_for([*recipe.calibrate.criteria, recipe.prune.compensation], run.groups)
+    others = [*recipe.calibrate.criteria, *further_criteria(run)]
+    needs, variants = needs_for([*others, recipe.prune.compensation], run.groups)
     needs |= needs_of(recipe.score.criterion, run.groups)
     variants |= {weighting(run)} - {"off"}
     drawn: frozenset[str] = frozenset()

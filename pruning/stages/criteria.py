@@ -32,16 +32,18 @@ def criteria_cuts(run: Run) -> dict[str, Any]:
     """Return, for the report, what share of each group every criterion would cut.
 
     Returns:
-        JSON types: ``groups`` (module and kind, in model order), ``rows`` (name, ``own``, and one share per group; the
-        run's own criterion first) and ``left_out`` (why, and which). Only a ``note`` where criteria cannot differ.
+        JSON types: ``groups`` (module and kind, in model order), ``rows`` (name, ``own``, and one share per group;
+        first that of the run's plan, under its criterion or the name of the candidate that was chosen) and ``left_out``
+        (why, and which). Only a ``note`` where criteria cannot differ.
     """
     if run.recipe.prune.scope == "local" and not any(group.kind == "blocks" for group in run.groups):
         return {
             "note": "With prune.scope=local every criterion takes the same share of each group; they differ in which "
             "units go."
         }
-    own, stats = run.recipe.score.criterion, with_squares(run.stats)
-    rows = [{"name": own, "own": True, "shares": shares_cut(run.plan, run.groups)}]
+    stats, candidate = with_squares(run.stats), run.plan.meta.get("candidate")
+    own = run.recipe.score.criterion if candidate is None else None
+    rows = [{"name": own or f"chosen: {candidate}", "own": True, "shares": shares_cut(run.plan, run.groups)}]
     weights = run.weights
     left_out: dict[str, list[str]] = {}
     for name in sorted(set(CRITERIA) - {own}):

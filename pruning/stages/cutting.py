@@ -63,11 +63,11 @@ def _in_memory(run: Run, folder: Path) -> tuple[PruningPlan, tuple[int, int]]:
     """Cut the whole model and write it; returns the plan that was cut by, and the parameters before and after."""
     section, model = run.recipe.prune, run.load_dense()
     dense = sum(p.numel() for p in model.parameters())
-    smaller_forms.take(run, model)
+    smaller_forms.take(model, run.plan, run.result("plan").folder)
     if section.selection == "block_by_block":
         plan, report = _choose_anew(run, model)
     else:
-        plan, report = run.plan, _compensated(run, model)
+        plan, report = run.plan, compensated(run, model, run.plan)
     write_json(folder / "compensation.json", report)
     plan.save(folder / PLAN)
     apply_plan(model, plan)
@@ -75,13 +75,15 @@ def _in_memory(run: Run, folder: Path) -> tuple[PruningPlan, tuple[int, int]]:
     return plan, (dense, sum(p.numel() for p in model.parameters()))
 
 
-def _compensated(run: Run, weights: nn.Module | MutableMapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Let what stays of the dense weights make up for what the run's plan takes; returns the report."""
+def compensated(
+    run: Run, weights: nn.Module | MutableMapping[str, Tensor], plan: PruningPlan
+) -> dict[str, dict[str, Any]]:
+    """Let what stays of the dense weights make up for what a plan takes, as the recipe says; returns the report."""
     section = run.recipe.prune
     return compensate(
         weights,
         run.all_groups,
-        run.plan,
+        plan,
         run.stats,
         method=section.compensation,
         ridge=section.ridge,
@@ -93,9 +95,9 @@ def _compensated(run: Run, weights: nn.Module | MutableMapping[str, Tensor]) -> 
 def _from_disk_to_disk(run: Run, folder: Path) -> tuple[int, int]:
     """Do what `_in_memory` does, holding no more than a group's weights; returns the parameters before and after."""
     plan, changes = run.plan, Changes(run.weights, folder / SCRATCH / "changed")
-    for name, weight in smaller_forms.weights_of(run).items():
+    for name, weight in smaller_forms.weights_of(plan, run.result("plan").folder).items():
         changes[name] = weight
-    report = _compensated(run, changes)
+    report = compensated(run, changes, plan)
     write_json(folder / "compensation.json", report)
     plan.save(folder / PLAN)
     remove(folder / MODEL)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pruning.errors import PruningError
 from pruning.stages import smaller_forms, targets
+from pruning.stages.candidates import names_of
 from pruning.stages.caveats import caveats
 from pruning.stages.depth import effort
 from pruning.stages.outlook import kinds_of, sizes
@@ -27,7 +28,8 @@ def dry_run(run: Run) -> dict[str, Any]:
 
     Returns:
         JSON types: the dense model's ``params``, ``macs`` and ``bytes``; ``kinds``: groups, units and their shares, and
-        how much of each goes; ``plan``: asked and got; ``basis``: ``scores`` or ``uniform``; ``groups``: every group.
+        how much of each goes; ``plan``: asked and got; ``basis``: ``scores`` or ``uniform``; ``groups``: every group;
+        ``depth`` and ``candidates``: what the stage ``plan`` will measure.
 
     Raises:
         PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing, an argument
@@ -61,6 +63,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         "kinds": kinds_of(run.cost, cuts),
         "plan": {**figures, "bytes": sizes(run.meta, gone=gone)[dtype]},
         "depth": effort(run),
+        "candidates": names_of(run) if run.recipe.prune.candidates > 1 else [],
         "basis": "scores" if scored else "uniform",
         "groups": cuts,
     }

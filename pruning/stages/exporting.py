@@ -65,7 +65,7 @@ def request_of(
         data=_public(recipe.data.source),
         asked={
             "target": figures["plan"]["asked"],
-            "criterion": recipe.score.criterion,
+            "criterion": figures["plan"].get("candidates", {}).get("chosen", recipe.score.criterion),
             "compensation": recipe.prune.compensation,
         },
         got={key: figures["plan"][key] for key in GOT if key in figures["plan"]},

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pruning.allocation import Cost, allocate
-from pruning.files import write_json
-from pruning.stages import depth, smaller_forms, targets
+from pruning.allocation.candidates import candidate_plan
+from pruning.files import read_json, write_json
+from pruning.settings.candidates import Candidate
+from pruning.stages import depth, judging, smaller_forms, targets
 from pruning.stages.run import PLAN, Run
-from pruning.stages.stage import Stage
+from pruning.stages.stage import Stage, pick
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash, lies_in
 
 READS = (
@@ -29,6 +31,10 @@ READS = (
 
 
 def _settings(run: Run) -> dict[str, Any]:
+    return _planned_by(run) | judging.depends_on(run)
+
+
+def _planned_by(run: Run) -> dict[str, Any]:
     return smaller_forms.depends_on(run) | depth.depends_on(run) | targets.depends_on(run)
 
 
@@ -36,20 +42,49 @@ def _settings(run: Run) -> dict[str, Any]:
 def plan(run: Run, folder: Path) -> dict[str, Any]:
     """Decide which weights take a smaller form and which units stay; which blocks, by measuring them if asked.
 
-    Under a target of time or memory the plan is measured before it is believed.
+    Under a target of time or memory the plan is measured before it is believed. Of several candidates the one with the
+    lowest measured error is taken.
     """
-    start, searched = smaller_forms.decide(run, folder), {}
-    if targets.is_measured(run.recipe.prune.target):
-        found = targets.measured_plan(run, folder, lambda costs: make_plan(run, run.scores, start, costs))
+    start, said = smaller_forms.decide(run, folder), {}
+    make = partial(_write_plan, run, start)
+    if run.recipe.prune.candidates > 1:
+        settings = {**pick(run.recipe, READS), **_planned_by(run)}
+        found, trace = judging.choose(run, folder, settings, make)
+        write_json(folder / judging.CANDIDATES, trace)
+        found.save(folder / PLAN)
+        said = {"candidates": judging.figures(trace)}
     else:
-        found = make_plan(run, run.scores, start)
-    if run.recipe.prune.depth.budget:
+        found = make(Candidate(), [run.scores], folder)
+    if searched := read_json(folder / depth.DEPTH):
+        said = {"depth": depth.depth_figures(searched), **said}
+    return {**plan_figures(found, run.groups), **said}
+
+
+def _write_plan(
+    run: Run, start: PruningPlan | None, candidate: Candidate, scores: Sequence[Scores], folder: Path
+) -> PruningPlan:
+    """Make the plan of a candidate and write it, with what was measured of its target and of its blocks."""
+
+    def make(costs: Mapping[str, Cost] | None = None) -> PruningPlan:
+        if candidate.is_own:
+            return make_plan(run, scores[0], start, costs)
+        costs = targets.costs_for(run) if costs is None else costs
+        asked = run.recipe.prune
+        with hushed():  # what misses its target is said in the comparison
+            return candidate_plan(
+                run.groups, scores, run.cost, asked, candidate, start=_start(run, start), measured=costs
+            )
+
+    if targets.is_measured(run.recipe.prune.target):
+        found = targets.measured_plan(run, folder, make)
+    else:
+        found = make()
+    if run.recipe.prune.depth.budget and candidate.is_own:
         with hushed():  # what the scores' own plan misses has been said
-            found, trace = depth.search(run, found, run.scores)
+            found, trace = depth.search(run, found, scores[0])
         write_json(folder / depth.DEPTH, trace)
-        searched = {"depth": depth.depth_figures(trace)}
     found.save(folder / PLAN)
-    return {**plan_figures(found, run.groups), **searched}
+    return found
 
 
 def make_plan(
@@ -68,13 +103,17 @@ def make_plan(
     """
     section = run.recipe.prune
     settings = section if scores is not None else replace(section, scope="local")
-    start = start or PruningPlan(base_hash=config_hash(run.meta.config))
     costs = targets.costs_for(run) if costs is None else costs
-    plan = allocate(run.groups, scores, run.cost, settings, start=start, measured=costs)
+    plan = allocate(run.groups, scores, run.cost, settings, start=_start(run, start), measured=costs)
     if run.recipe.model.start is None:
         return plan
     asked = plan.meta["asked"].replace("of the dense", "of the slim model's")
     return replace(plan, meta={**plan.meta, "asked": asked})
+
+
+def _start(run: Run, start: PruningPlan | None) -> PruningPlan:
+    """Return what a plan starts from: what is decided already, or nothing but whose plan it is."""
+    return start or PruningPlan(base_hash=config_hash(run.meta.config))
 
 
 def plan_figures(plan: PruningPlan, groups: list[PrunableGroup]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from eval.features import inception_is_here, load_features
 from eval.networks import check_network, load_network
 from eval.run import check_metrics, fewest_images, networks_of
 from eval.run import needs_of as metric_needs
-from pruning.calibration import find
 from pruning.calibration.attention.sites import is_attention
 from pruning.calibration.observer import ALWAYS, STATISTICS
 from pruning.calibration.seeing import Attention
@@ -45,6 +44,7 @@ from pruning.sampling.arguments import STEPS
 from pruning.settings import DIGITS, NOISED, SAMPLING, Calibrate, Evaluate, Prune
 from pruning.stages import smaller_forms, targets
 from pruning.stages.calibration import check_guidance, timestep_weights
+from pruning.stages.candidates import candidates_of, targetless
 from pruning.stages.caveats import caveats
 from pruning.stages.folder import STAGES
 from pruning.stages.imaging import call_of
@@ -85,6 +85,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     check_steps(run)
     check_guidance(run)
     check_provider(run)
+    check_candidates(run)
     if "recover" in stages and run.recipe.recover.enabled:
         check_recovery(run)
     check_data(run, stages)
@@ -330,12 +331,28 @@ def check_provider(run: Run) -> None:
     asked = [("score.criterion", recipe.score.criterion)]
     asked += [("calibrate.criteria", name) for name in recipe.calibrate.criteria]
     for key, criterion in asked:
-        for name, observer in find(needs_of(criterion, run.groups)).items():
-            if observer.sees.needs_targets:
-                raise PruningError(
-                    f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
-                    f"{criterion!r} ({key}) needs; use calibrate.provider=noised or renoised, or another criterion"
-                )
+        if name := targetless(run, criterion):
+            raise PruningError(
+                f"calibrate.provider: 'sampling' has no targets, which the statistic {name!r} of the criterion "
+                f"{criterion!r} ({key}) needs; use calibrate.provider=noised or renoised, or another criterion"
+            )
+
+
+def check_candidates(run: Run) -> None:
+    """Check that several plans can be carried out, each on a copy of the dense model."""
+    asked = run.recipe.prune.candidates
+    if asked > 1 and run.placement.streams:
+        raise PruningError(
+            f"prune.candidates: {asked} plans are each carried out on a copy of the dense model, and its weights stay "
+            "in their files here, for they do not fit into memory; leave it out, or run where they fit "
+            "(calibrate.memory_gb)"
+        )
+    if asked > 1 and len(found := candidates_of(run)) < asked:
+        logger.info(
+            "prune.candidates: %d are asked for, and this recipe and model allow %d that differ",
+            asked,
+            len(found),
+        )
 
 
 def check_data(run: Run, stages: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from pruning.stages.depth import DEPTH
 from pruning.stages.evaluation import SAMPLE, SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
+from pruning.stages.judging import CANDIDATES
 from pruning.stages.layers import layer_costs
 from pruning.stages.planning import cuts_of
 from pruning.stages.recovering import LOSSES, VALIDATION
@@ -103,7 +104,8 @@ def _got(run: Run, folder: Path) -> dict[str, Any]:
     figures = run.result("plan").figures
     ratios = {key: figures[f"{key}_ratio"] for key in COUNTED}
     left = {f"{key}_ratio": ratio and ratio * _of_dense(run, key) for key, ratio in ratios.items()}
-    return {"got": {**left, "hit": figures["hit"]}}
+    chosen = {"candidate": figures["candidates"]["chosen"]} if "candidates" in figures else {}
+    return {"got": {**left, "hit": figures["hit"], **chosen}}
 
 
 def _of_dense(run: Run, key: str) -> float:
@@ -164,6 +166,7 @@ PARTS: tuple[Part, ...] = (
     lambda run, folder: {"warnings": [*caveats(run), *unseen(run.stats)]},
     lambda run, folder: {"criteria": criteria_cuts(run)},
     lambda run, folder: {"depth": read_json(run.file("plan", DEPTH))},
+    lambda run, folder: {"candidates": read_json(run.file("plan", CANDIDATES))},
     lambda run, folder: {"layers": layer_costs(run)},
     _pictures,
     _validation,

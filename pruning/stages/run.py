@@ -369,7 +369,11 @@ class Run:
     @property
     def scores(self) -> Scores:
         """What the stage ``score`` found."""
-        return self._read("score", SCORES, lambda path: Scores(*read_tensors(path, SCORES_CONTENT)))
+        return self._read("score", SCORES, _read_scores)
+
+    def scores_in(self, folder: Path) -> Scores:
+        """Return the scores that were written to a folder."""
+        return _read_scores(folder / SCORES)
 
     @property
     def plan(self) -> PruningPlan:
@@ -392,6 +396,10 @@ class Run:
         if self._loaded.get((stage, name), (None,))[0] != result:
             self._loaded[stage, name] = result, load(path)
         return self._loaded[stage, name][1]
+
+
+def _read_scores(path: Path) -> Scores:
+    return Scores(*read_tensors(path, SCORES_CONTENT))
 
 
 def image_shape(model: ModelMixin) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from pruning.stages.calibration import weighting
 from pruning.stages.run import SCORES, SCORES_CONTENT, Run
 from pruning.stages.stage import Stage
 from pruning.store import SCRATCH
+from pruning.types import Scores
 
 
 @partial(
@@ -26,21 +27,27 @@ from pruning.store import SCRATCH
 def score(run: Run, folder: Path) -> dict[str, Any]:
     """Score every unit of every group with the recipe's criterion."""
     section = run.recipe.score
-    scores = importance.score(
-        run.weights,
-        run.groups,
-        run.stats,
-        criterion=section.criterion,
-        weighting=section.weighting,
-        seed=run.recipe.seed,
-        known=TensorFiles(folder / SCRATCH / "scores", "scores"),
-        progress=lambda done, total: run.bars("groups", done, total),
-        **run.placement.working,
-    )
-    write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)
+    scores = write_scores(run, folder, section.criterion, section.weighting)
     return {
         "criterion": section.criterion,
         "weighting": scores.meta["weighting"],
         "groups": len(scores.values),
         "units": sum(len(values) for values in scores.values.values()),
     }
+
+
+def write_scores(run: Run, folder: Path, criterion: str, weighting: str | None = None) -> Scores:
+    """Score the run's groups and write the scores; what a killed attempt left in the folder is not scored again."""
+    scores = importance.score(
+        run.weights,
+        run.groups,
+        run.stats,
+        criterion=criterion,
+        weighting=weighting,
+        seed=run.recipe.seed,
+        known=TensorFiles(folder / SCRATCH / "scores", "scores"),
+        progress=lambda done, total: run.bars("groups", done, total),
+        **run.placement.working,
+    )
+    write_tensors(folder / SCORES, SCORES_CONTENT, scores.values, scores.meta)
+    return scores

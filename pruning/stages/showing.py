@@ -129,14 +129,19 @@ def trained_samples(run: Run) -> int:
 def training_samples(run: Run) -> int:
     """Return how many samples of the training split the stages of the recipe read."""
     recipe = run.recipe
-    asked = (
-        [recipe.calibrate.num_samples * (1 + (recipe.prune.modulation_error is not None))]
-        if is_recorded(run)
-        else []
-    )
+    asked = []
+    if is_recorded(run):
+        judged = recipe.prune.candidate_samples if recipe.prune.candidates > 1 else 0
+        asked.append(seen_before_candidates(run) + judged)
     if recipe.recover.enabled and recovery_provider(run) != NOISED:
         asked.append(trained_samples(run))
     return max(asked, default=0)
+
+
+def seen_before_candidates(run: Run) -> int:
+    """Return how many recorded samples calibration sees, and those by which the ranks of low-rank forms are chosen."""
+    recipe = run.recipe
+    return recipe.calibrate.num_samples * (1 + (recipe.prune.modulation_error is not None))
 
 
 def needs_noising(run: Run) -> bool:

@@ -119,29 +119,29 @@ def assumed(run: Run, share: float) -> PruningPlan | None:
     return PruningPlan(base_hash=config_hash(model.config), ranks=ranks, shared=shared)
 
 
-def take(run: Run, model: ModelMixin) -> None:
-    """Give the modulation layers of the dense `model` the forms of the run's plan, in place."""
-    if forms := _forms(run):
+def take(model: ModelMixin, plan: PruningPlan, folder: Path) -> None:
+    """Give the modulation layers of the dense `model` the forms of a plan, in place; `decide` wrote them."""
+    if forms := _forms(plan, folder):
         take_low_rank(model, forms)
 
 
-def weights_of(run: Run) -> dict[str, Tensor]:
-    """Return the weights of the forms of the run's plan, by name, as `cut_on_disk` takes them."""
+def weights_of(plan: PruningPlan, folder: Path) -> dict[str, Tensor]:
+    """Return the weights of the forms of a plan, by name, as `cut_on_disk` takes them; `decide` wrote them."""
     found: dict[str, Tensor] = {}
-    for path, form in _forms(run).items():
+    for path, form in _forms(plan, folder).items():
         found |= {f"{path}.up.weight": form.up, f"{path}.down.weight": form.down}
         if form.bias is not None:
             found[f"{path}.up.bias"] = form.bias
     return found
 
 
-def _forms(run: Run) -> dict[str, LowRank]:
-    """Return the low-rank forms of the run's plan, by path of the layer."""
-    if not run.plan.ranks:
+def _forms(plan: PruningPlan, folder: Path) -> dict[str, LowRank]:
+    """Return the low-rank forms of a plan, by path of the layer."""
+    if not plan.ranks:
         return {}
-    tensors, losses = read_tensors(run.result("plan").folder / FORMS, CONTENT)
+    tensors, losses = read_tensors(folder / FORMS, CONTENT)
     forms = {}
-    for path in run.plan.ranks:
+    for path in plan.ranks:
         up, down, bias = (tensors.get(f"{path}/{name}") for name in PARTS)
         assert up is not None
         assert down is not None

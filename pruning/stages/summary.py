@@ -20,8 +20,10 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
     ``macs_ratio``, ``params_ratio`` and ``file_bytes_pruned`` are of the model that the run ends with (recovered, or
     pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
     stages, those included that were reused. An interval is None where the rounds were too few for one of 95 %.
-    ``ssim_pruned``, ``mse_recovered`` and so on, with their intervals, are there where they were measured.
-    ``provenance`` says of each stage which result it was, and how it came about.
+    ``candidates`` is there where the plan was chosen among several: how many were ``asked`` for and ``measured``, the
+    name of the ``chosen`` one, its ``excess_error`` before training on samples that calibration did not see, and the
+    ``ratio`` to that of the recipe's own plan. ``ssim_pruned``, ``mse_recovered`` and so on, with their intervals, are
+    there where they were measured. ``provenance`` says of each stage which result it was, and how it came about.
     """
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
@@ -53,6 +55,7 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
         **_consistency(metrics),
         "asked": plan.get("asked"),
         "hit": plan.get("hit"),
+        **({"candidates": plan["candidates"]} if "candidates" in plan else {}),
         "seconds_by_stage": seconds,
         "provenance": {stage: origin(folder.manifest(stage)) for stage in seconds},
     }

@@ -36,7 +36,7 @@ from pruning.errors import PruningError
 from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import load_recipe
 from pruning.recording import conditions
-from pruning.stages import Run, run_recipe
+from pruning.stages import Run, judging, run_recipe
 from pruning.store import Store
 from tests.models import dit, unet2d
 from tests.unit.test_allocation_targets import table
@@ -763,6 +763,49 @@ def test_blocks_are_chosen_by_measuring_sets_of_them(workplace, features, capsys
     assert main(["run", *asked, "prune.depth.budget=12", "--until", "plan"]) == 0
     assert "reused" in capsys.readouterr().err
     assert len(list(Path("runs/.store").glob("plan*"))) == searches
+
+
+@pytest.mark.parametrize("family", ["dit", "unet2d"])
+def test_the_best_of_several_candidates_goes_through_the_run(workplace, features, capsys, family):
+    model = dit(sample_size=16) if family == "dit" else unet2d(in_channels=1, out_channels=1, sample_size=16)
+    save_bare(model, workplace)
+    recipe = str(write_recipe(workplace, features[1]))
+    asked = [recipe, "prune.candidates=6", "prune.candidate_samples=3"]
+    asked += ["prune.kinds=[attention_heads,ffn_channels,resnet_channels,blocks]"]
+    assert main(["run", *asked, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 candidates are then measured (prune.candidates): probe_obs, as in the recipe;" in said
+    assert main(["run", *asked]) == 0
+    assert "6 candidates came to" in capsys.readouterr().err
+    run = Path("runs/tiny")
+    summary = check_complete(run, 0.75)
+    trace = json.loads((run / "plan/candidates.json").read_text())
+    best = trace["rows"][trace["chosen"]]
+    assert summary["candidates"]["chosen"] == best["name"]
+    assert trace["samples"] == 3
+    html = (run / "report/report.html").read_text()
+    assert "6 candidates for the same target came to" in html
+    assert f"chosen: {best['name']}" in html
+    assert best["name"] in (run / "export/diffusers/README.md").read_text()
+    assert main(["show", str(run)]) == 0
+    assert best["criterion"] in capsys.readouterr().out
+    assert main(["run", *asked]) == 0
+    assert "reused" in capsys.readouterr().err
+    assert main(["clean"]) == 0
+    assert len(list(Path("runs/.store/candidate").iterdir())) == 6
+
+
+def test_candidates_of_recorded_calls_are_measured_on_other_samples(workplace, features):
+    save_bare(dit(sample_size=16), workplace)
+    recipe = write_recipe(workplace, features[1])
+    asked = ["calibrate.provider=sampling", "calibrate.num_steps=2", "prune.candidates=3"]
+    run_recipe(recipe, [*asked, "prune.candidate_samples=2", "recover.enabled=false"], until="prune")
+    trace = json.loads(Path("runs/tiny/plan/candidates.json").read_text())
+    assert trace["held_out"]
+    assert trace["samples"] == 2
+    run = Run(load_recipe(recipe, [*asked, "prune.candidate_samples=2", "recover.enabled=false"]))
+    judged = judging.unseen_by_calibration(run)
+    assert sorted({int(i) for batch in judged for i in batch.sample_ids}) == [6, 7]  # calibration has 0 to 5
 
 
 def test_timesteps_weigh_as_the_sampler_feels_them(workplace, features):

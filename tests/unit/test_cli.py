@@ -19,6 +19,7 @@ from pruning.data import UnreadableRow
 from pruning.files import write_json
 from pruning.groups import KINDS
 from pruning.recipe import bundled_recipes
+from pruning.settings.candidates import CANDIDATES
 from pruning.stages.folder import STAGES, RunFolder
 from pruning.store import Key, Store, locked
 from tests.fixtures.report_runs import bare_run
@@ -347,6 +348,10 @@ def test_ls_names_recipes_criteria_and_runs(workplace, capsys):
     kinds = json.loads(capsys.readouterr().out)["kinds"]
     assert [row["name"] for row in kinds] == list(KINDS)
     assert all(row["meaning"].endswith(".") for row in kinds)
+    assert main(["ls", "candidates", "--json"]) == 0
+    candidates = json.loads(capsys.readouterr().out)["candidates"]
+    assert [row["number"] for row in candidates] == [str(k) for k in range(1, len(CANDIDATES) + 1)]
+    assert candidates[0]["criterion"] == "the recipe's"
 
 
 def test_a_table_of_no_models_has_no_rows():

@@ -22,6 +22,7 @@ from eval.report import RunData, fmt, load_run, render, sections, svg
 from eval.report.compare import settings
 from eval.report.front import Point, on_front
 from eval.report.sections import (
+    candidates,
     cuts,
     denoising,
     heads,
@@ -597,6 +598,76 @@ def target(asked: str, cost: str, **values: Any) -> dict[str, Any]:
     }
     found = {"asked": asked, "cost": cost, "goal": 0.6, "predicted": 0.598, "measured": 0.621, "binds": True}
     return {**found, "said": said, **values}
+
+
+def candidate(name: str, **changed: Any) -> dict[str, Any]:
+    """Return what a run says of a candidate."""
+    criterion, _, allocation = name.partition(", ")
+    row = {"name": name, "criterion": criterion, "allocation": allocation, "depth": "by scores", "why": None}
+    row |= {
+        "blocks": 0,
+        "depth_share": 0.0,
+        "macs_ratio": 0.5,
+        "params_ratio": 0.7,
+        "hit": True,
+        "targets": {},
+    }
+    row |= {"missed": 0.0, "predicted": None, "excess_error": 0.02, "excess_error_ci95": [0.019, 0.021]}
+    return row | {
+        "same_as": None,
+        "meets": True,
+        "ratio": 1.0,
+        "ratio_ci95": None,
+        "chosen": False,
+        **changed,
+    }
+
+
+def test_candidates_are_shown_with_what_was_predicted_and_measured(tmp_path: Path) -> None:
+    rows = [
+        candidate("probe_obs, as in the recipe", predicted=0.015),
+        candidate(
+            "obs, uniform",
+            chosen=True,
+            excess_error=0.01,
+            ratio=0.5,
+            ratio_ci95=[0.4, 0.6],
+            blocks=2,
+            depth_share=0.25,
+            depth="25 % by blocks",
+            targets={"0.6 of the dense latency": "0.61 of dense"},
+        ),
+        candidate("probe, global", same_as=0),
+        candidate("taylor, global", meets=False, missed=0.03, excess_error=0.001),
+        {**candidate("magnitude, uniform"), "why": "the least reachable is more"},
+    ]
+    found = {"rows": rows, "chosen": 1, "samples": 64, "held_out": True, "compensation": "least_squares"}
+    run = load_run(edited(tmp_path, {"candidates": found}))
+    shown = candidates.section(run)
+    assert shown is not None
+    assert shown.heading == "Candidates"
+    body = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", str(shown.body))).replace(fmt.THIN, " ")
+    body = body.replace(fmt.MISSING, "–").replace("&#39;", "'")
+    assert "5 candidates for the same target came to 3 plans" in body
+    assert (
+        "compensation: least squares; no training) and measured on 64 samples that calibration did not"
+        in body
+    )
+    assert "Its error is 0.500 (0.400 to 0.600) of that of the recipe's own plan by more than chance." in body
+    assert "probe_obs candidate 1, the recipe's own as in the recipe none 50 % 70 % – 0.0150 0.0200" in body
+    assert "25 % of what goes (2) asked: 25 % by blocks 50 % 70 % 0.61 of dense – 0.0100" in body
+    assert "probe candidate 3; the plan of candidate 1" in body
+    assert "taylor candidate 4; misses the target by 3 %" in body
+    assert "Not possible: magnitude, uniform (the least reachable is more)." in body
+    assert "<b>obs</b>" in str(shown.body)
+    rows[1]["ratio_ci95"] = [0.8, 1.2]
+    again = {**found, "held_out": False}
+    unclear = candidates.section(load_run(edited(tmp_path, {"candidates": again})))
+    assert unclear is not None
+    assert "these samples do not tell the two apart" in str(unclear.body)
+    assert "that calibration saw, too, at other timesteps" in str(unclear.body)
+    for nothing in (None, {}):
+        assert candidates.section(load_run(edited(tmp_path, {"candidates": nothing}))) is None
 
 
 def test_targets_are_shown_as_predicted_measured_and_evaluated(tmp_path: Path) -> None:

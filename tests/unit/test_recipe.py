@@ -394,6 +394,35 @@ def test_a_search_of_blocks_that_cannot_be_is_refused(overrides, message):
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prune.candidates=0"], r"prune\.candidates: 0 is not in \[1, \d+\]; so many are known"),
+        (["prune.candidates=99"], r"prune\.candidates: 99 is not in \[1, \d+\]; so many are known"),
+        (["prune.candidates=2.5"], r"prune\.candidates: 2\.5 is a float; expected a whole number"),
+        (["prune.candidates=[probe]"], r"prune\.candidates: .* expected a whole number"),
+        (["prune.candidate_samples=1"], r"prune\.candidate_samples: 1 must be at least 2"),
+        (
+            ["prune.candidates=3", "prune.selection=block_by_block"],
+            r"prune\.candidates: 3 plans .* selection is 'block_by_block', .*; set selection=one_shot",
+        ),
+        (
+            [
+                "prune.candidates=3",
+                "score={criterion: obs, weighting: guided}",
+                "calibrate={provider: sampling, guidance_scale: 2}",
+            ],
+            r"prune\.candidates: 3 plans .* score\.weighting is 'guided', .* leave one of them out",
+        ),
+    ],
+)
+def test_candidates_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(PruningError, match=message):
+        load_recipe("quickstart", overrides)
+    assert load_recipe("quickstart").prune.candidates == 1
+    assert load_recipe("quickstart", ["prune.candidates=8"]).prune.candidates == 8
+
+
 def test_guided_rows_need_a_guided_sampler():
     recipe = _replace(_replace(Recipe(), "prune.target.macs", 0.5), "score.weighting", "guided")
     problems = dict(recipe.problems())

@@ -154,6 +154,8 @@ PLANNED = (
 ELSEWHERE = {
     "prune.depth.budget": "takes blocks; tested below",
     "prune.depth.samples": "counts where there is a budget; tested below",
+    "prune.candidates": "several are for one shot; tested below",
+    "prune.candidate_samples": "as prune.candidates",
     "recover.held_out": "takes evaluations; tested below",
     "recover.early_stop": "as recover.held_out",
     "recover.validation_images": "as recover.held_out",
@@ -313,6 +315,37 @@ def test_without_a_search_the_plan_is_the_one_that_it_always_was(base):
     extra = BY_NAME["plan"].extra
     assert extra is not None
     assert extra(Run(recipe, progress=False)) == {}
+
+
+JUDGED = ("model.dtype", "prune.compensation", "prune.ridge", "prune.candidate_samples")
+"""Keys that a plan depends on that is chosen among candidates, beside those of any plan and what models are shown."""
+
+
+def test_a_choice_among_candidates_depends_on_what_they_are_measured_by():
+    recipe = load_recipe("quickstart", ["prune.candidates=3"])
+    before = keys(recipe)
+    assert before["plan"] != keys(load_recipe("quickstart"))["plan"]
+    kept = ("calibrate.provider", "prune.depth.", "model.source", "model.null_class", "prune.selection")
+    flips = {key: value for key, (value, _) in TABLE.items() if not key.startswith(kept)}
+    flips |= {"prune.candidates": 4, "prune.candidate_samples": 8}
+    for key, value in flips.items():
+        changed = keys(replaced(recipe, key, value))["plan"] != before["plan"]
+        decided = ("prune.modulation_error", "prune.share_embedders", "prune.candidates", "model.variant")
+        depends = (*PLANNED, *CALIBRATION_SHOWN, *JUDGED, *decided, "data.source")
+        assert changed == (key in depends), key
+    run = Run(recipe, progress=False)
+    run.result = lambda name: SimpleNamespace(output_hash=f"other {name}")  # type: ignore[assignment, method-assign]
+    extra = BY_NAME["plan"].extra
+    assert extra is not None
+    assert extra(run)["statistics"] == "other calibrate"
+
+
+def test_candidates_ask_for_more_of_the_one_calibration():
+    more, less = (
+        wanted(Run(load_recipe("quickstart", [f"prune.candidates={n}"]), progress=False)) for n in (8, 1)
+    )
+    assert {*more.needs} > {*less.needs}
+    assert more.variants == less.variants == ()
 
 
 def test_null_and_what_it_stands_for_are_one():
