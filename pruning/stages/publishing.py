@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -157,7 +157,8 @@ def send(parcel: Parcel, api: HfApi, *, private: bool = False) -> dict[str, Any]
         private: Nobody else may see it. An existing repository must be private then.
 
     Returns:
-        JSON types: ``url`` of the commit, ``created``, ``private``, ``removed`` (files of an earlier push).
+        JSON types: ``url`` of the repository, ``commit``, ``created``, ``private``, ``removed`` (files of an earlier
+        push).
 
     Raises:
         PruningError: Without a token, for a repository with other content or one that is public against what was asked,
@@ -169,31 +170,18 @@ def send(parcel: Parcel, api: HfApi, *, private: bool = False) -> dict[str, Any]
             f"{place} asks who you are and there is no token: `hf auth login` keeps one, or set HF_TOKEN to one that "
             f"may write to {repo}. With --dry-run nothing is sent"
         )
-    with _answers(f"{place} does not take the token"):
+    with _answers(f"checking the token at {place}"):
         api.whoami()
-    with _answers(f"{place} does not say what {repo} is"):
+    with _answers(f"looking for {repo} at {place}"):
         try:
             known = api.model_info(repo)
         except RepositoryNotFoundError:
             known = None
-    removed: list[str] = []
     if known is None:
-        with _answers(f"{place} does not make {repo}"):
+        with _answers(f"making {repo} at {place}"):
             api.create_repo(repo, repo_type="model", private=private or None)
-    else:
-        there = {file.rfilename for file in known.siblings or ()} - LEFT_ALONE
-        if there and OURS not in (known.tags or ()):
-            raise PruningError(
-                f"{place}/{repo} holds other content ({', '.join(sorted(there)[:3])}); nothing has been sent: choose "
-                "another name, or empty it first"
-            )
-        if private and not known.private:
-            raise PruningError(
-                f"{place}/{repo} is there and public, and --private was asked; nothing has been sent: make it private, "
-                "or choose another name"
-            )
-        removed = sorted(there - parcel.files.keys())
-    with _answers(f"{place} does not take the files for {repo}"):
+    removed = [] if known is None else _outdated(known, parcel, f"{place}/{repo}", private=private)
+    with _answers(f"sending the files to {place}/{repo}"):
         commit = api.upload_folder(
             repo_id=repo,
             repo_type="model",
@@ -201,25 +189,40 @@ def send(parcel: Parcel, api: HfApi, *, private: bool = False) -> dict[str, Any]
             commit_message="Push with sinkprune",
             delete_patterns=[glob.escape(name) for name in removed] or None,
         )
+        now = api.model_info(repo)
     return {
         "url": f"{place}/{repo}",
         "commit": commit.oid,
         "created": known is None,
-        "private": private if known is None else bool(known.private),
+        "private": bool(now.private),  # an owner's default may be private, too
         "removed": removed,
     }
 
 
+def _outdated(known: ModelInfo, parcel: Parcel, place: str, *, private: bool) -> list[str]:
+    """Return the files of an earlier push that are to go; a repository that must be left alone is a PruningError."""
+    there = {file.rfilename for file in known.siblings or ()} - LEFT_ALONE
+    if there and OURS not in (known.tags or ()):
+        raise PruningError(
+            f"{place} holds other content ({', '.join(sorted(there)[:3])}); nothing has been sent: choose another "
+            "name, or empty it first"
+        )
+    if private and not known.private:
+        raise PruningError(
+            f"{place} is there and public, and --private was asked; nothing has been sent: make it private, or choose "
+            "another name"
+        )
+    return sorted(there - parcel.files.keys())
+
+
 @contextmanager
-def _answers(what: str) -> Iterator[None]:
+def _answers(doing: str) -> Iterator[None]:
     """Let what a hub or the network says become one PruningError."""
     try:
         yield
     except HfHubHTTPError as error:
         said = error.server_message or str(error).strip().partition("\n")[0]
-        raise PruningError(f"{what}: {said} (HTTP {error.response.status_code})") from error
-    except (
-        Exception
-    ) as error:  # the client's own errors, and those of the library that it reaches the network with
+        raise PruningError(f"{doing}: {said} (HTTP {error.response.status_code})") from error
+    except Exception as error:  # the client's own, and those of the library by which it reaches the network
         reason = str(error).strip().partition("\n")[0]
-        raise PruningError(f"{what}: {type(error).__name__}: {reason}") from error
+        raise PruningError(f"{doing}: {type(error).__name__}: {reason}") from error

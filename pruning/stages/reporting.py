@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
         found = part(run, folder)
         data |= found
         sources |= dict.fromkeys(found, sorted(run.seen))
-    data |= {"sources": sources, "provenance": _provenance(run)}
+    data |= {"sources": sources, "provenance": _provenance(run, sources)}
     write_json(folder / DATA, data)
     write_text(folder / PAGE, render([RunData(data, folder)]))
     return {"page": PAGE, "attention_sites": len(data["sink_sites"] or ())}
@@ -175,16 +175,25 @@ PARTS: tuple[Part, ...] = (
 )
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    """Return of each stage how its result came about, the settings that it depends on, and the hashes of its files."""
-    manifests = {name: run.result(name).manifest for name in STAGES[:-1]}
+def _provenance(run: Run, sources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return of each stage how its result came about, the settings that it depends on, and hashes.
+
+    Of all its files there is one hash, and one each of those that the data name as their sources.
+    """
+    results = {name: run.result(name) for name in STAGES[:-1]}
+    named = {file for files in sources.values() for file in files}
     return {
         name: {
-            **origin(manifest),
-            "settings": manifest["config"],
-            "files": {file: entry["sha256"] for file, entry in manifest["artefacts"].items()},
+            **origin(result.manifest),
+            "settings": result.manifest["config"],
+            "sha256": result.output_hash,
+            "files": {
+                file: entry["sha256"]
+                for file, entry in result.manifest["artefacts"].items()
+                if f"{name}/{file}" in named
+            },
         }
-        for name, manifest in manifests.items()
+        for name, result in results.items()
     }
 
 

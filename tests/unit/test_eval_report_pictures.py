@@ -260,8 +260,11 @@ def layers_of(path: Path, **change: Any) -> str:
 
 def test_layers_stand_by_what_they_gave_with_the_error_that_they_paid(tmp_path: Path) -> None:
     body = layers_of(tmp_path)
-    assert "1 layer of 4 gave 60 % of what was freed of the MACs (in all 50 % of the dense model's)." in body
-    assert "60 % of the predicted error came from blocks.0.ff, which gave 20 % of what was freed." in body
+    assert (
+        "Half of what was freed of the MACs (in all 50 % of the dense model's) came from 1 of 4 layers."
+        in body
+    )
+    assert "Half of the predicted error came from blocks.0.ff, which gave 20 % of what was freed." in body
     lines = re.findall(r'class="path">(.*?)</th>(.*?)</tr>', body)
     cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in lines}
     assert list(cells) == ["blocks.1.ff", "blocks.0.ff", "blocks.2.attn", "blocks.3.attn"]
@@ -280,7 +283,7 @@ def test_time_comes_first_where_it_is_known_and_scores_that_are_no_errors_are_no
     body = layers_of(
         tmp_path, dense={"macs": 1e3, "params": 4e3, "seconds": 2e-3}, plan={"seconds": 1e-3}, errors=False
     )
-    assert "of what was freed of the time of a call (in all 50 % of the dense model's)" in body
+    assert "Half of what was freed of the time of a call (in all 50 % of the dense model's)" in body
     assert "predicted error" not in body
     assert "Scores of the criterion probe_obs are no errors" in body
     assert "300 µs (15 %)" in body
@@ -293,7 +296,11 @@ def test_many_layers_are_folded_and_a_criterion_of_layers_says_so(tmp_path: Path
     assert "All 40 layers that gave something" in body
     assert body.count("<i ") == 2 * layers.MOST_BARS
     assert "no exact measure of what the model" in body
-    assert "and 7 more" in body
+    assert "m0.blocks.0.ff, m1.blocks.0.ff, m2.blocks.0.ff and 6 more" in body  # 9 of 10 times 6, of 100
+    assert "Drawn are the 20 that gave or paid most." in body
+    assert (
+        len(re.findall(r'<span class="name path".*?>m\d\.blocks\.0\.ff<', body)) == 10
+    )  # the dear ones, too
 
 
 def test_a_section_says_which_files_its_entries_were_gathered_from(tmp_path: Path) -> None:

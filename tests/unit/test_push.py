@@ -301,12 +301,13 @@ def test_without_a_token_nothing_is_asked(finished, hub, monkeypatch, capsys, tm
 def test_a_token_that_is_not_taken_is_said_and_not_shown(finished, hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_Another")
     text = refused(capsys, finished, "--repo", "somebody/slim")
-    assert "does not take the token" in text
+    assert f"checking the token at {hub.url}: " in text
+    assert "(HTTP 401)" in text
     assert "hf_Another" not in text
 
 
 @pytest.mark.parametrize(
-    ("step", "said"), [("create", "does not make other/slim"), ("commit", "does not take the files")]
+    ("step", "said"), [("create", "making other/slim at"), ("commit", "sending the files to")]
 )
 def test_what_the_hub_refuses_is_one_message(finished, hub, capsys, step, said):
     hub.refusing = step
@@ -318,7 +319,7 @@ def test_what_the_hub_refuses_is_one_message(finished, hub, capsys, step, said):
 
 def test_a_hub_that_is_not_there(finished, hub, monkeypatch, capsys):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "http://127.0.0.1:9 does not take the token: ConnectError" in refused(
+    assert "checking the token at http://127.0.0.1:9: ConnectError" in refused(
         capsys, finished, "--repo", "somebody/slim"
     )
 

@@ -24,6 +24,9 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 """Costs by name, in words and as text; the first that is known is the one that layers are sorted by."""
 
+Row = Mapping[str, Any]
+"""What a group gave and paid; see `pruning.stages.layers`."""
+
 BARS = template(
     """
 <div class="bars two{% if not paid %} one{% endif %}" role="list">
@@ -62,7 +65,7 @@ def section(run: RunData) -> Section | None:
     cost = next(name for name in COSTS if name in found["dense"])
     rows = sorted(found["rows"], key=lambda row: -row["freed"][cost])
     whole = sum(row["score"] for row in rows) if found["errors"] else 0.0
-    drawn = rows[:MOST_BARS]
+    drawn = _drawn(rows, cost, whole)
     gave = [row["freed"][cost] / found["dense"][cost] for row in drawn]
     paid = [row["score"] / whole for row in drawn] if whole else []
     body = BODY(
@@ -75,26 +78,49 @@ def section(run: RunData) -> Section | None:
     return Section(body)
 
 
-def _words(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: str, whole: float) -> str:
-    """Say where most of the cost was won, and which layers stand for most of the predicted error."""
+def _drawn(rows: Sequence[Row], cost: str, whole: float) -> list[Row]:
+    """Return the rows that gave or paid most, by their shares of both, in the order of `rows`."""
+    freed = sum(max(0.0, row["freed"][cost]) for row in rows) or 1.0
+
+    def weight(row: Row) -> float:
+        return max(0.0, row["freed"][cost]) / freed + (row["score"] / whole if whole else 0.0)
+
+    most = sorted(range(len(rows)), key=lambda index: -weight(rows[index]))[:MOST_BARS]
+    return [rows[index] for index in sorted(most)]
+
+
+def _words(found: Mapping[str, Any], rows: Sequence[Row], cost: str, whole: float) -> str:
+    """Say how many layers half of the cost was won by, and which ones half of the predicted error came from."""
     name, dense = COSTS[cost][0], found["dense"][cost]
-    freed, whole_freed = sum(row["freed"][cost] for row in rows), dense - found["plan"][cost]
+    freed = sum(row["freed"][cost] for row in rows)
     if len(rows) < 2 or freed <= 0:
         return f"What each layer gave up of the {name} of the dense model."
-    first = rows[: max(1, round(len(rows) / 4))]
+    first = _half(rows, lambda row: row["freed"][cost])
     said = (
-        f"{fmt.plural(len(first), 'layer')} of {len(rows)} gave "
-        f"{fmt.percent(sum(row['freed'][cost] for row in first) / freed, 0)} of what was freed of the {name} "
-        f"(in all {fmt.percent(whole_freed / dense, 0)} of the dense model's)."
+        f"Half of what was freed of the {name} (in all {fmt.percent(1 - found['plan'][cost] / dense, 0)} of the dense "
+        f"model's) came from {len(first)} of {len(rows)} layers."
     )
     if whole:
-        dear = sorted(rows, key=lambda row: -row["score"])[: len(first)]
+        dear = _half(rows, lambda row: row["score"])
+        share = sum(row["freed"][cost] for row in dear) / freed
         said += (
-            f" {fmt.percent(sum(row['score'] for row in dear) / whole, 0)} of the predicted error came from "
-            f"{_listed([row['module'] for row in dear])}, which gave "
-            f"{fmt.percent(sum(row['freed'][cost] for row in dear) / freed, 0)} of what was freed."
+            f" Half of the predicted error came from {_listed([row['module'] for row in dear])}, which gave "
+            f"{fmt.percent(share, 0)} of what was freed."
         )
+    if len(rows) > MOST_BARS:
+        said += f" Drawn are the {MOST_BARS} that gave{' or paid' if whole else ''} most."
     return said
+
+
+def _half(rows: Sequence[Row], size: Callable[[Row], float]) -> list[Row]:
+    """Return the fewest rows that make up half of a size, the largest first."""
+    found, whole, sofar = [], sum(map(size, rows)), 0.0
+    for row in sorted(rows, key=size, reverse=True):
+        found.append(row)
+        sofar += size(row)
+        if sofar >= whole / 2:
+            break
+    return found
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
@@ -124,7 +150,7 @@ def _small(found: Mapping[str, Any], cost: str, whole: float) -> str:
     return " ".join(parts)
 
 
-def _table(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: str, whole: float) -> Markup:
+def _table(found: Mapping[str, Any], rows: Sequence[Row], cost: str, whole: float) -> Markup:
     costs = [name for name in COSTS if name in found["dense"]]
     names = ["kept", *(f"{COSTS[name][0]} freed" for name in costs)]
     names += ["of the predicted error", "error per cost"] if whole else []
@@ -143,9 +169,7 @@ def _table(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: st
     return PATHS(names=names, rows=lines)
 
 
-def bars(
-    rows: Sequence[Mapping[str, Any]], gave: Sequence[float], paid: Sequence[float], name: str
-) -> Markup:
+def bars(rows: Sequence[Row], gave: Sequence[float], paid: Sequence[float], name: str) -> Markup:
     """Draw beside the names of layers what each gave, a share of the dense cost `name`, and what it paid.
 
     `paid`, the shares of the predicted error, is empty where these are not known.

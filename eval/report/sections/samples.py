@@ -35,7 +35,7 @@ BODY = template(
 <p class="soft">A column is one noise{{ shared }}. What changes down a column is what pruning changed.
 {{ shown }} of {{ '{:,}'.format(total) }} kept samples, {{ order }}, not hand-picked
 {%- if scaled %}; {{ width }} × {{ height }} pixels scaled down{% endif %}.{{ said_of_all }}</p>
-<div class="slider" hidden style="--ratio:{{ '%.3f' | format(width / height) }}">
+<div class="slider{% if not crisp %} wide{% endif %}" hidden style="--ratio:{{ '%.3f' | format(width / height) }}">
 <p class="choice"><label>Under one handle <select>
 {%- for left, right in pairs %}
 <option value="{{ left }} {{ right }}">{{ subjects[left] }} | {{ subjects[right] }}</option>
