@@ -5,7 +5,7 @@
     python scripts/study_recovery.py --summary                               # the tables; the last line is JSON
 
 Each model (`scripts/train_base.py`, `scripts/train_study.py`) is cut to half of its MACs in several ways, and each
-result trained with the same images, noise, loss and number of steps, a fifth of those of the dense model: by our
+result trained with the same images, noise, loss and number of steps, a tenth of those of the dense model: by our
 default (`probe_obs`, least squares, global), and as the peers do by magnitude, by Diff-Pruning's scores and at random,
 without compensation. *Scratch* is the architecture that the default found with weights drawn anew, trained in the same
 way at the dense model's own learning rate. Set 0 is for looking around (`--seeds 0`), 4, 5 and 6 decide. A seed draws
@@ -46,7 +46,7 @@ from pruning.surgery import apply_plan  # noqa: E402
 
 log = logging.getLogger("study")
 WORK, PUBLISHED = ROOT / "runs/study-recovery", ROOT / "docs/studies/recovery.json"
-RATIO, SHARE = 0.5, 0.2
+RATIO, SHARE = 0.5, 0.1
 """MACs that stay, and steps as a share of the dense model's."""
 SEEDS = (4, 5, 6)
 MODELS = ("fashion-dit", "cifar-dit")
