@@ -98,6 +98,7 @@ def cell(name: str, blocks: bool, seed: int, args: argparse.Namespace) -> dict[s
         "macs_left": _macs_left(runs[1]),
         "macs_left_best": _macs_left(runs[args.candidates]),
     }
+    kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, row)
     return row
 

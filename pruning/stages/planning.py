@@ -14,7 +14,7 @@ from pruning.allocation import Cost, allocate
 from pruning.allocation.candidates import candidate_plan
 from pruning.files import read_json, write_json
 from pruning.settings.candidates import Candidate
-from pruning.stages import depth, judging, smaller_forms, targets
+from pruning.stages import choosing, depth, smaller_forms, targets
 from pruning.stages.run import PLAN, Run
 from pruning.stages.stage import Stage, pick
 from pruning.types import PrunableGroup, PruningPlan, Scores, config_hash, lies_in
@@ -31,7 +31,7 @@ READS = (
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return _planned_by(run) | judging.depends_on(run)
+    return _planned_by(run) | choosing.depends_on(run)
 
 
 def _planned_by(run: Run) -> dict[str, Any]:
@@ -49,10 +49,10 @@ def plan(run: Run, folder: Path) -> dict[str, Any]:
     make = partial(_write_plan, run, start)
     if run.recipe.prune.candidates > 1:
         settings = {**pick(run.recipe, READS), **_planned_by(run)}
-        found, trace = judging.choose(run, folder, settings, make)
-        write_json(folder / judging.CANDIDATES, trace)
+        found, trace = choosing.choose(run, folder, settings, make)
+        write_json(folder / choosing.CANDIDATES, trace)
         found.save(folder / PLAN)
-        said = {"candidates": judging.figures(trace)}
+        said = {"candidates": choosing.figures(trace)}
     else:
         found = make(Candidate(), [run.scores], folder)
     if searched := read_json(folder / depth.DEPTH):

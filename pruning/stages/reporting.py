@@ -22,12 +22,12 @@ from pruning.recipe import to_yaml
 from pruning.settings import NO_DATA
 from pruning.settings.protocols import PROTOCOLS, departures
 from pruning.stages.caveats import caveats, unseen
+from pruning.stages.choosing import CANDIDATES
 from pruning.stages.criteria import criteria_cuts
 from pruning.stages.depth import DEPTH
 from pruning.stages.evaluation import SAMPLE, SAMPLES, SHOWN_SAMPLES
 from pruning.stages.folder import STAGES
 from pruning.stages.heads import image_grid, write_folding
-from pruning.stages.judging import CANDIDATES
 from pruning.stages.layers import layer_costs
 from pruning.stages.planning import cuts_of
 from pruning.stages.recovering import LOSSES, VALIDATION

@@ -19,10 +19,11 @@ from pruning.models import denoise
 from pruning.recipe import Recipe
 from pruning.settings import Calibrate, Depth, Model, Prune, Target
 from pruning.settings.candidates import CANDIDATES, Candidate
-from pruning.stages import judging, preflight
+from pruning.stages import choosing, judging, preflight
 from pruning.stages.candidates import candidates_of, further_criteria, names_of
+from pruning.stages.choosing import architecture, choose, figures
 from pruning.stages.dryrun import dry_run
-from pruning.stages.judging import Judge, architecture, choose, figures
+from pruning.stages.judging import Judge
 from pruning.stages.run import Run
 from pruning.stages.runner import run_recipe
 from pruning.store import Store
@@ -32,7 +33,7 @@ from tests.models import dit, unet2d
 KINDS = ["attention_heads", "ffn_channels"]
 
 
-def recipe_of(place: Path, model=None, **prune) -> Recipe:
+def recipe_of(place: Path, model: Any = None, **prune: Any) -> Recipe:
     model = dit(sample_size=16) if model is None else model
     part = "unet" if "UNet" in type(model).__name__ else "transformer"
     if not (place / "model").exists():
@@ -242,8 +243,8 @@ def test_a_lower_error_at_more_cost_does_not_win(tmp_path):
     found = [candidate(100, 0.3, 0), candidate(102, 0.1, 1), candidate(100.9, 0.2, 2), candidate(100, 0.3, 0)]
     run.scores_in = lambda folder: None  # type: ignore[assignment, method-assign]
     specs = [Candidate(("obs",)) for _ in found]
-    rows = [judging._row(run, spec, one) for spec, one in zip(specs, found, strict=True)]
-    assert judging._compare(rows, found) == 2
+    rows = [choosing._row(run, spec, one) for spec, one in zip(specs, found, strict=True)]
+    assert choosing._compare(rows, found) == 2
     assert [row["meets"] for row in rows] == [True, False, True, True]
     assert [row["same_as"] for row in rows] == [None, None, None, 0]
     assert rows[2]["ratio"] == pytest.approx(2 / 3)
@@ -310,10 +311,10 @@ def test_a_dry_run_names_the_candidates_and_measures_none(tmp_path, monkeypatch)
     def refuse(*args, **options):
         raise AssertionError("candidates were measured")
 
-    monkeypatch.setattr(judging, "choose", refuse)
+    monkeypatch.setattr(choosing, "choose", refuse)
     recipe = recipe_of(tmp_path)
     assert dry_run(Run(recipe))["candidates"] == names_of(Run(recipe))
-    assert choose is not judging.choose
+    assert choose is not choosing.choose
     one = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, candidates=1))
     assert dry_run(Run(one))["candidates"] == []
     assert not list(Store(tmp_path / "runs/.store").path.glob("candidate/*"))
