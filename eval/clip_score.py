@@ -9,7 +9,7 @@ Observation: ``scores`` float64 ``(N,)``; the facts are those of the network ``c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eval.intervals import mean_interval, ratio_error, ratio_interval
 from eval.media import IMAGE
-from eval.observation import Observation, Seen
+from eval.observation import Observation, Rows, Seen, parts_of
 from eval.power import power_of_ratio
 from eval.types import Context
 
@@ -29,15 +29,22 @@ MEDIA = (IMAGE,)
 def observe(context: Context, name: str, seen: Seen) -> Observation:
     """Score the images of a subject against the prompts they are made from."""
     assert context.prompts is not None
-    network, images = context.networks["clip"](), seen["samples"].tensors["samples"]
-    scores = []
-    for rows in torch.arange(len(images)).split(context.batch_size):
-        prompts = list(context.prompts(rows))
-        if len(prompts) != len(rows):
-            raise ValueError(f"Context.prompts returned {len(prompts)} prompts for {len(rows)} sample ids")
-        scores.append(score(network.images(images[rows]), network.texts(prompts)))
-        context.progress(f"CLIP score of {name}", int(rows[-1]) + 1, len(images))
-    return Observation({"scores": torch.cat(scores)}, network.facts)
+    prompts_of, network = context.prompts, context.networks["clip"]()
+    images = seen["samples"].tensors["samples"]
+    parts = parts_of(len(images), context.batch_size)
+
+    def batches(numbers: Sequence[int]) -> Iterator[Tensor]:
+        for number in numbers:
+            rows = torch.tensor(parts[number])
+            prompts = list(prompts_of(rows))
+            if len(prompts) != len(rows):
+                raise ValueError(
+                    f"Context.prompts returned {len(prompts)} prompts for {len(rows)} sample ids"
+                )
+            yield score(network.images(images[rows]), network.texts(prompts))
+            context.progress(f"CLIP score of {name}", int(rows[-1]) + 1, len(images))
+
+    return Observation({"scores": Rows([*map(len, parts)], batches)}, network.facts)
 
 
 def score(images: Tensor, texts: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ over the same images, noise and timesteps, the end point of docs/studies/sink-aw
 drawn at random, so the intervals are clustered by image.
 
 Observation, one row per image and timestep bucket (R of them): ``prediction`` float32 ``(R, C, H, W)``, 4 C H W R bytes
-(digits: 256 images at 8 buckets are 2 MB; latents of 64 x 64: 134 MB); ``error`` float64 ``(R,)``, its mean squared
-difference to the target (not there for recorded points, which have none); ``bucket`` and ``sample_ids`` int64 ``(R,)``.
+on the disk (digits: 256 images at 8 buckets are 2 MB; latents of 64 x 64: 134 MB); ``error`` float64 ``(R,)``, its
+mean squared difference to the target (not there for recorded points, which have none); ``bucket`` and ``sample_ids``
+int64 ``(R,)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,8 +36,13 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
     """Predict every held-out noised batch with one subject.
 
     Raises:
-        ValueError: If a prediction or a target holds NaN or infinity or has another shape, or there is no batch.
+        ValueError: While they are predicted, if a prediction or a target holds NaN or infinity or has another shape, or
+            there is no batch.
     """
+    return Observation(columns=_predicted(context, name))
+
+
+def _predicted(context: Context, name: str) -> Iterator[dict[str, Tensor]]:
     subject = context.subjects[name]
     predict = subject.predict
     assert context.noised is not None
@@ -46,19 +52,20 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
         prediction = predict(batch.call) if subject.answer is None else subject.answer(batch)
         return batch, prediction.detach().cpu().float()
 
-    rows: dict[str, list[Tensor]] = {"prediction": [], "error": [], "bucket": [], "sample_ids": []}
-    for index, (batch, prediction) in enumerate(side_by_side(look, context.noised(), context.workers)):
-        _check_batch(f"subject {name!r}", prediction, batch, index)
-        rows["prediction"].append(prediction)
+    count = 0
+    for batch, prediction in side_by_side(look, context.noised(), context.workers):
+        _check_batch(f"subject {name!r}", prediction, batch, count)
+        rows = {"prediction": prediction}
         if batch.target is not None:
             change = prediction.double() - batch.target.detach().cpu().double()
-            rows["error"].append(change.square().flatten(1).mean(1))
-        rows["bucket"].append(torch.full((len(prediction),), batch.bucket, dtype=torch.long))
-        rows["sample_ids"].append(batch.sample_ids.detach().cpu())
-        context.progress(f"denoising error of {name}", index + 1, 0)
-    if not rows["bucket"]:
+            rows["error"] = change.square().flatten(1).mean(1)
+        rows["bucket"] = torch.full((len(prediction),), batch.bucket, dtype=torch.long)
+        rows["sample_ids"] = batch.sample_ids.detach().cpu()
+        count += 1
+        context.progress(f"denoising error of {name}", count, 0)
+        yield rows
+    if not count:
         raise ValueError("metric 'denoising': Context.noised yielded no batch; give held-out data")
-    return Observation({key: torch.cat(values) for key, values in rows.items() if values})
 
 
 def _check_batch(subject: str, prediction: Tensor, batch: Noised, index: int) -> None:
@@ -96,7 +103,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     found = {name: seen[name]["denoising"].tensors for name in context.subjects}
     reference = found[context.reference]
     for name, tensors in found.items():
-        if _rows(tensors) != _rows(reference):
+        if not _are_of_the_same(tensors, reference):
             raise ValueError(
                 f"subject {name!r}, metric 'denoising': it was observed on other images, timesteps or sizes than "
                 f"{context.reference!r}; observe both anew"
@@ -104,9 +111,11 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
     return {name: _result(tensors, reference) for name, tensors in found.items()}
 
 
-def _rows(tensors: Mapping[str, Tensor]) -> list[Any]:
-    """Return what has to agree between two subjects."""
-    return [tensors["prediction"].shape, tensors["bucket"].tolist(), tensors["sample_ids"].tolist()]
+def _are_of_the_same(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> bool:
+    """Tell whether two subjects were shown the same rows, and predict the same size."""
+    return tensors["prediction"].shape == reference["prediction"].shape and all(
+        torch.equal(tensors[key], reference[key]) for key in ("bucket", "sample_ids")
+    )
 
 
 def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import URLError
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.classifier import load_classifier
-from eval.observation import Rows
+from eval.observation import Rows, parts_of
 
 # torch.hub's convention: the file name of the published weights carries the first digits of their sha256.
 INCEPTION_SHA256_PREFIX = "6726825d"
@@ -65,20 +67,38 @@ class FeatureExtractor:
 
     def rows(self, images: Tensor | Rows, *, batch_size: int = 64, place: str = "images") -> Rows:
         """Return what `extract` does batch by batch; images that come as rows are taken as they come."""
-        total = images.total if isinstance(images, Rows) else len(images)
-        return Rows(total, self._batches(images, batch_size, place))
+        if isinstance(images, Rows):
+            return Rows(images.sizes, partial(self._batches, images.some, images.sizes, batch_size, place))
+        check_images(images, place)
+        parts = parts_of(len(images), batch_size)
+        sizes = [*map(len, parts)]
 
-    def _batches(self, images: Tensor | Rows, batch_size: int, place: str) -> Iterator[Tensor]:
-        start = 0
-        for batch in [images] if isinstance(images, Tensor) else images:
+        def some(numbers: Sequence[int]) -> Iterator[Tensor]:
+            return (images[parts[number].start : parts[number].stop] for number in numbers)
+
+        return Rows(sizes, partial(self._batches, some, sizes, batch_size, place))
+
+    def _batches(
+        self,
+        images: Callable[[Sequence[int]], Iterator[Tensor]],
+        sizes: Sequence[int],
+        batch_size: int,
+        place: str,
+        numbers: Sequence[int],
+    ) -> Iterator[Tensor]:
+        """Yield the features of some batches of images, at most `batch_size` of them in one call of the network."""
+        starts = [0, *itertools.accumulate(sizes)]
+        for number, batch in zip(numbers, images(numbers), strict=True):
             check_images(batch, place)
+            found, start = [], starts[number]
             for part in batch.split(batch_size):
                 with torch.no_grad():
                     features = self.function(part.to(self.device))
                 where = f"{place}: {self.name} features of images {start} to {start + len(part) - 1}"
                 _check_features(features, len(part), where)
                 start += len(part)
-                yield features.cpu()
+                found.append(features.cpu())
+            yield torch.cat(found)
 
 
 def _check_features(features: Any, count: int, where: str) -> None:

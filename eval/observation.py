@@ -2,17 +2,20 @@
 
 In a folder an observation is ``<name>.json``, its facts, and ``<name>.safetensors``, its tensors. A tensor may come as
 `Rows`, batch by batch: then it goes into the file as it comes, and is read from there by rows, so that no more than a
-batch of it is ever held.
+batch of it is ever held. Several processes may make the batches together (`eval.sharing`).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,54 +36,84 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor whose rows come in batches.
+    """A tensor whose rows come in batches, each of which can be made by itself.
 
     Attributes:
-        total: Rows in all.
-        batches: Gives them once, in order; all of one type and, but for the number of rows, of one shape.
+        sizes: Rows of each batch, none of them 0.
+        make: Maps numbers of batches, ascending, to these batches, in order; all are of one type and, but for the
+            number of rows, of one shape. What is in a batch does not depend on which others are made.
     """
 
-    total: int
-    batches: Iterable[Tensor]
+    sizes: Sequence[int]
+    make: Callable[[Sequence[int]], Iterable[Tensor]]
+
+    @property
+    def total(self) -> int:
+        """Rows in all."""
+        return sum(self.sizes)
 
     def held(self) -> Tensor:
         """Return the whole tensor."""
         return torch.cat(list(self))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield the batches; a ValueError tells of one that does not fit, and of too few or too many rows."""
+        """Make all batches; a ValueError tells of one that does not fit."""
+        return self.some(range(len(self.sizes)))
+
+    def some(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+        """Make the batches of these numbers; a ValueError tells of one that does not fit."""
         first: Tensor | None = None
-        count = 0
-        for batch in self.batches:
+        for number, batch in zip(numbers, self.make(numbers), strict=True):
             first = batch if first is None else first
             if batch.dtype != first.dtype or batch.shape[1:] != first.shape[1:]:
                 raise ValueError(
-                    f"rows {count} and following are {batch.dtype} {tuple(batch.shape[1:])}, the ones before "
-                    f"{first.dtype} {tuple(first.shape[1:])}; they must agree"
+                    f"{self._place(number)} are {batch.dtype} {tuple(batch.shape[1:])}, the ones before {first.dtype} "
+                    f"{tuple(first.shape[1:])}; they must agree"
                 )
-            count += len(batch)
+            if len(batch) != self.sizes[number]:
+                raise ValueError(
+                    f"{self._place(number)}: {len(batch)} came, {self.sizes[number]} were to come"
+                )
             yield batch
-        if count != self.total:
-            raise ValueError(f"{count} rows came, {self.total} were to come")
+
+    def _place(self, number: int) -> str:
+        return f"rows {sum(self.sizes[:number])} and following"
+
+
+def parts_of(count: int, size: int) -> list[range]:
+    """Return the rows 0 to `count` in batches of `size`, the last one of what is left."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One thing that a subject shows: tensors on the CPU and facts of JSON types, by name."""
+    """One thing that a subject shows.
+
+    Attributes:
+        tensors: On the CPU, by name.
+        facts: Of JSON types, by name.
+        columns: Further tensors that come together, some rows of each at a time; how many shows when they end.
+    """
 
     tensors: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    columns: Iterable[Mapping[str, Tensor]] = ()
 
     def held(self) -> Observation:
         """Return the observation with all its tensors in memory."""
         tensors = {key: each.held() if isinstance(each, Rows) else each for key, each in self.tensors.items()}
+        parts = list(self.columns)
+        for name in parts[0] if parts else ():
+            tensors[name] = torch.cat([part[name] for part in parts])
         return Observation(tensors, self.facts)
 
     def save(self, folder: Path, name: str) -> None:
         """Write to `folder`, the facts last: where they are, the observation is whole."""
-        if self.tensors:
-            write_tensors(folder / f"{name}.safetensors", self.tensors)
-        facts = json.dumps({"tensors": sorted(self.tensors), "facts": dict(self.facts)}, indent=1)
+        with _spooled(self.columns, folder) as columns:
+            tensors = {**self.tensors, **columns}
+            if tensors:
+                write_tensors(folder / f"{name}.safetensors", tensors)
+        facts = json.dumps({"tensors": sorted(tensors), "facts": dict(self.facts)}, indent=1)
         (folder / f"{name}.json").write_text(facts + "\n", encoding="utf-8")
 
     @classmethod
@@ -117,7 +150,47 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Rows]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for batch in itertools.chain.from_iterable(parts):
-            file.write(batch.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(_bytes_of(batch))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def _spooled(columns: Iterable[Mapping[str, Tensor]], folder: Path) -> Iterator[dict[str, Rows]]:
+    """Write columns as they come into files without a name in `folder`; yield them as rows that are read from there."""
+    files: dict[str, IO[bytes]] = {}
+    kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}
+    sizes: list[int] = []
+    with ExitStack() as stack:
+        for part in columns:
+            if files and part.keys() != files.keys():
+                raise ValueError(
+                    f"batch {len(sizes)} has the columns {sorted(part)}, the ones before {sorted(files)}"
+                )
+            sizes.append(len(next(iter(part.values()))))
+            for name, tensor in part.items():
+                if name not in files:
+                    files[name] = stack.enter_context(TemporaryFile(dir=folder))
+                    kinds[name] = tensor.dtype, tensor.shape[1:]
+                if (tensor.dtype, tensor.shape[1:]) != kinds[name] or len(tensor) != sizes[-1]:
+                    raise ValueError(
+                        f"{name} is {tensor.dtype} {tuple(tensor.shape)} in batch {len(sizes) - 1}; it must be "
+                        f"{kinds[name][0]} {(sizes[-1], *kinds[name][1])} as before"
+                    )
+                files[name].write(_bytes_of(tensor))
+        yield {name: Rows(sizes, partial(_read_back, files[name], *kinds[name], sizes)) for name in files}
+
+
+def _read_back(
+    file: IO[bytes], dtype: torch.dtype, shape: torch.Size, sizes: Sequence[int], numbers: Sequence[int]
+) -> Iterator[Tensor]:
+    row, starts = dtype.itemsize * shape.numel(), [0, *itertools.accumulate(sizes)]
+    for number in numbers:
+        file.seek(starts[number] * row)
+        found = torch.frombuffer(bytearray(file.read(sizes[number] * row)), dtype=dtype)
+        yield found.reshape(sizes[number], *shape)
 
 
 def _drawn(tensor: Tensor | Rows) -> tuple[Tensor, int, Iterator[Tensor]]:

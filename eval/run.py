@@ -26,6 +26,7 @@ from torch import Tensor
 from eval.media import medium_of
 from eval.metrics import available_metrics
 from eval.observation import Observation, Seen
+from eval.sharing import Share, help_to_make, made_together
 from eval.types import DATA, Context, Subject
 
 SUBJECT = ""  # any name that is not `DATA`
@@ -95,11 +96,30 @@ def observations(metrics: Sequence[str], name: str = SUBJECT) -> list[str]:
     return list(dict.fromkeys(what for metric in metrics for what in _declared(metric, "READS", name)))
 
 
-def look(context: Context, name: str, what: str, seen: Seen, folder: Path | None = None) -> Observation:
+def look(
+    context: Context,
+    name: str,
+    what: str,
+    seen: Seen,
+    folder: Path | None = None,
+    *,
+    batches: Path | None = None,
+    share: Share = lambda missing: missing,
+) -> Observation:
     """Make the observation `what` of the subject `name`, or of the data, which showed `seen` before.
 
     With a `folder` it is written there batch by batch, as it is made, and read from there: then 50,000 samples take no
     more memory than a batch of them. Else it is held.
+
+    Args:
+        context: The subjects, data and options.
+        name: Of the subject, or `DATA`.
+        what: Name of the observation.
+        seen: What it showed before.
+        folder: Where the observation is written.
+        batches: Folder in which each batch of rows is kept until all are there. What an interrupted attempt left is not
+            made again, and other processes may make some (`help_to_look`). None: no batch is kept by itself.
+        share: Is told which batches are missing, and returns which of them this process makes (`eval.sharing`).
 
     Raises:
         ValueError: For something that the context lacks or the subject does wrong.
@@ -108,8 +128,18 @@ def look(context: Context, name: str, what: str, seen: Seen, folder: Path | None
     found: Observation = _module(what).observe(context, name, seen)
     if folder is None:
         return found.held()
+    if batches is not None:
+        found = made_together(found, batches, share)
     found.save(folder, what)
     return Observation.load(folder, what)
+
+
+def help_to_look(
+    context: Context, name: str, what: str, seen: Seen, *, batches: Path, numbers: Sequence[int]
+) -> None:
+    """Make the batches of these numbers of an observation that another process began; see `look`."""
+    _check_needs(context, what, what, name)
+    help_to_make(_module(what).observe(context, name, seen), batches, numbers)
 
 
 def _check_needs(context: Context, metric: str, what: str, name: str) -> None:

@@ -5,13 +5,14 @@ Observation: ``samples``, of which number i is of sample id i: images, videos or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from eval.media import medium_of
-from eval.observation import Observation, Rows, Seen
+from eval.observation import Observation, Rows, Seen, parts_of
 from eval.types import Context
 from eval.workers import side_by_side
 
@@ -24,14 +25,15 @@ def observe(context: Context, name: str, seen: Seen) -> Observation:
     Raises:
         ValueError: While they are drawn, if the sample function returns NaN, another dtype, shape or number of samples.
     """
-    return Observation({"samples": Rows(context.num_samples, _batches(context, name))})
+    parts = parts_of(context.num_samples, context.batch_size)
+    return Observation({"samples": Rows([*map(len, parts)], partial(_batches, context, name, parts))})
 
 
-def _batches(context: Context, name: str) -> Iterator[Tensor]:
+def _batches(context: Context, name: str, parts: Sequence[range], numbers: Sequence[int]) -> Iterator[Tensor]:
     sample = context.subjects[name].sample
     assert sample is not None
-    parts = torch.arange(context.num_samples).split(context.batch_size)
-    for ids, batch in zip(parts, side_by_side(sample, parts, context.workers), strict=True):
+    chosen = [torch.tensor(parts[number]) for number in numbers]
+    for ids, batch in zip(chosen, side_by_side(sample, chosen, context.workers), strict=True):
         place = f"subject {name!r}, samples {ids[0]} to {ids[-1]}"
         medium_of(batch, place)
         if len(batch) != len(ids):

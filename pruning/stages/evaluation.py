@@ -37,6 +37,8 @@ from pruning.stages.showing import example, is_recorded, shown
 from pruning.stages.stage import Stage
 
 SAMPLES, SAMPLE = "samples.safetensors", "sample.json"
+READ_AT_ONCE = 256
+"""Real images that are read at once."""
 SHOWN_SAMPLES = 32
 """Samples a subject of which pictures are kept for the report."""
 
@@ -75,21 +77,29 @@ def circumstances(run: Run) -> dict[str, Any]:
 
 
 @partial(
-    Stage, "evaluate", after=("prune", "recover"), reads=(*LOOKED_AT, "recover.enabled"), extra=circumstances
+    Stage,
+    "evaluate",
+    after=("prune", "recover"),
+    reads=(*LOOKED_AT, "recover.enabled"),
+    extra=circumstances,
+    on_all_ranks=True,
 )
 def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     """Measure every metric of the recipe on the dense, the pruned and the recovered model.
 
     What a subject shows by itself is looked up in the store; only latency is measured in turns, anew for every run.
+    The processes of a launch make samples and features together; the first one computes the metrics.
     """
     stages = {"pruned": "prune"} | ({"recovered": "recover"} if run.recipe.recover.enabled else {})
     found = {"dense": run.reference} | {name: run.load_pruned(stage) for name, stage in stages.items()}
     hashes = {name: run.result(stage).output_hash for name, stage in stages.items()}
-    hashes["dense"] = run.workspace.hashes["model"]
+    hashes["dense"] = run.workspace.hashes["model"] if run.ranks.is_first else ""
     subjects = {name: _subject(run, model) for name, model in found.items()}
     context = _context(run, subjects)
     try:
         seen = observe(run, context, hashes)
+        if not run.ranks.is_first:
+            return {}
         metrics = measure_all(context, run.recipe.evaluate.metrics, seen=seen)
     except ValueError as error:
         raise PruningError(str(error)) from error
@@ -155,8 +165,10 @@ def _noised(run: Run, split: str, most: int) -> NoisedBatches:
 def _real(run: Run, split: str, count: int | None) -> Rows:
     """Return the images of a split that the distances compare with, uint8 (N, C, H, W); None for `count` is all."""
     data = run.images(split)
-    rows = torch.tensor(run.choose(split, len(data) if count is None else count))
-    return Rows(len(rows), (to_uint8(data.images(part)) for part in rows.split(256)))
+    parts = torch.tensor(run.choose(split, len(data) if count is None else count)).split(READ_AT_ONCE)
+    return Rows(
+        [*map(len, parts)], lambda numbers: (to_uint8(data.images(parts[number])) for number in numbers)
+    )
 
 
 def _keep_samples(run: Run, subjects: dict[str, Subject], seen: Seen, folder: Path) -> None:

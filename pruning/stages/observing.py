@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.observation import Observation
-from eval.run import look, observations
+from eval.run import help_to_look, look, observations
 from eval.types import DATA, Context
 from pruning.files import expanded
 from pruning.models import resolve_source
 from pruning.stages.run import Run
 from pruning.stages.showing import RECORDED, shows_recorded_example
 from pruning.stages.stage import pick
-from pruning.store import Key
+from pruning.store import SCRATCH, Key
 
 SAMPLED = (
     "data",
@@ -42,25 +43,69 @@ WITH_A_FILE = r"^(inception|alex|vgg|squeeze):"
 
 LOOKED_AT = (*RECORDED, "data", "calibrate.provider", "export.dtype", "evaluate")
 
-Seen = dict[str, dict[str, Observation]]
+Shown = dict[str, Observation]
+Seen = dict[str, Shown]
 
 
 def observe(run: Run, context: Context, subjects: dict[str, str]) -> Seen:
     """Return what the metrics of the recipe read of every subject and of the data, looked at or found in the store.
 
-    `subjects` says what tells each subject from others: a hash of its weights.
+    The processes of a launch make samples and features together, batch by batch; all else is of the first.
+
+    Args:
+        run: The run.
+        context: The subjects and the data.
+        subjects: What tells each subject from others: a hash of its weights.
     """
     seen: Seen = {}
     for name in (DATA, *context.subjects):
         seen[name] = {}
         for what in observations(run.recipe.evaluate.metrics, name):
-            key = observation_key(run, what, subjects.get(name, DATA))
-
-            def work(folder: Path, name: str = name, what: str = what) -> None:
-                look(context, name, what, seen[name], folder)
-
-            seen[name][what] = Observation.load(run.part(key, work).folder, what)
+            if run.ranks.is_first:
+                key = observation_key(run, what, subjects.get(name, DATA))
+                folder = _looked_at(run, context, name, what, seen[name], key)
+            else:
+                folder = _helped(run, context, name, what, seen[name])
+            seen[name][what] = Observation.load(folder, what)
     return seen
+
+
+def _looked_at(run: Run, context: Context, name: str, what: str, seen: Shown, key: Key) -> Path:
+    """Return the folder of an observation, made with the other processes or found."""
+    work, whole = _topics(name, what)
+    told = False
+
+    def make(folder: Path) -> None:
+        batches = folder / SCRATCH / what
+
+        def share(missing: list[int]) -> Sequence[int]:
+            nonlocal told
+            told = True
+            run.ranks.say(work, {"folder": str(batches.absolute()), "missing": missing})
+            return run.ranks.share(missing)
+
+        look(context, name, what, seen, folder, batches=batches, share=share)
+
+    found = run.part(key, make, resumable=True)
+    if not told:
+        run.ranks.say(work, {"folder": None})
+    run.ranks.say(whole, {"folder": str(found.folder.absolute())})
+    return found.folder
+
+
+def _helped(run: Run, context: Context, name: str, what: str, seen: Shown) -> Path:
+    """Make this process's batches of an observation, if there are any, and return its folder when it is whole."""
+    work, whole = _topics(name, what)
+    word = run.ranks.hear(work)
+    if word["folder"] is not None:
+        numbers = run.ranks.share(word["missing"])
+        help_to_look(context, name, what, seen, batches=Path(word["folder"]), numbers=numbers)
+    return Path(run.ranks.hear(whole)["folder"])
+
+
+def _topics(name: str, what: str) -> tuple[str, str]:
+    """Return under which topics the first process tells the others of the work, and where the result is."""
+    return f"evaluate.{name}.{what}", f"evaluate.{name}.{what}.whole"
 
 
 def observation_key(run: Run, what: str, subject: str) -> Key:

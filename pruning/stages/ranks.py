@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,36 +37,54 @@ class Ranks:
 
     Attributes:
         count: How many processes there are.
-        is_first: Whether this is the one that writes.
+        number: Which of them this is, from 0.
         device: The device that the launcher gave this process; None where there is but one process.
     """
 
     def __init__(self, folder: Path, *, cpu: bool = False) -> None:
         self._folder = folder
         self.count = _world_size()
-        self.is_first = True
+        self.number = 0
         self.device: torch.device | None = None
         self._launch = ""
         if self.count > 1:
             self._join(cpu)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.number == 0
+
     def tell(self, stage: str, folder: Path | None) -> None:
         """Tell the others, as the first process, in which folder to work on `stage`; None: there is no work."""
-        if self.count > 1:
-            word = self._word(stage)
-            word.parent.mkdir(parents=True, exist_ok=True)
-            for old in word.parent.glob(f"{stage}-*.json"):  # of earlier launches; ours may still be read
-                old.unlink()
-            write_json(word, {"folder": None if folder is None else str(folder.absolute())})
+        self.say(stage, {"folder": None if folder is None else str(folder.absolute())})
 
     def wait(self, stage: str) -> Path | None:
         """Wait for the first process to come to `stage`; return the folder to work in, None if there is no work."""
-        while (word := read_json(self._word(stage))) is None:
-            time.sleep(POLL_SECONDS)
-        return None if word["folder"] is None else Path(word["folder"])
+        folder = self.hear(stage)["folder"]
+        return None if folder is None else Path(folder)
 
-    def _word(self, stage: str) -> Path:
-        return self._folder / ".launch" / f"{stage}-{self._launch}.json"
+    def say(self, topic: str, word: Mapping[str, Any]) -> None:
+        """Tell the others, as the first process, something (JSON types) of a topic; once in a launch."""
+        if self.count > 1:
+            place = self._word(topic)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            for old in place.parent.glob(f"{topic}-*.json"):  # of earlier launches; ours may still be read
+                old.unlink()
+            write_json(place, word)
+
+    def hear(self, topic: str) -> dict[str, Any]:
+        """Wait for what the first process says of a topic."""
+        while (word := read_json(self._word(topic))) is None:
+            time.sleep(POLL_SECONDS)
+        return word
+
+    def share(self, numbers: Sequence[int]) -> Sequence[int]:
+        """Return which of `numbers` are this process's: every process takes as many, in turn."""
+        return numbers[self.number :: self.count]
+
+    def _word(self, topic: str) -> Path:
+        return self._folder / ".launch" / f"{topic}-{self._launch}.json"
 
     def _join(self, cpu: bool) -> None:
         """Meet the other processes and agree on a name for this launch.
@@ -83,7 +102,7 @@ class Ranks:
             try:
                 state = PartialState(cpu=cpu)
                 name = broadcast_object_list([uuid.uuid4().hex], from_process=0)[0]
-                met.append((state.is_main_process, state.device, name))
+                met.append((state.process_index, state.device, name))
             except Exception as error:  # raised where it can be seen
                 met.append(error)
 
@@ -99,8 +118,11 @@ class Ranks:
                 f"the environment says that {self.count} processes run together (WORLD_SIZE), but the others {why}; "
                 f"{_WAY_OUT}"
             ) from (met[0] if met else None)
-        self.is_first, self.device, self._launch = met[0]
-        if self.device is not None and self.device.type == "cuda":
+        self.number, device, self._launch = met[0]
+        # All processes share the CPU. By another name weights would be copied to it, out of their files, and where a
+        # weight begins in memory can decide how a product is rounded.
+        self.device = torch.device("cpu") if device.type == "cpu" else device
+        if device.type == "cuda":
             torch.cuda.set_device(self.device)  # what was set in the other thread holds there
 
 

@@ -1,4 +1,4 @@
-"""Stage ``recover``: train the slim model back; the only one that all processes of a launch work on."""
+"""Stage ``recover``: train the slim model back; all processes of a launch do so."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def needed_bytes(run: Run, stages: Sequence[str]) -> int:
     judged = "evaluate" in stages and "noised" in metric_needs(run.recipe.evaluate.metrics)
     if judged and is_known(run.meta):  # of other models the size of what they predict is not known here
         predicted = run.recipe.evaluate.denoising_samples * run.recipe.calibrate.timestep_buckets
-        needed += SUBJECTS * 4 * predicted * math.prod(sample_shape(run.meta))
+        needed += (SUBJECTS + 1) * 4 * predicted * math.prod(sample_shape(run.meta))
     return needed
 
 

@@ -119,7 +119,7 @@ class Run:
     def part(self, key: Key, work: Callable[[Path], None], *, resumable: bool = False) -> Result:
         """Return a result that several stages or runs share, made by `work` if it is not in the store.
 
-        With `resumable`, work goes on from what an interrupted attempt left in its folder.
+        With `resumable`, work goes on from what an interrupted attempt left in its folder, unless it is to be redone.
         """
         store = self.workspace.store
 
@@ -130,7 +130,7 @@ class Run:
 
         anew = self.redoing and key.name not in self.uses
         found = None if anew else store.find(key)
-        result = found or store.make(key, timed, resumable=resumable, anew=anew)
+        result = found or store.make(key, timed, resumable=resumable and not anew, anew=anew)
         self.uses.add(result.name)
         return result
 

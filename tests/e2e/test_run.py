@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import datasets
@@ -37,7 +38,7 @@ from pruning.importance.diagnostics import HIGH_MASS, LOW_FLUCTUATION
 from pruning.recipe import load_recipe
 from pruning.recording import conditions
 from pruning.stages import Run, judging, run_recipe
-from pruning.store import Store
+from pruning.store import Store, file_hash
 from tests.models import dit, unet2d
 from tests.unit.test_allocation_targets import table
 from tests.unit.tiny_pipelines import dit_latent, stable_diffusion, tiny_clip
@@ -640,30 +641,103 @@ def test_the_command_from_run_to_comparison(workplace, features, capsys):
     assert json.loads(capsys.readouterr().out)["basis"] == "scores"
 
 
+def launch(
+    processes: int, *arguments: str, program: str = "-m pruning", fails: bool = False, **environment: str
+) -> None:
+    """Run the command in so many processes of one launch, each on one thread."""
+    root = str(Path(pruning.__file__).parents[1])
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *program.split(), *arguments]
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == fails, done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(workplace, features, monkeypatch):
     monkeypatch.setattr(conditions, "LEVELS", NOISE_LEVELS)  # that of the processes
     save_bare(dit(sample_size=16, patch_size=4), workplace)
     recipe = write_recipe(workplace, features[1])
     run_recipe(recipe, ["name=one"], until="recover")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "pruning",
-    ]
-    root = str(Path(pruning.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    command = [*launch, "run", "tiny.yaml", "name=two", "--until", "recover"]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    launch(2, "run", "tiny.yaml", "name=two", "--until", "recover")
     losses = [
         json.loads(Path(f"runs/{name}/recover/losses.json").read_text())["loss"] for name in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert (workplace / "runs/two/recover/DONE").is_file()
+
+
+SHARED = (
+    "recover.enabled=false",  # which rounds differently for other numbers of processes
+    "evaluate.metrics=[fid,kid,pairs,precision_recall,consistency,denoising,cost]",
+    "evaluate.num_samples=20",
+)
+
+
+def evaluated(place: Path) -> dict[str, Any]:
+    """Return what the run in a folder measured, and hashes of all that it drew and extracted."""
+    drawn = sorted(
+        path
+        for what in ("samples", "image_features")
+        for path in place.glob(f".store/{what}/*/*.safetensors")
+    )
+    found = {path.relative_to(place).as_posix(): file_hash(path) for path in drawn}
+    assert len(found) == 5  # of two models, and of the features of the data
+    return {**found, "metrics": json.loads((place / "tiny/evaluate/metrics.json").read_text())}
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_the_same_bit_for_bit_for_any_number_of_processes(workplace, features):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    write_recipe(workplace, features[1])
+    found = {}
+    for processes in (1, 2, 3):
+        place = workplace / f"of{processes}"
+        asked = ("run", "tiny.yaml", *SHARED, f"run_dir={place}/tiny", "--until", "evaluate")
+        launch(processes, *asked)
+        found[processes] = evaluated(place)
+    assert found[1] == found[2] == found[3]
+
+
+LOGGED = """
+import os, sys
+from eval.sharing import BatchFiles
+from pruning.cli import main
+
+make, left = BatchFiles.make, int(os.environ["LIVES"])
+
+def logged(files, numbers):
+    global left
+    for number in numbers:
+        left -= 1
+        if left < 0 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), 9)
+        make(files, [number])
+        with open("made", "a") as log:
+            print(files.folder.parents[1].name, number, file=log)
+
+BatchFiles.make = logged
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_launch_that_is_killed_while_it_evaluates_makes_no_sample_again(workplace, features):
+    save_bare(dit(sample_size=16, patch_size=4), workplace)
+    write_recipe(workplace, features[1])
+    (workplace / "logged.py").write_text(LOGGED)
+    place, made = workplace / "killed", workplace / "made"
+    asked = ("run", "tiny.yaml", *SHARED, f"run_dir={place}/tiny", "--until", "evaluate")
+    launch(2, *asked, program="logged.py", fails=True, LIVES="8")
+    before = made.read_text().splitlines()
+    assert 8 < len(before) < 7 * 4  # batches of the data's features and of the dense model's samples
+    assert list(place.glob(".store/.partial/*/.scratch/*/*.safetensors"))
+    launch(2, *asked, program="logged.py", LIVES="1000")
+    after = made.read_text().splitlines()
+    assert len(set(after)) == len(after) > len(before)
+    whole = workplace / "whole"
+    launch(1, *asked[:-3], f"run_dir={whole}/tiny", *asked[-2:])
+    assert evaluated(place) == evaluated(whole)
 
 
 def test_units_are_chosen_block_by_block_where_asked(workplace, features):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eval import cmmd, fid, kid, mmd, pairs, precision_recall
+from eval import cmmd, denoising, fid, kid, mmd, pairs, precision_recall
 from eval.cost import LiveBytes
 from eval.features import load_features
-from eval.observation import Observation, Rows
+from eval.observation import Observation, Rows, parts_of
 from eval.run import look, measure_all, observations
-from eval.types import DATA, Context, Subject
+from eval.types import DATA, Context, Noised, Subject
 
-METRICS = ["fid", "kid", "precision_recall", "pairs"]
+METRICS = ["fid", "kid", "precision_recall", "pairs", "denoising"]
+REAL = torch.arange(300).split(50)
 
 
 class Means(nn.Module):
@@ -32,10 +34,20 @@ def sample(ids: Tensor, seed: int = 0) -> Tensor:
     return torch.randint(seed, 256, (len(ids), 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
+def noised(count: int) -> Iterator[Noised]:
+    for ids in torch.arange(count).split(50):
+        images = sample(ids, 5).float() / 255
+        yield Noised({"sample": images}, images, int(ids[0]) % 100 // 50, ids)
+
+
 def context(count: int) -> Context:
     return Context(
-        {"dense": Subject(sample=sample), "pruned": Subject(sample=lambda ids: sample(ids, 20))},
-        real=lambda: Rows(300, (sample(part, 3) for part in torch.arange(300).split(50))),
+        {
+            "dense": Subject(lambda call: call["sample"] + 1, sample),
+            "pruned": Subject(lambda call: call["sample"] * 2, lambda ids: sample(ids, 20)),
+        },
+        real=lambda: Rows([50] * 6, lambda numbers: (sample(REAL[number], 3) for number in numbers)),
+        noised=lambda: noised(count),
         features=lambda: load_features(Means()),
         num_samples=count,
         batch_size=50,
@@ -85,7 +97,8 @@ def test_many_samples_take_the_memory_of_few(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fid, "WIDE", 0)  # fewer resamples
     monkeypatch.setattr(kid, "SUBSETS", 3)
     monkeypatch.setattr(kid, "SUBSET_SIZE", 100)
-    monkeypatch.setattr(pairs, "ROWS", 50)
+    for module in (pairs, denoising):
+        monkeypatch.setattr(module, "ROWS", 50)
     few, many, held = (
         peak(n, folder) for n, folder in ((250, tmp_path / "few"), (1200, tmp_path / "many"), (1200, None))
     )
@@ -101,10 +114,14 @@ def test_files_and_memory_give_the_same_figures(tmp_path: Path) -> None:
     assert evaluated(60, tmp_path, metrics) == evaluated(60, None, metrics)
 
 
+def given(batches: list[Tensor], sizes: list[int]) -> Rows:
+    return Rows(sizes, lambda numbers: [batches[number] for number in numbers])
+
+
 def test_rows_are_written_as_safetensors_would(tmp_path: Path) -> None:
     tensors = {
-        "bytes": Rows(
-            5, iter([torch.arange(6, dtype=torch.uint8).view(3, 2), torch.ones(2, 2, dtype=torch.uint8)])
+        "bytes": given(
+            [torch.arange(6, dtype=torch.uint8).view(3, 2), torch.ones(2, 2, dtype=torch.uint8)], [3, 2]
         ),
         "numbers": torch.randn(4, 3, dtype=torch.float64),
         "whole": torch.arange(3),
@@ -124,8 +141,7 @@ def test_rows_are_written_as_safetensors_would(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([torch.zeros(2, 3)], "2 rows came, 4 were to come"),
-        ([torch.zeros(2, 3), torch.zeros(3, 3)], "5 rows came, 4 were to come"),
+        ([torch.zeros(2, 3), torch.zeros(3, 3)], "rows 2 and following: 3 came, 2 were to come"),
         (
             [torch.zeros(2, 3), torch.zeros(2, 4)],
             r"rows 2 and following are torch.float32 \(4,\), the ones before",
@@ -135,7 +151,38 @@ def test_rows_are_written_as_safetensors_would(tmp_path: Path) -> None:
 )
 def test_rows_that_do_not_fit(batches: list[Tensor], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Rows(4, iter(batches)).held()
+        given(batches, [2, 2]).held()
     with pytest.raises(ValueError, match=message):
-        Observation({"x": Rows(4, iter(batches))}).save(tmp_path, "x")
+        Observation({"x": given(batches, [2, 2])}).save(tmp_path, "x")
     assert not (tmp_path / "x.json").exists()  # which says that an observation is whole
+
+
+def test_some_batches_can_be_made_without_the_others() -> None:
+    rows = given([torch.full((2, 1), float(k)) for k in range(4)], [2] * 4)
+    assert [float(batch[0]) for batch in rows.some([1, 3])] == [1, 3]
+    assert rows.held().flatten().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rows.total == 8
+    assert parts_of(5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
+
+
+@pytest.mark.parametrize("other", [torch.zeros(2, 4), torch.zeros(2, 3).double(), torch.zeros(1, 3)])
+def test_columns_come_with_as_many_rows_of_one_kind(other: Tensor, tmp_path: Path) -> None:
+    parts = [{"n": torch.arange(2), "x": torch.ones(2, 3)}, {"n": torch.arange(2), "x": other}]
+    with pytest.raises(ValueError, match=r"x is torch.float.* in batch 1; it must be torch.float32 \(2, 3\)"):
+        Observation(columns=parts).save(tmp_path, "o")
+    with pytest.raises(ValueError, match=r"batch 1 has the columns \['n'\], the ones before \['n', 'x'\]"):
+        Observation(columns=[parts[0], {"n": torch.arange(2)}]).save(tmp_path, "o")
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_columns_are_written_as_they_come_and_held_alike(tmp_path: Path) -> None:
+    parts = [{"n": torch.arange(k), "x": torch.full((k, 2, 2), float(k)).half()} for k in (3, 1, 2)]
+    found = Observation({"whole": torch.ones(2)}, {"a": 1}, iter(parts))
+    found.save(tmp_path, "o")
+    held, read = Observation(columns=parts).held(), Observation.load(tmp_path, "o")
+    assert read.tensors.keys() == {"whole", "n", "x"}
+    assert held.tensors["n"].tolist() == [0, 1, 2, 0, 0, 1]
+    for name, tensor in held.tensors.items():
+        assert torch.equal(read.tensors[name], tensor)
+        assert read.tensors[name].dtype == tensor.dtype
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.json", "o.safetensors"]

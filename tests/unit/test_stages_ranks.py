@@ -108,9 +108,23 @@ def test_the_first_process_tells_the_others_where_to_work(tmp_path, monkeypatch)
     first = Ranks(tmp_path)
     first.count, first._launch = 2, "x"
     other = Ranks(tmp_path)
-    other.count, other._launch = 2, "x"
+    other.count, other.number, other._launch = 2, 1, "x"
     monkeypatch.setattr(ranks, "POLL_SECONDS", 0.01)
     first.tell("recover", tmp_path / "work")
     assert other.wait("recover") == tmp_path / "work"
     first.tell("recover", None)
     assert other.wait("recover") is None
+    first.say("evaluate.dense.samples", {"missing": [1, 2]})
+    first.say("evaluate.dense.samples.whole", {"folder": "there"})
+    assert other.hear("evaluate.dense.samples") == {"missing": [1, 2]}
+    assert other.hear("evaluate.dense.samples.whole") == {"folder": "there"}
+
+
+def test_every_number_is_of_one_process(tmp_path):
+    shares = []
+    for number in range(3):
+        one = Ranks(tmp_path)
+        one.count, one.number = 3, number
+        shares.append(one.share([4, 5, 7, 8, 9]))
+    assert shares == [[4, 8], [5, 9], [7]]
+    assert [*Ranks(tmp_path).share([1, 2])] == [1, 2]
