@@ -156,7 +156,7 @@ def _cut_module(
 
 def _kept(size: int, dropped: Sequence[Tensor]) -> Tensor:
     mask = torch.ones(size, dtype=torch.bool)
-    mask[torch.cat(dropped)] = False
+    mask[torch.cat(list(dropped))] = False
     return mask
 
 
