@@ -85,6 +85,11 @@ class Bench:
             raise SystemExit(f"{self.subject.name}: no images left for calibration set {number}")
         return found
 
+    def drawn(self, split: str, most: int) -> list[int]:
+        """Return at most so many rows of a split, drawn once for all: files may be sorted by class."""
+        count = len(self.run.images(split))
+        return torch.randperm(count, generator=torch.Generator().manual_seed(2027)).tolist()[:most]
+
     def batches(self, split: str, rows: Sequence[int], seed: int, batch_size: int = 128) -> NoisedBatches:
         """Return images of a split, noised to every timestep bucket."""
         return noised_images(
@@ -122,7 +127,7 @@ class Bench:
     @cached_property
     def held_out(self) -> list[tuple[NoisedBatch, Tensor]]:
         """Held-out batches and the dense model's predictions."""
-        rows = list(range(min(HELD_OUT, len(self.run.images("test")))))
+        rows = self.drawn("test", HELD_OUT)
         with torch.no_grad():
             return [(b, denoise(self.dense, b.call)) for b in self.batches("test", rows, seed=7)]
 

@@ -102,9 +102,9 @@ def images_of(bench: Bench, model: nn.Module, count: int, steps: int) -> Tensor:
 
 
 def real_images(bench: Bench, split: str, most: int) -> Tensor:
-    """Return the first images of a split, uint8."""
+    """Return images of a split, drawn once for all, uint8."""
     data = bench.run.images(split)
-    rows = list(range(min(len(data), most)))
+    rows = bench.drawn(split, most)
     return torch.cat([to_uint8(data.images(rows[k : k + 256])) for k in range(0, len(rows), 256)])
 
 
