@@ -240,13 +240,19 @@ def test_a_lower_error_at_more_cost_does_not_win(tmp_path):
         }
         return PruningPlan(kept={"g": (unit,)}, meta={**meta, "got": got}), errors
 
-    found = [candidate(100, 0.3, 0), candidate(102, 0.1, 1), candidate(100.9, 0.2, 2), candidate(100, 0.3, 0)]
+    found = [
+        candidate(100, 0.3, 0),
+        candidate(100.9, 0.1, 1),
+        candidate(100.2, 0.2, 2),
+        candidate(100, 0.3, 0),
+    ]
+    found.append(candidate(98, 0.1, 3))
     run.scores_in = lambda folder: None  # type: ignore[assignment, method-assign]
     specs = [Candidate(("obs",)) for _ in found]
     rows = [choosing._row(run, spec, one) for spec, one in zip(specs, found, strict=True)]
     assert choosing._compare(rows, found) == 2
-    assert [row["meets"] for row in rows] == [True, False, True, True]
-    assert [row["same_as"] for row in rows] == [None, None, None, 0]
+    assert [row["meets"] for row in rows] == [True, False, True, True, False]
+    assert [row["same_as"] for row in rows] == [None, None, None, 0, None]
     assert rows[2]["ratio"] == pytest.approx(2 / 3)
     assert rows[2]["ratio_ci95"] == pytest.approx([2 / 3, 2 / 3])
     assert rows[0]["ratio_ci95"] is None
