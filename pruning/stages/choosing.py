@@ -39,6 +39,9 @@ ERRORS, FAILED = "errors.safetensors", "failed.json"
 OF_THE_OUTPUT = ("probe", "probe_obs", "sink")
 """Criteria whose scores add up to a change of the model's output, so that they predict an excess error."""
 
+FAIR = TOLERANCE / 4
+"""A candidate may cost so much more, relative, than is asked or than the recipe's own plan does."""
+
 Maker = Callable[[Candidate, Sequence[Scores], Path], PruningPlan]
 """Makes the plan of a candidate from scores, and writes it to a folder, with what else is to be known of it."""
 
@@ -149,9 +152,9 @@ def _row(run: Run, candidate: Candidate, found: tuple[PruningPlan, Errors] | str
 
     ``name``, ``criterion``, ``allocation``, ``depth`` (asked, in words); ``why`` it was left out. Of those that were
     measured ``depth_share`` (of what goes, what goes with whole blocks) and ``blocks`` (how many); ``macs_ratio`` and
-    ``params_ratio``; ``targets`` in words, where they were measured; ``missed``: by how much the target is;
-    ``predicted`` excess error, None where scores are in other units; ``excess_error`` with ``excess_error_ci95``; and
-    what `_compare` says.
+    ``params_ratio``; ``targets`` in words, where they were measured; ``missed``: by how much the target is, and
+    ``over``, how much more it costs; ``predicted`` excess error, None where scores are in other units;
+    ``excess_error`` with ``excess_error_ci95``; and what `_compare` says.
     """
     criteria = criteria_of(run, candidate)
     row: dict[str, Any] = {
@@ -176,6 +179,7 @@ def _row(run: Run, candidate: Candidate, found: tuple[PruningPlan, Errors] | str
         "hit": plan.meta["hit"],
         "targets": _said(plan),
         "missed": _missed(plan),
+        "over": _over(plan),
         "predicted": _predicted(run, criteria, plan, errors),
         "excess_error": float(change.sum() / power.sum()),
         "excess_error_ci95": ratio_interval(change, power),
@@ -188,12 +192,18 @@ def _said(plan: PruningPlan) -> dict[str, str]:
     return {row["asked"]: row["said"]["measured"] for row in rows if "measured" in row["said"]}
 
 
+def _over(plan: PruningPlan) -> float:
+    """Return by how much more a plan costs than is asked, relative; below zero if less."""
+    rows = plan.meta.get("targets", {}).values()
+    if rows:
+        return max(row.get("measured", row["predicted"]) / row["goal"] for row in rows) - 1
+    return plan.meta["got"] / plan.meta["goal"] - 1 if plan.meta["goal"] else 0.0
+
+
 def _missed(plan: PruningPlan) -> float:
     """Return by how much a plan misses its target, relative; several, and what is measured, only where they exceed."""
-    rows = plan.meta.get("targets", {}).values()
-    if not rows:
-        return abs(plan.meta["got"] / plan.meta["goal"] - 1) if plan.meta["goal"] else 0.0
-    return max(0.0, max(row.get("measured", row["predicted"]) / row["goal"] for row in rows) - 1)
+    over = _over(plan)
+    return max(0.0, over) if plan.meta.get("targets") else abs(over)
 
 
 def _depth_share(run: Run, plan: PruningPlan) -> float:
@@ -220,13 +230,15 @@ def _compare(rows: Sequence[dict[str, Any]], found: Sequence[tuple[PruningPlan, 
     """Say in each row how it compares with the recipe's own plan, the first; return the place of the best.
 
     ``same_as``: place of an earlier one that comes to the same; ``meets``: its target is met as nearly as by the first,
-    or within tolerance; ``ratio`` of its error to that of the first, with ``ratio_ci95`` over pairs of samples;
-    ``chosen``.
+    or within tolerance, and it costs no more than that or what is asked, but for `FAIR` (an error falls by several
+    times what the cost grows by, both relative, so that the dearest within tolerance would win); ``ratio`` of its error
+    to that of the first, with ``ratio_ci95`` over pairs of samples; ``chosen``.
     """
     own = found[0]
     assert isinstance(own, tuple)
-    measured = bool(rows[0]["targets"])
-    allowed = max(rows[0]["missed"], BELIEVED if measured else TOLERANCE)
+    exact = not rows[0]["targets"]
+    allowed = max(rows[0]["missed"], TOLERANCE if exact else BELIEVED)
+    dearest = max(rows[0]["over"], 0.0) + (FAIR if exact else BELIEVED)
     places: dict[str, int] = {}
     for place, (row, one) in enumerate(zip(rows, found, strict=True)):
         row["chosen"] = False
@@ -235,7 +247,7 @@ def _compare(rows: Sequence[dict[str, Any]], found: Sequence[tuple[PruningPlan, 
         first = places.setdefault(row["architecture"], place)
         ours, base = one[1][CHANGE], own[1][CHANGE]
         row["same_as"] = None if first == place else first
-        row["meets"] = row["missed"] <= allowed
+        row["meets"] = row["missed"] <= allowed and row["over"] <= dearest
         tells = first > 0 and float(base.sum()) > 0
         row["ratio"] = float(ours.sum() / base.sum()) if tells else 1.0
         row["ratio_ci95"] = ratio_interval(ours, base) if tells else None

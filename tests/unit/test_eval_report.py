@@ -657,7 +657,7 @@ def test_candidates_are_shown_with_what_was_predicted_and_measured(tmp_path: Pat
     assert "probe_obs candidate 1, the recipe's own as in the recipe none 50 % 70 % – 0.0150 0.0200" in body
     assert "25 % of what goes (2) asked: 25 % by blocks 50 % 70 % 0.61 of dense – 0.0100" in body
     assert "probe candidate 3; the plan of candidate 1" in body
-    assert "taylor candidate 4; misses the target by 3 %" in body
+    assert "taylor candidate 4; misses the target by 3 %, or costs more than the first" in body
     assert "Not possible: magnitude, uniform (the least reachable is more)." in body
     assert "<b>obs</b>" in str(shown.body)
     rows[1]["ratio_ci95"] = [0.8, 1.2]

@@ -19,7 +19,7 @@ from pruning.models import denoise
 from pruning.recipe import Recipe
 from pruning.settings import Calibrate, Depth, Model, Prune, Target
 from pruning.settings.candidates import CANDIDATES, Candidate
-from pruning.stages import choosing, judging, preflight
+from pruning.stages import choosing, judging, preflight, targets
 from pruning.stages.candidates import candidates_of, further_criteria, names_of
 from pruning.stages.choosing import architecture, choose, figures
 from pruning.stages.dryrun import dry_run
@@ -240,13 +240,19 @@ def test_a_lower_error_at_more_cost_does_not_win(tmp_path):
         }
         return PruningPlan(kept={"g": (unit,)}, meta={**meta, "got": got}), errors
 
-    found = [candidate(100, 0.3, 0), candidate(102, 0.1, 1), candidate(100.9, 0.2, 2), candidate(100, 0.3, 0)]
+    found = [
+        candidate(100, 0.3, 0),
+        candidate(100.9, 0.1, 1),
+        candidate(100.2, 0.2, 2),
+        candidate(100, 0.3, 0),
+    ]
+    found.append(candidate(98, 0.1, 3))
     run.scores_in = lambda folder: None  # type: ignore[assignment, method-assign]
     specs = [Candidate(("obs",)) for _ in found]
     rows = [choosing._row(run, spec, one) for spec, one in zip(specs, found, strict=True)]
     assert choosing._compare(rows, found) == 2
-    assert [row["meets"] for row in rows] == [True, False, True, True]
-    assert [row["same_as"] for row in rows] == [None, None, None, 0]
+    assert [row["meets"] for row in rows] == [True, False, True, True, False]
+    assert [row["same_as"] for row in rows] == [None, None, None, 0, None]
     assert rows[2]["ratio"] == pytest.approx(2 / 3)
     assert rows[2]["ratio_ci95"] == pytest.approx([2 / 3, 2 / 3])
     assert rows[0]["ratio_ci95"] is None
@@ -318,3 +324,20 @@ def test_a_dry_run_names_the_candidates_and_measures_none(tmp_path, monkeypatch)
     one = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, candidates=1))
     assert dry_run(Run(one))["candidates"] == []
     assert not list(Store(tmp_path / "runs/.store").path.glob("candidate/*"))
+
+
+def test_a_target_that_is_measured_is_measured_for_every_candidate(tmp_path):
+    first = Run(recipe_of(tmp_path, target=Target(memory_gb=1.0)), progress=False)
+    dense = targets.costs_for(first)["memory"].total()
+    recipe = recipe_of(tmp_path, target=Target(memory_gb=0.9 * dense / 1e9), candidates=3)
+    run_recipe(recipe, until="plan", progress=False)
+    trace = read_json(tmp_path / "runs/r/plan/candidates.json")
+    assert trace is not None
+    measured = [row for row in trace["rows"] if row["why"] is None]
+    assert measured
+    assert all(len(row["targets"]) == 1 for row in measured)
+    chosen = PruningPlan.load(tmp_path / "runs/r/plan/plan.json")
+    kept = read_json(tmp_path / "runs/r/plan/targets.json")
+    assert kept is not None
+    assert kept["targets"] == chosen.meta["targets"]
+    assert kept["targets"]["memory_gb"]["measured"] > 0

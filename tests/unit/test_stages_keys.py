@@ -16,6 +16,7 @@ import torch
 
 from pruning.recipe import Recipe, load_recipe
 from pruning.settings import Limit, knobs_of
+from pruning.settings.candidates import CANDIDATES
 from pruning.stages.calibration import SHOWN as CALIBRATION_SHOWN
 from pruning.stages.calibration import first_pass_key, wanted
 from pruning.stages.observing import observation_key
@@ -340,12 +341,14 @@ def test_a_choice_among_candidates_depends_on_what_they_are_measured_by():
     assert extra(run)["statistics"] == "other calibrate"
 
 
-def test_candidates_ask_for_more_of_the_one_calibration():
-    more, less = (
-        wanted(Run(load_recipe("quickstart", [f"prune.candidates={n}"]), progress=False)) for n in (8, 1)
+def test_candidates_ask_for_more_of_the_one_calibration_and_the_first_eight_for_nothing():
+    counts = (1, 8, len(CANDIDATES))
+    one, eight, every = (
+        wanted(Run(load_recipe("quickstart", [f"prune.candidates={n}"]), progress=False)) for n in counts
     )
-    assert {*more.needs} > {*less.needs}
-    assert more.variants == less.variants == ()
+    assert eight.needs == one.needs
+    assert {*every.needs} > {*one.needs}
+    assert every.variants == one.variants == ()
 
 
 def test_null_and_what_it_stands_for_are_one():

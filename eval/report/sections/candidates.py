@@ -82,7 +82,7 @@ def _row(
     if row["same_as"] is not None:
         small += f"; the plan of candidate {row['same_as'] + 1}"
     if not row["meets"]:
-        small += f"; misses the target by {fmt.percent(row['missed'])}"
+        small += f"; misses the target by {fmt.percent(row['missed'])}, or costs more than the first"
     depth = (
         fmt.percent(row["depth_share"], 0) + f" of what goes ({row['blocks']})" if row["blocks"] else "none"
     )
