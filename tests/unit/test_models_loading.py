@@ -261,6 +261,11 @@ def test_paths_that_are_wrong(tmp_path: Path, folder: Path):
         load_denoiser(tmp_path / "nowhere")
     with pytest.raises(PruningError, match=r"not a hub id either \(did you mean '.*/model'\?\)"):
         load_denoiser(tmp_path / "modle")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(
+        PruningError, match=r"not a hub id either \(it is a link to 'gone', which is not there\)"
+    ):
+        load_denoiser(tmp_path / "link")
     with pytest.raises(PruningError, match=r"is a file; give the folder that holds config.json"):
         load_denoiser(folder / "transformer" / WEIGHTS)
     with pytest.raises(PruningError, match=r"the model source is empty"):
