@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -78,8 +79,13 @@ def test_a_killed_run_goes_on_with_the_round_that_it_was_in(recipe: Path, workpl
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe, ROUNDS)
     assert not (workplace / "runs/last").exists()
-    run_recipe(recipe, ROUNDS, until="recover")
+    found = run_recipe(recipe, ROUNDS, until="recover")
     assert count.call_count == 4
+    assert found["macs_ratio"] == pytest.approx(0.6, rel=0.05), (
+        "a share of the dense model, also before it is measured"
+    )
+    between = json.loads((workplace / "runs/last-round-2/summary.json").read_text())
+    assert between["macs_ratio"] == pytest.approx(0.75, rel=0.05)
     assert (workplace / "runs/last/recover/model").is_dir()
 
 

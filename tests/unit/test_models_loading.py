@@ -205,6 +205,12 @@ def test_weights_of_another_shape_or_none(folder: Path):
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
         load_denoiser(folder)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(
+        PruningError,
+        match=r"cannot be loaded: .*safetensors'.* It is damaged \(.*not fully covered\); get it again",
+    ):
+        load_denoiser(folder)
     path.write_bytes(b"cut short")
     with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
         load_denoiser(folder)
