@@ -31,6 +31,7 @@ from pruning.calibration.passes import calibrate as calibrate
 from pruning.calibration.passes import first_pass as first_pass
 from pruning.calibration.passes import needs_first_pass as needs_first_pass
 from pruning.calibration.removal import OutputChange as OutputChange
+from pruning.calibration.rounds import is_ample as is_ample
 from pruning.calibration.sampler_weights import sampler_weights as sampler_weights
 from pruning.calibration.sinks.stability import FirstPass as FirstPass
 from pruning.calibration.store import load_stats as load_stats

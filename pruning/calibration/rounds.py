@@ -68,6 +68,11 @@ class Rounds:
         return text if self.seconds is None else f"{text}, about {max(1, round(self.seconds / 60))} min"
 
 
+def is_ample(sums: int, weights: int, memory: int) -> bool:
+    """Tell whether memory is so large for a calibration that what its calls take need not be known."""
+    return sums + weights <= AMPLE * memory
+
+
 def split(groups: Iterable[T], bytes_of: Callable[[T], int], room: float) -> tuple[tuple[T, ...], ...]:
     """Return the groups in rounds of neighbours that fit into `room` together, as evenly filled as can be.
 
@@ -123,7 +128,7 @@ def plan_rounds(
     limit = usable_bytes(device) if memory is None else memory
     sums = {group: bytes_of(group) for group in groups}
     total, largest = sum(sums.values()), max(sums.values(), default=0)
-    if total + weights <= AMPLE * limit or not groups:
+    if is_ample(total, weights, limit) or not groups:
         return Rounds((tuple(groups),), total)
     if not isinstance(source, NoisedBatches):
         room = limit - held_bytes(device)
@@ -136,9 +141,10 @@ def plan_rounds(
     room = limit - held - SPARE * (fixed + each)
     if room < largest:
         raise PruningError(
-            f"the memory is too small: of {size(limit)}, {size(held)} are held already (the model's weights among "
-            f"them), a call of one sample takes {size(SPARE * (fixed + each))} and the sums of group {biggest.name!r} "
-            f"{size(largest)}; give more (calibrate.memory_gb), smaller samples, or fewer kinds of groups"
+            f"the memory is too small: of {size(limit)}, {size(held)} are held already (libraries and the model's "
+            f"weights among them), a call of one sample takes {size(SPARE * (fixed + each))} and the sums of group "
+            f"{biggest.name!r} {size(largest)}; give more (calibrate.memory_gb), smaller samples, or fewer kinds of "
+            "groups"
         )
     more = int(BATCH_SHARE * (room - largest) / (SPARE * max(each, 1)))
     batch = min(source.batch_size, 1 + more)

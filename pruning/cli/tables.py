@@ -123,7 +123,11 @@ def dry_run(found: dict[str, Any]) -> list[Table]:
     tried = found["candidates"] and (
         f"{len(found['candidates'])} candidates are then measured (prune.candidates): {'; '.join(found['candidates'])}"
     )
-    said = "\n".join(text for text in (searched, tried) if text) or None
+    earlier = found["rounds"] and (
+        f"earlier rounds of cutting and training come first ({len(found['rounds'])}, prune.earlier): "
+        + "; ".join(f"{one['target']}, {one['steps']:,} steps" for one in found["rounds"])
+    )
+    said = "\n".join(text for text in (earlier, searched, tried) if text) or None
     return [
         table(("group", "units", "would stay"), groups),
         _kinds(found["kinds"], title, caption=said),

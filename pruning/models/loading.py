@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from safetensors import SafetensorError
 
 from pruning.errors import PruningError
 from pruning.files import read_json
@@ -101,7 +102,9 @@ def unchecked_denoiser(
         raise
     except Exception as error:  # OSError, RuntimeError, SafetensorError, … all mean: this cannot be loaded
         why = weights_fault(weight_names(resolved, folder, revision), variant) or error
-        raise PruningError(f"{where}: the weights of {cls.__name__} cannot be loaded: {why}") from error
+        raise PruningError(
+            f"{where}: the weights of {cls.__name__} cannot be loaded: {why}{_damage(error)}"
+        ) from error
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PruningError(
@@ -114,6 +117,15 @@ def unchecked_denoiser(
             *(where, len(unexpected), cls.__name__, ", ".join(map(repr, unexpected[:3]))),
         )
     return model
+
+
+def _damage(error: BaseException | None) -> str:
+    """Say what is wrong with a file of weights, where an error came of that; diffusers names the file alone."""
+    while error is not None:
+        if isinstance(error, SafetensorError):
+            return f" It is damaged ({error}); get it again."
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def load_meta_denoiser(

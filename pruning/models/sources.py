@@ -73,7 +73,12 @@ def local_folder(source: str) -> Path | None:
 
 
 def near_name(path: Path) -> str:
-    """Return a hint at what lies beside a path that does not exist and has nearly its name, or nothing."""
+    """Return a hint at what lies beside a path that does not exist and has nearly its name, or nothing.
+
+    A link that leads nowhere is said to be one.
+    """
+    if path.is_symlink():
+        return f" (it is a link to {str(path.readlink())!r}, which is not there)"
     try:
         beside = os.listdir(path.parent)
     except OSError:

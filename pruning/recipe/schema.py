@@ -56,7 +56,17 @@ class Recipe(Section):
         return DIGITS_FEATURES if self.data.source == DIGITS else "inception"
 
     def mismatches(self) -> Iterator[Problem]:
-        """Guided rows need a guided sampler, and one criterion; sets of blocks are measured on noised images."""
+        """Guided rows need a guided sampler, and one criterion; sets of blocks are measured on noised images.
+
+        And the warm-up fits into the steps of earlier rounds.
+        """
+        warmup, steps = self.recover.warmup_steps, self.prune.earlier_steps
+        if self.prune.earlier and warmup is not None and warmup > steps:
+            yield (
+                "prune.earlier_steps",
+                f"{steps} is less than recover.warmup_steps, {warmup}, which counts in earlier rounds, too; ask for "
+                "more steps, or a shorter warm-up",
+            )
         if self.prune.depth.budget and self.calibrate.provider != "noised":
             yield (
                 "prune.depth.budget",

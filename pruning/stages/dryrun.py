@@ -12,7 +12,8 @@ from pruning.stages.caveats import caveats
 from pruning.stages.depth import effort
 from pruning.stages.outlook import kinds_of, sizes
 from pruning.stages.planning import cuts_of, make_plan, plan_figures
-from pruning.stages.preflight import look_ahead
+from pruning.stages.preflight import check_class, look_ahead
+from pruning.stages.rounds import rounds_of
 from pruning.stages.run import Run
 from pruning.stages.runner import due
 from pruning.stages.sampling import check_call
@@ -29,13 +30,16 @@ def dry_run(run: Run) -> dict[str, Any]:
     Returns:
         JSON types: the dense model's ``params``, ``macs`` and ``bytes``; ``kinds``: groups, units and their shares, and
         how much of each goes; ``plan``: asked and got; ``basis``: ``scores`` or ``uniform``; ``groups``: every group;
-        ``depth`` and ``candidates``: what the stage ``plan`` will measure.
+        ``depth`` and ``candidates``: what the stage ``plan`` will measure; ``rounds``: the target and the steps of each
+        earlier round.
 
     Raises:
         PruningError: As a run would: no groups, a target that cannot be met, a limit that matches nothing, an argument
             that the pipeline does not take.
     """
     run.offline = True
+    if run.recipe.model.start is not None:
+        check_class(run)
     check_call(run)
     scored = _has_scores(run)
     start = smaller_forms.assumed(run, smaller_forms.LIKELY)
@@ -64,6 +68,10 @@ def dry_run(run: Run) -> dict[str, Any]:
         "plan": {**figures, "bytes": sizes(run.meta, gone=gone)[dtype]},
         "depth": effort(run),
         "candidates": names_of(run) if run.recipe.prune.candidates > 1 else [],
+        "rounds": [
+            {"target": str(earlier.prune.target), "steps": earlier.recover.steps}
+            for earlier in rounds_of(run.recipe)
+        ],
         "basis": "scores" if scored else "uniform",
         "groups": cuts,
     }

@@ -54,8 +54,12 @@ class Placement:
     @cached_property
     def streams(self) -> bool:
         """Whether weights are in memory only while they are read: those of all subjects would not fit."""
-        numbers = sum(parameter.numel() for parameter in self._run.meta.parameters())
-        return SUBJECTS * numbers * self._run.dtype.itemsize > STREAMED_FROM * self.memory
+        return SUBJECTS * self.weight_bytes > STREAMED_FROM * self.memory
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of the model that is cut, in the run's type."""
+        return sum(parameter.numel() for parameter in self._run.meta.parameters()) * self._run.dtype.itemsize
 
     @cached_property
     def widens(self) -> bool:

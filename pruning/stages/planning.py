@@ -57,7 +57,17 @@ def plan(run: Run, folder: Path) -> dict[str, Any]:
         found = make(Candidate(), [run.scores], folder)
     if searched := read_json(folder / depth.DEPTH):
         said = {"depth": depth.depth_figures(searched), **said}
-    return {**plan_figures(found, run.groups), **said}
+    return {**(figures := plan_figures(found, run.groups)), **_of_dense(run, figures), **said}
+
+
+def _of_dense(run: Run, figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return which shares of the dense model a plan leaves, where what is cut is slim already."""
+    if run.recipe.model.start is None:
+        return {}
+    return {
+        f"{key}_ratio_of_dense": figures[f"{key}_ratio"] * run.share_of_dense(key)
+        for key in ("macs", "params")
+    }
 
 
 def _write_plan(

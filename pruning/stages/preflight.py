@@ -80,6 +80,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         check_metric_names(run)
     if run.recipe.model.start is not None:
         check_start(run)
+    if run.recipe.prune.earlier:
+        check_rounds(run)
     check_call(run)
     check_model(run)
     check_steps(run)
@@ -104,12 +106,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
 def check_start(run: Run) -> None:
     """Check that the slim model that is cut further is of the dense one, and is trained as one."""
     start, recover = run.recipe.model.start, run.recipe.recover
+    check_class(run)
     slim, dense = run.meta, run.reference_meta
-    if type(slim) is not type(dense):
-        raise PruningError(
-            f"model.start: {start!r} is a {type(slim).__name__}, and the dense model {run.recipe.model.source!r} a "
-            f"{type(dense).__name__}; it must be of the same class"
-        )
     if run.placement.streams:
         raise PruningError(
             f"model.start: {start!r}: the models do not fit into the memory (calibrate.memory_gb), and a slim model "
@@ -127,6 +125,31 @@ def check_start(run: Run) -> None:
         raise PruningError(
             f"recover.feature_weight: {recover.feature_weight:g} compares blocks, and {start!r} (model.start) has lost "
             f"some of the dense model's, such as {min(lost)!r}; set it to 0"
+        )
+
+
+def check_class(run: Run) -> None:
+    """Check that the slim model that is cut further is of the dense one's class."""
+    slim, dense = run.meta, run.reference_meta
+    if type(slim) is not type(dense):
+        raise PruningError(
+            f"model.start: {run.recipe.model.start!r} is a {type(slim).__name__}, and the dense model "
+            f"{run.recipe.model.source!r} a {type(dense).__name__}; it must be of the same class"
+        )
+
+
+def check_rounds(run: Run) -> None:
+    """Check before the first of several rounds what would stop the second, which cuts a slim model."""
+    rounds = f"prune.earlier: {run.recipe.prune.earlier}"
+    if run.placement.streams:
+        raise PruningError(
+            f"{rounds}: the models do not fit into the memory (calibrate.memory_gb), and a slim model that is cut "
+            "further cannot stay in its files; give more memory, or leave prune.earlier out"
+        )
+    if method_of(run) == BLOCKS:
+        raise PruningError(
+            f"{rounds}: recover.method={BLOCKS} trains each block after its twin in the model that was cut, which is "
+            "slim from the second round on; set recover.method=whole, or leave prune.earlier out"
         )
 
 

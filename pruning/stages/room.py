@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from eval.run import needs_of as metric_needs
-from pruning.calibration import sum_bytes
+from pruning.calibration import is_ample, sum_bytes
 from pruning.errors import PruningError
 from pruning.files import check_writable, size
+from pruning.memory import held_bytes
 from pruning.models import is_known, sample_shape
 from pruning.recovery.checkpoints import checkpoint_bytes
 from pruning.stages.calibration import wanted
@@ -46,9 +47,16 @@ def check_room(run: Run, needed: int) -> None:
 def check_memory(run: Run) -> None:
     """Check that what calibration sums of a single group fits into the memory that it may take."""
     asked, memory = run.recipe.calibrate.memory_gb, run.placement.memory
-    if statistics_bytes(run, run.groups) <= memory:
+    total, held = statistics_bytes(run, run.groups), 0 if asked is None else held_bytes(run.device)
+    if total + held <= memory or is_ample(total, run.placement.weight_bytes, memory):
         return
     largest, name = max((statistics_bytes(run, [group]), group.name) for group in run.groups)
+    if largest <= memory < largest + held:
+        raise PruningError(
+            f"calibrate.memory_gb: of {size(memory)} the process holds {size(held)} already, before any weight (Python "
+            f"and the libraries count), and the sums of group {name!r} alone are {size(largest)}; give more, use "
+            "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
+        )
     if largest > memory:
         raise PruningError(
             f"criterion {run.recipe.score.criterion!r} with compensation {run.recipe.prune.compensation!r} sums "

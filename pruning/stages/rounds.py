@@ -21,6 +21,8 @@ LAST = "recover"
 def rounds_of(recipe: Recipe) -> list[Recipe]:
     """Return the recipes of the earlier rounds, with targets of the dense model, as if all began with that."""
     section, folder = recipe.prune, Path(recipe.run_dir)
+    if not section.earlier:
+        return []
     (measure,) = section.target.given
     return [
         replace(

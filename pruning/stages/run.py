@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from pruning.data import (
 )
 from pruning.data.labels import golden_stride
 from pruning.data.prompts import is_text
-from pruning.errors import PruningError
+from pruning.errors import PruningError, named
 from pruning.files import read_json
 from pruning.groups import find_groups
 from pruning.models.widening import borrowed
@@ -164,7 +165,8 @@ class Run:
         """The model that is cut, on the meta device; what stands for "no class" is settled."""
         section = self.recipe.model
         where = {key: value for key, value in self.placement.source.items() if key != "variant"}
-        model = models.load_meta_denoiser(**where)
+        with named("model.start", PruningError) if section.start is not None else nullcontext():
+            model = models.load_meta_denoiser(**where)
         if not self.offline and (models.has_open_null_class(model) or section.null_class != "auto"):
             data = self.open_images(self.recipe.data.split, image_shape(model)) if self.has_images else None
             label, why = find_null_class(model, data, section.null_class)

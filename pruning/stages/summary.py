@@ -17,13 +17,14 @@ CONSISTENCY = ("ssim", "mse", "waveform_error", "spectral_error", "pair_pixels",
 def write_summary(folder: RunFolder) -> dict[str, Any]:
     """Write ``summary.json`` anew and return it: the figures of a run; those that have not been measured are None.
 
-    ``macs_ratio``, ``params_ratio`` and ``file_bytes_pruned`` are of the model that the run ends with (recovered, or
-    pruned where recovery is switched off), ``latency_speedup`` is of one of its calls, ``seconds`` is the time of all
-    stages, those included that were reused. An interval is None where the rounds were too few for one of 95 %.
-    ``candidates`` is there where the plan was chosen among several: how many were ``asked`` for and ``measured``, the
-    name of the ``chosen`` one, its ``excess_error`` before training on samples that calibration did not see, and the
-    ``ratio`` to that of the recipe's own plan. ``ssim_pruned``, ``mse_recovered`` and so on, with their intervals, are
-    there where they were measured. ``provenance`` says of each stage which result it was, and how it came about.
+    ``macs_ratio``, ``params_ratio`` (shares of the dense model) and ``file_bytes_pruned`` are of the model that the run
+    ends with (recovered, or pruned where recovery is switched off), ``latency_speedup`` is of one of its calls,
+    ``seconds`` is the time of all stages, those included that were reused. An interval is None where the rounds were
+    too few for one of 95 %. ``candidates`` is there where the plan was chosen among several: how many were ``asked``
+    for and ``measured``, the name of the ``chosen`` one, its ``excess_error`` before training on samples that
+    calibration did not see, and the ``ratio`` to that of the recipe's own plan. ``ssim_pruned``, ``mse_recovered`` and
+    so on, with their intervals, are there where they were measured. ``provenance`` says of each stage which result it
+    was, and how it came about.
     """
     metrics = measured(folder)
     plan = folder.manifest("plan").get("result", {})
@@ -35,9 +36,9 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
             f"frechet_{name}": metrics.get(name, {}).get("frechet")
             for name in ("dense", "pruned", "recovered")
         },
-        "macs_ratio": _ratio(final.get("macs"), dense.get("macs")) or plan.get("macs_ratio"),
+        "macs_ratio": _ratio(final.get("macs"), dense.get("macs")) or _planned(plan, "macs_ratio"),
         "latency_speedup": final.get("speedup_call"),
-        "params_ratio": _ratio(final.get("params"), dense.get("params")) or plan.get("params_ratio"),
+        "params_ratio": _ratio(final.get("params"), dense.get("params")) or _planned(plan, "params_ratio"),
         "file_bytes_dense": dense.get("file_bytes"),
         "file_bytes_pruned": final.get("file_bytes"),
         "seconds": round(sum(seconds.values()), 1),
@@ -96,6 +97,11 @@ def interval(found: Mapping[str, Any], key: str) -> list[float] | None:
     """Return the interval of a figure of one subject, None where it covers less than the 95 % that its name says."""
     bounds, coverage = found.get(f"{key}_ci95"), found.get(f"{key}_coverage")
     return bounds if coverage is None or coverage >= 0.95 else None
+
+
+def _planned(plan: Mapping[str, Any], key: str) -> float | None:
+    """Return a share of the dense model that a plan leaves; its own share is of a slim one, where that was cut."""
+    return plan.get(f"{key}_of_dense", plan.get(key))
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

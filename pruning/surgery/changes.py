@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pruning.errors import PruningError
 from pruning.on_demand import TensorFiles
 
 
@@ -20,10 +21,14 @@ class Changes(MutableMapping[str, Tensor]):
 
     Attributes:
         changed: The changed ones alone, read when they are asked for.
+
+    Raises:
+        PruningError: If the folder holds something else.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+    def __init__(self, weights: Mapping[str, Tensor], folder: str | Path) -> None:
+        folder = Path(folder)
+        _clear(folder)
         self._weights, self.changed = weights, TensorFiles(folder, "changed weights")
 
     def __getitem__(self, name: str) -> Tensor:
@@ -44,3 +49,17 @@ class Changes(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier attempt left, and nothing that is not of its kind."""
+    if not folder.exists():
+        return
+    there = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    others = [path.name for path in there if path.suffix not in (".safetensors", ".tmp") or path.is_dir()]
+    if others:
+        raise PruningError(
+            f"changed weights cannot be kept in {folder}: it holds {others[0]!r}, which would be removed; name a "
+            "folder of their own"
+        )
+    shutil.rmtree(folder, ignore_errors=True)

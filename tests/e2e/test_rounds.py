@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -9,11 +10,14 @@ from unittest.mock import Mock
 
 import pytest
 
+from pruning.cli import tables
 from pruning.errors import PruningError
 from pruning.models import load_denoiser
 from pruning.recipe import load_recipe
 from pruning.settings import Prune, Target
 from pruning.stages import Run, run_recipe
+from pruning.stages.dryrun import dry_run
+from pruning.stages.placement import Placement
 from pruning.stages.recovering import recovery
 from tests.e2e.test_run import check_complete, features, save_bare, workplace, write_recipe
 from tests.models import dit, unet2d
@@ -75,8 +79,13 @@ def test_a_killed_run_goes_on_with_the_round_that_it_was_in(recipe: Path, workpl
     with pytest.raises(KeyboardInterrupt):
         run_recipe(recipe, ROUNDS)
     assert not (workplace / "runs/last").exists()
-    run_recipe(recipe, ROUNDS, until="recover")
+    found = run_recipe(recipe, ROUNDS, until="recover")
     assert count.call_count == 4
+    assert found["macs_ratio"] == pytest.approx(0.6, rel=0.05), (
+        "a share of the dense model, also before it is measured"
+    )
+    between = json.loads((workplace / "runs/last-round-2/summary.json").read_text())
+    assert between["macs_ratio"] == pytest.approx(0.75, rel=0.05)
     assert (workplace / "runs/last/recover/model").is_dir()
 
 
@@ -105,13 +114,44 @@ def test_rounds_that_cannot_be_are_refused(target: Target, earlier: list[float],
     assert message in said
 
 
+def test_what_would_stop_the_second_round_is_said_before_the_first(
+    recipe: Path, workplace: Path, monkeypatch
+):
+    message = r"prune\.earlier: \[0\.9, 0\.75\]: recover\.method=blocks trains each block after its twin"
+    with pytest.raises(PruningError, match=message):
+        run_recipe(recipe, [*ROUNDS, "recover.method=blocks"])
+    monkeypatch.setattr(Placement, "streams", True)
+    with pytest.raises(
+        PruningError, match=r"prune\.earlier: .*do not fit into the memory \(calibrate\.memory_gb\)"
+    ):
+        run_recipe(recipe, ROUNDS)
+    assert not (workplace / "runs/last-round-1").exists()
+
+
+def test_earlier_rounds_have_time_for_the_warm_up(recipe: Path):
+    with pytest.raises(PruningError, match=r"prune\.earlier_steps: 2 is less than recover\.warmup_steps, 3"):
+        load_recipe(recipe, [*ROUNDS, "recover.steps=5", "recover.warmup_steps=3"])
+    load_recipe(recipe, [*ROUNDS, "recover.steps=500", "recover.warmup_steps=null"])
+
+
+def test_a_dry_run_says_what_the_rounds_are(recipe: Path):
+    found = dry_run(Run(load_recipe(recipe, ROUNDS)))
+    goals = ["0.9 of the dense MACs", "0.75 of the dense MACs"]
+    assert found["rounds"] == [{"target": goal, "steps": 2} for goal in goals]
+    caption = tables.dry_run(found)[1].caption
+    assert "come first (2, prune.earlier): 0.9 of the dense MACs, 2 steps; 0.75 of" in str(caption)
+    assert dry_run(Run(load_recipe(recipe)))["rounds"] == []
+
+
 def test_a_start_that_does_not_fit_is_refused_before_the_work(recipe: Path, workplace: Path):
-    with pytest.raises(PruningError, match=r"nowhere"):
+    with pytest.raises(PruningError, match=r"^model\.start: .*nowhere"):
         run_recipe(recipe, [f"model.start={workplace}/nowhere"])
     unet2d().save_pretrained(workplace / "unet")
     message = re.escape("is a UNet2DModel, and the dense model")
     with pytest.raises(PruningError, match=f"model.start: .*{message}.*it must be of the same class"):
         run_recipe(recipe, [f"model.start={workplace}/unet"])
+    with pytest.raises(PruningError, match=f"model.start: .*{message}"):
+        dry_run(Run(load_recipe(recipe, [f"model.start={workplace}/unet"])))
     run_recipe(recipe, ["name=first"], until="prune")
     start = f"model.start={workplace}/runs/first/prune/model"
     with pytest.raises(PruningError, match=r"recover\.method: blocks trains each block after its twin"):

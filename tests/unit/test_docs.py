@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from pruning.data import ImageData
 from pruning.groups import HANDLERS, KINDS, find_groups
 from pruning.importance import CRITERIA, needs_of, score
 from pruning.models import FAMILIES
+from pruning.recording import record
 from pruning.registry import Registry
 from pruning.surgery import apply_plan, mask_plan
 from pruning.types import PruningPlan
 from tests.family.zoo_setup import assert_same, error, half
 from tests.models import dit, unet2d
+from tests.pipelines import PIPELINES
 from tests.unit.calibration_setup import noised
 from tests.unit.tiny_pipelines import stable_diffusion
 from tests.zoo import ZOO, build
@@ -73,15 +74,20 @@ def test_a_statistic_of_ones_own_is_gathered():
     assert bool((sizes > 0).all())
 
 
-def test_a_model_that_stays_in_its_files_is_measured(tmp_path, monkeypatch):
+def test_a_model_that_stays_in_its_files_is_measured_and_cut(tmp_path, monkeypatch):
     (code,) = blocks("large-models.md")
-    model = dit()
-    save(model, tmp_path / "flux" / "transformer")
+    tiny = PIPELINES["flux"]
     monkeypatch.chdir(tmp_path)
-    names = execute(code, {"batches": replace(noised(model, 2, 2), timestep_buckets=8)})
-    places = {group.consumer_key for group in find_groups(model, ["attention_heads", "ffn_channels"])}
-    assert places <= {*names["stats"].values}
+    tiny.build().save_pretrained("flux")
+    record(tiny.build(), tiny.inputs, "calls", call={**tiny.call, "num_inference_steps": 8}, points=8)
+    names = execute(code, {})
     assert (tmp_path / "stats" / "stats.json").is_file()
+    assert not [group for group in names["groups"] if group.kind == "blocks"]
+    assert [*names["changes"].changed], "nothing was refitted"
+    macs = names["plan"].meta["macs"]
+    assert macs["plan"] / macs["dense"] == pytest.approx(0.75, abs=0.05)
+    again, dense = load("slim"), load("flux/transformer")
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in dense.parameters())
 
 
 def test_the_first_module_kind_is_cut_as_it_is_masked_and_loads_again(tmp_path):

@@ -205,6 +205,12 @@ def test_weights_of_another_shape_or_none(folder: Path):
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
         load_denoiser(folder)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(
+        PruningError,
+        match=r"cannot be loaded: .*safetensors'.* It is damaged \(.*not fully covered\); get it again",
+    ):
+        load_denoiser(folder)
     path.write_bytes(b"cut short")
     with pytest.raises(PruningError, match=r"the weights of DiTTransformer2DModel cannot be loaded"):
         load_denoiser(folder)
@@ -261,6 +267,11 @@ def test_paths_that_are_wrong(tmp_path: Path, folder: Path):
         load_denoiser(tmp_path / "nowhere")
     with pytest.raises(PruningError, match=r"not a hub id either \(did you mean '.*/model'\?\)"):
         load_denoiser(tmp_path / "modle")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(
+        PruningError, match=r"not a hub id either \(it is a link to 'gone', which is not there\)"
+    ):
+        load_denoiser(tmp_path / "link")
     with pytest.raises(PruningError, match=r"is a file; give the folder that holds config.json"):
         load_denoiser(folder / "transformer" / WEIGHTS)
     with pytest.raises(PruningError, match=r"the model source is empty"):

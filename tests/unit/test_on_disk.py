@@ -24,6 +24,7 @@ from pruning.groups import KINDS, find_groups
 from pruning.groups.modulation import modulation_layers
 from pruning.store.locks import locked
 from pruning.surgery import LowRank, apply_plan, cut_on_disk, origins, take_low_rank
+from pruning.surgery.changes import Changes
 from pruning.types import PruningPlan
 from tests.family.zoo_setup import smaller
 from tests.models import dit
@@ -304,3 +305,15 @@ def _status(name: str) -> float:
     found = re.search(rf"{name}:\s+(\d+) kB", text)
     assert found is not None
     return int(found[1]) * 1024
+
+
+def test_changed_weights_take_the_place_of_no_other_files(tmp_path: Path):
+    folder = tmp_path / "changed"
+    Changes({}, folder)["weight"] = torch.ones(2)
+    assert [*Changes({}, str(folder))] == [], "what an earlier attempt left is removed"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    message = r"changed weights cannot be kept in .*changed: it holds 'config\.json', which would be removed"
+    with pytest.raises(PruningError, match=message):
+        Changes({}, folder)
+    assert (folder / "config.json").exists()

@@ -540,3 +540,11 @@ def test_a_criterion_that_reads_attention_needs_weights_of_every_head(tmp_path):
         r"'transformer_blocks\.0\.attn1' forms none \(4 of 8 groups",
     ):
         preflight.check_model(Run(change(recipe, score__criterion="sink_mass")))
+
+
+def test_memory_that_the_process_itself_takes_is_refused_before_the_work(recipe):
+    message = (
+        r"calibrate\.memory_gb: of 100 kB the process holds .* already, .* of group '.*' alone are 80\.6 kB"
+    )
+    with pytest.raises(PruningError, match=message):
+        check(change(recipe, calibrate__memory_gb=1e-4))
