@@ -24,7 +24,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 """Maps float64 rows ``(a, d)`` and ``(b, d)`` to ``(a, b)``."""
 
 PARTNERS, QUADRATIC = 4096, 1024
-ROWS = 1024
+ROWS = 256  # with 4096 partners a block is 8 MB
 
 
 @dataclass(frozen=True)

@@ -273,8 +273,8 @@ def two_processes(start: Starts, place: Path, progress: Progress) -> None:
         runs = [one / "runs" / "run" for one in (place / "whole", folder)]
         if not (runs[1] / ".launch").is_dir():
             raise SystemExit("two processes were asked for, and one ran")
-        models = [run / "recover" / "model" for run in runs]
-        progress.note(two=differences(*models, runs[0] / "prune" / "model"))
+        ours, theirs = (run / "recover" / "model" for run in runs)
+        progress.note(two=differences(ours, theirs, runs[0] / "prune" / "model"))
 
 
 def _empty(folder: Path) -> Path:
