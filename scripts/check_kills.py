@@ -259,10 +259,14 @@ def killed(start: Starts, place: Path, progress: Progress, kills: int, seed: int
         equal = hashes(folder) == state["wanted"]  # it came to its end: compare, and begin anew
         progress.note(endings=[*state["endings"], equal], attempts=state["attempts"] + 1)
         shutil.rmtree(folder / "runs")
-    if "left" not in state:
+    if state.get("finished") != len(state["killed"]):
         start.seconds_to_end(folder)
         left = [path.name for path in (folder / "runs" / ".store" / ".partial").iterdir() if path.is_dir()]
-        progress.note(endings=[*state["endings"], hashes(folder) == state["wanted"]], left=left)
+        progress.note(
+            endings=[*state["endings"], hashes(folder) == state["wanted"]],
+            left=left,
+            finished=len(state["killed"]),
+        )
 
 
 def two_processes(start: Starts, place: Path, progress: Progress) -> None:
