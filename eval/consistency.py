@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eval.intervals import mean_interval
 from eval.media import IMAGE, SOUND, VIDEO, medium_of, spectrogram
-from eval.observation import Seen
+from eval.observation import Seen, filled
 from eval.power import power_of_difference
 from eval.types import Context
 
@@ -103,7 +103,7 @@ def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, A
         pairs = list(zip(samples.split(context.batch_size), reference.split(context.batch_size), strict=True))
         results[name] = {} if medium == SOUND else {"ssim_window": ssim_window(*reference.shape[-2:])[0]}
         for key, measure in MEASURES[medium].items():
-            values = torch.cat([measure(a, b) for a, b in pairs])
+            values = filled(len(samples), (measure(a, b) for a, b in pairs))
             results[name] |= mean_of(key, values, power=key not in LIKENESSES)
     return results
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from eval.intervals import ratio_error, ratio_interval
-from eval.observation import Observation, Seen
+from eval.observation import Observation, Seen, filled
 from eval.power import power_of_difference, power_of_ratio
 from eval.types import Context, Noised
 from eval.workers import side_by_side
@@ -152,12 +152,13 @@ def _result(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> d
 
 def _squares(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``|eps - eps_ref|^2`` and ``|eps_ref|^2`` of every row, float64 ``(R,)`` each."""
-    change = [
-        (ours.double() - theirs.double()).square().flatten(1).sum(1)
-        for ours, theirs in zip(prediction.split(ROWS), reference.split(ROWS), strict=True)
-    ]
-    power = [theirs.double().square().flatten(1).sum(1) for theirs in reference.split(ROWS)]
-    return torch.cat(change), torch.cat(power)
+    both = zip(prediction.split(ROWS), reference.split(ROWS), strict=True)
+    change = filled(len(prediction), (_square(ours.double() - theirs.double()) for ours, theirs in both))
+    return change, filled(len(reference), (_square(rows.double()) for rows in reference.split(ROWS)))
+
+
+def _square(rows: Tensor) -> Tensor:
+    return rows.square().flatten(1).sum(1)
 
 
 def _share(change: Tensor, power: Tensor) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from eval.consistency import check_alike
 from eval.intervals import ratio_error, ratio_interval
 from eval.media import IMAGE
-from eval.observation import Seen
+from eval.observation import Seen, filled
 from eval.power import power_of_difference
 from eval.types import Context
 
@@ -39,14 +39,14 @@ def pair_errors(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pairs(samples: Tensor, reference: Tensor, values: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    total = torch.stack([values(part).sum(0) for part in reference.split(ROWS)]).sum(0)
+    total = torch.zeros_like(values(reference[:1])[0])
+    for part in reference.split(ROWS):
+        total += values(part).sum(0)
     mean = total / len(reference)
-    apart, spread = [], []
-    for ours, theirs in zip(samples.split(ROWS), reference.split(ROWS), strict=True):
-        y = values(theirs)
-        apart.append((values(ours) - y).square().sum(1))
-        spread.append(2 * (y - mean).square().sum(1))
-    return torch.cat(apart), torch.cat(spread)
+    both = zip(samples.split(ROWS), reference.split(ROWS), strict=True)
+    apart = filled(len(samples), ((values(ours) - values(theirs)).square().sum(1) for ours, theirs in both))
+    around = ((values(part) - mean).square().sum(1) for part in reference.split(ROWS))
+    return apart, 2 * filled(len(reference), around)
 
 
 def compute(context: Context, seen: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:

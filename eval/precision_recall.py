@@ -31,8 +31,8 @@ READS_DATA = ("image_features",)
 MEDIA = (IMAGE,)
 NEIGHBOURS, DENSE_NEIGHBOURS = 3, 5
 MIN_IMAGES = DENSE_NEIGHBOURS + 1  # each image and its neighbours
-CELLS = 1 << 23
-"""Distances that are held at once; 64 MB."""
+CELLS = 1 << 22
+"""Distances that are held at once; 32 MB."""
 
 
 def distances(rows: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -47,12 +47,12 @@ def distances(rows: Tensor, others: Tensor) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(rows), step):
         place = slice(start, min(start + step, len(rows)))
         block = rows[place].double() - mean
-        found = []
-        for part in others.split(width):
+        found = torch.empty(len(block), len(others), dtype=torch.float64)
+        for part, squares in zip(others.split(width), found.split(width, 1), strict=True):
             other = part.double() - mean
-            squares = block.square().sum(1)[:, None] + other.square().sum(1)
-            found.append(squares.addmm_(block, other.T, alpha=-2))
-        yield place, torch.cat(found, 1).clamp_(min=0)
+            torch.add(block.square().sum(1)[:, None], other.square().sum(1), out=squares)
+            squares.addmm_(block, other.T, alpha=-2)
+        yield place, found.clamp_(min=0)
 
 
 def reaches(features: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:

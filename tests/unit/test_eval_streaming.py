@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from eval import cmmd, denoising, fid, kid, mmd, pairs, precision_recall
 from eval.cost import LiveBytes
 from eval.features import load_features
-from eval.observation import Observation, Rows, parts_of
+from eval.observation import Observation, Rows, filled, parts_of
 from eval.run import look, measure_all, observations
 from eval.types import DATA, Context, Noised, Subject
 
@@ -186,3 +187,24 @@ def test_columns_are_written_as_they_come_and_held_alike(tmp_path: Path) -> None
         assert torch.equal(read.tensors[name], tensor)
         assert read.tensors[name].dtype == tensor.dtype
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.json", "o.safetensors"]
+
+
+def test_values_come_in_parts() -> None:
+    assert filled(5, iter([torch.ones(2), torch.full((3,), 2.0)])).tolist() == [1, 1, 2, 2, 2]
+    with pytest.raises(AssertionError):
+        filled(5, [torch.ones(2)])
+
+
+def own_memory() -> int:
+    """Return the bytes of this process's own memory, pages of files left out."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"RssAnon:\s*(\d+) kB", status)[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads what Linux says of a process")
+def test_the_heap_keeps_no_holes_between_what_is_kept_by_sample() -> None:
+    images = torch.randint(256, (20_000, 3, 16, 16), dtype=torch.uint8)
+    pairs.pair_errors(images[:500], images[:500])
+    before = own_memory()
+    pairs.pair_errors(images, images)
+    assert own_memory() - before < 30e6  # 200 MB where sums are kept one by one
