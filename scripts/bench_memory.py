@@ -251,7 +251,9 @@ def main() -> None:
         description="Calibrate, score, compensate and cut models of real size within a memory budget."
     )
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=[*SUBJECTS])
-    parser.add_argument("--work", type=Path, default=Path("runs/bench-memory"), help="where models lie meanwhile")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/bench-memory"), help="where models lie meanwhile"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", action="store_true", help="keep what was made of a model when it is done")
     parser.add_argument("--write", choices=SUBJECTS, help=argparse.SUPPRESS)

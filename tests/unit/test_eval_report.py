@@ -169,7 +169,9 @@ def test_the_one_script_is_the_one_that_may_run(digits: Path, tmp_path: Path) ->
     assert (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
     )
-    assert '<div class="slider" hidden' in text  # without scripts: the pictures side by side, and no dead handle
+    assert (
+        '<div class="slider" hidden' in text
+    )  # without scripts: the pictures side by side, and no dead handle
     assert re.findall(r'<option value="(.*?)">(.*?)</option>', text) == [
         ("0 1", "dense | pruned"),
         ("0 2", "dense | recovered"),
