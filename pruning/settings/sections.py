@@ -169,9 +169,10 @@ class Calibrate(Section):
     sink_weights: SinkWeights = knob(SinkWeights, "How sinks are detected and weighted.")
     memory_gb: float | None = knob(
         None,
-        "Memory that the run may hold on its device while it measures, the model's weights included, in 10^9 bytes; "
-        "null takes most of what is free. Layers are measured in as many rounds over the same inputs as fit, and "
-        "calls have fewer samples where `batch_size` does not fit; the outcome does not depend on it.",
+        "Memory that the run may hold on its device while it measures, the model's weights included (on a CPU all of "
+        "the process, up to 1 GB of which are libraries), in 10^9 bytes; null takes most of what is free. Layers are "
+        "measured in as many rounds over the same inputs as fit, and calls have fewer samples where `batch_size` does "
+        "not fit; the outcome does not depend on it.",
         within("(0, 1e6]", "it is in GB"),
         neutral=True,
     )

@@ -24,7 +24,7 @@ def needed_bytes(run: Run, stages: Sequence[str]) -> int:
     Raises:
         PruningError: If the statistics of a single group do not fit into memory.
     """
-    check_memory(run)
+    check_memory(run, stages)
     statistics = statistics_bytes(run, run.groups, kept=True)
     weights = 4 * run.cost.params()
     needed = (statistics if "calibrate" in stages else 0) + (weights if "prune" in stages else 0)
@@ -44,17 +44,20 @@ def check_room(run: Run, needed: int) -> None:
     check_writable(f"the run {run.recipe.name!r}", there, needed)
 
 
-def check_memory(run: Run) -> None:
-    """Check that what calibration sums of a single group fits into the memory that it may take."""
+def check_memory(run: Run, stages: Sequence[str]) -> None:
+    """Check that what calibration sums of a single group fits into the memory that it may take, as it is now."""
     asked, memory = run.recipe.calibrate.memory_gb, run.placement.memory
-    total, held = statistics_bytes(run, run.groups), 0 if asked is None else held_bytes(run.device)
+    total, held = (
+        statistics_bytes(run, run.groups),
+        held_bytes(run.device) if asked and "calibrate" in stages else 0,
+    )
     if total + held <= memory or is_ample(total, run.placement.weight_bytes, memory):
         return
     largest, name = max((statistics_bytes(run, [group]), group.name) for group in run.groups)
     if largest <= memory < largest + held:
         raise PruningError(
-            f"calibrate.memory_gb: of {size(memory)} the process holds {size(held)} already, before any weight (Python "
-            f"and the libraries count), and the sums of group {name!r} alone are {size(largest)}; give more, use "
+            f"calibrate.memory_gb: of {size(memory)} the process holds {size(held)} already (Python and the "
+            f"libraries count), and the sums of group {name!r} alone are {size(largest)}; give more, use "
             "score.criterion=fluctuation prune.compensation=fold, or fewer prune.kinds"
         )
     if largest > memory:
