@@ -38,7 +38,7 @@ class StatsFolder:
         identity: What the statistics depend on, in JSON types.
 
     Raises:
-        PruningError: If what lies there is of another identity.
+        PruningError: If what lies there is of another identity, or no statistics at all.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -49,6 +49,7 @@ class StatsFolder:
         known = read_json(folder / INDEX, advice) or read_json(self._progress, advice)
         if known is not None and (words := changes_in_words(known.get("identity", {}), self._identity)):
             raise PruningError(f"{folder} holds statistics of another calibration ({words}); {advice}")
+        _check_own(folder)
         self._parts: list[dict[str, Any]] = _whole_parts(folder, (known or {}).get("parts", []))
 
     @property
@@ -95,6 +96,20 @@ class StatsFolder:
             write_json(self._folder / INDEX, json.loads(json.dumps(header, sort_keys=True)))
             self._progress.unlink(missing_ok=True)
         return load_stats(self._folder)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise PruningError if a folder holds what no calibration left there, such as a model."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, PROGRESS)):
+        return
+    names = [
+        path.name for path in folder.iterdir() if path.is_dir() or path.suffix not in (".safetensors", ".tmp")
+    ]
+    if other := min((name for name in names if not name.startswith(".")), default=None):
+        raise PruningError(
+            f"statistics cannot be kept in {folder}: it holds {other!r}, which is no part of them; name a folder of "
+            "their own"
+        )
 
 
 def _whole_parts(folder: Path, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,9 +162,10 @@ def save_stats(stats: CalibrationStats, folder: str | Path) -> None:
     """Write statistics into a folder, which appears whole or not at all, equal content as equal bytes.
 
     Raises:
-        PruningError: If it cannot be written.
+        PruningError: If it cannot be written, or holds something else.
     """
     folder = Path(folder)
+    _check_own(folder)
     with write_errors(STATISTICS, folder.parent, "Nothing has been changed"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(folder) as temporary:

@@ -151,3 +151,13 @@ def test_an_index_that_lacks_something(tmp_path: Path) -> None:
     write_json(tmp_path / "stats" / "stats.json", index)
     with pytest.raises(PruningError, match=r"stats\.json lacks 'parts'; calibrate again"):
         load_stats(tmp_path / "stats")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(
+        PruningError, match=r"cannot be kept in .*: it holds 'config.json', which is no part of them"
+    ):
+        save_stats(stats(), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "weights.safetensors"]
