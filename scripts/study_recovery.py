@@ -95,7 +95,7 @@ def measure(bench: Bench, arm: Arm, seed: int, settings: Recover) -> dict[str, A
     model, plan = bench.prune(cell, bench.calibrate(seed, needed(cell, bench.groups)))
     macs = plan.meta["macs"]
     if arm.anew:
-        model = apply_plan(drawn_anew(bench.dense, seed), plan)
+        model = apply_plan(drawn_anew(bench.dense, seed), replace(plan, base_hash=""))
         settings = replace(settings, learning_rate=SCRATCH_RATE)
     before = judged(bench, model)
     began = time.monotonic()
