@@ -60,6 +60,12 @@ def without_folders(value: Any) -> Any:
     return MACHINE_PATH.sub(lambda found: _last(found[0]), value)
 
 
+def foreign_to_tensors(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder, or in its place, beside tensor files and such as are being written."""
+    entries = folder.iterdir() if folder.is_dir() else [folder]
+    return sorted(p.name for p in entries if p.is_dir() or p.suffix not in (".safetensors", ".tmp"))
+
+
 def _last(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pruning.calibration.kept import Kept, raw_of
 from pruning.calibration.tensors import FORMAT, opened, read_tensors, write_tensors
 from pruning.errors import PruningError
-from pruning.files import file_name, read_json, write_errors, write_json, written_whole
+from pruning.files import file_name, foreign_to_tensors, read_json, write_errors, write_json, written_whole
 from pruning.on_demand import OnDemand
 from pruning.store.result import changes_in_words
 from pruning.types import CalibrationStats, PrunableGroup
@@ -102,10 +102,7 @@ def _check_own(folder: Path) -> None:
     """Raise PruningError if a folder holds what no calibration left there, such as a model."""
     if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, PROGRESS)):
         return
-    names = [
-        path.name for path in folder.iterdir() if path.is_dir() or path.suffix not in (".safetensors", ".tmp")
-    ]
-    if other := min((name for name in names if not name.startswith(".")), default=None):
+    if other := next((name for name in foreign_to_tensors(folder) if not name.startswith(".")), None):
         raise PruningError(
             f"statistics cannot be kept in {folder}: it holds {other!r}, which is no part of them; name a folder of "
             "their own"

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pruning.files import written_whole
@@ -36,6 +35,9 @@ def exponent(length: float) -> float:
     return float(roots.real.max())
 
 
+EXPONENTS = tuple(exponent(length) for length in TRACKED)
+
+
 def overlap(
     t: NDArray[np.float64], g: NDArray[np.float64], u: NDArray[np.float64], h: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -47,7 +49,7 @@ def overlap(
 def coefficients(steps: Sequence[int], length: float) -> NDArray[np.float64]:
     """Return what each stored average counts in that of a length at the last of the steps, (len(steps), 2)."""
     t = np.repeat(np.asarray(steps, dtype=np.float64), len(TRACKED))
-    g = np.tile([exponent(own) for own in TRACKED], len(steps))
+    g = np.tile(EXPONENTS, len(steps))
     end, wanted = np.full_like(t, steps[-1]), np.full_like(g, exponent(length))
     normal = np.ones((len(t) + 1, len(t) + 1))
     normal[:-1, :-1], normal[-1, -1] = overlap(t[:, None], g[:, None], t, g), 0.0
@@ -83,8 +85,8 @@ class Lengths:
     def step(self, parameters: Iterable[Tensor], taken: int) -> None:
         """Take the weights after so many steps into the averages."""
         values = [parameter.detach() for parameter in parameters]
-        for own, length in zip(self.now, TRACKED, strict=True):
-            torch._foreach_lerp_(list(own.values()), values, 1 - (1 - 1 / taken) ** (exponent(length) + 1))
+        for own, g in zip(self.now, EXPONENTS, strict=True):
+            torch._foreach_lerp_(list(own.values()), values, 1 - (1 - 1 / taken) ** (g + 1))
 
     def store(self, taken: int) -> None:
         """Keep the averages of now, after so many steps."""
@@ -114,8 +116,7 @@ class Lengths:
     def _stored(self, taken: int) -> Mapping[str, Tensor]:
         if self.folder is None:
             return self._held[taken]
-        with safe_open(self._path(self.folder, taken), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return load_file(self._path(self.folder, taken))
 
     @staticmethod
     def _path(folder: Path, taken: int) -> Path:

@@ -149,7 +149,7 @@ def _evaluate(run: Training, held_out: tuple[Batches, int]) -> float:
 def losses_of_lengths(run: Training) -> dict[str, float]:
     """Return the held-out loss of the averages that training ended with, and of those of each length, by name.
 
-    The student has the weights of the lowest of them then.
+    The lowest of them is the state's best then.
     """
     state, held_out = run.state, run.held_out
     assert held_out is not None
@@ -171,7 +171,7 @@ def losses_of_lengths(run: Training) -> dict[str, float]:
 def using(run: Training, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the student have other values of what is trained, in evaluation mode."""
     state, trained = run.state, run.state.trained
-    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained.items()}
     take(values, trained)
     state.student.eval()
     try:

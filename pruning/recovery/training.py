@@ -82,6 +82,11 @@ class RecoveryResult:
     best_step: int | None = None
     lengths: dict[str, float] | None = None
 
+    @property
+    def average(self) -> str | None:
+        """Name of the average that was taken of those of several lengths, if there were any."""
+        return min(self.lengths, key=self.lengths.__getitem__) if self.lengths else None
+
 
 def checked(settings: Recover, *, has_targets: bool) -> Recover:
     """Return the settings with the weight of distillation resolved.

@@ -67,6 +67,7 @@ def _of_dense(run: Run, figures: Mapping[str, Any]) -> dict[str, float]:
     return {
         f"{key}_ratio_of_dense": figures[f"{key}_ratio"] * run.share_of_dense(key)
         for key in ("macs", "params")
+        if figures[f"{key}_ratio"] is not None
     }
 
 

@@ -128,7 +128,6 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
             )
             run.release_pipeline()
     best = dict(result.evaluations).get(result.best_step or -1)
-    average = _average(result)
     return {
         "enabled": True,
         "steps": result.steps,
@@ -136,13 +135,8 @@ def recover(run: Run, folder: Path) -> dict[str, Any]:
         "last_loss": result.losses[-1][1] if result.losses else None,
         "seconds_training": round(result.seconds, 1),
         **({"best_step": result.best_step, "held_out_loss": best} if result.best_step is not None else {}),
-        **({"average": average} if average else {}),
+        **({"average": result.average} if result.average else {}),
     }
-
-
-def _average(result: recovery.RecoveryResult) -> str | None:
-    """Return the name of the average that was taken of those of several lengths, if there were any."""
-    return min(result.lengths, key=result.lengths.__getitem__) if result.lengths else None
 
 
 def _told(result: recovery.RecoveryResult) -> dict[str, Any]:
@@ -158,7 +152,7 @@ def _told(result: recovery.RecoveryResult) -> dict[str, Any]:
         }
     if result.lengths is not None:
         told["lengths"] = result.lengths
-    if result.best_step is not None and _average(result) in (None, BY_DECAY):
+    if result.best_step is not None and result.average in (None, BY_DECAY):
         told["best_step"] = result.best_step
     return told
 

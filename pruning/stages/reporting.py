@@ -35,7 +35,7 @@ from pruning.stages.run import Run
 from pruning.stages.sampling import prompts_of
 from pruning.stages.smaller_forms import REPORT as SMALLER_FORMS
 from pruning.stages.stage import Stage, versions, whole_recipe
-from pruning.stages.summary import origin
+from pruning.stages.summary import origin, planned
 from pruning.stages.targets import TARGETS
 from pruning.types import CalibrationStats
 
@@ -102,8 +102,7 @@ def _asked(run: Run, folder: Path) -> dict[str, Any]:
 
 def _got(run: Run, folder: Path) -> dict[str, Any]:
     figures = run.result("plan").figures
-    ratios = {key: figures[f"{key}_ratio"] for key in COUNTED}
-    left = {f"{key}_ratio": ratio and ratio * _of_dense(run, key) for key, ratio in ratios.items()}
+    left = {key: planned(figures, key) for key in ("macs_ratio", "params_ratio")}
     chosen = {"candidate": figures["candidates"]["chosen"]} if "candidates" in figures else {}
     return {"got": {**left, "hit": figures["hit"], **chosen}}
 

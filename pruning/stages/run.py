@@ -202,9 +202,12 @@ class Run:
         """Return which share of the dense model's ``macs`` or ``params`` the model has that is cut; 1 if it is that."""
         if self.recipe.model.start is None:
             return 1.0
+        return getattr(self.cost, measure)() / getattr(self._reference_cost, measure)()
+
+    @cached_property
+    def _reference_cost(self) -> CostModel:
         whole = self.reference_meta
-        dense = CostModel.trace(whole, models.example_call(whole, 1), find_groups(whole))
-        return getattr(self.cost, measure)() / getattr(dense, measure)()
+        return CostModel.trace(whole, models.example_call(whole, 1), find_groups(whole))
 
     @property
     def _held(self) -> dict[str, Any]:

@@ -36,9 +36,9 @@ def write_summary(folder: RunFolder) -> dict[str, Any]:
             f"frechet_{name}": metrics.get(name, {}).get("frechet")
             for name in ("dense", "pruned", "recovered")
         },
-        "macs_ratio": _ratio(final.get("macs"), dense.get("macs")) or _planned(plan, "macs_ratio"),
+        "macs_ratio": _ratio(final.get("macs"), dense.get("macs")) or planned(plan, "macs_ratio"),
         "latency_speedup": final.get("speedup_call"),
-        "params_ratio": _ratio(final.get("params"), dense.get("params")) or _planned(plan, "params_ratio"),
+        "params_ratio": _ratio(final.get("params"), dense.get("params")) or planned(plan, "params_ratio"),
         "file_bytes_dense": dense.get("file_bytes"),
         "file_bytes_pruned": final.get("file_bytes"),
         "seconds": round(sum(seconds.values()), 1),
@@ -99,7 +99,7 @@ def interval(found: Mapping[str, Any], key: str) -> list[float] | None:
     return bounds if coverage is None or coverage >= 0.95 else None
 
 
-def _planned(plan: Mapping[str, Any], key: str) -> float | None:
+def planned(plan: Mapping[str, Any], key: str) -> float | None:
     """Return a share of the dense model that a plan leaves; its own share is of a slim one, where that was cut."""
     return plan.get(f"{key}_of_dense", plan.get(key))
 

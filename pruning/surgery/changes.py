@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pruning.errors import PruningError
+from pruning.files import foreign_to_tensors
 from pruning.on_demand import TensorFiles
 
 
@@ -55,9 +56,7 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier attempt left, and nothing that is not of its kind."""
     if not folder.exists():
         return
-    there = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    others = [path.name for path in there if path.suffix not in (".safetensors", ".tmp") or path.is_dir()]
-    if others:
+    if others := foreign_to_tensors(folder):
         raise PruningError(
             f"changed weights cannot be kept in {folder}: it holds {others[0]!r}, which would be removed; name a "
             "folder of their own"

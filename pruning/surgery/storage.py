@@ -96,9 +96,8 @@ def _select(value: Tensor, dim: int, index: Tensor, out: Tensor) -> Tensor:
         return torch.index_select(value, dim, index, out=out)
     bits = torch.int8 if value.element_size() == 1 else torch.int16
     source, target = value.detach().view(bits).numpy(), out.view(bits).numpy()
-    np.take(
-        source, index.numpy(), axis=dim, out=target, mode="clip"
-    )  # else NumPy makes a copy to check first
+    # In another mode NumPy makes a copy to check first.
+    np.take(source, index.numpy(), axis=dim, out=target, mode="clip")
     return out
 
 
